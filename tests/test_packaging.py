@@ -65,7 +65,8 @@ def test_qpth_solves_a_quadratic_program() -> None:
         "import torch\n"
         "from qpth.qp import QPFunction\n"
         "one, empty = torch.eye(2, dtype=torch.float64), torch.empty(0, dtype=torch.float64)\n"
-        "x = QPFunction(verbose=-1)(2 * one, -2 * one.sum(0), one, 0.5 * one.sum(0), empty, empty)\n"
+        "ones = one.sum(0)\n"
+        "x = QPFunction(verbose=-1)(2 * one, -2 * ones, one, 0.5 * ones, empty, empty)\n"
         "assert torch.allclose(x, torch.full((1, 2), 0.5, dtype=x.dtype), atol=1e-6), x\n"
     )
     assert result.returncode == 0, result.stderr
@@ -79,8 +80,8 @@ def test_import_is_light() -> None:
         "start = time.perf_counter()\n"
         "import metatoolkit\n"
         "elapsed = time.perf_counter() - start\n"
-        "heavy = {'learn2learn', 'gym', 'sacred', 'transformers', 'datasets', 'pymongo', 'pandas',\n"
-        "         'matplotlib', 'sklearn', 'cvxpy', 'qpth'}\n"
+        "heavy = {'learn2learn', 'gym', 'sacred', 'transformers', 'datasets', 'pymongo',\n"
+        "         'pandas', 'matplotlib', 'sklearn', 'cvxpy', 'qpth'}\n"
         "print('heavy', *sorted(heavy & set(sys.modules)))\n"
         "print('elapsed', elapsed)\n"
     )
@@ -245,9 +246,7 @@ def test_setup_asks_for_disk_space_first(tmp_path: Path) -> None:
         ("something else", "The whole output is in"),
     ],
 )
-def test_setup_diagnoses_a_failed_installation(
-    tmp_path: Path, output: str, diagnosis: str
-) -> None:
+def test_setup_diagnoses_a_failed_installation(tmp_path: Path, output: str, diagnosis: str) -> None:
     repository, folder = scratch_repository(tmp_path), tools(tmp_path)
     fake_python(folder / "python3", "3.11.7", pip=f'echo "{output}" >&2; exit 1')
     result = run_script(repository, folder)
