@@ -1,0 +1,58 @@
+"""Components for gradient-based meta-learning and hyperparameter optimization.
+
+Names are imported when they are first used, so that the command line starts without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metatoolkit import errors as errors
+    from metatoolkit import evaluation as evaluation
+    from metatoolkit import hypergradients as hypergradients
+    from metatoolkit import inner as inner
+    from metatoolkit import losses as losses
+    from metatoolkit import metaparameters as metaparameters
+    from metatoolkit import networks as networks
+    from metatoolkit import records as records
+    from metatoolkit import tasks as tasks
+    from metatoolkit.hypergradients import check_hypergradient as check_hypergradient
+    from metatoolkit.problem import BilevelProblem as BilevelProblem
+    from metatoolkit.state import InnerState as InnerState
+    from metatoolkit.training import MetaTrainer as MetaTrainer
+
+__version__ = "0.1.0"
+
+_MODULES = (
+    "errors",
+    "evaluation",
+    "hypergradients",
+    "inner",
+    "losses",
+    "metaparameters",
+    "networks",
+    "records",
+    "tasks",
+)
+_NAMES = {
+    "BilevelProblem": "metatoolkit.problem",
+    "InnerState": "metatoolkit.state",
+    "MetaTrainer": "metatoolkit.training",
+    "check_hypergradient": "metatoolkit.hypergradients",
+}
+
+__all__ = ["__version__", *_MODULES, *_NAMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"metatoolkit.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'metatoolkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,85 @@
+"""Errors: each names what was given, what is accepted and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MetatoolkitError(Exception):
+    """Base of every error that metatoolkit raises on purpose."""
+
+
+class ConfigurationError(MetatoolkitError, ValueError):
+    """An argument or a configuration entry is out of range or contradicts another one."""
+
+
+class UnknownNameError(ConfigurationError):
+    """A name (of a method, a data set, a configuration key) that nothing answers to.
+
+    Args:
+        kind: What is named, as it appears in the message, for instance ``"method"``.
+        given: The name that was given.
+        accepted: The names that exist.
+    """
+
+    def __init__(self, kind: str, given: object, accepted: Iterable[str]) -> None:
+        names = sorted(str(name) for name in accepted)
+        near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown {kind} {given!r}.{hint} Accepted: {', '.join(names) or 'none'}.")
+        self.kind = kind
+        self.given = given
+        self.accepted = names
+        self.nearest = near[0] if near else None
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, object, list[str]]]:
+        return type(self), (self.kind, self.given, self.accepted)
+
+
+class DataError(MetatoolkitError, ValueError):
+    """A data set, a split or a batch is not what the problem needs."""
+
+
+class ShapeError(DataError):
+    """A tensor has the wrong shape."""
+
+
+class LabelError(DataError):
+    """A label lies outside the range of the classes."""
+
+
+class NonFiniteError(MetatoolkitError, ArithmeticError):
+    """A loss, a hypergradient or an update holds NaN or infinity."""
+
+
+class UnusedMetaParameterError(MetatoolkitError, RuntimeError):
+    """Nothing depends on the meta-parameters, so that there is no hypergradient to follow."""
+
+
+class UnsupportedError(MetatoolkitError, RuntimeError):
+    """A combination of components that cannot work; the message names one that does."""
+
+
+class CheckpointError(MetatoolkitError, RuntimeError):
+    """A checkpoint is unreadable or belongs to another configuration."""
+
+
+class MissingDependencyError(MetatoolkitError, ImportError):
+    """An optional package is not installed; the message tells how to install it."""
+
+
+class RecordsError(MetatoolkitError, RuntimeError):
+    """The experiment records cannot do what was asked."""
+
+
+class DatabaseUnavailableError(RecordsError, ConnectionError):
+    """No MongoDB server can be reached or started."""
+
+
+class StorageError(RecordsError, OSError):
+    """The data directory cannot be read or written."""
+
+
+class QueryError(RecordsError, ValueError):
+    """A query expression is not understood."""

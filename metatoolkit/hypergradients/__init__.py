@@ -1,0 +1,9 @@
+"""Hypergradient estimators: how the derivative of the outer loss in λ is obtained."""
+
+from metatoolkit.hypergradients.base import Cost as Cost
+from metatoolkit.hypergradients.base import Estimator as Estimator
+from metatoolkit.hypergradients.base import Hypergradient as Hypergradient
+from metatoolkit.hypergradients.check import HypergradientCheck as HypergradientCheck
+from metatoolkit.hypergradients.check import check_hypergradient as check_hypergradient
+from metatoolkit.hypergradients.evograd import EvoGrad as EvoGrad
+from metatoolkit.hypergradients.unrolled import Unrolled as Unrolled

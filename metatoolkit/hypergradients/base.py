@@ -1,0 +1,241 @@
+"""The one interface of hypergradient estimators, and the result that each returns."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.state import InnerState, Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a hypergradient took.
+
+    Attributes:
+        forward: Forward passes over one batch.
+        backward: First-order backward passes over one batch.
+        jvp: Jacobian-vector products of an inner step.
+        hvp: Vector products with second derivatives of the training loss (double backward).
+        residual: Norm of what a linear solver left, relative to its right-hand side; ``None``
+            where there is no solver.
+        iterations: Iterations of the solver, likewise.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    jvp: int = 0
+    hvp: int = 0
+    residual: float | None = None
+    iterations: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypergradient:
+    """An estimate of the derivative of the outer loss in the meta-parameters.
+
+    Attributes:
+        gradient: Name to tensor, names and shapes as in ``meta.named_parameters()``.
+        valid_loss: Outer loss, a scalar tensor, detached.
+        state: Inner state after the steps that the estimator took, or the one it was given.
+        cost: Passes, and the solver's figures where there is one.
+        details: What else the estimator can tell, for instance the weights of EvoGrad's copies.
+    """
+
+    gradient: Tensors
+    valid_loss: Tensor
+    state: InnerState
+    cost: Cost
+    details: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+class Estimator(ABC):
+    """A way to get a hypergradient; calling it leaves the problem as it was.
+
+    Attributes:
+        horizon: Number of training batches that a call takes, one per inner step.
+    """
+
+    horizon: int = 1
+
+    def __call__(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> Hypergradient:
+        """Estimate the hypergradient at an inner state.
+
+        Model, buffers, ``.grad`` fields and the global random state stay as they are.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner that moves θ.
+            state: State to start from.
+            train_batches: One training batch per inner step, :attr:`horizon` in all.
+            valid_batch: Batch for the outer loss.
+
+        Returns:
+            The estimate with its cost.
+
+        Raises:
+            ConfigurationError: The number of training batches is not the horizon.
+            UnusedMetaParameterError: No loss depends on any meta-parameter.
+            NonFiniteError: A loss or a part of the hypergradient is NaN or infinite.
+        """
+        if not isinstance(train_batches, list | tuple) or len(train_batches) != self.horizon:
+            listed = isinstance(train_batches, list | tuple)
+            given = f"{len(train_batches)} batches" if listed else type(train_batches).__name__
+            raise ConfigurationError(
+                f"train_batches is {given}; {type(self).__name__} takes a list of {self.horizon}, "
+                "one batch per inner step."
+            )
+        result = self.estimate(problem, inner, state.detach(), train_batches, valid_batch)
+        check_finite(
+            {"the validation loss": result.valid_loss}
+            | {f"the hypergradient of {name!r}": g for name, g in result.gradient.items()}
+        )
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the estimator carries from call to call; most carry nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned.
+
+        Args:
+            state_dict: What :meth:`state_dict` returned.
+
+        Raises:
+            CheckpointError: The state belongs to another estimator.
+        """
+        if state_dict:
+            raise CheckpointError(
+                f"{type(self).__name__} carries no state, but the checkpoint holds "
+                f"{', '.join(state_dict)}; make the trainer with the estimator it had."
+            )
+
+    @abstractmethod
+    def estimate(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> Hypergradient:
+        """Estimate the hypergradient; what :meth:`__call__` checks and returns.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner that moves θ.
+            state: Detached state to start from.
+            train_batches: One training batch per inner step.
+            valid_batch: Batch for the outer loss.
+        """
+
+    @abstractmethod
+    def objective(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+        meta: Tensors,
+    ) -> Tensor:
+        """Return the scalar function of λ whose derivative the estimator returns.
+
+        Only evaluations of it are needed, so that finite differences check the estimator.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner that moves θ.
+            state: Detached state to start from.
+            train_batches: One training batch per inner step.
+            valid_batch: Batch for the outer loss.
+            meta: Meta-parameters by name.
+        """
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless every entry of every tensor is finite; one device synchronization.
+
+    Args:
+        tensors: What each tensor is, in words, to the tensor.
+
+    Raises:
+        NonFiniteError: The first tensor that is not finite is named.
+    """
+    flags = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).tolist()
+    for (name, tensor), finite in zip(tensors.items(), flags, strict=True):
+        if not finite:
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise NonFiniteError(
+                f"{name} is not finite ({bad} of {tensor.numel()} entries are NaN or infinite). "
+                "Lower the learning rates, check the batch for NaN, or keep logarithms and roots "
+                "away from zero."
+            )
+
+
+def add_gradients(
+    names: Sequence[str], *parts: Sequence[Tensor | None]
+) -> dict[str, Tensor | None]:
+    """Sum several lists of gradients, where ``None`` means that nothing flows.
+
+    Args:
+        names: Names of the entries.
+        parts: Lists in the order of ``names``.
+
+    Returns:
+        The sums by name; ``None`` where no list holds a tensor.
+    """
+    total: dict[str, Tensor | None] = {}
+    for name, *terms in zip(names, *parts, strict=True):
+        present = [term for term in terms if term is not None]
+        total[name] = sum(present[1:], start=present[0]) if present else None
+    return total
+
+
+def fill_gradients(
+    problem: BilevelProblem, gradients: Mapping[str, Tensor | None], losses: str
+) -> Tensors:
+    """Turn missing gradients into zeros, unless all of them are missing.
+
+    Args:
+        problem: Problem whose meta-parameters give names and shapes.
+        gradients: Gradient by name, or ``None`` where nothing flows.
+        losses: Which losses were differentiated, as words for the message.
+
+    Returns:
+        One detached tensor for each meta-parameter.
+
+    Raises:
+        UnusedMetaParameterError: No meta-parameter is reached.
+    """
+    if all(gradient is None for gradient in gradients.values()):
+        raise problem.unused_error(losses)
+    return {
+        name: torch.zeros_like(live) if (g := gradients[name]) is None else g.detach()
+        for name, live in problem.meta_parameters().items()
+    }
+
+
+@contextlib.contextmanager
+def double_backward_kernels() -> Iterator[None]:
+    """Select attention kernels that can be differentiated twice; fused ones cannot."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

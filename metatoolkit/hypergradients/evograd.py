@@ -1,0 +1,346 @@
+"""EvoGrad: a hypergradient from one generation of evolution, without second derivatives."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients.base import (
+    Cost,
+    Estimator,
+    Hypergradient,
+    add_gradients,
+    check_finite,
+    fill_gradients,
+)
+from metatoolkit.hypergradients.unrolled import valid_key
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import fold_in
+from metatoolkit.state import InnerState, Tensors
+
+Noise = Callable[[int, str, Tensor], Tensor]
+_NOISE = -2
+
+
+class EvoGrad(Estimator):
+    """EvoGrad (Bohdal, Yang and Hospedales 2021, arXiv 2106.10575, section 3).
+
+    K copies θ_k = θ + σ ε_k of the inner parameters are scored by the training loss ℓ_k on one
+    batch; θ⁺ = Σ_k w_k θ_k with w = softmax(−ℓ/τ); the hypergradient is that of the outer loss at
+    θ⁺ through the weights. With g the gradient of the outer loss at θ⁺ it is
+    Σ_k c_k ∂ℓ_k/∂λ + ∂ℓ_V/∂λ, where c_k = −(w_k/τ) ⟨g, θ_k − θ⁺⟩, which is how it is computed:
+    no double backward, and no gradient to the inner parameters of the copies.
+
+    For small σ its mean is the one-step hypergradient of plain SGD with the learning rate
+    σ²(K−1)/(Kτ), which at the paper's values is 1e-5; ``rescale`` sets that learning rate.
+
+    The copies are scored without a graph, then differentiated one at a time with their noise
+    drawn again from its seed (``streamed``), so that memory is that of one copy for any K. Where
+    the graph that λ needs is small, as with per-example weights, it is kept instead and the
+    second forward pass saved. Cost with F one forward pass: (3K+3) F streamed with λ at the
+    input, (2K+3) F with graphs kept, (K+3) F with λ in the loss alone.
+
+    Args:
+        candidates: Number of copies K, at least 2.
+        sigma: Size of the perturbations σ.
+        temperature: Temperature τ of the softmax.
+        noise: ``"sign"`` (±1, the paper's deep experiments), ``"gaussian"``, or a function
+            ``(copy, parameter name, parameter) -> tensor`` that returns the same for the same
+            arguments.
+        rescale: Learning rate of the one-step update whose hypergradient is estimated; ``None``
+            leaves the paper's scale.
+        perturb: Name patterns of the inner parameters to perturb; ``None`` for all.
+        streamed: Whether each copy is computed again for its gradient; ``None`` decides by the
+            memory that the first copy's graph holds.
+        common_random_numbers: Whether all copies share their dropout masks. The paper's code
+            draws new ones, which adds noise far larger than the effect of small σ.
+        seed: Seed of the noise, beside the state's own key.
+
+    Raises:
+        ConfigurationError: A number is out of range, or a name is unknown.
+
+    Example:
+        >>> EvoGrad(candidates=2, sigma=1e-3, temperature=0.05).learning_rate
+        1e-05
+    """
+
+    def __init__(
+        self,
+        candidates: int = 2,
+        sigma: float = 1e-3,
+        temperature: float = 0.05,
+        noise: Literal["sign", "gaussian"] | Noise = "sign",
+        rescale: float | None = None,
+        perturb: Sequence[str] | None = None,
+        streamed: bool | None = None,
+        common_random_numbers: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if candidates < 2:
+            raise ConfigurationError(
+                f"candidates is {candidates}; at least 2 copies are needed, since the weight of "
+                "a single one does not depend on its loss."
+            )
+        for name, value in (("sigma", sigma), ("temperature", temperature), ("rescale", rescale)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigurationError(f"{name} is {value}; a number above 0 is needed.")
+        if noise not in ("sign", "gaussian") and not callable(noise):
+            raise ConfigurationError(
+                f"noise is {noise!r}; accepted: 'sign', 'gaussian' or a function "
+                "(copy, name, parameter) -> tensor."
+            )
+        if isinstance(perturb, str):
+            raise ConfigurationError(f"perturb is {perturb!r}; give a list: [{perturb!r}].")
+        self.candidates = candidates
+        self.sigma = sigma
+        self.temperature = temperature
+        self.noise = noise
+        self.rescale = rescale
+        self.perturb = perturb
+        self.streamed = streamed
+        self.common_random_numbers = common_random_numbers
+        self.seed = seed
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the one-step update whose hypergradient the estimate scales with."""
+        if self.rescale is not None:
+            return self.rescale
+        return self.sigma**2 * (self.candidates - 1) / (self.candidates * self.temperature)
+
+    @property
+    def _factor(self) -> float:
+        if self.rescale is None:
+            return 1.0
+        k = self.candidates
+        return self.rescale * k * self.temperature / (self.sigma**2 * (k - 1))
+
+    def _names(self, parameters: Tensors) -> list[str]:
+        if self.perturb is None:
+            return list(parameters)
+        for pattern in self.perturb:
+            if not fnmatch.filter(parameters, pattern):
+                raise ConfigurationError(
+                    f"perturb: {pattern!r} matches no inner parameter; there are "
+                    f"{', '.join(parameters)}."
+                )
+        return [
+            name
+            for name in parameters
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.perturb)
+        ]
+
+    def _perturbations(self, state: InnerState, copy: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield parameter names and ε of one copy, the same at every call."""
+        generators: dict[torch.device, torch.Generator] = {}
+        for name in self._names(state.parameters):
+            parameter = state.parameters[name]
+            if callable(self.noise):
+                yield name, self.noise(copy, name, parameter)
+                continue
+            if parameter.device not in generators:
+                key = fold_in(state.key, state.step, _NOISE, self.seed, copy)
+                generators[parameter.device] = torch.Generator(parameter.device).manual_seed(key)
+            draw = torch.empty_like(parameter)
+            generator = generators[parameter.device]
+            if self.noise == "gaussian":
+                yield name, draw.normal_(generator=generator)
+            else:
+                yield name, draw.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
+
+    def _copy(self, state: InnerState, copy: int) -> Tensors:
+        parameters = dict(state.parameters)
+        for name, epsilon in self._perturbations(state, copy):
+            parameters[name] = parameters[name] + self.sigma * epsilon
+        return parameters
+
+    def _train_loss(
+        self, problem: BilevelProblem, state: InnerState, copy: int, meta: Tensors, batch: Any
+    ) -> Tensor:
+        key = fold_in(state.key, state.step)
+        if not self.common_random_numbers:
+            key = fold_in(key, copy)
+        return problem.evaluate_train(self._copy(state, copy), meta, state.buffers, batch, key)[0]
+
+    def _offspring(self, state: InnerState, weights: Tensor) -> Tensors:
+        """Return θ⁺ = θ + σ Σ_k w_k ε_k."""
+        parameters = dict(state.parameters)
+        for copy, weight in enumerate(weights):
+            for name, epsilon in self._perturbations(state, copy):
+                parameters[name] = parameters[name] + (
+                    self.sigma * weight.to(epsilon.dtype) * epsilon
+                )
+        return parameters
+
+    def _weights(self, losses: Tensor) -> Tensor:
+        return torch.softmax(-losses / self.temperature, dim=0)
+
+    def estimate(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> Hypergradient:
+        """Return EvoGrad's estimate; see the class.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Not used: EvoGrad puts its own update in the place of the inner step.
+            state: Detached state to start from, returned as it is.
+            train_batches: One training batch, on which every copy is scored.
+            valid_batch: Batch for the outer loss.
+        """
+        del inner
+        (batch,) = train_batches
+        meta = problem.meta_leaves()
+        leaves = list(meta.values())
+        losses, graphs = self._score(problem, state, meta, batch)
+        values = torch.stack([loss.detach() for loss in losses])
+        check_finite({"the training loss of a perturbed copy": values})
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        weights = self._weights(values)
+
+        valid_loss, valid_gradient, direct = self._outer(
+            problem, state, self._offspring(state, weights), meta, valid_batch
+        )
+        projections = torch.stack(
+            [
+                sum(
+                    (
+                        (valid_gradient[name].to(weights.dtype) * epsilon).sum()
+                        for name, epsilon in self._perturbations(state, copy)
+                        if name in valid_gradient
+                    ),
+                    start=weights.new_zeros(()),
+                )
+                for copy in range(self.candidates)
+            ]
+        )
+        centered = self.sigma * (projections - (weights * projections).sum())
+        coefficients = -(self._factor / self.temperature) * weights * centered
+
+        parts: list[Sequence[Tensor | None]] = [direct]
+        if graphs:
+            parts.append(self._combine(losses, coefficients, leaves))
+        else:
+            for copy in range(self.candidates):
+                with torch.enable_grad():
+                    loss = self._train_loss(problem, state, copy, meta, batch)
+                parts.append(self._combine([loss], coefficients[copy : copy + 1], leaves))
+        total = add_gradients(list(meta), *parts)
+        return Hypergradient(
+            gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
+            valid_loss=valid_loss,
+            state=state,
+            cost=Cost(
+                forward=(1 if graphs else 2) * self.candidates + 1,
+                backward=self.candidates + 1,
+            ),
+            details={"weights": weights, "coefficients": coefficients, "train_losses": values},
+        )
+
+    def _score(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any
+    ) -> tuple[list[Tensor], bool]:
+        """Return the copies' losses, and whether they carry their graphs in λ."""
+        losses: list[Tensor] = []
+        keep = self.streamed is not True
+        budget = sum(t.numel() * t.element_size() for t in state.parameters.values())
+        for copy in range(self.candidates):
+            held = 0
+
+            def count(tensor: Tensor) -> Tensor:
+                nonlocal held
+                held += tensor.numel() * tensor.element_size()
+                return tensor
+
+            with torch.set_grad_enabled(keep):
+                if keep and self.streamed is None and copy == 0:
+                    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+                    with hooks:
+                        loss = self._train_loss(problem, state, copy, meta, batch)
+                    if held * self.candidates > budget:
+                        keep, loss = False, loss.detach()
+                else:
+                    loss = self._train_loss(problem, state, copy, meta, batch)
+            losses.append(loss)
+        return losses, keep
+
+    @staticmethod
+    def _combine(
+        losses: list[Tensor], coefficients: Tensor, leaves: list[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """Return Σ_k c_k ∂ℓ_k/∂λ."""
+        pairs = [
+            (loss, coefficient.to(loss.dtype))
+            for loss, coefficient in zip(losses, coefficients, strict=True)
+            if loss.requires_grad
+        ]
+        if not pairs:
+            return [None] * len(leaves)
+        outputs, cotangents = zip(*pairs, strict=True)
+        return torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+
+    @staticmethod
+    def _outer(
+        problem: BilevelProblem,
+        state: InnerState,
+        offspring: Tensors,
+        meta: Tensors,
+        batch: Any,
+    ) -> tuple[Tensor, Tensors, Sequence[Tensor | None]]:
+        """Return the outer loss at θ⁺, its gradient there, and its direct gradient in λ."""
+        point = {name: tensor.detach().requires_grad_() for name, tensor in offspring.items()}
+        leaves = list(meta.values())
+        with torch.enable_grad():
+            loss = problem.evaluate_valid(point, meta, state.buffers, batch, valid_key(state))
+        if not loss.requires_grad:
+            return loss, {}, [None] * len(leaves)
+        gradients = torch.autograd.grad(loss, [*point.values(), *leaves], allow_unused=True)
+        inner = zip(point, gradients[: len(point)], strict=True)
+        return (
+            loss.detach(),
+            {name: gradient for name, gradient in inner if gradient is not None},
+            gradients[len(point) :],
+        )
+
+    def objective(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+        meta: Tensors,
+    ) -> Tensor:
+        """Return the outer loss at θ⁺(λ) with the noise that a call at ``state`` draws.
+
+        With ``rescale``, the estimate is the derivative of this times a constant, plus the direct
+        one. It is the derivative itself without.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Not used.
+            state: State to start from.
+            train_batches: One training batch.
+            valid_batch: Batch for the outer loss.
+            meta: Meta-parameters by name.
+        """
+        del inner
+        (batch,) = train_batches
+        with torch.no_grad():
+            losses = torch.stack(
+                [self._train_loss(problem, state, k, meta, batch) for k in range(self.candidates)]
+            )
+            offspring = self._offspring(state, self._weights(losses))
+            return problem.evaluate_valid(
+                offspring, meta, state.buffers, valid_batch, valid_key(state)
+            )

@@ -1,0 +1,218 @@
+"""The one interface of inner learners: a pure map from an inner state to the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import fold_in
+from metatoolkit.state import InnerState, Tensors
+
+Hyperparameter = float | Tensor | Callable[[nn.Module, int], float | Tensor]
+Group = Mapping[str, Any]
+
+
+class InnerLearner(ABC):
+    """A gradient-based inner learner: θ and its optimizer state after one more batch.
+
+    Every hyper-parameter may be a number; a tensor, which is λ where it is one of the parameters
+    of ``meta``; or a function ``(meta, step) -> number or 0-d tensor``.
+
+    Args:
+        hyperparameters: Values by name for all parameters.
+        groups: Exceptions, each a mapping with ``"parameters"`` (name patterns as in
+            :mod:`fnmatch`) and the hyper-parameters that differ for these parameters; the first
+            group that matches a name holds.
+
+    Raises:
+        ConfigurationError: A number is out of range, or a group names no parameters.
+        UnknownNameError: A group sets a hyper-parameter that does not exist.
+    """
+
+    def __init__(
+        self, hyperparameters: dict[str, Hyperparameter], groups: Sequence[Group] = ()
+    ) -> None:
+        self.hyperparameters = hyperparameters
+        self.groups = [dict(group) for group in groups]
+        self._check(hyperparameters)
+        for group in self.groups:
+            patterns = group.get("parameters")
+            if not patterns or isinstance(patterns, str):
+                raise ConfigurationError(
+                    f"groups: {group!r} has no list 'parameters'; give the names or patterns, "
+                    "for instance {'parameters': ['head.*'], 'lr': 0.01}."
+                )
+            own = {name: value for name, value in group.items() if name != "parameters"}
+            for name in own:
+                if name not in hyperparameters:
+                    raise UnknownNameError("hyper-parameter in groups", name, hyperparameters)
+            self._check(own)
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, int | float) and not 0 <= value < float("inf"):
+                raise ConfigurationError(
+                    f"{name} is {value}; accepted: a finite number of at least 0, a tensor or a "
+                    "function (meta, step) -> number or tensor."
+                )
+
+    @abstractmethod
+    def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
+        """Return the optimizer state before the first step: slot, parameter name, tensor.
+
+        Args:
+            parameters: Inner parameters by name.
+        """
+
+    @abstractmethod
+    def update(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        slots: dict[str, Tensor],
+        hyperparameters: dict[str, float | Tensor],
+        step: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return one parameter and its slots after one step, out of place and differentiably.
+
+        Args:
+            parameter: The parameter, of any shape.
+            gradient: Its gradient, of the same shape.
+            slots: Its optimizer state by slot name, each of the same shape.
+            hyperparameters: Values that hold for this parameter at this step.
+            step: Number of steps taken before this one.
+        """
+
+    def init(self, problem: BilevelProblem, seed: int = 0) -> InnerState:
+        """Return the state before the first step, from the model's present parameters.
+
+        Args:
+            problem: Problem whose model is read and left as it is.
+            seed: Seed of the trajectory's random key.
+
+        Raises:
+            ConfigurationError: A group's pattern matches no inner parameter.
+        """
+        parameters = problem.parameters()
+        for group in self.groups:
+            for pattern in group["parameters"]:
+                if not fnmatch.filter(parameters, pattern):
+                    raise ConfigurationError(
+                        f"groups: {pattern!r} matches no inner parameter; there are "
+                        f"{', '.join(parameters)}."
+                    )
+        return InnerState(
+            parameters=parameters,
+            buffers=problem.buffers(),
+            optimizer=self.init_slots(parameters),
+            step=0,
+            key=fold_in(seed, 0),
+        )
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        state: InnerState,
+        meta: Tensors,
+        batch: Any,
+        create_graph: bool = False,
+    ) -> tuple[InnerState, Tensor]:
+        """Take one inner step Φ: (state, λ, batch) → state.
+
+        Args:
+            problem: Problem whose ``train_loss`` is descended.
+            state: State before the step; not modified.
+            meta: Meta-parameters by name.
+            batch: Training batch.
+            create_graph: Whether the result is differentiable, to any order, in the tensors of
+                ``state`` that require a gradient and in ``meta``.
+
+        Returns:
+            The state after the step, and the training loss before it (a scalar, detached unless
+            ``create_graph``). Cost: one forward and one backward pass, 3 F.
+        """
+        with torch.set_grad_enabled(True):
+            parameters = {
+                name: tensor
+                if create_graph and tensor.requires_grad
+                # A leaf of its own: the gradient is taken here even where no graph is asked for.
+                else tensor.detach().requires_grad_()
+                for name, tensor in state.parameters.items()
+            }
+            if not create_graph:
+                meta = {name: tensor.detach() for name, tensor in meta.items()}
+            loss, buffers = problem.evaluate_train(
+                parameters, meta, state.buffers, batch, fold_in(state.key, state.step)
+            )
+            gradients = self._gradients(loss, parameters, create_graph)
+        with torch.set_grad_enabled(create_graph):
+            new_parameters: Tensors = {}
+            new_slots: dict[str, Tensors] = {slot: {} for slot in state.optimizer}
+            resolved = self._resolve(problem, meta, state.step)
+            for name, parameter in parameters.items():
+                slots = {slot: values[name] for slot, values in state.optimizer.items()}
+                new_parameters[name], updated = self.update(
+                    parameter, gradients[name], slots, resolved(name), state.step
+                )
+                for slot, tensor in updated.items():
+                    new_slots[slot][name] = tensor
+        after = dataclasses.replace(
+            state,
+            parameters=new_parameters,
+            buffers=buffers,
+            optimizer=new_slots,
+            step=state.step + 1,
+        )
+        return (after, loss) if create_graph else (after.detach(), loss.detach())
+
+    @staticmethod
+    def _gradients(loss: Tensor, parameters: Tensors, create_graph: bool) -> Tensors:
+        if not loss.requires_grad:
+            return {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+        gradients = torch.autograd.grad(
+            loss, list(parameters.values()), create_graph=create_graph, allow_unused=True
+        )
+        return {
+            name: torch.zeros_like(tensor) if gradient is None else gradient
+            for (name, tensor), gradient in zip(parameters.items(), gradients, strict=True)
+        }
+
+    def _resolve(
+        self, problem: BilevelProblem, meta: Tensors, step: int
+    ) -> Callable[[str], dict[str, float | Tensor]]:
+        """Return the function that gives a parameter's hyper-parameters at this step."""
+        names = {id(live): name for name, live in problem.meta_parameters().items()}
+
+        def value(hyperparameter: Hyperparameter) -> float | Tensor:
+            if isinstance(hyperparameter, Tensor):
+                name = names.get(id(hyperparameter))
+                return hyperparameter.detach() if name is None else meta[name]
+            if callable(hyperparameter):
+                return problem.evaluate_meta(lambda module: hyperparameter(module, step), meta)
+            return hyperparameter
+
+        common = {name: value(given) for name, given in self.hyperparameters.items()}
+        special = [
+            (
+                group["parameters"],
+                common
+                | {name: value(given) for name, given in group.items() if name != "parameters"},
+            )
+            for group in self.groups
+        ]
+
+        def resolve(name: str) -> dict[str, float | Tensor]:
+            for patterns, values in special:
+                if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                    return values
+            return common
+
+        return resolve

@@ -1,0 +1,256 @@
+"""The bilevel problem, and how ordinary modules become pure functions of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metatoolkit.errors import ConfigurationError, ShapeError, UnusedMetaParameterError
+from metatoolkit.randomness import seeded
+from metatoolkit.state import InnerState, Tensors, describe
+
+Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
+
+
+class _Pair(nn.Module):
+    """Model and meta-parameter module under one root, so that one call replaces both."""
+
+    def __init__(self, model: nn.Module, meta: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.meta = meta
+
+    def forward(self, function: Callable[[nn.Module, nn.Module], Any]) -> Any:
+        return function(self.model, self.meta)
+
+
+class BilevelProblem:
+    """Two losses over a model with inner parameters θ and a module with meta-parameters λ.
+
+    The problem is ``min over λ of valid_loss(θ*(λ), λ)`` with ``θ*(λ)`` what an inner learner
+    makes of ``train_loss``. The inner parameters are the parameters of ``model`` that require a
+    gradient and that ``meta`` does not own.
+
+    Args:
+        model: Any module, unmodified.
+        meta: Module whose parameters that require a gradient are λ; may be a submodule of
+            ``model`` or share tensors with it.
+        train_loss: Inner loss ``(model, meta, batch) -> scalar tensor``.
+        valid_loss: Outer loss, with the same signature.
+        valid_mode: Mode of the modules in the outer loss: ``"train"``, ``"eval"``, or ``None``
+            for the mode that each is in.
+
+    Raises:
+        ConfigurationError: ``meta`` or ``model`` has nothing to learn, or ``valid_mode`` is
+            unknown.
+
+    Example:
+        >>> model, meta = torch.nn.Linear(2, 1), torch.nn.Linear(1, 1, bias=False)
+        >>> def train_loss(model, meta, batch):
+        ...     return (meta(model(batch)) ** 2).mean()
+        >>> def valid_loss(model, meta, batch):
+        ...     return model(batch).pow(2).mean()
+        >>> problem = BilevelProblem(model, meta, train_loss, valid_loss)
+        >>> sorted(problem.parameter_names), problem.meta_parameter_names
+        (['bias', 'weight'], ['weight'])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        meta: nn.Module,
+        train_loss: Loss,
+        valid_loss: Loss,
+        valid_mode: Literal["train", "eval"] | None = None,
+    ) -> None:
+        if valid_mode not in (None, "train", "eval"):
+            raise ConfigurationError(
+                f"valid_mode is {valid_mode!r}; accepted: None, 'train', 'eval'."
+            )
+        for name, value in (("model", model), ("meta", meta)):
+            if not isinstance(value, nn.Module):
+                raise ConfigurationError(
+                    f"{name} is a {type(value).__name__}; a torch.nn.Module is needed."
+                )
+        self.model = model
+        self.meta = meta
+        self.train_loss = train_loss
+        self.valid_loss = valid_loss
+        self.valid_mode = valid_mode
+        self._pair = _Pair(model, meta)
+        owned = {id(parameter) for parameter in meta.parameters()}
+        self.parameter_names = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and id(parameter) not in owned
+        ]
+        self.meta_parameter_names = [
+            name for name, parameter in meta.named_parameters() if parameter.requires_grad
+        ]
+        if not self.meta_parameter_names:
+            raise ConfigurationError(
+                "meta has no parameter that requires a gradient, so there is nothing to learn; "
+                "register the meta-parameters as torch.nn.Parameter and leave requires_grad on."
+            )
+        if not self.parameter_names:
+            raise ConfigurationError(
+                "model has no inner parameter: each of its parameters is frozen or belongs to "
+                "meta; pass as meta only the part that holds the meta-parameters."
+            )
+
+    def to(self, device: torch.device | str) -> BilevelProblem:
+        """Move both modules to a device, in place, and return the problem.
+
+        Args:
+            device: Where to.
+        """
+        self._pair.to(device)
+        return self
+
+    def parameters(self) -> Tensors:
+        """Return detached copies of the model's present inner parameters."""
+        live = dict(self.model.named_parameters())
+        return {name: live[name].detach().clone() for name in self.parameter_names}
+
+    def buffers(self) -> Tensors:
+        """Return copies of all buffers, named as :attr:`InnerState.buffers` are."""
+        return {name: buffer.detach().clone() for name, buffer in self._pair.named_buffers()}
+
+    def meta_parameters(self) -> Tensors:
+        """Return the live meta-parameters by name."""
+        live = dict(self.meta.named_parameters())
+        return {name: live[name] for name in self.meta_parameter_names}
+
+    def meta_leaves(self) -> Tensors:
+        """Return the meta-parameters as fresh leaves that share memory and require a gradient.
+
+        Gradients taken to these never reach the ``.grad`` fields of the module.
+        """
+        return {
+            name: parameter.detach().requires_grad_()
+            for name, parameter in self.meta_parameters().items()
+        }
+
+    def load(self, state: InnerState) -> None:
+        """Copy an inner state into the modules, in place.
+
+        Args:
+            state: State whose parameters and buffers the modules shall hold.
+        """
+        parameters = dict(self.model.named_parameters())
+        buffers = dict(self._pair.named_buffers())
+        with torch.no_grad():
+            for name, value in state.parameters.items():
+                parameters[name].copy_(value)
+            for name, value in state.buffers.items():
+                buffers[name].copy_(value)
+
+    def evaluate_train(
+        self, parameters: Tensors, meta: Tensors, buffers: Tensors, batch: Any, key: int
+    ) -> tuple[Tensor, Tensors]:
+        """Return the inner loss (a scalar) and the buffers after it; a pure function.
+
+        Args:
+            parameters: Inner parameters by name.
+            meta: Meta-parameters by name.
+            buffers: Buffers as in :attr:`InnerState.buffers`; not modified.
+            batch: Batch for the loss.
+            key: Random key for dropout and the like.
+
+        Returns:
+            The loss, and the buffers as the forward pass left them.
+
+        Raises:
+            ShapeError: The loss is no scalar tensor.
+        """
+        return self._evaluate(self.train_loss, "train_loss", parameters, meta, buffers, batch, key)
+
+    def evaluate_valid(
+        self, parameters: Tensors, meta: Tensors, buffers: Tensors, batch: Any, key: int
+    ) -> Tensor:
+        """Return the outer loss, a scalar; a pure function, like :meth:`evaluate_train`.
+
+        Args:
+            parameters: Inner parameters by name.
+            meta: Meta-parameters by name.
+            buffers: Buffers; not modified, and what the pass does to them is dropped.
+            batch: Batch for the loss.
+            key: Random key for dropout and the like.
+
+        Raises:
+            ShapeError: The loss is no scalar tensor.
+        """
+        flags = [(module, module.training) for module in self._pair.modules()]
+        try:
+            if self.valid_mode is not None:
+                self._pair.train(self.valid_mode == "train")
+            return self._evaluate(
+                self.valid_loss, "valid_loss", parameters, meta, buffers, batch, key
+            )[0]
+        finally:
+            for module, training in flags:
+                module.training = training
+
+    def evaluate_meta(self, function: Callable[[nn.Module], Any], meta: Tensors) -> Any:
+        """Call ``function`` with the meta-parameter module as it is under other parameters.
+
+        Args:
+            function: For instance ``lambda meta: meta.rates(3)``.
+            meta: Meta-parameters by name.
+
+        Returns:
+            What the function returns.
+        """
+        tensors = {f"meta.{name}": tensor for name, tensor in meta.items()}
+        return torch.func.functional_call(
+            self._pair, tensors, (lambda _, module: function(module),), tie_weights=True
+        )
+
+    def _evaluate(
+        self,
+        loss: Loss,
+        kind: str,
+        parameters: Tensors,
+        meta: Tensors,
+        buffers: Tensors,
+        batch: Any,
+        key: int,
+    ) -> tuple[Tensor, Tensors]:
+        after = {name: buffer.clone() for name, buffer in buffers.items()}
+        tensors = {f"model.{name}": tensor for name, tensor in parameters.items()}
+        tensors.update({f"meta.{name}": tensor for name, tensor in meta.items()})
+        tensors.update(after)
+        devices = {tensor.device for tensor in parameters.values()}
+        try:
+            with seeded(key, devices):
+                value = torch.func.functional_call(
+                    self._pair,
+                    tensors,
+                    (lambda model, module: loss(model, module, batch),),
+                    tie_weights=True,
+                )
+        except (RuntimeError, IndexError) as error:
+            error.add_note(f"while {kind} was evaluated on a batch of: {describe(batch)}")
+            raise
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            given = describe(value) if isinstance(value, Tensor) else type(value).__name__
+            raise ShapeError(
+                f"{kind} returned {given}; a scalar tensor (0-d) is needed: reduce it with "
+                ".mean() or .sum()."
+            )
+        return value, {name: tensors[name].detach() for name in after}
+
+    def unused_error(self, losses: str) -> UnusedMetaParameterError:
+        """Return the error that tells that no meta-parameter is reached.
+
+        Args:
+            losses: Which losses were differentiated, as words for the message.
+        """
+        names = ", ".join(self.meta_parameter_names[:5])
+        return UnusedMetaParameterError(
+            f"{losses} depend on no meta-parameter (meta holds: {names}). Use the `meta` that is "
+            "passed to the loss, not one from an outer scope, and do not detach what it returns."
+        )
