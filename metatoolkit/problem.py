@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -13,18 +14,6 @@ from metatoolkit.randomness import seeded
 from metatoolkit.state import InnerState, Tensors, describe
 
 Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
-
-
-class _Pair(nn.Module):
-    """Model and meta-parameter module under one root, so that one call replaces both."""
-
-    def __init__(self, model: nn.Module, meta: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.meta = meta
-
-    def forward(self, function: Callable[[nn.Module, nn.Module], Any]) -> Any:
-        return function(self.model, self.meta)
 
 
 class BilevelProblem:
@@ -80,7 +69,8 @@ class BilevelProblem:
         self.train_loss = train_loss
         self.valid_loss = valid_loss
         self.valid_mode = valid_mode
-        self._pair = _Pair(model, meta)
+        self._roots = {"model": model, "meta": meta}
+        self._index()
         owned = {id(parameter) for parameter in meta.parameters()}
         self.parameter_names = [
             name
@@ -107,22 +97,21 @@ class BilevelProblem:
         Args:
             device: Where to.
         """
-        self._pair.to(device)
+        self.model.to(device)
+        self.meta.to(device)
         return self
 
     def parameters(self) -> Tensors:
         """Return detached copies of the model's present inner parameters."""
-        live = dict(self.model.named_parameters())
-        return {name: live[name].detach().clone() for name in self.parameter_names}
+        return {name: self._live(f"model.{name}").detach().clone() for name in self.parameter_names}
 
     def buffers(self) -> Tensors:
         """Return copies of all buffers, named as :attr:`InnerState.buffers` are."""
-        return {name: buffer.detach().clone() for name, buffer in self._pair.named_buffers()}
+        return {name: self._live(name).detach().clone() for name in self.buffer_names}
 
     def meta_parameters(self) -> Tensors:
         """Return the live meta-parameters by name."""
-        live = dict(self.meta.named_parameters())
-        return {name: live[name] for name in self.meta_parameter_names}
+        return {name: self._live(f"meta.{name}") for name in self.meta_parameter_names}
 
     def meta_leaves(self) -> Tensors:
         """Return the meta-parameters as fresh leaves that share memory and require a gradient.
@@ -140,13 +129,11 @@ class BilevelProblem:
         Args:
             state: State whose parameters and buffers the modules shall hold.
         """
-        parameters = dict(self.model.named_parameters())
-        buffers = dict(self._pair.named_buffers())
         with torch.no_grad():
             for name, value in state.parameters.items():
-                parameters[name].copy_(value)
+                self._live(f"model.{name}").copy_(value)
             for name, value in state.buffers.items():
-                buffers[name].copy_(value)
+                self._live(name).copy_(value)
 
     def evaluate_train(
         self, parameters: Tensors, meta: Tensors, buffers: Tensors, batch: Any, key: int
@@ -183,13 +170,15 @@ class BilevelProblem:
         Raises:
             ShapeError: The loss is no scalar tensor.
         """
-        flags = [(module, module.training) for module in self._pair.modules()]
+        arguments = (self.valid_loss, "valid_loss", parameters, meta, buffers, batch, key)
+        if self.valid_mode is None:
+            return self._evaluate(*arguments)[0]
+        roots = self._roots.values()
+        flags = [(module, module.training) for root in roots for module in root.modules()]
         try:
-            if self.valid_mode is not None:
-                self._pair.train(self.valid_mode == "train")
-            return self._evaluate(
-                self.valid_loss, "valid_loss", parameters, meta, buffers, batch, key
-            )[0]
+            for root in roots:
+                root.train(self.valid_mode == "train")
+            return self._evaluate(*arguments)[0]
         finally:
             for module, training in flags:
                 module.training = training
@@ -204,10 +193,63 @@ class BilevelProblem:
         Returns:
             What the function returns.
         """
-        tensors = {f"meta.{name}": tensor for name, tensor in meta.items()}
-        return torch.func.functional_call(
-            self._pair, tensors, (lambda _, module: function(module),), tie_weights=True
-        )
+        with self._exchanged({f"meta.{name}": tensor for name, tensor in meta.items()}):
+            return function(self.meta)
+
+    def _index(self) -> None:
+        """Find each place where a tensor stands, so that tied ones are exchanged together."""
+        sites: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        modules = {id(m): m for root in self._roots.values() for m in root.modules()}
+        for module in modules.values():
+            for store in (module._parameters, module._buffers):
+                for key, tensor in store.items():
+                    if tensor is not None:
+                        sites.setdefault(id(tensor), []).append((store, key))
+        self._sites = {}
+        self.buffer_names: list[str] = []
+        buffers_seen = set()
+        for root, module in self._roots.items():
+            for name, parameter in module.named_parameters(prefix=root):
+                self._sites[name] = sites[id(parameter)]
+            for name, buffer in module.named_buffers(prefix=root):
+                self._sites[name] = sites[id(buffer)]
+                if id(buffer) not in buffers_seen:
+                    buffers_seen.add(id(buffer))
+                    self.buffer_names.append(name)
+        self._recurrent = [m for m in modules.values() if isinstance(m, nn.RNNBase)]
+
+    def _live(self, name: str) -> Tensor:
+        store, key = self._sites[name][0]
+        return store[key]
+
+    @contextlib.contextmanager
+    def _exchanged(self, tensors: Tensors) -> Iterator[None]:
+        """Put other tensors in the places of parameters and buffers for the body.
+
+        This is ``torch.func.functional_call`` with ties, without its walk over all modules at
+        every call. Afterwards ``tensors`` holds what the body left in these places.
+        """
+        before = []
+        try:
+            for name, tensor in tensors.items():
+                for store, key in self._sites[name]:
+                    before.append((store, key, store[key]))
+                    store[key] = tensor
+            self._refresh_recurrent()
+            yield
+        finally:
+            for name in tensors:
+                tensors[name] = self._live(name)
+            for store, key, tensor in reversed(before):
+                store[key] = tensor
+            self._refresh_recurrent()
+
+    def _refresh_recurrent(self) -> None:
+        """Recurrent modules read their weights from a list of their own."""
+        for module in self._recurrent:
+            module._flat_weights = [
+                getattr(module, name, None) for name in module._flat_weights_names
+            ]
 
     def _evaluate(
         self,
@@ -219,19 +261,13 @@ class BilevelProblem:
         batch: Any,
         key: int,
     ) -> tuple[Tensor, Tensors]:
-        after = {name: buffer.clone() for name, buffer in buffers.items()}
         tensors = {f"model.{name}": tensor for name, tensor in parameters.items()}
         tensors.update({f"meta.{name}": tensor for name, tensor in meta.items()})
-        tensors.update(after)
+        tensors.update({name: buffer.clone() for name, buffer in buffers.items()})
         devices = {tensor.device for tensor in parameters.values()}
         try:
-            with seeded(key, devices):
-                value = torch.func.functional_call(
-                    self._pair,
-                    tensors,
-                    (lambda model, module: loss(model, module, batch),),
-                    tie_weights=True,
-                )
+            with seeded(key, devices), self._exchanged(tensors):
+                value = loss(self.model, self.meta, batch)
         except (RuntimeError, IndexError) as error:
             error.add_note(f"while {kind} was evaluated on a batch of: {describe(batch)}")
             raise
@@ -241,7 +277,7 @@ class BilevelProblem:
                 f"{kind} returned {given}; a scalar tensor (0-d) is needed: reduce it with "
                 ".mean() or .sum()."
             )
-        return value, {name: tensors[name].detach() for name in after}
+        return value, {name: tensors[name].detach() for name in buffers}
 
     def unused_error(self, losses: str) -> UnusedMetaParameterError:
         """Return the error that tells that no meta-parameter is reached.

@@ -138,21 +138,27 @@ class EvoGrad(Estimator):
 
     def _perturbations(self, state: InnerState, copy: int) -> Iterator[tuple[str, Tensor]]:
         """Yield parameter names and ε of one copy, the same at every call."""
-        generators: dict[torch.device, torch.Generator] = {}
-        for name in self._names(state.parameters):
+        names = self._names(state.parameters)
+        if callable(self.noise):
+            for name in names:
+                yield name, self.noise(copy, name, state.parameters[name])
+            return
+        kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        for name in names:
             parameter = state.parameters[name]
-            if callable(self.noise):
-                yield name, self.noise(copy, name, parameter)
-                continue
-            if parameter.device not in generators:
-                key = fold_in(state.key, state.step, _NOISE, self.seed, copy)
-                generators[parameter.device] = torch.Generator(parameter.device).manual_seed(key)
-            draw = torch.empty_like(parameter)
-            generator = generators[parameter.device]
+            kinds.setdefault((parameter.device, parameter.dtype), []).append(name)
+        key = fold_in(state.key, state.step, _NOISE, self.seed, copy)
+        for (device, dtype), group in kinds.items():
+            generator = torch.Generator(device).manual_seed(key)
+            sizes = [state.parameters[name].numel() for name in group]
+            # One draw for all: many small ones cost more than the passes of a small network.
+            draw = torch.empty(sum(sizes), device=device, dtype=dtype)
             if self.noise == "gaussian":
-                yield name, draw.normal_(generator=generator)
+                draw.normal_(generator=generator)
             else:
-                yield name, draw.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
+                draw.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
+            for name, part in zip(group, draw.split(sizes), strict=True):
+                yield name, part.view_as(state.parameters[name])
 
     def _copy(self, state: InnerState, copy: int) -> Tensors:
         parameters = dict(state.parameters)
