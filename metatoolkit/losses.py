@@ -1,0 +1,142 @@
+"""Losses of classification, in the form that a bilevel problem takes: (model, meta, batch)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metatoolkit.errors import DataError, LabelError, ShapeError
+from metatoolkit.metaparameters.weight_net import normalize_weights
+
+
+def cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
+    """Return the mean cross-entropy of a batch; the meta-parameters have no part in it.
+
+    Args:
+        model: Maps inputs to logits of shape (batch, classes).
+        meta: Not used.
+        batch: A pair of inputs, of shape (batch, ...), and labels, int64 of shape (batch,).
+
+    Returns:
+        A scalar tensor.
+
+    Raises:
+        DataError: The batch is no such pair, or a type is not accepted.
+        ShapeError: Numbers of examples differ, or the logits do not have two dimensions.
+        LabelError: A label has no logit (checked on the CPU only).
+    """
+    return sample_losses(model, batch).mean()
+
+
+def weighted_cross_entropy(
+    model: nn.Module, meta: nn.Module, batch: Any, *, normalize: bool = True
+) -> Tensor:
+    """Return the cross-entropy of a batch, each example weighted by ``meta``.
+
+    The weights are ``meta(losses)`` with the detached losses of the examples, as in Shu et al.
+    2019 (arXiv:1902.07379), so that the model is not drawn to change its weights.
+
+    Args:
+        model: Maps inputs to logits of shape (batch, classes).
+        meta: Maps losses of shape (batch,) to weights of the same shape, for instance a
+            :class:`metatoolkit.metaparameters.WeightNet`.
+        batch: As in :func:`cross_entropy`.
+        normalize: Whether weights are divided by their sum; otherwise by the number of examples.
+
+    Returns:
+        A scalar tensor.
+
+    Raises:
+        DataError: As in :func:`cross_entropy`.
+        ShapeError: As in :func:`cross_entropy`, or the weights have another shape.
+        LabelError: As in :func:`cross_entropy`.
+    """
+    losses = sample_losses(model, batch)
+    weights = meta(losses.detach())
+    if not isinstance(weights, Tensor) or weights.shape != losses.shape:
+        given = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ShapeError(
+            f"meta returned weights of shape {given} for {len(losses)} losses; shape "
+            f"{tuple(losses.shape)} is needed."
+        )
+    if normalize:
+        return (normalize_weights(weights) * losses).sum()
+    return (weights * losses).mean()
+
+
+def sample_losses(model: nn.Module, batch: Any) -> Tensor:
+    """Return the cross-entropy of each example.
+
+    Args:
+        model: Maps inputs to logits of shape (batch, classes).
+        batch: As in :func:`cross_entropy`.
+
+    Returns:
+        Losses of shape (batch,).
+
+    Raises:
+        DataError: As in :func:`cross_entropy`.
+        ShapeError: As in :func:`cross_entropy`.
+        LabelError: As in :func:`cross_entropy`.
+    """
+    inputs, labels = _check_batch(batch)
+    logits = model(inputs)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ShapeError(
+            f"the model returned {given} for {len(labels)} labels; logits of shape (batch, "
+            "classes) are needed."
+        )
+    if _values_are_at_hand(labels):
+        _check_range(labels, logits.shape[1])
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _check_batch(batch: Any) -> tuple[Any, Tensor]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        length = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise DataError(
+            f"the batch is a {type(batch).__name__}{length}; a pair (inputs, labels) is needed."
+        )
+    inputs, labels = batch
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise DataError(
+            f"labels are {given}; an int64 tensor is needed: convert them with .long()."
+        )
+    if labels.dim() != 1:
+        raise ShapeError(f"labels have shape {tuple(labels.shape)}; (batch,) is needed.")
+    if len(labels) == 0:
+        raise DataError("the batch is empty; at least one example is needed.")
+    if isinstance(inputs, Tensor):
+        if inputs.dim() == 0 or len(inputs) != len(labels):
+            raise ShapeError(
+                f"inputs have shape {tuple(inputs.shape)}, labels {tuple(labels.shape)}; the first "
+                "dimensions must be equal."
+            )
+        if inputs.dtype == torch.uint8:
+            raise DataError(
+                "inputs are uint8, that is images before normalization; pass "
+                "transform=dataset.transform() to the batches."
+            )
+    return inputs, labels
+
+
+def _values_are_at_hand(labels: Tensor) -> bool:
+    """Tell whether reading values breaks no graph and waits for no device."""
+    if torch.compiler.is_compiling() or labels.device.type != "cpu" or type(labels) is not Tensor:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(labels)
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        index = int(outside.nonzero()[0])
+        raise LabelError(
+            f"label {int(labels[index])} at index {index} of the batch has no logit; the model "
+            f"has {classes} outputs, so that labels from 0 to {classes - 1} are accepted."
+        )

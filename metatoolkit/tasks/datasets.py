@@ -1,0 +1,457 @@
+"""Classification data sets, held in memory as tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import (
+    ConfigurationError,
+    DataError,
+    LabelError,
+    MissingDependencyError,
+    ShapeError,
+    UnknownNameError,
+)
+from metatoolkit.tasks.image_transforms import ImageTransform
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DATA_VARIABLE = "METATOOLKIT_DATA"
+_FOLDER = "folder:"
+_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+_TEST_FRACTION = 0.2
+
+_CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
+_CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+
+
+class Split(NamedTuple):
+    """Images of shape (examples, channels, height, width) and their int64 labels (examples,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """A data set of images, in memory.
+
+    Images are either floating point and normalized, or uint8 and normalized batch by batch, which
+    takes a quarter of the memory: :meth:`transform` does what is needed in both cases.
+
+    Attributes:
+        name: Name of the data set.
+        train_images: Images of shape (examples, channels, height, width), float32 or uint8.
+        train_labels: Labels of shape (examples,), int64, from 0 on.
+        test_images: Images like ``train_images``.
+        test_labels: Labels like ``train_labels``.
+        class_names: One name for each label.
+        mean: Mean per channel of the pixels in [0, 1].
+        std: Standard deviation per channel of the pixels in [0, 1].
+
+    Raises:
+        ShapeError: Images and labels do not fit together.
+        LabelError: A label has no class.
+        DataError: A type is not the one above, or a pixel is NaN or infinite.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for part, images, labels in (
+            ("train", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ):
+            _check_images(f"{part}_images of {self.name}", images)
+            check_labels(f"{part}_labels of {self.name}", labels, self.classes)
+            if len(images) != len(labels):
+                raise ShapeError(
+                    f"{self.name} has {len(images)} {part}_images and {len(labels)} "
+                    f"{part}_labels; one label for each image is needed."
+                )
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise ShapeError(
+                f"train_images of {self.name} have shape {tuple(self.train_images.shape[1:])}, "
+                f"test_images {tuple(self.test_images.shape[1:])}; they must be equal."
+            )
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (channels, height, width)."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+    @property
+    def train(self) -> Split:
+        """Training images and labels."""
+        return Split(self.train_images, self.train_labels)
+
+    @property
+    def test(self) -> Split:
+        """Test images and labels."""
+        return Split(self.test_images, self.test_labels)
+
+    def transform(self, padding: int = 0, flip: bool = False) -> ImageTransform:
+        """Return the transform that makes a batch of these images an input of a network.
+
+        Args:
+            padding: Pixels to reflect-pad before a random crop; 4 is usual for CIFAR.
+            flip: Whether to mirror at random; not for digits.
+        """
+        return ImageTransform(self.mean, self.std, padding=padding, flip=flip)
+
+
+def load_dataset(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    download: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    grayscale: bool = False,
+    test_fraction: float = _TEST_FRACTION,
+) -> Classification:
+    """Load a data set.
+
+    ``"digits"`` is scikit-learn's: 1,797 handwritten digits of 8×8 pixels, standardized by the
+    mean and standard deviation of its training part. ``"cifar10"`` and ``"cifar100"`` come from
+    torchvision. ``"folder:<path>"`` is a folder with one folder of images per class, or with two
+    such trees named ``train`` and ``test``. Where there is no test part, evenly spaced examples
+    of each class, in file order, make it, so that the parts never depend on a seed.
+
+    Args:
+        name: ``"digits"``, ``"cifar10"``, ``"cifar100"`` or ``"folder:<path>"``.
+        root: Folder of the CIFAR files; ``None`` takes the environment variable
+            ``METATOOLKIT_DATA``, else the user's data directory.
+        download: Whether to download CIFAR where it is missing.
+        image_size: Side, or height and width, to which images of a folder are resized; ``None``
+            needs them to have equal sizes.
+        grayscale: Whether images of a folder become one channel rather than three.
+        test_fraction: Fraction of each class that becomes the test part, where there is none.
+
+    Returns:
+        The data set.
+
+    Raises:
+        UnknownNameError: Nothing has this name.
+        ConfigurationError: ``test_fraction`` or ``image_size`` is out of range.
+        DataError: The data are missing, cannot be downloaded or cannot be read.
+        MissingDependencyError: The package that the data set needs is not installed.
+    """
+    if not 0 < test_fraction < 1:
+        raise ConfigurationError(f"test_fraction is {test_fraction}; it must be between 0 and 1.")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if size is not None and min(size) < 1:
+        raise ConfigurationError(f"image_size is {image_size}; sides from 1 pixel on are needed.")
+    if name.startswith(_FOLDER):
+        return _load_folder(Path(name[len(_FOLDER) :]).expanduser(), size, grayscale, test_fraction)
+    if name == "digits":
+        return _load_digits(test_fraction)
+    if name in ("cifar10", "cifar100"):
+        return _load_cifar(name, data_root(root), download)
+    raise UnknownNameError("data set", name, ["digits", "cifar10", "cifar100", "folder:<path>"])
+
+
+def data_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder where data sets live.
+
+    Args:
+        root: Taken if given; else ``METATOOLKIT_DATA``, else a folder of the user's data
+            directory.
+    """
+    given = root if root is not None else os.environ.get(DATA_VARIABLE)
+    if given:
+        return Path(given).expanduser().absolute()
+    import platformdirs
+
+    base = platformdirs.user_data_dir("metatoolkit", appauthor=False)
+    return Path(base).absolute() / "datasets"
+
+
+def check_labels(name: str, labels: Tensor, classes: int) -> None:
+    """Check that labels can index classes.
+
+    Args:
+        name: What the labels are, for the message.
+        labels: Labels; accepted are int64 tensors of shape (examples,).
+        classes: Number of classes.
+
+    Raises:
+        ShapeError: The labels are not one-dimensional.
+        DataError: The labels are not int64.
+        LabelError: A label is negative, or ``classes`` or more.
+    """
+    if labels.dim() != 1:
+        raise ShapeError(f"{name} have shape {tuple(labels.shape)}; (examples,) is needed.")
+    if labels.dtype != torch.int64:
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise DataError(f"{name} are {kind}; int64 is needed: convert them with .long().")
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        index = int(outside.nonzero()[0])
+        raise LabelError(
+            f"{name} hold {int(labels[index])} at index {index}; with {classes} classes, labels "
+            f"from 0 to {classes - 1} are accepted."
+        )
+
+
+def _check_images(name: str, images: Tensor) -> None:
+    if images.dim() != 4:
+        raise ShapeError(
+            f"{name} have shape {tuple(images.shape)}; (examples, channels, height, width) is "
+            "needed."
+        )
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise DataError(f"{name} are {kind}; uint8 or a floating-point type is needed.")
+    finite = images.flatten(1).isfinite().all(dim=1)
+    if not finite.all():
+        index = int((~finite).nonzero()[0])
+        raise DataError(f"{name} hold NaN or infinity, first in image {index}.")
+
+
+def _load_digits(test_fraction: float) -> Classification:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the data set 'digits' needs scikit-learn: pip install scikit-learn."
+        ) from error
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).to(torch.float32).div(16).unsqueeze(1)
+    labels = torch.from_numpy(bunch.target).to(torch.int64)
+    test = _test_mask(labels, [str(digit) for digit in range(10)], test_fraction)
+    mean = float(images[~test].double().mean())
+    std = float(images[~test].double().std(correction=0))
+    images = (images - mean) / std
+    return Classification(
+        name="digits",
+        train_images=images[~test],
+        train_labels=labels[~test],
+        test_images=images[test],
+        test_labels=labels[test],
+        class_names=tuple(str(digit) for digit in range(10)),
+        mean=(mean,),
+        std=(std,),
+    )
+
+
+def _test_mask(labels: Tensor, class_names: list[str], fraction: float) -> Tensor:
+    """Mark evenly spaced examples of each class, at least one and never all."""
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label, name in enumerate(class_names):
+        members = (labels == label).nonzero().flatten()
+        count = len(members)
+        if count < 2:
+            raise DataError(
+                f"class {name!r} has {count} image(s); at least 2 are needed to split off a test "
+                "part."
+            )
+        held = min(max(round(count * fraction), 1), count - 1)
+        place = torch.arange(count)
+        mask[members] = (place + 1) * held // count > place * held // count
+    return mask
+
+
+def _load_cifar(name: str, root: Path, download: bool) -> Classification:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the data set {name!r} needs torchvision: pip install torchvision."
+        ) from error
+    source = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    parts = []
+    for train in (True, False):
+        try:
+            parts.append(_open_cifar(source, root, train, download))
+        except (OSError, RuntimeError, EOFError) as error:
+            raise DataError(
+                f"{name} is not in {root} and could not be downloaded ({error}). Get {source.url}, "
+                f"unpack it in that folder so that {root / source.base_folder} exists, or point "
+                f"{DATA_VARIABLE} or root at a folder that holds it."
+            ) from error
+    train_part, test_part = parts
+    return Classification(
+        name=name,
+        train_images=_channels_first(train_part.data),
+        train_labels=torch.tensor(train_part.targets, dtype=torch.int64),
+        test_images=_channels_first(test_part.data),
+        test_labels=torch.tensor(test_part.targets, dtype=torch.int64),
+        class_names=tuple(train_part.classes),
+        mean=_CIFAR_MEAN,
+        std=_CIFAR_STD,
+    )
+
+
+def _open_cifar(source: Any, root: Path, train: bool, download: bool) -> Any:
+    try:
+        return source(root=str(root), train=train, download=False)
+    except RuntimeError:
+        if not download:
+            raise
+    from filelock import FileLock
+
+    root.mkdir(parents=True, exist_ok=True)
+    # Two runs that start together would write the same archive.
+    with FileLock(root / f".{source.base_folder}.lock"):
+        return source(root=str(root), train=train, download=True)
+
+
+def _channels_first(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def _load_folder(
+    path: Path, size: tuple[int, int] | None, grayscale: bool, test_fraction: float
+) -> Classification:
+    if not path.is_dir():
+        raise DataError(f"the image folder {path} does not exist; check the path.")
+    folders = {folder.name: folder for folder in _subfolders(path)}
+    if set(folders) == {"train", "test"}:
+        class_names, train_files = _list_images(folders["train"])
+        test_names, test_files = _list_images(folders["test"])
+        unknown = sorted(set(test_names) - set(class_names))
+        if unknown:
+            raise DataError(
+                f"{folders['test']} holds the class {unknown[0]!r}, which {folders['train']} "
+                "lacks; both must name the same classes."
+            )
+        test_files = [(file, class_names.index(test_names[label])) for file, label in test_files]
+        train, test = (_read(part, size, grayscale) for part in (train_files, test_files))
+        shapes = train.images.shape[1:], test.images.shape[1:]
+        if shapes[0] != shapes[1]:
+            raise DataError(
+                f"the training images in {path} are {shapes[0][1]}×{shapes[0][2]}, the test images "
+                f"{shapes[1][1]}×{shapes[1][2]}; pass image_size to resize them."
+            )
+    else:
+        class_names, files = _list_images(path)
+        both = _read(files, size, grayscale)
+        mask = _test_mask(both.labels, class_names, test_fraction)
+        train = Split(both.images[~mask], both.labels[~mask])
+        test = Split(both.images[mask], both.labels[mask])
+    mean, std = _pixel_statistics(train.images)
+    return Classification(
+        name=f"{_FOLDER}{path}",
+        train_images=train.images,
+        train_labels=train.labels,
+        test_images=test.images,
+        test_labels=test.labels,
+        class_names=tuple(class_names),
+        mean=mean,
+        std=std,
+    )
+
+
+def _subfolders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _list_images(path: Path) -> tuple[list[str], list[tuple[Path, int]]]:
+    folders = _subfolders(path)
+    if not folders:
+        raise DataError(f"{path} holds no folder; one folder of images for each class is needed.")
+    files: list[tuple[Path, int]] = []
+    for label, folder in enumerate(folders):
+        found = sorted(
+            file
+            for file in folder.rglob("*")
+            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+        )
+        if not found:
+            raise DataError(
+                f"class {folder.name!r} is empty: {folder} holds no image "
+                f"({', '.join(sorted(_SUFFIXES))})."
+            )
+        files.extend((file, label) for file in found)
+    return [folder.name for folder in folders], files
+
+
+def _read(files: list[tuple[Path, int]], size: tuple[int, int] | None, grayscale: bool) -> Split:
+    images: list[np.ndarray] = []
+    for file, _ in files:
+        pixels = _read_image(file, size, grayscale)
+        if images and pixels.shape != images[0].shape:
+            raise DataError(
+                f"{file} is {pixels.shape[0]}×{pixels.shape[1]}, but {files[0][0]} is "
+                f"{images[0].shape[0]}×{images[0].shape[1]}; pass image_size to resize them."
+            )
+        images.append(pixels)
+    labels = torch.tensor([label for _, label in files], dtype=torch.int64)
+    return Split(_channels_first(np.stack(images)), labels)
+
+
+def _read_image(file: Path, size: tuple[int, int] | None, grayscale: bool) -> np.ndarray:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise MissingDependencyError("image folders need Pillow: pip install pillow.") from error
+    with _image_errors(file), Image.open(file) as opened:
+        image = ImageOps.exif_transpose(_eight_bits(opened))
+        image = image.convert("L" if grayscale else "RGB")
+        if size is not None:
+            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        pixels = np.array(image, dtype=np.uint8)
+    return pixels[:, :, None] if grayscale else pixels
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit images down; Pillow's own conversion would clip them at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    from PIL import Image
+
+    wide = np.asarray(image, dtype=np.float64)
+    return Image.fromarray((wide / 257).round().clip(0, 255).astype(np.uint8))
+
+
+@contextlib.contextmanager
+def _image_errors(file: Path) -> Iterator[None]:
+    from PIL import Image
+
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{file} cannot be read as an image ({error}); repair it or remove it."
+        ) from error
+
+
+def _pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation per channel of uint8 images, as pixels in [0, 1]."""
+    means, stds = [], []
+    values = torch.arange(256, dtype=torch.float64) / 255
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        mean = float((counts * values).sum() / counts.sum())
+        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
+        means.append(mean)
+        # A channel of one value has nothing to scale.
+        stds.append(variance**0.5 if variance > 1e-12 else 1.0)
+    return tuple(means), tuple(stds)
