@@ -1,0 +1,195 @@
+"""The command `metatoolkit`: run applications, ask for runs, manage the database."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from metatoolkit.errors import MetatoolkitError, UnknownNameError
+
+EXPRESSIONS = """\
+expressions:
+  config.method == 'evograd' and result.test_accuracy > 0.8
+  status in ['FAILED', 'INTERRUPTED'] and start_time > '2 days'
+  metrics['valid_loss'].min < 0.3 and 'paper' in tags
+  matches(experiment, '^label') and not exists(config.sigma)
+"""
+_SERVICE = "metatoolkit.records.service_commands"
+_RUNS = "metatoolkit.records.commands"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The arguments; by default those of the process.
+
+    Returns:
+        The exit code: 0, 1 where the answer is no, 2 for an error, 130 after Ctrl-C.
+    """
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.handler != "run":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        if options.handler == "run":
+            return run_application(options.application, [*options.arguments, *rest])
+        module, _, name = options.handler.rpartition(":")
+        code: int = getattr(importlib.import_module(module), name)(options)
+        sys.stdout.flush()
+        return code
+    except MetatoolkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; keep Python from flushing once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run_application(name: str, arguments: Sequence[str]) -> int:
+    """Run a Sacred experiment out of the package ``applications``.
+
+    Args:
+        name: The application's name.
+        arguments: What Sacred's command line takes, such as ``with seed=3``.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UnknownNameError: There is no such application.
+    """
+    known = applications()
+    if name not in known:
+        raise UnknownNameError("application", name, known)
+    module = importlib.import_module(f"applications.{name}")
+    experiment: Any = getattr(module, "experiment", None)
+    # A package may keep its experiment in a module of the same name.
+    experiment = getattr(experiment, "experiment", experiment)
+    if not hasattr(experiment, "run_commandline"):
+        runnable = f"applications.{name}.experiment"
+        raise UnknownNameError("experiment", runnable, [])
+    experiment.run_commandline([f"metatoolkit run {name}", *arguments])
+    return 0
+
+
+def applications() -> list[str]:
+    """List the applications that can be run.
+
+    Returns:
+        The names of the modules of the package ``applications``.
+    """
+    spec = importlib.util.find_spec("applications")
+    if spec is None or spec.submodule_search_locations is None:
+        return []
+    found = pkgutil.iter_modules(list(spec.submodule_search_locations))
+    return sorted(module.name for module in found if not module.name.startswith("_"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the command line.
+
+    Returns:
+        The parser.
+    """
+    parser = argparse.ArgumentParser(
+        prog="metatoolkit",
+        description="Run meta-learning applications and ask for their recorded runs.",
+        epilog="Data lie in the user's data directory; METATOOLKIT_HOME moves them. "
+        "METATOOLKIT_MONGO_URI names a MongoDB server to use instead of the managed one.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run an application",
+        description="Run an application; what follows its name is Sacred's command line.",
+        epilog="example: metatoolkit run label_noise with method=evograd seed=3",
+        add_help=False,
+    )
+    run.add_argument("application", help=f"one of: {', '.join(applications()) or 'none found'}")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, help="for instance: with seed=3")
+    run.set_defaults(handler="run")
+    _add_runs(commands.add_parser("runs", help="ask for recorded runs"))
+    _add_database(commands.add_parser("db", help="start, stop or look at the managed server"))
+    _add_records(commands.add_parser("records", help="replay spooled runs, find what is wrong"))
+    return parser
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    listing = _command(commands, "list", "print a table of runs", f"{_RUNS}:list_runs")
+    _add_selection(listing, limit=30)
+    show = _command(commands, "show", "print everything about a run", f"{_RUNS}:show_run")
+    show.add_argument("id", metavar="ID", help="the run's id, or the beginning of its uuid")
+    show.add_argument("--output", action="store_true", help="also what the run printed")
+    comparing = _command(commands, "compare", "print what differs", f"{_RUNS}:compare_runs")
+    comparing.add_argument("ids", metavar="ID", nargs="+", help="the runs")
+    plot = _command(commands, "plot", "draw a metric's curves", f"{_RUNS}:plot_runs")
+    plot.add_argument("ids", metavar="ID", nargs="+", help="the runs")
+    plot.add_argument("--metric", required=True, help="the metric's name")
+    plot.add_argument("--output", required=True, help="a png, pdf or svg file")
+    plot.add_argument("--over", metavar="KEY", help="average over this entry, such as seed")
+    plot.add_argument("--log-x", action="store_true", help="logarithmic steps")
+    plot.add_argument("--log-y", action="store_true", help="logarithmic values")
+    export = _command(commands, "export", "write a table of runs", f"{_RUNS}:export_runs")
+    _add_selection(export, limit=None)
+    export.add_argument("--format", choices=("csv", "parquet", "latex"), default="csv")
+    export.add_argument("--output", help="a file; by default the terminal")
+    artifacts = _command(commands, "artifacts", "list or save files", f"{_RUNS}:artifacts_of")
+    artifacts.add_argument("id", metavar="ID", help="the run")
+    artifacts.add_argument("name", nargs="*", help="only these")
+    artifacts.add_argument("--save", metavar="DIR", help="write them into this directory")
+
+
+def _add_database(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    start = _command(commands, "start", "start the server", f"{_SERVICE}:start_server")
+    start.add_argument(
+        "--port", type=int, help="listen on this loopback port instead of a private socket"
+    )
+    _command(commands, "stop", "stop the server", f"{_SERVICE}:stop_server")
+    _command(commands, "status", "say whether it runs, and where", f"{_SERVICE}:server_status")
+
+
+def _add_records(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _command(commands, "sync", "push spooled runs to the database", f"{_SERVICE}:sync_spool")
+    _command(commands, "doctor", "say what is wrong", f"{_SERVICE}:doctor")
+
+
+def _command(commands: Any, name: str, purpose: str, handler: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_selection(parser: argparse.ArgumentParser, limit: int | None) -> None:
+    parser.epilog = EXPRESSIONS
+    parser.add_argument("--experiment", help="only runs of this experiment")
+    parser.add_argument("--where", metavar="EXPRESSION", help="only runs for which this holds")
+    parser.add_argument(
+        "--sort", metavar="FIELDS", help="for instance -result.test_accuracy; default -start_time"
+    )
+    shown = "all" if limit is None else limit
+    parser.add_argument(
+        "--limit", type=int, default=limit, help=f"at most so many runs; default {shown}"
+    )
+    parser.add_argument("--columns", metavar="FIELDS", help="for instance id,config.lr,result.loss")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The experiment database: recording with Sacred, a managed server, queries, spool and replay.
+
+A run writes to a local spool first and MongoDB receives a copy at every heartbeat, so that a run
+neither dies of its database nor loses a value to it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metatoolkit.records.compare import Comparison, compare
+    from metatoolkit.records.experiment import experiment, record
+    from metatoolkit.records.observer import mark_resumed, run_id, run_uuid
+    from metatoolkit.records.query import Database, RunSet, connect
+    from metatoolkit.records.run import Run
+    from metatoolkit.records.sync import sync
+
+_LOCATION = {
+    "Comparison": "compare",
+    "compare": "compare",
+    "experiment": "experiment",
+    "record": "experiment",
+    "mark_resumed": "observer",
+    "run_id": "observer",
+    "run_uuid": "observer",
+    "Database": "query",
+    "RunSet": "query",
+    "connect": "query",
+    "Run": "run",
+    "sync": "sync",
+}
+
+__all__ = [
+    "Comparison",
+    "Database",
+    "Run",
+    "RunSet",
+    "compare",
+    "connect",
+    "experiment",
+    "mark_resumed",
+    "record",
+    "run_id",
+    "run_uuid",
+    "sync",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Sacred, pymongo and pandas take seconds to import: only what is used is loaded.
+    if name not in _LOCATION:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_LOCATION[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,260 @@
+"""What `metatoolkit runs ...` does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.records.compare import compare
+from metatoolkit.records.display import heading, print_pairs, print_table, span, text
+from metatoolkit.records.expressions import parse_field
+from metatoolkit.records.fields import duration, flatten
+from metatoolkit.records.query import RunSet, connect
+from metatoolkit.records.run import Run
+from metatoolkit.records.table import value_of
+
+ESSENTIAL = ["id", "experiment", "status", "started", "duration"]
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    """Print a table of runs, newest first.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    with connect() as database:
+        runs = _selected(options, database).runs()
+        if not runs:
+            print("no runs match" if options.where or options.experiment else "no runs yet")
+            return 0
+        if options.columns:
+            names = [name.strip() for name in options.columns.split(",")]
+            fields = [parse_field(name) for name in names]
+            rows = [[_cell(run, field) for field in fields] for run in runs]
+            print_table(names, rows)
+        else:
+            print_table(*_overview(runs), essential=len(ESSENTIAL))
+    return 0
+
+
+def show_run(options: argparse.Namespace) -> int:
+    """Print everything about a run.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    with connect() as database:
+        run = database[options.id]
+        details = run.details()
+        document = run.document
+        host = details.get("host") or {}
+        process = details.get("proc") or {}
+        gpus = [gpu.get("model") for gpu in (host.get("gpus") or {}).get("gpus", [])]
+        pairs: list[tuple[str, Any]] = [
+            ("run", run.id),
+            ("experiment", run.experiment),
+            ("status", run.status),
+            ("note", details.get("status_note")),
+            ("started", document.get("start_time")),
+            ("stopped", document.get("stop_time")),
+            ("last heard of", document.get("heartbeat")),
+            ("duration", span(duration(document))),
+            ("host", f"{host.get('hostname', '')}, process {process.get('pid', '')}"),
+            ("gpu", gpus or None),
+            ("python", host.get("python_version")),
+            ("code", _code(details)),
+            ("resumed from", (details.get("meta") or {}).get("resumed_from")),
+            ("comment", (details.get("meta") or {}).get("comment")),
+            ("tags", run.tags or None),
+            ("uuid", run.uuid),
+            ("in the spool only", "yes" if document.get("spooled") else None),
+        ]
+        print_pairs([(name, value) for name, value in pairs if value not in (None, "")])
+        _section("configuration", flatten(run.config))
+        if run.result is not None:
+            _section("result", flatten(run.result, "result"))
+        info = {key: value for key, value in run.info.items() if key != "metrics"}
+        _section("info", flatten(info))
+        _print_metrics(run)
+        if run.artifacts:
+            heading("artifacts")
+            for name in run.artifacts:
+                print(text(name))
+        if details.get("fail_trace"):
+            heading("failure")
+            for line in run.fail_trace.splitlines():
+                print(text(line))
+        if options.output:
+            heading("output")
+            for line in run.output.splitlines():
+                print(text(line))
+    return 0
+
+
+def compare_runs(options: argparse.Namespace) -> int:
+    """Print what differs between runs.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    with connect() as database:
+        table = compare(options.ids, database=database).differences()
+        columns = ["", *(str(column) for column in table.columns)]
+        print_table(
+            columns,
+            [[name, *row] for name, row in zip(table.index, table.values.tolist(), strict=True)],
+        )
+    return 0
+
+
+def plot_runs(options: argparse.Namespace) -> int:
+    """Draw a metric's curves.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    with connect() as database:
+        comparison = compare(options.ids, options.metric, database)
+        path = comparison.plot(options.output, options.over, options.log_x, options.log_y)
+    print(path)
+    return 0
+
+
+def export_runs(options: argparse.Namespace) -> int:
+    """Write a table of runs as CSV, Parquet or LaTeX.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigurationError: Parquet needs a file.
+    """
+    columns = [name.strip() for name in options.columns.split(",")] if options.columns else None
+    with connect() as database:
+        table = _selected(options, database).table(columns)
+    output = options.output
+    if options.format == "csv":
+        table.to_csv(output or sys.stdout, index=False)
+    elif options.format == "latex":
+        written = table.to_latex(index=False, escape=True)
+        if output:
+            Path(output).write_text(written, "utf-8")
+        else:
+            print(written, end="")
+    else:
+        if not output:
+            raise ConfigurationError("a Parquet file is binary: name it with --output")
+        mixed = table.select_dtypes(include="object").columns
+        table[mixed] = table[mixed].astype(str)
+        table.to_parquet(output, index=False)
+    if output:
+        print(output)
+    return 0
+
+
+def artifacts_of(options: argparse.Namespace) -> int:
+    """List a run's artifacts, or save them.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    with connect() as database:
+        artifacts = database[options.id].artifacts
+        if options.name:
+            from metatoolkit.errors import UnknownNameError
+
+            for name in options.name:
+                if name not in artifacts:
+                    raise UnknownNameError("artifact", name, artifacts)
+            artifacts = {name: artifacts[name] for name in options.name}
+        for name, artifact in artifacts.items():
+            print(text(artifact.save(options.save) if options.save else name))
+        if not artifacts:
+            print("the run has no artifacts")
+    return 0
+
+
+def _selected(options: argparse.Namespace, database: Any) -> RunSet:
+    runs: RunSet = database.find(options.where, options.experiment)
+    keys = options.sort.split(",") if options.sort else ["-start_time"]
+    runs = runs.sort(*(key.strip() for key in keys))
+    return runs.limit(options.limit) if options.limit is not None else runs
+
+
+def _cell(run: Run, field: Any) -> Any:
+    value = value_of(run, field)
+    return span(value) if field.root == "duration" else value
+
+
+def _overview(runs: list[Run]) -> tuple[list[str], list[list[Any]]]:
+    configs = [flatten(run.config, "config") for run in runs]
+    results = [flatten(run.result, "result") if run.result is not None else {} for run in runs]
+    numbers = list(
+        dict.fromkeys(
+            name
+            for one in results
+            for name, value in one.items()
+            if isinstance(value, int | float | str)
+        )
+    )
+    differing = [
+        name
+        for name in dict.fromkeys(name for config in configs for name in config)
+        if len({repr(config.get(name)) for config in configs}) > 1
+    ]
+    rows = []
+    for run, config, result in zip(runs, configs, results, strict=True):
+        document = run.document
+        row = [run.id, run.experiment, run.status, document.get("start_time")]
+        row += [span(duration(document))]
+        row += [result.get(name) for name in numbers] + [config.get(name) for name in differing]
+        rows.append(row)
+    return [*ESSENTIAL, *numbers, *differing], rows
+
+
+def _section(title: str, entries: dict[str, Any]) -> None:
+    if entries:
+        heading(title)
+        print_pairs(list(entries.items()))
+
+
+def _print_metrics(run: Run) -> None:
+    summary = run.document.get("summary") or {}
+    if not summary:
+        return
+    from metatoolkit.records.clean import decode_key
+
+    heading("metrics")
+    rows = [
+        [decode_key(name), one.get("count"), one.get("last"), one.get("min"), one.get("max")]
+        for name, one in summary.items()
+    ]
+    print_table(["name", "values", "last", "min", "max"], rows)
+
+
+def _code(details: dict[str, Any]) -> str | None:
+    for repository in (details.get("experiment") or {}).get("repositories") or []:
+        dirty = " with uncommitted changes" if repository.get("dirty") else ""
+        return f"{repository.get('url')} at {str(repository.get('commit'))[:12]}{dirty}"
+    return None

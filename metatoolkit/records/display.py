@@ -1,0 +1,145 @@
+"""Tables and values on the terminal: fitted and colored on one, plain text elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+STATUS_COLORS = {
+    "COMPLETED": "green",
+    "RUNNING": "cyan",
+    "FAILED": "red",
+    "INTERRUPTED": "yellow",
+    "PROBABLY_DEAD": "magenta",
+    "TIMEOUT": "yellow",
+}
+GAP = 2
+
+
+def text(value: Any) -> str:
+    """Write a value in a few characters, harmless on a terminal.
+
+    Args:
+        value: Plain data.
+
+    Returns:
+        One line without control characters.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "" if value is None else "nan"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, datetime.datetime):
+        local = value.replace(tzinfo=datetime.UTC).astimezone()
+        return local.strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, list):
+        value = ", ".join(text(entry) for entry in value)
+    # Text out of a database may hold escape sequences, which a terminal would obey.
+    return "".join(letter if letter.isprintable() else " " for letter in str(value))
+
+
+def span(seconds: float | None) -> str:
+    """Write a duration.
+
+    Args:
+        seconds: Its length.
+
+    Returns:
+        For instance ``2h03m``.
+    """
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes}m{rest:02}s"
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours:02}h" if days else f"{hours}h{minutes:02}m"
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], essential: int | None = None
+) -> None:
+    """Print a table.
+
+    Args:
+        columns: The heads.
+        rows: The values.
+        essential: How many columns are shown in any case; further ones only where they fit, the
+            first ones first. All of them by default.
+    """
+    cells = [[text(value) for value in row] for row in rows]
+    if not sys.stdout.isatty():
+        _print_plain(columns, cells)
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    widths = _widths(columns, cells)
+    shown = _fitting(widths, len(columns) if essential is None else essential)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns[:shown]:
+        table.add_column(Text(column), overflow="fold")
+    for row in cells:
+        entries = [Text(cell, style=STATUS_COLORS.get(cell, "")) for cell in row[:shown]]
+        table.add_row(*entries)
+    Console().print(table)
+    if shown < len(columns):
+        print(f"{len(columns) - shown} more: {', '.join(columns[shown:])}")
+
+
+def print_pairs(pairs: Sequence[tuple[str, Any]]) -> None:
+    """Print names and values below each other.
+
+    Args:
+        pairs: Names and values.
+    """
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        print(f"{name:<{width}}  {text(value)}".rstrip())
+
+
+def heading(title: str) -> None:
+    """Print a heading, bold on a terminal.
+
+    Args:
+        title: The heading.
+    """
+    bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
+    print(f"\n{bold}{title}{plain}")
+
+
+def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    return [
+        max([len(column), *(len(row[index]) for row in cells)])
+        for index, column in enumerate(columns)
+    ]
+
+
+def _fitting(widths: list[int], essential: int) -> int:
+    available = shutil.get_terminal_size().columns
+    used = sum(width + GAP for width in widths[:essential])
+    shown = essential
+    for width in widths[essential:]:
+        used += width + GAP
+        if used > available:
+            break
+        shown += 1
+    return shown
+
+
+def _print_plain(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    widths = _widths(columns, cells)
+    for row in [columns, *cells]:
+        padded = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        print((" " * GAP).join(padded).rstrip())

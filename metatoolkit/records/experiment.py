@@ -1,0 +1,162 @@
+"""Sacred experiments with records attached."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.errors import MetatoolkitError
+from metatoolkit.records.observer import CAPTURED_BY_US, SpoolObserver, recorder_of
+from metatoolkit.records.sacred_compat import import_sacred
+from metatoolkit.records.signals import Terminated
+from metatoolkit.records.spool import say
+
+
+def experiment(
+    name: str,
+    base_dir: str | os.PathLike[str] | None = None,
+    interactive: bool = False,
+    home: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Make a Sacred experiment whose runs are recorded.
+
+    Args:
+        name: The experiment's name.
+        base_dir: Where the experiment's own code lies; by default the calling file's directory.
+        interactive: Whether the calling code may lie in no file, as in a notebook.
+        home: The data directory; by default the user's own.
+
+    Returns:
+        A ``sacred.Experiment``. Its command line prints errors of this toolkit in one line.
+    """
+    frame = inspect.currentframe()
+    caller = frame.f_back.f_globals if frame is not None and frame.f_back is not None else {}
+    made = _experiment_class()(name, caller, base_dir, interactive)
+    record(made, home)
+    return made
+
+
+def record(experiment: Any, home: str | os.PathLike[str] | None = None) -> SpoolObserver:
+    """Record every run of a Sacred experiment.
+
+    Args:
+        experiment: The experiment. Create it with ``save_git_info=False``: what Sacred does about
+            git fails in repositories without a commit and stores tokens of remote URLs.
+        home: The data directory; by default the user's own.
+
+    Returns:
+        The observer, the same one if the experiment is recorded already.
+    """
+    import_sacred()
+    for present in experiment.observers:
+        if isinstance(present, SpoolObserver):
+            return present
+    observer = SpoolObserver(experiment, home)
+    experiment.observers.append(observer)
+    experiment.option_hook(_capture_ourselves)
+    experiment.pre_run_hook(seed_everything)
+    # First, so that the hooks of the application find seeded generators.
+    experiment.pre_run_hooks.insert(0, experiment.pre_run_hooks.pop())
+    return observer
+
+
+def seed_everything(_run: Any) -> None:
+    """Seed Python's, NumPy's and torch's global generators from the configuration's seed.
+
+    Args:
+        _run: The Sacred run.
+    """
+    if getattr(_run.main_function, "unobserved", False):
+        return
+    seed = int(_run.config["seed"])
+    random.seed(seed)
+    try:
+        import numpy
+        import torch
+    except ImportError:
+        return
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    recorder = recorder_of(_run)
+    if recorder is not None:
+        # Only now is torch certainly loaded and able to tell what GPUs there are.
+        recorder.describe()
+
+
+def _capture_ourselves(options: dict[str, Any]) -> None:
+    if options.get("--capture") is None:
+        options["--capture"] = CAPTURED_BY_US
+
+
+@functools.cache
+def _experiment_class() -> Any:
+    sacred = import_sacred()
+    from sacred.dependencies import gather_sources_and_dependencies
+
+    class Experiment(sacred.Experiment):  # type: ignore[name-defined]
+        """A Sacred experiment that is created on behalf of another file."""
+
+        _from_command_line = False
+
+        def __init__(
+            self,
+            name: str,
+            caller: dict[str, Any],
+            base_dir: str | os.PathLike[str] | None,
+            interactive: bool,
+        ) -> None:
+            file = caller.get("__file__")
+            if base_dir is None:
+                base_dir = Path(file).absolute().parent if file else Path.cwd()
+            # Recording looks for sources and packages itself, when the run starts.
+            settings = sacred.SETTINGS
+            former = settings.DISCOVER_SOURCES, settings.DISCOVER_DEPENDENCIES
+            settings.DISCOVER_SOURCES = settings.DISCOVER_DEPENDENCIES = "none"
+            try:
+                super().__init__(
+                    name,
+                    interactive=True,
+                    base_dir=os.fspath(base_dir),
+                    save_git_info=False,
+                )
+                found = gather_sources_and_dependencies(caller, False, self.base_dir)
+            finally:
+                settings.DISCOVER_SOURCES, settings.DISCOVER_DEPENDENCIES = former
+            self.mainfile, self.sources, self.dependencies = found
+            self.doc = caller.get("__doc__") or ""
+            if self.mainfile is None and not interactive:
+                raise RuntimeError(
+                    f"the experiment {name!r} is defined in no file, so that its source cannot be "
+                    "recorded. Pass interactive=True to run it all the same."
+                )
+
+        def run_commandline(self, argv: Any = None) -> Any:
+            """Run from the command line; errors of this toolkit end with one line and code 2."""
+            self._from_command_line = True
+            try:
+                return super().run_commandline(argv)
+            except Terminated as stop:
+                say(f"interrupted by {stop}")
+                sys.exit(128 + stop.number)
+            except KeyboardInterrupt:
+                say("interrupted")
+                sys.exit(130)
+            finally:
+                self._from_command_line = False
+
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            """Run; see Sacred."""
+            try:
+                return super().run(*args, **kwargs)
+            except MetatoolkitError as error:
+                if not self._from_command_line:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(2)
+
+    return Experiment

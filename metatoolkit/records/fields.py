@@ -1,0 +1,114 @@
+"""The names under which a run's fields are asked for, and where the database keeps them."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from metatoolkit.records.clean import encode_key
+
+# name in an expression -> (path in the document, may parts follow?)
+FIELDS: dict[str, tuple[str, bool]] = {
+    "id": ("_id", False),
+    "uuid": ("run_uuid", False),
+    "experiment": ("experiment.name", False),
+    "command": ("command", False),
+    "status": ("status", False),
+    "config": ("config", True),
+    "result": ("result", True),
+    "info": ("info", True),
+    "meta": ("meta", True),
+    "metrics": ("summary", True),
+    "host": ("host.hostname", False),
+    "python": ("host.python_version", False),
+    "cpu": ("host.cpu", False),
+    "gpu": ("host.gpus.gpus.model", False),
+    "pid": ("proc.pid", False),
+    "start_time": ("start_time", False),
+    "stop_time": ("stop_time", False),
+    "heartbeat": ("heartbeat", False),
+    "duration": ("duration", False),
+    "commit": ("experiment.repositories.commit", False),
+    "dirty": ("experiment.repositories.dirty", False),
+    "dependencies": ("experiment.dependencies", False),
+    "tags": ("omniboard.tags", False),
+    "notes": ("omniboard.notes", False),
+    "resumed_from": ("meta.resumed_from", False),
+    "comment": ("meta.comment", False),
+}
+DATES = frozenset({"start_time", "stop_time", "heartbeat"})
+
+
+def stored_path(parts: list[str]) -> str:
+    """Translate a field's name into its path in the document.
+
+    Args:
+        parts: The name cut at its dots; the first one is a key of ``FIELDS``.
+
+    Returns:
+        A dotted path for MongoDB.
+    """
+    path, _ = FIELDS[parts[0]]
+    return ".".join([path, *(encode_key(part) for part in parts[1:])])
+
+
+def lookup(document: Any, path: str) -> list[Any]:
+    """Find the values at a path, through lists as MongoDB does.
+
+    Args:
+        document: A document.
+        path: A dotted path.
+
+    Returns:
+        Every value there; none if the path does not exist.
+    """
+    values = [document]
+    for part in path.split("."):
+        following = []
+        for value in values:
+            if isinstance(value, Mapping):
+                if part in value:
+                    following.append(value[part])
+            elif isinstance(value, list):
+                if part.isdigit() and int(part) < len(value):
+                    following.append(value[int(part)])
+                following += [
+                    entry[part] for entry in value if isinstance(entry, Mapping) and part in entry
+                ]
+        values = following
+    return values
+
+
+def duration(document: Mapping[str, Any]) -> float | None:
+    """Say how long a run took, or has taken so far.
+
+    Args:
+        document: The run's document.
+
+    Returns:
+        Seconds, or None where it never started.
+    """
+    start = document.get("start_time")
+    end = document.get("stop_time") or document.get("heartbeat")
+    if not isinstance(start, datetime.datetime) or not isinstance(end, datetime.datetime):
+        return None
+    return (end - start).total_seconds()
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Write nested dictionaries as one with dotted names.
+
+    Args:
+        data: Nested data.
+        prefix: What every name begins with.
+
+    Returns:
+        One entry per leaf; lists are leaves.
+    """
+    if isinstance(data, Mapping) and data:
+        result = {}
+        for key, value in data.items():
+            result.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+        return result
+    return {prefix: data} if prefix else {}

@@ -1,0 +1,65 @@
+"""Where records live on this machine: the data directory and the folders inside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from metatoolkit.errors import StorageError
+
+HOME_VARIABLE = "METATOOLKIT_HOME"
+
+
+def data_home(home: str | os.PathLike[str] | None = None) -> Path:
+    """Say which directory holds the spool and the managed database.
+
+    Args:
+        home: A directory that overrules the environment.
+
+    Returns:
+        ``home``, else ``METATOOLKIT_HOME``, else the user's data directory
+        (``$XDG_DATA_HOME/metatoolkit`` or ``~/.local/share/metatoolkit`` on Linux).
+    """
+    given = os.fspath(home) if home is not None else os.environ.get(HOME_VARIABLE)
+    if given:
+        return Path(given).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("metatoolkit", appauthor=False)).absolute()
+
+
+def private_directory(path: Path) -> Path:
+    """Create a directory that only its owner can enter.
+
+    Args:
+        path: The directory; missing parents are created too.
+
+    Returns:
+        The same path.
+
+    Raises:
+        StorageError: The directory cannot be created or written.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise storage_error(path, PermissionError(13, "Permission denied"))
+    return path
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """Explain a failure of the file system in one line that names the remedy.
+
+    Args:
+        path: What could not be read or written.
+        error: What the operating system said.
+
+    Returns:
+        The error to raise.
+    """
+    reason = error.strerror or str(error)
+    return StorageError(
+        f"cannot write {path}: {reason}. Set {HOME_VARIABLE} to a directory that you may write."
+    )

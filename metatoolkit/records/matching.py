@@ -1,0 +1,109 @@
+"""The filters of query expressions, applied to documents that lie in the spool."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from metatoolkit.records.fields import lookup
+
+
+def matches(document: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
+    """Say whether MongoDB would select a document.
+
+    Args:
+        document: The document.
+        condition: A filter that :func:`metatoolkit.records.expressions.parse` made.
+
+    Returns:
+        Whether every entry of the filter holds.
+    """
+    return all(_holds(document, key, wanted) for key, wanted in condition.items())
+
+
+def order(value: Any) -> tuple[int, Any]:
+    """Give a value its place in a sorting of mixed values: missing, numbers, text, the rest.
+
+    Args:
+        value: A value of a document, or None where it has none.
+
+    Returns:
+        A key for sorting.
+    """
+    if value is None:
+        return (0, 0)
+    if isinstance(value, bool):
+        return (4, value)
+    if isinstance(value, int | float):
+        return (1, -math.inf) if math.isnan(value) else (2, value)
+    if isinstance(value, str):
+        return (3, value)
+    if isinstance(value, datetime.datetime):
+        return (5, value)
+    return (6, str(value))
+
+
+def _holds(document: Mapping[str, Any], key: str, wanted: Any) -> bool:
+    if key == "$and":
+        return all(matches(document, entry) for entry in wanted)
+    if key == "$or":
+        return any(matches(document, entry) for entry in wanted)
+    if key == "$nor":
+        return not any(matches(document, entry) for entry in wanted)
+    values = lookup(document, key)
+    # As in MongoDB, a condition on a list holds if it holds for the list or for an entry of it.
+    candidates = [*values]
+    for value in values:
+        if isinstance(value, list):
+            candidates += value
+    if isinstance(wanted, Mapping):
+        return all(_compare(operator, candidates, given) for operator, given in wanted.items())
+    return _compare("$eq", candidates, wanted)
+
+
+def _compare(operator: str, candidates: list[Any], given: Any) -> bool:
+    if operator == "$exists":
+        return bool(candidates) == given
+    if operator == "$eq":
+        return any(_same(value, given) for value in candidates or [None])
+    if operator == "$ne":
+        return not _compare("$eq", candidates, given)
+    if operator == "$in":
+        return any(_compare("$eq", candidates, entry) for entry in given)
+    if operator == "$nin":
+        return not _compare("$in", candidates, given)
+    if operator == "$regex":
+        return any(isinstance(value, str) and re.search(given, value) for value in candidates)
+    return any(_ordered(operator, value, given) for value in candidates)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    return "number" if isinstance(value, int | float) else type(value).__name__
+
+
+def _same(value: Any, given: Any) -> bool:
+    if isinstance(value, float) and isinstance(given, float):
+        if math.isnan(value) and math.isnan(given):
+            return True
+    return _kind(value) == _kind(given) and bool(value == given)
+
+
+def _ordered(operator: str, value: Any, given: Any) -> bool:
+    if _kind(value) != _kind(given) or isinstance(value, Mapping):
+        return False
+    try:
+        return bool(
+            {
+                "$gt": value > given,
+                "$gte": value >= given,
+                "$lt": value < given,
+                "$lte": value <= given,
+            }[operator]
+        )
+    except TypeError:
+        return False

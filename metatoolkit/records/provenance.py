@@ -1,0 +1,158 @@
+"""What a run is recorded with beside its values: git state, sources, packages, GPUs, host."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.records.clean import redact
+
+GIT_SECONDS = 5.0
+_FOREIGN = {"site-packages", "dist-packages", "lib-dynload"}
+
+
+def git_state(directory: Path) -> dict[str, Any] | None:
+    """Describe the git repository that a directory lies in.
+
+    Args:
+        directory: The experiment's directory.
+
+    Returns:
+        ``url`` (without credentials), ``commit``, ``dirty`` and ``root``; None where there is no
+        git, no repository, no commit, or a repository that git does not trust.
+    """
+    root = _git(directory, "rev-parse", "--show-toplevel")
+    commit = _git(directory, "rev-parse", "--verify", "HEAD")
+    if root is None or commit is None:
+        return None
+    url = _git(directory, "config", "--get", "remote.origin.url")
+    status = _git(directory, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "url": redact(url) if url else f"git:/{root}",
+        "commit": commit,
+        "dirty": bool(status) if status is not None else None,
+        "root": root,
+    }
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=GIT_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def source_files(roots: list[Path]) -> list[Path]:
+    """List the Python files of the experiment's own code that are loaded now.
+
+    Args:
+        roots: Directories that hold the experiment's own code.
+
+    Returns:
+        Every loaded module's file below one of them, except installed packages.
+    """
+    library = Path(os.path.realpath(sysconfig.get_paths()["stdlib"]))
+    found = set()
+    for module in list(sys.modules.values()):
+        name = getattr(module, "__file__", None)
+        if not isinstance(name, str) or not name.endswith(".py"):
+            continue
+        path = Path(os.path.realpath(name))
+        foreign = library in path.parents or not _FOREIGN.isdisjoint(path.parts)
+        if not foreign and any(root in path.parents for root in roots):
+            found.add(path)
+    return sorted(path for path in found if path.is_file())
+
+
+def package_versions() -> list[str]:
+    """List the installed packages that are loaded now.
+
+    Returns:
+        ``name==version``, sorted.
+    """
+    loaded = {name.partition(".")[0] for name in list(sys.modules)}
+    names = {
+        distribution
+        for module, distributions in importlib.metadata.packages_distributions().items()
+        if module in loaded
+        for distribution in distributions
+    }
+    versions = set()
+    for name in names:
+        try:
+            versions.add(f"{name}=={importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return sorted(versions, key=str.lower)
+
+
+def gpu_information() -> dict[str, Any] | None:
+    """Describe the GPUs that torch can use.
+
+    Returns:
+        The driver's CUDA version and per GPU its model and memory in MiB, in Sacred's layout;
+        None where torch is not loaded or sees no GPU.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        gpus.append(
+            {"model": properties.name, "total_memory": int(properties.total_memory // 2**20)}
+        )
+    return {"cuda": torch.version.cuda, "gpus": gpus}
+
+
+def process_identity() -> dict[str, Any]:
+    """Identify this process so that others can tell whether it still lives.
+
+    Returns:
+        ``pid``, ``host`` and the time when the process started, in seconds since 1970.
+    """
+    import psutil
+
+    return {
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "started": psutil.Process().create_time(),
+    }
+
+
+def process_lives(identity: dict[str, Any]) -> bool | None:
+    """Say whether a process still exists.
+
+    Args:
+        identity: What :func:`process_identity` returned in that process.
+
+    Returns:
+        True or False, or None for a process of another host.
+    """
+    import psutil
+
+    if identity.get("host") != platform.node():
+        return None
+    try:
+        started = psutil.Process(int(identity.get("pid", -1))).create_time()
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+    # A pid comes back for another process; its start time does not.
+    return abs(started - float(identity.get("started", started))) < 2.0

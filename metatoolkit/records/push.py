@@ -1,0 +1,397 @@
+"""One run from its spool into MongoDB: every step may be repeated and changes nothing then."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from metatoolkit.errors import RecordsError
+from metatoolkit.records.clean import encode_key
+from metatoolkit.records.files import upload
+from metatoolkit.records.spool import METRICS, AppendedFile, RunSpool, say
+
+if TYPE_CHECKING:
+    from pymongo.database import Database
+
+PART = 100_000
+OUTPUT_LIMIT = 1_000_000
+BATCH = 20_000
+_EPOCH = datetime.datetime(1970, 1, 1)
+
+
+class Push:
+    """What is known about one run's copy in one database.
+
+    Args:
+        spool: The run's folder.
+        metrics: The file of metric values, open.
+        output: The file of captured output, open.
+    """
+
+    def __init__(self, spool: RunSpool, metrics: AppendedFile, output: AppendedFile) -> None:
+        self.spool = spool
+        self.run_id: int | None = None
+        self._metrics = metrics
+        self._output = output
+        self._offset = 0
+        self._stored: dict[str, int] = {}
+        self._pending: dict[str, list[list[Any]]] = {}
+        self._summary: dict[str, dict[str, Any]] = {}
+        self._uploaded: set[str] = set()
+        self._fields: dict[str, int] = {}
+        self._known = False
+
+    def __call__(
+        self, database: Database[dict[str, Any]], document: dict[str, Any], final: bool = False
+    ) -> int:
+        """Bring the database up to the spool.
+
+        Args:
+            database: Where the copy goes.
+            document: The run's document as the spool has it.
+            final: Write every field again, whatever was written before.
+
+        Returns:
+            The run's id in this database.
+        """
+        from pymongo import WriteConcern
+
+        # Without the journal, a killed server forgets what it has acknowledged.
+        database = database.with_options(write_concern=WriteConcern(w=1, j=True))
+        self._read()
+        if self.run_id is None:
+            self._enroll(database, document)
+        if not self._known:
+            self._reconcile(database)
+        self._push_metrics(database)
+        files = self._push_files(database, document)
+        self._push_document(database, self._run_document(document, files), final)
+        assert self.run_id is not None
+        return self.run_id
+
+    def verify(self, database: Database[dict[str, Any]], document: dict[str, Any]) -> bool:
+        """Read back what was pushed.
+
+        Args:
+            database: Where the copy is.
+            document: The run's document as the spool has it.
+
+        Returns:
+            Whether status, every metric's length and every artifact are there.
+        """
+        self._read()
+        found = database["runs"].find_one({"run_uuid": self.spool.uuid})
+        if found is None or found.get("status") != document["status"]:
+            return False
+        lengths = _lengths(database, found["_id"])
+        expected = {
+            name: self._stored.get(name, 0) + len(self._pending.get(name, []))
+            for name in {*self._stored, *self._pending}
+        }
+        if any(lengths.get(name, 0) != count for name, count in expected.items() if count):
+            self._known = False
+            return False
+        ids = [entry["file_id"] for entry in found.get("artifacts", [])]
+        ids += [source[1] for source in found.get("experiment", {}).get("sources", [])]
+        wanted = set(ids)
+        return database["fs.files"].count_documents({"_id": {"$in": list(wanted)}}) == len(wanted)
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Read the spool's metrics and say for each its count, last, smallest and largest value.
+
+        Returns:
+            One entry per metric.
+        """
+        self._read()
+        return self._summary
+
+    def forget(self) -> None:
+        """Ask the database anew what it holds, since an attempt has failed on the way."""
+        self._known = False
+        self._fields.clear()
+        self._uploaded.clear()
+
+    def _read(self) -> None:
+        data = self._metrics.read(self._offset)
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        for line in data[:end].splitlines():
+            try:
+                name, step, value, seconds = json.loads(line)
+            except ValueError:
+                say(
+                    f"{self.spool.path}/{METRICS} holds a damaged line, which is left out: {line!r}"
+                )
+                continue
+            when = _EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000))
+            self._pending.setdefault(name, []).append([step, value, when])
+            self._summarize(name, step, value)
+
+    def _summarize(self, name: str, step: Any, value: Any) -> None:
+        entry = self._summary.setdefault(name, {"count": 0, "last": None, "step": None})
+        entry["count"] += 1
+        if isinstance(value, list):
+            return
+        entry["last"], entry["step"] = value, step
+        if not math.isnan(value):
+            if "min" not in entry or value < entry["min"]:
+                entry["min"], entry["min_step"] = value, step
+            if "max" not in entry or value > entry["max"]:
+                entry["max"], entry["max_step"] = value, step
+
+    def _enroll(self, database: Database[dict[str, Any]], document: dict[str, Any]) -> None:
+        from pymongo import ReturnDocument
+        from pymongo.errors import DuplicateKeyError
+
+        runs, counters = database["runs"], database["counters"]
+        ensure_indexes(database)
+        while True:
+            found = runs.find_one({"run_uuid": self.spool.uuid}, {"_id": 1})
+            if found is not None:
+                self.run_id = found["_id"]
+                return
+            try:
+                counter = counters.find_one_and_update(
+                    {"_id": "runs"},
+                    {"$inc": {"last": 1}},
+                    upsert=True,
+                    return_document=ReturnDocument.AFTER,
+                )
+            except DuplicateKeyError:
+                # Two processes have created the counter at once; now it is there for both.
+                continue
+            assert counter is not None
+            number = int(counter["last"])
+            first = {
+                "_id": number,
+                "run_uuid": self.spool.uuid,
+                "status": document["status"],
+                "start_time": document["start_time"],
+            }
+            try:
+                runs.insert_one(first)
+            except DuplicateKeyError:
+                # Somebody else numbers runs here too: move on past the largest number in use.
+                largest = runs.find_one(
+                    {"_id": {"$type": "number"}}, {"_id": 1}, sort=[("_id", -1)]
+                )
+                top = int(largest["_id"]) if largest is not None else 0
+                counters.update_one({"_id": "runs"}, {"$max": {"last": top}})
+                continue
+            self.run_id = number
+            self._known = True
+            return
+
+    def _reconcile(self, database: Database[dict[str, Any]]) -> None:
+        lengths = _lengths(database, self.run_id)
+        for name, pending in self._pending.items():
+            behind = lengths.get(name, 0) - self._stored.get(name, 0)
+            if behind >= 0:
+                del pending[:behind]
+                self._stored[name] = lengths.get(name, 0)
+        lost = [name for name, count in self._stored.items() if lengths.get(name, 0) < count]
+        if lost:
+            # The server has forgotten values that it had acknowledged: read them all again.
+            self._offset = 0
+            self._stored, self._pending, self._summary = {}, {}, {}
+            self._read()
+            for name, pending in self._pending.items():
+                self._stored[name] = lengths.get(name, 0)
+                del pending[: lengths.get(name, 0)]
+        self._known = True
+
+    def _push_metrics(self, database: Database[dict[str, Any]]) -> None:
+        from pymongo.errors import BulkWriteError
+
+        while any(self._pending.values()):
+            operations = []
+            taken: dict[str, int] = {}
+            for name, pending in self._pending.items():
+                stored = self._stored.get(name, 0)
+                take = min(len(pending), BATCH, PART - stored % PART)
+                if take:
+                    operations.append(self._operation(name, stored, pending[:take]))
+                    taken[name] = take
+            try:
+                done = database["metrics"].bulk_write(operations, ordered=False)
+            except BulkWriteError as error:
+                # 11000: another attempt, whose answer was lost, had already created the document.
+                if any(entry.get("code") != 11000 for entry in error.details["writeErrors"]):
+                    raise
+                self._known = False
+            else:
+                self._known = done.matched_count + done.upserted_count == len(operations)
+            if self._known:
+                for name, take in taken.items():
+                    self._stored[name] = self._stored.get(name, 0) + take
+                    del self._pending[name][:take]
+            else:
+                self._reconcile(database)
+
+    def _operation(self, name: str, stored: int, entries: list[list[Any]]) -> Any:
+        from pymongo import UpdateOne
+
+        part, length = divmod(stored, PART)
+        push = {
+            field: {"$each": [entry[index] for entry in entries]}
+            for index, field in enumerate(("steps", "values", "timestamps"))
+        }
+        identity: dict[str, Any] = {"_id": metric_id(self.spool.uuid, name, part)}
+        if length:
+            return UpdateOne({**identity, "steps": {"$size": length}}, {"$push": push})
+        owner: dict[str, Any] = {"run_id": self.run_id, "name": name}
+        if part:
+            owner["part"] = part
+        guard = {**identity, "steps": {"$exists": False}}
+        return UpdateOne(guard, {"$setOnInsert": owner, "$push": push}, upsert=True)
+
+    def _push_files(
+        self, database: Database[dict[str, Any]], document: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Upload artifacts and sources; return the ids by kind, in the schema's own layout."""
+        sources = []
+        for entry in document["experiment"].get("sources", []):
+            file_id = object_id("source", entry["sha256"])
+            if self._upload(database, entry["sha256"], file_id, filename=entry["path"]):
+                sources.append([entry["name"], file_id])
+        artifacts = []
+        for entry in document["artifacts"]:
+            file_id = object_id(self.spool.uuid, entry["name"], entry["sha256"])
+            metadata = {**(entry.get("metadata") or {}), "run_uuid": self.spool.uuid}
+            filename = f"artifact://runs/{self.run_id}/{entry['name']}"
+            extra = {"metadata": metadata, "contentType": entry.get("content_type")}
+            if self._upload(database, entry["sha256"], file_id, filename=filename, **extra):
+                artifacts.append({"name": entry["name"], "file_id": file_id})
+        output = self._output.read(0)
+        if len(output) > OUTPUT_LIMIT and document["status"] != "RUNNING":
+            digest = hashlib.sha256(output).hexdigest()
+            file_id = object_id(self.spool.uuid, "cout.txt", digest)
+            if str(file_id) not in self._uploaded:
+                extra = {"metadata": {"run_uuid": self.spool.uuid}, "contentType": "text/plain"}
+                filename = f"artifact://runs/{self.run_id}/cout.txt"
+                upload(database, file_id, output, filename=filename, **extra)
+                self._uploaded.add(str(file_id))
+            artifacts.append({"name": "cout.txt", "file_id": file_id})
+        return {"sources": sources, "artifacts": artifacts, "output": output}
+
+    def _upload(
+        self, database: Database[dict[str, Any]], digest: str, file_id: Any, **entry: Any
+    ) -> bool:
+        if str(file_id) not in self._uploaded:
+            path = self.spool.file(digest)
+            if not path.exists():
+                return False
+            upload(database, file_id, path, **entry)
+            self._uploaded.add(str(file_id))
+        return True
+
+    def _run_document(self, document: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
+        names = sorted({*self._stored, *self._pending})
+        metrics = [
+            {"name": name, "id": str(metric_id(self.spool.uuid, name, part))}
+            for name in names
+            for part in range(max(0, self._stored.get(name, 0) - 1) // PART + 1)
+        ]
+        result = {key: value for key, value in document.items() if key != "output"}
+        result["experiment"] = {**document["experiment"], "sources": files["sources"]}
+        result["artifacts"] = files["artifacts"]
+        result["info"] = {**document["info"], "metrics": metrics} if metrics else document["info"]
+        result["captured_out"] = shorten(files["output"])
+        result["summary"] = {encode_key(name): self._summary[name] for name in names}
+        return result
+
+    def _push_document(
+        self, database: Database[dict[str, Any]], document: dict[str, Any], final: bool
+    ) -> None:
+        prints = {field: hash(repr(value)) for field, value in document.items()}
+        changed = {
+            field: value
+            for field, value in document.items()
+            if final or self._fields.get(field) != prints[field]
+        }
+        if changed:
+            done = database["runs"].update_one({"_id": self.run_id}, {"$set": changed})
+            if not done.matched_count:
+                self.run_id = None
+                raise RecordsError(f"run {document['run_uuid']} has been deleted from the database")
+            self._fields.update({field: prints[field] for field in changed})
+
+
+def object_id(*parts: str) -> Any:
+    """Derive the same id from the same content, on every attempt.
+
+    Args:
+        parts: What identifies the stored thing.
+
+    Returns:
+        A ``bson.ObjectId``.
+    """
+    from bson import ObjectId
+
+    return ObjectId(hashlib.sha256("\0".join(parts).encode("utf-8")).digest()[:12])
+
+
+def metric_id(uuid: str, name: str, part: int) -> Any:
+    """Derive the id of a metric's document.
+
+    Args:
+        uuid: The run's own id.
+        name: The metric's name.
+        part: Which hundred thousand values.
+
+    Returns:
+        A ``bson.ObjectId``.
+    """
+    return object_id(uuid, "metric", name, str(part))
+
+
+def ensure_indexes(database: Database[dict[str, Any]]) -> None:
+    """Create the indexes that queries and uniqueness rest on; existing ones are left alone.
+
+    Args:
+        database: The database.
+    """
+    runs, metrics = database["runs"], database["metrics"]
+    # Partial: documents that Sacred's own observer wrote have no run_uuid.
+    only_ours = {"run_uuid": {"$exists": True}}
+    runs.create_index("run_uuid", unique=True, partialFilterExpression=only_ours)
+    runs.create_index("start_time")
+    runs.create_index("experiment.name")
+    runs.create_index("status")
+    metrics.create_index([("run_id", 1), ("name", 1)])
+    database["fs.chunks"].create_index([("files_id", 1), ("n", 1)], unique=True)
+    database["fs.files"].create_index([("filename", 1), ("uploadDate", 1)])
+
+
+def shorten(output: bytes) -> str:
+    """Cut captured output to what a document should hold, keeping its beginning and its end.
+
+    Args:
+        output: The whole output.
+
+    Returns:
+        Text without overwritten progress bars, of about one megabyte at most.
+    """
+    text = output.decode("utf-8", "replace")
+    if "\r" in text:
+        lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+        text = "\n".join(lines)
+    if len(text) <= OUTPUT_LIMIT:
+        return text
+    half = OUTPUT_LIMIT // 2
+    left_out = len(text) - 2 * half
+    return (
+        f"{text[:half]}\n[... {left_out} characters: see the artifact cout.txt ...]\n{text[-half:]}"
+    )
+
+
+def _lengths(database: Database[dict[str, Any]], run_id: Any) -> dict[str, int]:
+    stages: list[dict[str, Any]] = [
+        {"$match": {"run_id": run_id}},
+        {"$project": {"name": 1, "length": {"$size": {"$ifNull": ["$steps", []]}}}},
+        {"$group": {"_id": "$name", "length": {"$sum": "$length"}}},
+    ]
+    return {entry["_id"]: entry["length"] for entry in database["metrics"].aggregate(stages)}

@@ -1,0 +1,154 @@
+"""The thread that pushes a live run, so that no database can hold the run up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metatoolkit.errors import RecordsError
+from metatoolkit.records.address import (
+    Address,
+    NoServerError,
+    database_errors,
+    open_client,
+    open_database,
+    resolve,
+)
+from metatoolkit.records.push import Push
+from metatoolkit.records.spool import say
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+
+BEAT_SECONDS = 5.0
+START_WAIT_SECONDS = 5.0
+END_WAIT_SECONDS = 10.0
+
+
+class Pusher:
+    """Pushes a run at every beat and once more, verified, at its end.
+
+    Args:
+        push: The run's copy in the database.
+        document: Writes the run's document to the spool and returns it.
+        release: Closes the run's files; called once the thread no longer uses them.
+        home: The data directory.
+    """
+
+    def __init__(
+        self,
+        push: Push,
+        document: Callable[[], dict[str, Any]],
+        release: Callable[[], None],
+        home: Path | None,
+    ) -> None:
+        self.push = push
+        self.verified = False
+        self._document = document
+        self._release = release
+        self._home = home
+        self._client: MongoClient[dict[str, Any]] | None = None
+        self._address: Address | None = None
+        self._wake = threading.Event()
+        self._first = threading.Event()
+        self._done = threading.Event()
+        self._final = False
+        self._no_server = False
+        self._complaint: str | None = None
+        # A daemon: a frozen server must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="records", daemon=True)
+
+    @property
+    def complaint(self) -> str | None:
+        """Why the last attempt failed, or None."""
+        return self._complaint
+
+    def start(self) -> None:
+        """Begin; wait a few seconds at most for the first push, which gives the run its id."""
+        self._thread.start()
+        self._first.wait(START_WAIT_SECONDS)
+
+    def wake(self) -> None:
+        """Push soon."""
+        self._wake.set()
+
+    def finish(self) -> bool:
+        """Push for the last time and verify, for a bounded time.
+
+        Returns:
+            Whether everything is in the database and was read back.
+        """
+        self._final = True
+        self._wake.set()
+        self._done.wait(END_WAIT_SECONDS)
+        return self.verified
+
+    def _run(self) -> None:
+        try:
+            self._beats()
+            self._last_words()
+        finally:
+            self._close()
+            self._release()
+            self._first.set()
+            self._done.set()
+
+    def _beats(self) -> None:
+        while not self._final:
+            self._attempt(final=False)
+            self._first.set()
+            self._wake.wait(BEAT_SECONDS)
+            self._wake.clear()
+
+    def _last_words(self) -> None:
+        deadline = time.monotonic() + END_WAIT_SECONDS
+        was_failing = self._complaint is not None
+        while not self._attempt(final=True):
+            # A server that has been away for long gets one more chance, one that has just gone
+            # away gets the time that it may take to come back.
+            if self._no_server or was_failing or time.monotonic() > deadline:
+                return
+            time.sleep(0.2)
+
+    def _attempt(self, final: bool) -> bool:
+        import pymongo
+
+        try:
+            document = self._document()
+            client, address = self._connect()
+            with database_errors(address), pymongo.timeout(END_WAIT_SECONDS - 2):
+                database = open_database(client)
+                self.push(database, document, final=final)
+                self.verified = final and self.push.verify(database, document)
+        except NoServerError as error:
+            self._no_server = True
+            self._complain(str(error))
+        except (RecordsError, OSError) as error:
+            self.push.forget()
+            self._close()
+            self._complain(str(error))
+        else:
+            if self._complaint is not None:
+                say(f"the database is back at {address}; nothing was lost")
+                self._complaint = None
+            return self.verified or not final
+        return False
+
+    def _connect(self) -> tuple[MongoClient[dict[str, Any]], Address]:
+        if self._client is None or self._address is None:
+            self._address = resolve(self._home)
+            self._client = open_client(self._address)
+        return self._client, self._address
+
+    def _close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _complain(self, reason: str) -> None:
+        if self._complaint is None:
+            say(f"{reason}; the run goes on and is kept in {self.push.spool.path}")
+        self._complaint = reason

