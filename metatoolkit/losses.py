@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metatoolkit.errors import DataError, LabelError, ShapeError
+from metatoolkit.errors import DataError, ShapeError
 from metatoolkit.metaparameters.weight_net import normalize_weights
+from metatoolkit.tasks.labels import check_label_range, check_label_type
 
 
 def cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
@@ -91,7 +92,7 @@ def sample_losses(model: nn.Module, batch: Any) -> Tensor:
             "classes) are needed."
         )
     if _values_are_at_hand(labels):
-        _check_range(labels, logits.shape[1])
+        check_label_range("labels of the batch", labels, logits.shape[1])
     return F.cross_entropy(logits, labels, reduction="none")
 
 
@@ -102,13 +103,7 @@ def _check_batch(batch: Any) -> tuple[Any, Tensor]:
             f"the batch is a {type(batch).__name__}{length}; a pair (inputs, labels) is needed."
         )
     inputs, labels = batch
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise DataError(
-            f"labels are {given}; an int64 tensor is needed: convert them with .long()."
-        )
-    if labels.dim() != 1:
-        raise ShapeError(f"labels have shape {tuple(labels.shape)}; (batch,) is needed.")
+    check_label_type("labels of the batch", labels)
     if len(labels) == 0:
         raise DataError("the batch is empty; at least one example is needed.")
     if isinstance(inputs, Tensor):
@@ -130,13 +125,3 @@ def _values_are_at_hand(labels: Tensor) -> bool:
     if torch.compiler.is_compiling() or labels.device.type != "cpu" or type(labels) is not Tensor:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(labels)
-
-
-def _check_range(labels: Tensor, classes: int) -> None:
-    outside = (labels < 0) | (labels >= classes)
-    if outside.any():
-        index = int(outside.nonzero()[0])
-        raise LabelError(
-            f"label {int(labels[index])} at index {index} of the batch has no logit; the model "
-            f"has {classes} outputs, so that labels from 0 to {classes - 1} are accepted."
-        )

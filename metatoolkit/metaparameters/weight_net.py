@@ -53,7 +53,8 @@ class WeightNet(nn.Module):
         modules: list[nn.Module] = []
         for before, after in itertools.pairwise((inputs, *widths)):
             modules += [nn.Linear(before, after), nn.ReLU()]
-        self.network = nn.Sequential(*modules, nn.Linear(widths[-1], outputs))
+        self.hidden = nn.Sequential(*modules)
+        self.output = nn.Linear(widths[-1], outputs)
 
     def forward(self, losses: Tensor) -> Tensor:
         """Return one weight in (0, 1) for each example, not normalized.
@@ -73,7 +74,9 @@ class WeightNet(nn.Module):
             raise ShapeError(
                 f"losses have shape {tuple(losses.shape)}; this WeightNet takes {accepted}."
             )
-        weights = torch.sigmoid(self.network(columns))
+        # The model may compute in another precision than this network.
+        columns = columns.to(self.output.weight.dtype)
+        weights = torch.sigmoid(self.output(self.hidden(columns)))
         return weights.squeeze(1) if self.outputs == 1 else weights
 
 

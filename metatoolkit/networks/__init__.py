@@ -51,7 +51,7 @@ def build_network(name: str, classes: int, input_shape: Sequence[int], **options
     accepted = [key for key in inspect.signature(build).parameters if key not in from_shape]
     for option in options:
         if option not in accepted:
-            raise UnknownNameError(f"option of the network {name!r}:", option, accepted)
+            raise UnknownNameError(f"option of network {name!r}:", option, accepted)
     if name == "mlp":
         return build(inputs=math.prod(input_shape), classes=classes, **options)
     if len(input_shape) != 3:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metatoolkit.errors import CheckpointError, ConfigurationError, ShapeError
 from metatoolkit.randomness import fold_in
+from metatoolkit.tasks.labels import check_labels
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -31,10 +32,14 @@ class Batches:
             that belongs to the batch, for instance an :class:`ImageTransform`.
         device: Device to hold the tensors and yield batches on; ``None`` leaves them where they
             are.
+        classes: Number of classes; if given, the last tensor must hold labels of these. Losses
+            do not check labels that lie on a GPU, since that would wait for it at each step.
 
     Raises:
         ConfigurationError: ``batch_size`` is less than 1, or an epoch would hold no batch.
         ShapeError: There is no tensor, or the lengths differ.
+        LabelError: A label has no class.
+        DataError: The labels are not int64.
 
     Example:
         >>> batches = Batches(torch.arange(4.0), torch.arange(4), batch_size=2, shuffle=False)
@@ -53,8 +58,11 @@ class Batches:
         drop_last: bool = True,
         transform: Transform | None = None,
         device: torch.device | str | None = None,
+        classes: int | None = None,
     ) -> None:
         self.length = _common_length(tensors)
+        if classes is not None:
+            check_labels("labels", tensors[-1], classes)
         _check_batch_size(batch_size)
         if self.length == 0:
             raise ConfigurationError("there are no examples; at least one is needed for a batch.")
@@ -184,7 +192,7 @@ def evaluation_batches(
         for start in range(0, length, batch_size):
             batch = [tensor[start : start + batch_size] for tensor in tensors]
             if device is not None:
-                batch = [tensor.to(device) for tensor in batch]
+                batch = [tensor.to(device, non_blocking=True) for tensor in batch]
             if transform is not None:
                 batch[0] = transform(batch[0], generator)
             yield tuple(batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,12 @@ from torch import Tensor
 from metatoolkit.errors import (
     ConfigurationError,
     DataError,
-    LabelError,
     MissingDependencyError,
     ShapeError,
     UnknownNameError,
 )
 from metatoolkit.tasks.image_transforms import ImageTransform
+from metatoolkit.tasks.labels import check_labels
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -139,8 +140,9 @@ def load_dataset(
     ``"digits"`` is scikit-learn's: 1,797 handwritten digits of 8×8 pixels, standardized by the
     mean and standard deviation of its training part. ``"cifar10"`` and ``"cifar100"`` come from
     torchvision. ``"folder:<path>"`` is a folder with one folder of images per class, or with two
-    such trees named ``train`` and ``test``. Where there is no test part, evenly spaced examples
-    of each class, in file order, make it, so that the parts never depend on a seed.
+    such trees named ``train`` and ``test`` (others beside these are left alone). Where there is no
+    test part, evenly spaced examples of each class, in file order, make it, so that the parts
+    never depend on a seed.
 
     Args:
         name: ``"digits"``, ``"cifar10"``, ``"cifar100"`` or ``"folder:<path>"``.
@@ -181,41 +183,22 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     Args:
         root: Taken if given; else ``METATOOLKIT_DATA``, else a folder of the user's data
             directory.
+
+    Raises:
+        MissingDependencyError: Neither is set, and the user's data directory cannot be told.
     """
     given = root if root is not None else os.environ.get(DATA_VARIABLE)
     if given:
         return Path(given).expanduser().absolute()
-    import platformdirs
-
+    try:
+        import platformdirs
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"no folder for data sets is known: pass root, set {DATA_VARIABLE}, or pip install "
+            "platformdirs."
+        ) from error
     base = platformdirs.user_data_dir("metatoolkit", appauthor=False)
     return Path(base).absolute() / "datasets"
-
-
-def check_labels(name: str, labels: Tensor, classes: int) -> None:
-    """Check that labels can index classes.
-
-    Args:
-        name: What the labels are, for the message.
-        labels: Labels; accepted are int64 tensors of shape (examples,).
-        classes: Number of classes.
-
-    Raises:
-        ShapeError: The labels are not one-dimensional.
-        DataError: The labels are not int64.
-        LabelError: A label is negative, or ``classes`` or more.
-    """
-    if labels.dim() != 1:
-        raise ShapeError(f"{name} have shape {tuple(labels.shape)}; (examples,) is needed.")
-    if labels.dtype != torch.int64:
-        kind = str(labels.dtype).removeprefix("torch.")
-        raise DataError(f"{name} are {kind}; int64 is needed: convert them with .long().")
-    outside = (labels < 0) | (labels >= classes)
-    if outside.any():
-        index = int(outside.nonzero()[0])
-        raise LabelError(
-            f"{name} hold {int(labels[index])} at index {index}; with {classes} classes, labels "
-            f"from 0 to {classes - 1} are accepted."
-        )
 
 
 def _check_images(name: str, images: Tensor) -> None:
@@ -289,7 +272,10 @@ def _load_cifar(name: str, root: Path, download: bool) -> Classification:
     parts = []
     for train in (True, False):
         try:
-            parts.append(_open_cifar(source, root, train, download))
+            with warnings.catch_warnings():
+                # The published files name a type as numpy 1 wrote it.
+                warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+                parts.append(_open_cifar(source, root, train, download))
         except (OSError, RuntimeError, EOFError) as error:
             raise DataError(
                 f"{name} is not in {root} and could not be downloaded ({error}). Get {source.url}, "
@@ -333,7 +319,15 @@ def _load_folder(
     if not path.is_dir():
         raise DataError(f"the image folder {path} does not exist; check the path.")
     folders = {folder.name: folder for folder in _subfolders(path)}
-    if set(folders) == {"train", "test"}:
+    # A class may be called "train"; only a part has folders of its own.
+    parts = {part for part in ("train", "test") if part in folders and _subfolders(folders[part])}
+    if len(parts) == 1:
+        (part,) = parts
+        raise DataError(
+            f"{path} holds a tree of classes in {part!r}, but no other part; have both 'train' and "
+            f"'test', or load {folders[part]} to have a test part split off."
+        )
+    if parts:
         class_names, train_files = _list_images(folders["train"])
         test_names, test_files = _list_images(folders["test"])
         unknown = sorted(set(test_names) - set(class_names))
@@ -382,7 +376,7 @@ def _list_images(path: Path) -> tuple[list[str], list[tuple[Path, int]]]:
         found = sorted(
             file
             for file in folder.rglob("*")
-            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+            if file.suffix.lower() in _SUFFIXES and file.is_file() and file.name[0] != "."
         )
         if not found:
             raise DataError(

@@ -80,18 +80,17 @@ class ImageTransform:
                 f"padding is {self.padding}, but the images are {height}×{width}; reflection "
                 "needs a padding smaller than either side."
             )
-        rows = torch.arange(height).expand(count, height)
-        columns = torch.arange(width).expand(count, width)
-        if self.padding:
-            span = (2, count, 1)
-            offsets = torch.randint(-self.padding, self.padding + 1, span, generator=generator)
-            rows = _reflect(rows + offsets[0], height)
-            columns = _reflect(columns + offsets[1], width)
+        # Only the draws travel to a GPU, without waiting for it; the rest is computed there.
+        span = (2, count, 1)
+        offsets = torch.randint(-self.padding, self.padding + 1, span, generator=generator)
+        offsets = offsets.to(images.device, non_blocking=True)
+        rows = _reflect(torch.arange(height, device=images.device) + offsets[0], height)
+        columns = _reflect(torch.arange(width, device=images.device) + offsets[1], width)
         if self.flip:
             mirrored = torch.rand(count, 1, generator=generator) < 0.5
+            mirrored = mirrored.to(images.device, non_blocking=True)
             columns = torch.where(mirrored, columns.flip(1), columns)
-        device = images.device
-        places = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(device)
+        places = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
         flat = images.flatten(2)
         return flat.gather(2, places[:, None].expand_as(flat)).view_as(images)
 

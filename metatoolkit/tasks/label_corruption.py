@@ -10,8 +10,9 @@ from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
 from metatoolkit.randomness import fold_in
-from metatoolkit.tasks.datasets import Classification, Split, check_labels
+from metatoolkit.tasks.datasets import Classification, Split
 from metatoolkit.tasks.image_transforms import ImageTransform
+from metatoolkit.tasks.labels import check_labels
 
 Kind = Literal["uniform", "flip", "flip2"]
 # The smallest number of classes for which each kind is defined.
@@ -250,7 +251,7 @@ def label_noise_task(
     per_class = _meta_per_class(meta_per_class, meta_size, classes)
     if tuning_per_class < 0:
         raise ConfigurationError(f"tuning_per_class is {tuning_per_class}; it cannot be negative.")
-    labels = dataset.train_labels.cpu()
+    labels = dataset.train_labels
     rest, meta_indices = split_meta(labels, per_class, classes, seed)
     kept, held = split_meta(labels[rest], tuning_per_class, classes, fold_in(seed, 3))
     train_indices, tuning_indices = rest[kept], rest[held]

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metatoolkit.errors import DataError, LabelError, ShapeError
+from metatoolkit.losses import cross_entropy, sample_losses, weighted_cross_entropy
+from metatoolkit.metaparameters import WeightNet
+
+DTYPE = torch.float64
+# torch scripts its forward-mode formulas when the first one is used.
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(DTYPE)
+
+
+@pytest.fixture
+def meta() -> WeightNet:
+    torch.manual_seed(1)
+    return WeightNet(5).to(DTYPE)
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(8, 4, dtype=DTYPE, generator=generator)
+    return inputs, torch.arange(8) % 3
+
+
+def functional(loss: Any, model: nn.Module, meta: nn.Module, batch: Any) -> Any:
+    """The loss as a pure function of inner parameters and meta-parameters."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.meta = model, meta
+
+        def forward(self, pair: Any) -> Tensor:
+            value: Tensor = loss(self.model, self.meta, pair)
+            return value
+
+    def call(parameters: dict[str, Tensor], metas: dict[str, Tensor], pair: Any = batch) -> Tensor:
+        named = {f"model.{k}": v for k, v in parameters.items()}
+        named |= {f"meta.{k}": v for k, v in metas.items()}
+        value: Tensor = torch.func.functional_call(Pair(), named, (pair,))
+        return value
+
+    return call
+
+
+def detached(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def test_cross_entropy_is_the_mean(model: nn.Module, meta: nn.Module, batch: Any) -> None:
+    inputs, labels = batch
+    torch.testing.assert_close(
+        cross_entropy(model, meta, batch), F.cross_entropy(model(inputs), labels)
+    )
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_weighted_cross_entropy_is_the_weighted_mean(
+    model: nn.Module, meta: nn.Module, batch: Any, normalize: bool
+) -> None:
+    inputs, labels = batch
+    losses = F.cross_entropy(model(inputs), labels, reduction="none")
+    weights = meta(losses)
+    expected = (weights * losses).sum() / (weights.sum() if normalize else len(labels))
+    result = weighted_cross_entropy(model, meta, batch, normalize=normalize)
+    torch.testing.assert_close(result, expected)
+
+
+def test_equal_weights_give_the_plain_loss(model: nn.Module, batch: Any) -> None:
+    class Equal(nn.Module):
+        def forward(self, losses: Tensor) -> Tensor:
+            return torch.full_like(losses, 0.3)
+
+    torch.testing.assert_close(
+        weighted_cross_entropy(model, Equal(), batch), cross_entropy(model, Equal(), batch)
+    )
+
+
+def test_the_model_gets_no_gradient_through_its_weights(
+    model: nn.Module, meta: nn.Module, batch: Any
+) -> None:
+    inputs, labels = batch
+    losses = F.cross_entropy(model(inputs), labels, reduction="none")
+    with torch.no_grad():
+        weights = meta(losses)
+    fixed = (weights * losses).sum() / weights.sum()
+    expected = torch.autograd.grad(fixed, list(model.parameters()))
+    result = torch.autograd.grad(
+        weighted_cross_entropy(model, meta, batch), list(model.parameters())
+    )
+    torch.testing.assert_close(result, expected)
+
+
+@FORWARD_MODE
+def test_the_weights_stay_detached_in_every_transform(
+    model: nn.Module, meta: nn.Module, batch: Any
+) -> None:
+    call = functional(weighted_cross_entropy, model, meta, batch)
+    parameters, metas = detached(model), detached(meta)
+    plain = torch.autograd.grad(
+        weighted_cross_entropy(model, meta, batch), list(model.parameters())
+    )
+    gradient = torch.func.grad(call)(parameters, metas)
+    torch.testing.assert_close(tuple(gradient.values()), plain)
+    tangents = {name: torch.ones_like(value) for name, value in parameters.items()}
+    _, forward = torch.func.jvp(lambda p: call(p, metas), (parameters,), (tangents,))
+    torch.testing.assert_close(forward, torch.stack([g.sum() for g in plain]).sum())
+
+
+def test_the_mixed_derivative_agrees_with_finite_differences(
+    model: nn.Module, meta: nn.Module, batch: Any
+) -> None:
+    call = functional(weighted_cross_entropy, model, meta, batch)
+    parameters, metas = detached(model), detached(meta)
+
+    def inner(values: dict[str, Tensor]) -> Tensor:
+        gradient = torch.func.grad(call)(parameters, values)
+        return torch.stack([g.pow(2).sum() for g in gradient.values()]).sum()
+
+    exact = torch.func.grad(inner)(metas)
+    name, step = "output.weight", 1e-6
+    for index in range(5):
+        moved = metas[name].clone()
+        moved[0, index] += step
+        other = metas[name].clone()
+        other[0, index] -= step
+        difference = (inner({**metas, name: moved}) - inner({**metas, name: other})) / (2 * step)
+        torch.testing.assert_close(exact[name][0, index], difference, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, weighted_cross_entropy])
+def test_vmap_over_batches_and_parameters(
+    model: nn.Module, meta: nn.Module, batch: Any, loss: Any
+) -> None:
+    call = functional(loss, model, meta, batch)
+    parameters, metas = detached(model), detached(meta)
+    inputs = torch.stack([batch[0], batch[0] + 1])
+    labels = torch.stack([batch[1], (batch[1] + 1) % 3])
+    together = torch.func.vmap(lambda x, y: call(parameters, metas, (x, y)))(inputs, labels)
+    single = [call(parameters, metas, pair) for pair in zip(inputs, labels, strict=True)]
+    torch.testing.assert_close(together, torch.stack(single))
+    stacked = {name: torch.stack([value, value + 1]) for name, value in parameters.items()}
+    gradients = torch.func.vmap(torch.func.grad(call), in_dims=(0, None))(stacked, metas)
+    for index in range(2):
+        one = torch.func.grad(call)({k: v[index] for k, v in stacked.items()}, metas)
+        torch.testing.assert_close({k: v[index] for k, v in gradients.items()}, one)
+
+
+def test_compiling_breaks_no_graph(model: nn.Module, meta: nn.Module, batch: Any) -> None:
+    loss = torch.compile(functools.partial(weighted_cross_entropy), backend="eager", fullgraph=True)
+    torch.testing.assert_close(loss(model, meta, batch), weighted_cross_entropy(model, meta, batch))
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, weighted_cross_entropy])
+def test_batches_that_are_no_pair_or_do_not_fit(
+    model: nn.Module, meta: nn.Module, batch: Any, loss: Any
+) -> None:
+    inputs, labels = batch
+    for wrong in (inputs, (inputs,), (inputs, labels, labels), {"inputs": inputs}, None):
+        with pytest.raises(DataError, match=r"a pair \(inputs, labels\) is needed"):
+            loss(model, meta, wrong)
+    with pytest.raises(DataError, match=r"float32; an int64 tensor is needed"):
+        loss(model, meta, (inputs, labels.float()))
+    with pytest.raises(DataError, match=r"int32; an int64 tensor is needed"):
+        loss(model, meta, (inputs, labels.int()))
+    with pytest.raises(ShapeError, match=r"labels of the batch have shape \(8, 1\)"):
+        loss(model, meta, (inputs, labels[:, None]))
+    with pytest.raises(ShapeError, match=r"inputs have shape \(8, 4\), labels \(7,\)"):
+        loss(model, meta, (inputs, labels[:7]))
+    with pytest.raises(DataError, match="the batch is empty"):
+        loss(model, meta, (inputs[:0], labels[:0]))
+    with pytest.raises(DataError, match=r"uint8.*transform=dataset\.transform"):
+        loss(model, meta, (inputs.to(torch.uint8), labels))
+
+
+@pytest.mark.parametrize("value", [3, -1, -100])
+def test_labels_without_a_logit(model: nn.Module, meta: nn.Module, batch: Any, value: int) -> None:
+    inputs, labels = batch
+    labels[5] = value
+    with pytest.raises(LabelError, match=rf"hold {value} at index 5; with 3 classes.*0 to 2"):
+        cross_entropy(model, meta, (inputs, labels))
+
+
+def test_outputs_of_another_shape(model: nn.Module, batch: Any) -> None:
+    with pytest.raises(ShapeError, match=r"returned \(32, 1\) for 8 labels"):
+        cross_entropy(nn.Flatten(0, 1), model, (torch.rand(8, 4, 1), batch[1]))
+    with pytest.raises(ShapeError, match=r"weights of shape \(8, 2\) for 8 losses"):
+        weighted_cross_entropy(model, WeightNet(outputs=2).to(DTYPE), batch)
+    with pytest.raises(ShapeError, match=r"weights of shape \(\) for 8 losses"):
+        weighted_cross_entropy(model, _Mean(), batch)
+
+
+class _Mean(nn.Module):
+    def forward(self, losses: Tensor) -> Tensor:
+        return losses.mean()
+
+
+def test_sample_losses_are_not_reduced(model: nn.Module, batch: Any) -> None:
+    losses = sample_losses(model, batch)
+    assert losses.shape == (8,)
+    torch.testing.assert_close(losses.mean(), cross_entropy(model, model, batch))
