@@ -148,6 +148,7 @@ class MetaTrainer:
         self.state: InnerState = inner.init(problem, seed)
         self.steps_done = 0
         self.seconds = 0.0
+        self.history: list[tuple[str, float, int]] = []
 
     def meta_step(self, train_batches: list[Any], valid_batch: Any) -> dict[str, Tensor]:
         """Move λ once along its hypergradient.
@@ -211,7 +212,8 @@ class MetaTrainer:
                 ``state_dict`` and ``load_state_dict`` resumes at once, any other is replayed.
             valid_batches: Batches for the outer loss; not needed without an estimator.
             steps: Total number of outer steps, those before a resume included.
-            log: Receives ``(name, value, step)`` for each metric.
+            log: Receives ``(name, value, step)`` for each metric; after a resume first those from
+                before it, so that the record of a resumed run is complete.
             log_every: Losses are logged, and checked to be finite, every so many steps.
             evaluate: Called with this trainer, its state loaded into the model; returns metrics.
             evaluate_every: Steps between evaluations; the last step is always evaluated.
@@ -241,11 +243,15 @@ class MetaTrainer:
         path = None if checkpoint is None else Path(checkpoint)
         if resume and path is not None and path.exists():
             self.load_checkpoint(path, streams)
-        last: dict[str, float] = {}
+        last = {name: value for name, value, _ in self.history}
+        if log is not None:
+            for entry in self.history:
+                log(*entry)
 
         def report(values: Mapping[str, float | Tensor], step: int) -> None:
             for name, value in values.items():
                 last[name] = float(value)
+                self.history.append((name, last[name], step))
                 if log is not None:
                     log(name, last[name], step)
 
@@ -313,6 +319,7 @@ class MetaTrainer:
             "format": 1,
             "steps_done": self.steps_done,
             "seconds": self.seconds,
+            "history": self.history,
             "state": self.state.state_dict(),
             "meta": self.problem.meta.state_dict(),
             "meta_optimizer": self.meta_optimizer and self.meta_optimizer.state_dict(),
@@ -375,6 +382,7 @@ class MetaTrainer:
                 stream.load_state_dict(content["streams"][name])
         self.steps_done = content["steps_done"]
         self.seconds = content["seconds"]
+        self.history = [(name, value, step) for name, value, step in content["history"]]
 
 
 def _check_losses(values: Mapping[str, float], metrics: Mapping[str, Any], step: int) -> None:

@@ -1,0 +1,1 @@
+"""Applications: each reproduces a published result and only assembles components."""

@@ -1,0 +1,204 @@
+"""Compare all methods on noisily labeled digits: ``python -m applications.label_noise.quickstart``.
+
+Runs each method with several seeds, each run recorded, and draws table and figure from the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.errors import ConfigurationError, MetatoolkitError
+
+ROWS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "plain training": ((), {"method": "plain"}),
+    "uniform weights": ((), {"method": "uniform_weights"}),
+    "frozen weights": ((), {"method": "frozen_weights"}),
+    "second order": ((), {"method": "second_order"}),
+    "EvoGrad, rescaled": ((), {"method": "evograd"}),
+    "EvoGrad, paper's scale": (("paper_scale",), {}),
+}
+
+
+def run_one(row: str, seed: int, updates: dict[str, Any]) -> dict[str, Any]:
+    """Run one method with one seed in this process.
+
+    Args:
+        row: Row of the table.
+        seed: Seed of data, network and noise.
+        updates: Further configuration.
+
+    Returns:
+        Row, seed, identity of the run, result and the run's costs.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    from applications.label_noise.experiment import experiment
+    from metatoolkit import records
+
+    named, own = ROWS[row]
+    run = experiment.run(
+        named_configs=named,
+        config_updates={**own, **updates, "seed": seed, "progress": False},
+        options={"--loglevel": "WARNING"},
+    )
+    return {
+        "row": row,
+        "seed": seed,
+        "run": records.run_id(run),
+        "uuid": records.run_uuid(run),
+        "info": {
+            name: run.info[name]
+            for name in ("milliseconds_per_step", "peak_memory_bytes")
+            if name in run.info
+        },
+        **run.result,
+    }
+
+
+def run_all(seeds: list[int], updates: dict[str, Any], processes: int) -> list[dict[str, Any]]:
+    """Run all methods with all seeds, several at once, under a progress bar.
+
+    Args:
+        seeds: Seeds.
+        updates: Configuration for all runs.
+        processes: Number of runs at once.
+    """
+    from tqdm.auto import tqdm
+
+    jobs = [(row, seed) for seed in seeds for row in ROWS]
+    results = []
+    context = multiprocessing.get_context("spawn")
+    with (
+        concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool,
+        tqdm(total=len(jobs), desc="runs", dynamic_ncols=True) as bar,
+    ):
+        futures = [pool.submit(run_one, row, seed, updates) for row, seed in jobs]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                results.append(future.result())
+                bar.set_postfix_str(results[-1]["row"])
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return sorted(results, key=lambda result: (list(ROWS).index(result["row"]), result["seed"]))
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Draw the test accuracy of each method and seed.
+
+    Args:
+        results: What :func:`run_all` returned.
+        path: File to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import pandas
+    from matplotlib import pyplot
+
+    frame = pandas.DataFrame(results)
+    groups = frame.groupby("row", sort=False)
+    figure, (axis, weights) = pyplot.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    places = range(len(groups))
+    axis.barh(
+        places,
+        groups["test_accuracy"].mean() * 100,
+        xerr=groups["test_accuracy"].std(ddof=1).fillna(0) * 100,
+        color="tab:blue",
+        alpha=0.5,
+    )
+    weights.barh([p - 0.2 for p in places], groups["weight_clean"].mean(), 0.4, label="clean")
+    weights.barh(
+        [p + 0.2 for p in places], groups["weight_corrupted"].mean(), 0.4, label="corrupted"
+    )
+    for place, (_, group) in zip(places, groups, strict=True):
+        axis.plot(group["test_accuracy"] * 100, [place] * len(group), "k.", markersize=5)
+    axis.set(xlabel="test accuracy [%]: mean, standard deviation, and each seed")
+    weights.set(xlabel="mean weight of training examples")
+    weights.legend()
+    for each in (axis, weights):
+        each.set_yticks(list(places), list(groups.groups))
+        each.invert_yaxis()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """Print the table: mean and standard deviation over seeds.
+
+    Args:
+        results: What :func:`run_all` returned.
+    """
+    import pandas
+    from rich.console import Console
+    from rich.table import Table
+
+    frame = pandas.DataFrame(results)
+    table = Table(title="Digits, 40 % flip noise: test accuracy after the last step")
+    for column in ("method", "test accuracy [%]", "weight clean / corrupted", "λ moved", "ms/step"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row, group in frame.groupby("row", sort=False):
+        accuracy = group["test_accuracy"] * 100
+        spread = f" ± {accuracy.std(ddof=1):.2f}" if len(group) > 1 else ""
+        table.add_row(
+            str(row),
+            f"{accuracy.mean():.2f}{spread}",
+            f"{group['weight_clean'].mean():.2f} / {group['weight_corrupted'].mean():.2f}",
+            f"{group['lambda_distance'].mean():.2f}",
+            f"{group['info'].map(lambda info: info['milliseconds_per_step']).mean():.1f}",
+        )
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the comparison.
+
+    Args:
+        argv: Arguments; by default those of the command line.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser(prog="scripts/quickstart", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument("--steps", type=int, help="training steps of each run")
+    parser.add_argument("--processes", type=int, help="runs at once (default: one per core)")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the figure")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.seeds < 1 or (arguments.steps is not None and arguments.steps < 1):
+            raise ConfigurationError("--seeds and --steps must be at least 1.")
+        cores = len(os.sched_getaffinity(0))
+        processes = arguments.processes or min(cores, 4)
+        updates = {} if arguments.steps is None else {"steps": arguments.steps}
+        print(
+            f"Training {len(ROWS)} methods with {arguments.seeds} seeds each on scikit-learn's "
+            f"digits, {processes} at once.",
+            flush=True,
+        )
+        results = run_all(list(range(1, arguments.seeds + 1)), updates, processes)
+    except MetatoolkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show(results)
+    picture = (arguments.output / "quickstart.png").resolve()
+    draw(results, picture)
+    from metatoolkit.records import connect
+
+    print(f"figure:    {picture}")
+    print(f"database:  {connect().address}")
+    print("list runs: .venv/bin/metatoolkit runs list --experiment label_noise")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Configurations of the label noise application, and the settings that were tuned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+METHODS = ("plain", "uniform_weights", "frozen_weights", "second_order", "evograd")
+
+# Chosen by `python -m applications.label_noise.tuning`: see docs/label_noise.md.
+TUNED: dict[str, dict[str, Any]] = {
+    "plain": {"lr": 0.02},
+    "uniform_weights": {"lr": 0.02},
+    "frozen_weights": {"lr": 0.02},
+    "second_order": {"lr": 0.02, "meta_lr": 1e-2},
+    "evograd": {"lr": 0.02, "meta_lr": 3e-3},
+}
+
+# A network's option that is None keeps the network's own default, and so does lr or meta_lr keep
+# what was tuned for the method.
+DEFAULT: dict[str, Any] = {
+    "method": "evograd",
+    "dataset": "digits",
+    "data_root": None,
+    "noise": {"kind": "flip", "probability": 0.4},
+    "meta_per_class": 10,
+    "tuning_per_class": 10,
+    "network": {"name": "mlp", "hidden": None, "width": None, "depth": None, "dropout": None},
+    "weight_net": {"hidden": 100, "layers": 1},
+    "steps": 1500,
+    "batch_size": 100,
+    "meta_batch_size": 100,
+    "augment": False,
+    "tuned": True,
+    "lr": None,
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "milestones": [0.67, 0.83],
+    "meta_optimizer": "adam",
+    "meta_lr": None,
+    "meta_weight_decay": 0.0,
+    "evograd": {
+        "candidates": 2,
+        "sigma": 1e-3,
+        "temperature": 0.05,
+        "noise": "sign",
+        "rescale": "lr",
+        "perturb": None,
+    },
+    "device": "cpu",
+    "evaluate_every": 250,
+    "log_every": 10,
+    "checkpoint_every": 250,
+    "checkpoint": None,
+    "resume": False,
+    "progress": True,
+}
+
+_PAPER: dict[str, Any] = {
+    "network": {"name": "resnet32", "width": 1},
+    "noise": {"kind": "flip2", "probability": 0.4},
+    "tuning_per_class": 0,
+    # 60 epochs of 490 batches, and the learning rate drops after 40 and 50 of them.
+    "steps": 60 * 490,
+    "milestones": [40 / 60, 50 / 60],
+    "augment": True,
+    "tuned": False,
+    "lr": 0.1,
+    "meta_optimizer": "sgd",
+    "meta_lr": 1e-3,
+    "meta_weight_decay": 5e-4,
+    "evaluate_every": 490,
+    "checkpoint_every": 490,
+}
+
+NAMED: dict[str, dict[str, Any]] = {
+    # EvoGrad's hypergradient at its own scale, and SGD for the weight network, as published.
+    "paper_scale": {
+        "method": "evograd",
+        "evograd": {"rescale": None},
+        "meta_optimizer": "sgd",
+        "meta_lr": 1e-3,
+        "meta_weight_decay": 5e-4,
+    },
+    # The paper's protocol on CIFAR.
+    "cifar10": {**_PAPER, "dataset": "cifar10", "meta_per_class": 100},
+    "cifar100": {**_PAPER, "dataset": "cifar100", "meta_per_class": 10},
+    # Meta-Weight-Net's network for uniform noise.
+    "wrn": {
+        "network": {"name": "wide_resnet", "depth": 28, "width": 10},
+        "noise": {"kind": "uniform", "probability": 0.4},
+    },
+    # A small convolutional network with BatchNorm for the digits.
+    "cnn": {"network": {"name": "small_cnn"}},
+    # Seconds instead of minutes, for tests; its numbers mean nothing.
+    "smoke": {
+        "steps": 30,
+        "evaluate_every": 10,
+        "checkpoint_every": 10,
+        "network": {"hidden": [16]},
+        "batch_size": 50,
+    },
+}

@@ -1,0 +1,127 @@
+import subprocess
+import sys
+
+import pytest
+
+from applications.label_noise import quickstart
+from applications.label_noise.experiment import build_estimator, experiment, settings_of
+from applications.label_noise.settings import DEFAULT, METHODS
+from metatoolkit.errors import DataError, UnknownNameError
+from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.records.server import ManagedServer
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    yield folder
+    ManagedServer(folder).stop()
+
+
+@pytest.fixture(autouse=True)
+def records_home(home, monkeypatch):
+    monkeypatch.setenv("METATOOLKIT_HOME", str(home))
+    monkeypatch.delenv("METATOOLKIT_MONGO_URI", raising=False)
+
+
+def _run(**updates):
+    return experiment.run(named_configs=["smoke"], config_updates={**QUIET, **updates})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_records(method):
+    run = _run(method=method, seed=3)
+    assert run.status == "COMPLETED"
+    assert 0 <= run.result["test_accuracy"] <= 1
+    assert run.info["milliseconds_per_step"] > 0
+    meta_learns = method in ("evograd", "second_order")
+    assert (run.result["lambda_distance"] > 0) == meta_learns
+    assert ("peak_memory_bytes" in run.info) == meta_learns
+
+
+def test_same_seed_gives_the_same_result():
+    assert _run(seed=5).result == _run(seed=5).result
+    assert _run(seed=5).result != _run(seed=6).result
+
+
+def test_an_interrupted_run_resumes_bitwise(home):
+    from metatoolkit.training import MetaTrainer
+
+    whole = _run(seed=7).result
+    original = MetaTrainer.meta_step
+
+    def stop(self, *arguments):
+        if self.steps_done == 17:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetaTrainer, "meta_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _run(seed=7)
+    assert list((home / "checkpoints").glob("*.pt"))
+    resumed = _run(seed=7, resume=True)
+    assert resumed.result == whole
+    assert not list((home / "checkpoints").iterdir())
+
+
+def test_settings_follow_the_method():
+    config = {**DEFAULT, "seed": 0}
+    assert isinstance(build_estimator(settings_of(config)), EvoGrad)
+    assert isinstance(build_estimator(settings_of({**config, "method": "second_order"})), Unrolled)
+    assert build_estimator(settings_of({**config, "method": "plain"})) is None
+    chosen = settings_of({**config, "lr": 0.5})
+    assert chosen["lr"] == 0.5
+    assert build_estimator(chosen).learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("updates", "error", "message"),
+    [
+        ({"method": "evogard"}, UnknownNameError, "evograd"),
+        ({"dataset": "digit"}, UnknownNameError, "digits"),
+        ({"meta_per_class": 500}, DataError, "examples"),
+    ],
+)
+def test_wrong_input_is_answered(updates, error, message):
+    with pytest.raises(error, match=message):
+        _run(**updates)
+
+
+def test_command_line_names_the_nearest_method():
+    done = subprocess.run(
+        [sys.executable, "-m", "applications.label_noise", "with", "smoke", "method=evogard"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Did you mean 'evograd'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_quickstart_table_and_figure(tmp_path, capsys):
+    results = [
+        {
+            "row": row,
+            "seed": seed,
+            "test_accuracy": 0.5 + 0.1 * seed,
+            "weight_clean": 0.4,
+            "weight_corrupted": 0.1,
+            "lambda_distance": 1.0,
+            "info": {"milliseconds_per_step": 2.0},
+        }
+        for row in quickstart.ROWS
+        for seed in (1, 2, 3)
+    ]
+    quickstart.show(results)
+    printed = capsys.readouterr().out
+    assert "70.00 ± 10.00" in printed
+    quickstart.draw(results, tmp_path / "out" / "figure.png")
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 5000
+
+
+def test_quickstart_refuses_no_seeds(capsys):
+    assert quickstart.main(["--seeds", "0"]) == 2
+    assert "--seeds" in capsys.readouterr().err

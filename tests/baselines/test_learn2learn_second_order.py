@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+import metatoolkit as mt
+from metatoolkit.errors import ConfigurationError
+
+
+def _problem():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+    problem = mt.BilevelProblem(
+        model.double(),
+        mt.metaparameters.WeightNet(hidden=10).double(),
+        mt.losses.weighted_cross_entropy,
+        mt.losses.cross_entropy,
+    )
+    batches = [(torch.randn(16, 6).double(), torch.randint(4, (16,))) for _ in range(2)]
+    return problem, batches
+
+
+def _estimator():
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    from baselines.learn2learn_second_order import Learn2LearnSecondOrder
+
+    return Learn2LearnSecondOrder()
+
+
+def test_equals_unrolled_and_leaves_no_trace():
+    estimator = _estimator()
+    problem, (train, valid) = _problem()
+    inner = mt.inner.SGD(lr=0.3)
+    state = inner.init(problem)
+    # The state is away from the model, so that an estimator that reads the model is found out.
+    state, _ = inner.step(problem, state, problem.meta_parameters(), train)
+    before = problem.parameters()
+    theirs = estimator(problem, inner, state, [train], valid)
+    ours = mt.hypergradients.Unrolled(1)(problem, inner, state, [train], valid)
+    for name, gradient in ours.gradient.items():
+        error = (gradient - theirs.gradient[name]).norm() / gradient.norm()
+        assert error < 1e-10
+    assert all(torch.equal(before[name], tensor) for name, tensor in problem.parameters().items())
+    assert all(parameter.grad is None for parameter in problem.model.parameters())
+
+
+def test_other_inner_learners_are_refused():
+    estimator = _estimator()
+    problem, (train, valid) = _problem()
+    rate = torch.nn.Parameter(torch.tensor(0.1))
+    inner = mt.inner.SGD(lr=rate)
+    with pytest.raises(ConfigurationError, match="plain SGD"):
+        estimator(problem, inner, inner.init(problem), [train], valid)
