@@ -10,6 +10,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,17 @@ ROWS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-def run_one(row: str, seed: int, updates: dict[str, Any]) -> dict[str, Any]:
-    """Run one method with one seed in this process.
+def run_one(row: str, named: tuple[str, ...], updates: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Run one configuration with one seed in this process.
 
     Args:
         row: Row of the table.
-        seed: Seed of data, network and noise.
+        named: Named configurations.
         updates: Further configuration.
+        seed: Seed of data, network and noise.
 
     Returns:
-        Row, seed, identity of the run, result and the run's costs.
+        Row, seed, identity of the run, result and the run's settings and costs.
     """
     import torch
 
@@ -42,60 +44,56 @@ def run_one(row: str, seed: int, updates: dict[str, Any]) -> dict[str, Any]:
     from applications.label_noise.experiment import experiment
     from metatoolkit import records
 
-    named, own = ROWS[row]
     run = experiment.run(
         named_configs=named,
-        config_updates={**own, **updates, "seed": seed, "progress": False},
-        options={"--loglevel": "WARNING"},
+        config_updates={**updates, "seed": seed, "progress": False},
+        options={"--loglevel": "ERROR"},
     )
     return {
         "row": row,
         "seed": seed,
         "run": records.run_id(run),
-        "uuid": records.run_uuid(run),
-        "info": {
-            name: run.info[name]
-            for name in ("milliseconds_per_step", "peak_memory_bytes")
-            if name in run.info
-        },
+        "settings": run.info["settings"],
+        "milliseconds_per_step": run.info["milliseconds_per_step"],
         **run.result,
     }
 
 
-def run_all(seeds: list[int], updates: dict[str, Any], processes: int) -> list[dict[str, Any]]:
-    """Run all methods with all seeds, several at once, under a progress bar.
+def run_jobs(
+    jobs: Sequence[tuple[str, tuple[str, ...], dict[str, Any], int]], processes: int
+) -> list[dict[str, Any]]:
+    """Run configurations, several at once, under a progress bar.
 
     Args:
-        seeds: Seeds.
-        updates: Configuration for all runs.
+        jobs: Arguments of :func:`run_one`.
         processes: Number of runs at once.
+
+    Returns:
+        What :func:`run_one` returned, in the order of the jobs.
     """
     from tqdm.auto import tqdm
 
-    jobs = [(row, seed) for seed in seeds for row in ROWS]
-    results = []
     context = multiprocessing.get_context("spawn")
     with (
         concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool,
         tqdm(total=len(jobs), desc="runs", dynamic_ncols=True) as bar,
     ):
-        futures = [pool.submit(run_one, row, seed, updates) for row, seed in jobs]
+        futures = [pool.submit(run_one, *job) for job in jobs]
         try:
             for future in concurrent.futures.as_completed(futures):
-                results.append(future.result())
-                bar.set_postfix_str(results[-1]["row"])
+                bar.set_postfix_str(f"last: {future.result()['row']}")
                 bar.update()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return sorted(results, key=lambda result: (list(ROWS).index(result["row"]), result["seed"]))
+        return [future.result() for future in futures]
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Draw the test accuracy of each method and seed.
 
     Args:
-        results: What :func:`run_all` returned.
+        results: What :func:`run_jobs` returned.
         path: File to write.
     """
     import matplotlib
@@ -123,7 +121,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         axis.plot(group["test_accuracy"] * 100, [place] * len(group), "k.", markersize=5)
     axis.set(xlabel="test accuracy [%]: mean, standard deviation, and each seed")
     weights.set(xlabel="mean weight of training examples")
-    weights.legend()
+    weights.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for each in (axis, weights):
         each.set_yticks(list(places), list(groups.groups))
         each.invert_yaxis()
@@ -136,7 +134,7 @@ def show(results: list[dict[str, Any]]) -> None:
     """Print the table: mean and standard deviation over seeds.
 
     Args:
-        results: What :func:`run_all` returned.
+        results: What :func:`run_jobs` returned.
     """
     import pandas
     from rich.console import Console
@@ -154,7 +152,7 @@ def show(results: list[dict[str, Any]]) -> None:
             f"{accuracy.mean():.2f}{spread}",
             f"{group['weight_clean'].mean():.2f} / {group['weight_corrupted'].mean():.2f}",
             f"{group['lambda_distance'].mean():.2f}",
-            f"{group['info'].map(lambda info: info['milliseconds_per_step']).mean():.1f}",
+            f"{group['milliseconds_per_step'].mean():.1f}",
         )
     Console().print(table)
 
@@ -185,7 +183,12 @@ def main(argv: list[str] | None = None) -> int:
             f"digits, {processes} at once.",
             flush=True,
         )
-        results = run_all(list(range(1, arguments.seeds + 1)), updates, processes)
+        jobs = [
+            (row, named, {**own, **updates}, seed)
+            for row, (named, own) in ROWS.items()
+            for seed in range(1, arguments.seeds + 1)
+        ]
+        results = run_jobs(jobs, processes)
     except MetatoolkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

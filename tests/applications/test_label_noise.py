@@ -110,7 +110,7 @@ def test_quickstart_table_and_figure(tmp_path, capsys):
             "weight_clean": 0.4,
             "weight_corrupted": 0.1,
             "lambda_distance": 1.0,
-            "info": {"milliseconds_per_step": 2.0},
+            "milliseconds_per_step": 2.0,
         }
         for row in quickstart.ROWS
         for seed in (1, 2, 3)
