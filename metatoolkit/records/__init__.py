@@ -9,18 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metatoolkit.records.compare import Comparison, compare
-    from metatoolkit.records.experiment import experiment, record
+    from metatoolkit.records.comparison import Comparison, compare
+    from metatoolkit.records.experiments import experiment, record
     from metatoolkit.records.observer import mark_resumed, run_id, run_uuid
     from metatoolkit.records.query import Database, RunSet, connect
     from metatoolkit.records.run import Run
-    from metatoolkit.records.sync import sync
+    from metatoolkit.records.replay import sync
 
 _LOCATION = {
-    "Comparison": "compare",
-    "compare": "compare",
-    "experiment": "experiment",
-    "record": "experiment",
+    "Comparison": "comparison",
+    "compare": "comparison",
+    "experiment": "experiments",
+    "record": "experiments",
     "mark_resumed": "observer",
     "run_id": "observer",
     "run_uuid": "observer",
@@ -28,7 +28,7 @@ _LOCATION = {
     "RunSet": "query",
     "connect": "query",
     "Run": "run",
-    "sync": "sync",
+    "sync": "replay",
 }
 
 __all__ = [

@@ -179,7 +179,7 @@ def _integer(value: int) -> int | float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _plain_number(value: Any) -> Any:

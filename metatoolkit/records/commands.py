@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.records.compare import compare
+from metatoolkit.records.comparison import compare
 from metatoolkit.records.display import heading, print_pairs, print_table, span, text
 from metatoolkit.records.expressions import parse_field
 from metatoolkit.records.fields import duration, flatten

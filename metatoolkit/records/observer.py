@@ -83,6 +83,7 @@ class RunRecorder:
         self._document: dict[str, Any] = {}
         self._lock = threading.RLock()
         self._steps: dict[str, int] = {}
+        self._digests: dict[Path, str] = {}
         self._written: str = ""
         self._finished = False
         self._failing = False
@@ -308,13 +309,14 @@ class RunRecorder:
         base = self._roots[0]
         sources = []
         for path in provenance.source_files(self._roots):
-            try:
-                digest, _ = self.spool.add_file(path)
-            except OSError as error:
-                say(f"the source {path} is not recorded: {error.strerror or error}")
-                continue
+            if path not in self._digests:
+                try:
+                    self._digests[path], _ = self.spool.add_file(path)
+                except OSError as error:
+                    say(f"the source {path} is not recorded: {error.strerror or error}")
+                    continue
             name = os.path.relpath(path, base)
-            sources.append({"name": name, "path": str(path), "sha256": digest})
+            sources.append({"name": name, "path": str(path), "sha256": self._digests[path]})
         return sources
 
     def _take_over(self) -> None:

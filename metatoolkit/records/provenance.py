@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -14,7 +15,7 @@ from typing import Any
 from metatoolkit.records.clean import redact
 
 GIT_SECONDS = 5.0
-_FOREIGN = {"site-packages", "dist-packages", "lib-dynload"}
+_FOREIGN = ("/site-packages/", "/dist-packages/")
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
@@ -68,17 +69,19 @@ def source_files(roots: list[Path]) -> list[Path]:
     Returns:
         Every loaded module's file below one of them, except installed packages.
     """
-    library = Path(os.path.realpath(sysconfig.get_paths()["stdlib"]))
+    library = sysconfig.get_paths()["stdlib"] + os.sep
+    inside = tuple(f"{root}{os.sep}" for root in roots)
     found = set()
     for module in list(sys.modules.values()):
         name = getattr(module, "__file__", None)
         if not isinstance(name, str) or not name.endswith(".py"):
             continue
-        path = Path(os.path.realpath(name))
-        foreign = library in path.parents or not _FOREIGN.isdisjoint(path.parts)
-        if not foreign and any(root in path.parents for root in roots):
-            found.add(path)
-    return sorted(path for path in found if path.is_file())
+        if name.startswith(library) or any(folder in name for folder in _FOREIGN):
+            continue
+        real = os.path.realpath(name)
+        if real.startswith(inside):
+            found.add(real)
+    return [Path(path) for path in sorted(found) if os.path.isfile(path)]
 
 
 def package_versions() -> list[str]:
@@ -88,19 +91,23 @@ def package_versions() -> list[str]:
         ``name==version``, sorted.
     """
     loaded = {name.partition(".")[0] for name in list(sys.modules)}
-    names = {
-        distribution
-        for module, distributions in importlib.metadata.packages_distributions().items()
-        if module in loaded
-        for distribution in distributions
-    }
-    versions = set()
-    for name in names:
-        try:
-            versions.add(f"{name}=={importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    installed = _installed()
+    versions = {version for module in loaded for version in installed.get(module, ())}
     return sorted(versions, key=str.lower)
+
+
+@functools.cache
+def _installed() -> dict[str, list[str]]:
+    """Map the name of every importable module to the packages that bring it."""
+    installed: dict[str, list[str]] = {}
+    for module, names in importlib.metadata.packages_distributions().items():
+        for name in set(names):
+            try:
+                version = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            installed.setdefault(module, []).append(f"{name}=={version}")
+    return installed
 
 
 def gpu_information() -> dict[str, Any] | None:

@@ -119,6 +119,9 @@ class Pusher:
         try:
             document = self._document()
             client, address = self._connect()
+            with database_errors(address):
+                # The overall limit below would also replace the shorter one for finding a server.
+                client.admin.command("ping")
             with database_errors(address), pymongo.timeout(END_WAIT_SECONDS - 2):
                 database = open_database(client)
                 self.push(database, document, final=final)
@@ -150,5 +153,5 @@ class Pusher:
 
     def _complain(self, reason: str) -> None:
         if self._complaint is None:
-            say(f"{reason}; the run goes on and is kept in {self.push.spool.path}")
+            say(f"{reason.rstrip('.')}; the run goes on and is kept in {self.push.spool.path}")
         self._complaint = reason

@@ -29,7 +29,7 @@ from metatoolkit.records.matching import order
 from metatoolkit.records.run import Run
 from metatoolkit.records.spool import say
 from metatoolkit.records.stores import MongoStore, SpoolStore, Store
-from metatoolkit.records.sync import sync_into
+from metatoolkit.records.replay import sync_into
 
 if TYPE_CHECKING:
     import pandas

@@ -13,7 +13,7 @@ from metatoolkit.records.display import print_pairs
 from metatoolkit.records.home import data_home
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spool_directory, spooled_runs
-from metatoolkit.records.sync import BAD, sync
+from metatoolkit.records.replay import BAD, sync
 
 
 def start_server(options: argparse.Namespace) -> int:

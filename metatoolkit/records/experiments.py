@@ -127,7 +127,8 @@ def _experiment_class() -> Any:
                 found = gather_sources_and_dependencies(caller, False, self.base_dir)
             finally:
                 settings.DISCOVER_SOURCES, settings.DISCOVER_DEPENDENCIES = former
-            self.mainfile, self.sources, self.dependencies = found
+            self.mainfile, self.sources, _ = found
+            self.dependencies = set()
             self.doc = caller.get("__doc__") or ""
             if self.mainfile is None and not interactive:
                 raise RuntimeError(

@@ -1,0 +1,491 @@
+import enum
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metatoolkit import records
+from metatoolkit.errors import ConfigurationError, StorageError
+from metatoolkit.records import observer, pusher
+from metatoolkit.records.observer import RunRecorder
+from metatoolkit.records.server import ManagedServer
+from metatoolkit.records.spool import spool_directory, spooled_runs
+from metatoolkit.records.replay import sync
+
+from .experiments import UNREACHABLE, count_up, log_until_killed, make, processes, run, stored
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+def test_a_run_is_in_the_database_in_sacreds_schema_and_out_of_the_spool(home, database, tmp_path):
+    def main(_run):
+        print("printed")
+        count_up(_run)
+        (tmp_path / "weights.txt").write_text("content")
+        _run.add_artifact(tmp_path / "weights.txt", "weights.txt")
+        _run.info["note"] = "noted"
+        return {"accuracy": np.float64(0.9)}
+
+    done = run(main, lr=0.1)
+    document, values = stored(database, records.run_uuid(done))
+
+    assert values == [1.0 / (step + 1) for step in range(20)]
+    assert document["_id"] == 1 == done._id == records.run_id(done)
+    assert document["status"] == "COMPLETED"
+    assert document["config"] == {"method": "evograd", "seed": 3, "lr": 0.1}
+    assert document["result"] == {"accuracy": 0.9}
+    assert document["info"]["note"] == "noted"
+    metric = database["metrics"].find_one({"run_id": 1})
+    assert document["info"]["metrics"] == [{"name": "loss", "id": str(metric["_id"])}]
+    assert len(metric["steps"]) == len(metric["timestamps"]) == 20
+    assert "printed" in document["captured_out"]
+    assert document["proc"]["pid"] == os.getpid()
+    assert document["start_time"] <= document["stop_time"]
+    assert any(name.startswith("torch==") for name in document["experiment"]["dependencies"])
+    assert any(name.endswith("observer.py") for name, _ in document["experiment"]["sources"])
+    artifact = database["fs.files"].find_one({"_id": document["artifacts"][0]["file_id"]})
+    assert artifact["filename"] == "artifact://runs/1/weights.txt"
+    assert artifact["contentType"] == "text/plain"
+    assert list(spool_directory(home).iterdir()) == []
+
+
+def test_values_of_every_kind_are_kept(database):
+    kinds = [
+        float("nan"),
+        float("inf"),
+        2**70,
+        -(2**63),
+        10**400,
+        True,
+        torch.tensor(0.5),
+        torch.tensor(0.25, dtype=torch.bfloat16, requires_grad=True),
+        np.float32(0.125),
+        np.int64(7),
+        np.array(3.0),
+        torch.arange(3),
+    ]
+
+    def main(_run):
+        for step, value in enumerate(kinds):
+            _run.log_scalar("odd $.name", value, torch.tensor(step))
+
+    _, values = stored(database, records.run_uuid(run(main)), "odd $.name")
+    assert math.isnan(values[0])
+    assert values[1:] == [
+        math.inf, float(2**70), -(2**63), math.inf, True, 0.5, 0.25, 0.125, 7, 3.0, [0, 1, 2]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [{"loss": 1.0}, "0.5", None, 1j, object()])
+def test_a_value_that_is_no_number_is_refused_at_the_call(monkeypatch, value):
+    monkeypatch.setenv("METATOOLKIT_MONGOD", "")
+
+    def main(_run):
+        with pytest.raises(ConfigurationError, match="'loss' takes a number"):
+            _run.log_scalar("loss", value, 0)
+
+    run(main)
+
+
+def test_documents_of_every_kind_are_kept(database):
+    circle: dict = {}
+    circle["self"] = circle
+
+    def main(_run):
+        _run.info.update(
+            {
+                "a.b": 1,
+                "$c": 2,
+                3: float("nan"),
+                "path": Path("/tmp/x"),
+                "color": Color.RED,
+                "set": {2, 1},
+                "huge": 2**70,
+                "circle": circle,
+                "device": torch.device("cpu"),
+                "array": np.arange(3),
+                "surrogate": "\ud800",
+                "url": "https://me:token@host/x",
+            }
+        )
+        return {"tensor": torch.tensor(2.0), "none": None}
+
+    document, _ = stored(database, records.run_uuid(run(main, odd=(1, 2))))
+    with records.connect() as connection:
+        info = connection[1].info
+    assert (info["a.b"], info["$c"], info["path"], info["color"]) == (1, 2, "/tmp/x", "RED")
+    assert math.isnan(info["3"])
+    assert info["set"] == [1, 2]
+    assert info["huge"] == float(2**70)
+    assert info["circle"] == {"self": "<recursion>"}
+    assert info["array"] == [0, 1, 2]
+    assert info["url"] == "https://host/x"
+    assert document["result"] == {"tensor": 2.0, "none": None}
+    assert document["config"]["odd"] == [1, 2]
+
+
+def test_steps_are_counted_where_they_are_left_out(database):
+    def main(_run):
+        for value in (5.0, 6.0):
+            _run.log_scalar("loss", value)
+        _run.log_scalar("loss", 7.0, 10)
+        _run.log_scalar("loss", 8.0)
+
+    run(main)
+    assert database["metrics"].find_one({"name": "loss"})["steps"] == [0, 1, 10, 11]
+
+
+def test_an_exception_is_recorded_with_its_trace(database):
+    def main(_run):
+        count_up(_run, 7)
+        raise ValueError("the reason")
+
+    experiment = make(main)
+    with pytest.raises(ValueError, match="the reason"):
+        experiment.run()
+    document, values = stored(database, records.run_uuid(experiment.current_run))
+    assert document["status"] == "FAILED"
+    assert "the reason" in "".join(document["fail_trace"])
+    assert len(values) == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_interrupts_the_run_and_its_record_is_complete(database, number):
+    before = signal.getsignal(number)
+
+    def main(_run):
+        count_up(_run)
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except Exception:
+            pytest.fail("the interrupt was swallowed")
+
+    experiment = make(main)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run()
+    document, values = stored(database, records.run_uuid(experiment.current_run))
+    assert document["status"] == "INTERRUPTED"
+    assert len(values) == 20
+    assert signal.getsignal(number) is before
+    if number != signal.SIGINT:
+        assert document["status_note"] == f"ended by {number.name}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_run_is_recognized_and_loses_nothing(home, database, tmp_path, number):
+    told = tmp_path / "told"
+    process = processes().Process(target=log_until_killed, args=(home, told))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (told.exists() and int(told.read_text().split()[-1] or 0) >= 20):
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.05)
+    assert sync(home).live, "a live run was taken for a dead one"
+    os.kill(process.pid, number)
+    process.join(20)
+    uuid, count = told.read_text().split()
+    with records.connect() as connection:
+        found = connection[uuid]
+        values = found.metrics["loss"]
+        assert found.status == "INTERRUPTED"
+        assert f"process {process.pid}" in found.details()["status_note"]
+        # What was logged after the last note of the count is there as well.
+        assert len(values) - int(count) in (0, 1)
+        assert list(values) == [float(step) for step in range(len(values))]
+        assert f"step {len(values) - 2}\n" in found.output
+    assert list(spooled_runs(home)) == []
+
+
+def test_a_server_killed_in_mid_run_loses_nothing(home, server, monkeypatch):
+    monkeypatch.setattr(pusher, "BEAT_SECONDS", 0.1)
+
+    def main(_run):
+        for step in range(100):
+            if step in (30, 60):
+                while not server.status()["answers"]:
+                    time.sleep(0.05)
+                os.kill(server.status()["pid"], signal.SIGKILL)
+            _run.log_scalar("loss", float(step), step)
+            time.sleep(0.01)
+
+    run(main)
+    with records.connect() as connection:
+        found = connection.find()[0]
+        assert found.status == "COMPLETED"
+        assert list(found.metrics["loss"]) == [float(step) for step in range(100)]
+    assert list(spooled_runs(home)) == []
+
+
+def test_a_server_killed_for_good_leaves_the_run_in_the_spool(home, server, monkeypatch, capsys):
+    # A configured server is not ours to restart.
+    uri = server.running_uri()
+    monkeypatch.setenv("METATOOLKIT_MONGO_URI", uri)
+    monkeypatch.setattr(pusher, "END_WAIT_SECONDS", 3.0)
+
+    def main(_run):
+        count_up(_run, 10)
+        time.sleep(0.2)
+        os.kill(server.status()["pid"], signal.SIGKILL)
+        count_up(_run, 10)
+
+    run(main)
+    assert "`metatoolkit records sync`" in capsys.readouterr().err
+    assert len(list(spooled_runs(home))) == 1
+    monkeypatch.delenv("METATOOLKIT_MONGO_URI")
+    with records.connect() as connection:
+        assert len(connection.find()[0].metrics["loss"]) == 20
+        assert connection.find()[0].status == "COMPLETED"
+    assert list(spooled_runs(home)) == []
+
+
+def test_an_unreachable_server_is_one_line_and_the_run_goes_on(home, mongod, monkeypatch, capsys):
+    monkeypatch.setenv("METATOOLKIT_MONGO_URI", UNREACHABLE)
+    begun = time.monotonic()
+    done = run(count_up)
+    assert done.status == "COMPLETED"
+    assert time.monotonic() - begun < 20
+    told = capsys.readouterr().err
+    assert told.count("no MongoDB server answers at mongodb://127.0.0.1:9/nowhere") == 2
+    assert "secret" not in told
+    assert "secret" not in "".join(
+        path.read_text("utf-8") for name in ("run.json", "cout.txt") for path in home.rglob(name)
+    )
+    monkeypatch.delenv("METATOOLKIT_MONGO_URI")
+    assert sync(home).pushed == [1]
+    with records.connect() as connection:
+        assert len(connection[1].metrics["loss"]) == 20
+
+
+def test_a_frozen_server_does_not_hold_the_run_up(home, server, monkeypatch):
+    monkeypatch.setattr(pusher, "END_WAIT_SECONDS", 3.0)
+    pid = server.status()["pid"]
+
+    def main(_run):
+        os.kill(pid, signal.SIGSTOP)
+        return count_up(_run)
+
+    begun = time.monotonic()
+    done = run(main)
+    try:
+        assert time.monotonic() - begun < 12
+        assert len(list(spooled_runs(home))) == 1
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    deadline = time.monotonic() + 20
+    while list(spooled_runs(home)) and time.monotonic() < deadline:
+        sync(home)
+        time.sleep(0.2)
+    with records.connect() as connection:
+        found = connection[records.run_uuid(done)]
+        assert (found.status, len(found.metrics["loss"])) == ("COMPLETED", 20)
+
+
+def test_a_server_that_refuses_writes_leaves_the_run_in_the_spool(home, database):
+    database.create_collection("runs", validator={"never": {"$exists": True}})
+    done = run(count_up)
+    assert done.status == "COMPLETED"
+    assert len(list(spooled_runs(home))) == 1
+    database.command("collMod", "runs", validator={})
+    assert sync(home).pushed
+    assert len(stored(database, records.run_uuid(done))[1]) == 20
+
+
+def test_eighteen_megabytes_of_output_are_kept(database):
+    line = "x" * 1023 + "\n"
+
+    def main(_run):
+        for _ in range(18 * 1024):
+            print(line, end="")
+        print("the end")
+
+    experiment = make(main)
+    with open(os.devnull, "w") as nowhere:
+        import sys
+
+        original, sys.stdout = sys.stdout, nowhere
+        try:
+            done = experiment.run()
+        finally:
+            sys.stdout = original
+    with records.connect() as connection:
+        found = connection[records.run_uuid(done)]
+        assert found.status == "COMPLETED"
+        assert len(found.output) < 1_100_000
+        full = found.artifacts["cout.txt"].read()
+    assert full.count(line.encode()) == 18 * 1024
+    assert b"the end\n" in full
+
+
+def test_what_is_too_large_for_a_document_becomes_an_artifact(database):
+    def main(_run):
+        _run.info["small"] = 1
+        _run.info["large"] = list(range(300_000))
+        return {"accuracy": 1.0, "trace": "y" * 17_000_000}
+
+    run(main)
+    with records.connect() as connection:
+        found = connection[1]
+        assert found.info["small"] == 1
+        assert found.info["large"] == {"artifact": "info.large.json"}
+        assert found.result["accuracy"] == 1.0
+        assert len(found.artifacts["result.trace.json"].read()) > 17_000_000
+
+
+def test_a_clock_that_goes_backwards_does_no_harm(database, monkeypatch):
+    real = time.time
+    shift = [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + shift[0])
+    monkeypatch.setattr(observer, "utcnow", lambda: observer_time(shift[0]))
+
+    def main(_run):
+        for step in range(20):
+            shift[0] = -3600.0 * step
+            _run.log_scalar("loss", float(step), step)
+
+    document, values = stored(database, records.run_uuid(run(main)))
+    assert values == [float(step) for step in range(20)]
+    assert document["stop_time"] >= document["start_time"]
+    assert document["duration"] >= 0
+
+
+def observer_time(shift):
+    import datetime
+
+    from metatoolkit.records import spool
+
+    return spool.utcnow() + datetime.timedelta(seconds=shift)
+
+
+def test_processes_that_start_at_once_get_ids_of_their_own(home, mongod):
+    from .experiments import run_once
+
+    context = processes()
+    gate = context.Barrier(8)
+    workers = [context.Process(target=run_once, args=(home, number, gate)) for number in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(100)
+    assert [worker.exitcode for worker in workers] == [0] * 8
+    with records.connect() as connection:
+        runs = connection.find().runs()
+        assert sorted(one.id for one in runs) == list(range(1, 9))
+        assert sorted(one.config["number"] for one in runs) == list(range(8))
+        assert all(len(one.metrics["loss"]) == 20 for one in runs)
+        assert {one.status for one in runs} == {"COMPLETED"}
+
+
+def test_a_data_directory_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("METATOOLKIT_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(StorageError, match="METATOOLKIT_HOME"):
+        run(count_up)
+
+
+def test_a_full_disk_keeps_the_values_in_memory_and_pushes_them(home, database, capsys):
+    def main(_run):
+        recorder = observer.recorder_of(_run)
+        full = os.open("/dev/full", os.O_WRONLY | os.O_APPEND)
+        real, recorder._metrics._descriptor = recorder._metrics._descriptor, full
+        recorder._metrics._size = lambda: 0
+        count_up(_run)
+        recorder._metrics._descriptor = real
+        os.close(full)
+
+    _, values = stored(database, records.run_uuid(run(main)))
+    assert len(values) == 20
+    assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_a_resumed_run_names_the_one_that_it_continues(database):
+    first = run(count_up)
+
+    def main(_run):
+        records.mark_resumed(_run, records.run_uuid(first))
+
+    document, _ = stored(database, records.run_uuid(run(main)))
+    assert document["meta"]["resumed_from"] == records.run_uuid(first)
+
+
+def test_an_artifact_of_the_same_name_replaces_the_former(database, tmp_path):
+    path = tmp_path / "checkpoint.bin"
+
+    def main(_run):
+        for content in (b"first", b"second", b"x" * 600_000):
+            path.write_bytes(content)
+            _run.add_artifact(path)
+        _run.add_artifact(tmp_path / "missing.bin")
+
+    run(main)
+    with records.connect() as connection:
+        assert list(connection[1].artifacts) == ["checkpoint.bin"]
+        assert connection[1].artifacts["checkpoint.bin"].read() == b"x" * 600_000
+
+
+def test_runs_inside_runs_are_recorded_apart(database):
+    inner = make(count_up)
+
+    def main(_run):
+        _run.log_scalar("loss", 1.0)
+        inner.run()
+        _run.log_scalar("loss", 2.0)
+
+    outer = run(main)
+    assert stored(database, records.run_uuid(outer))[1] == [1.0, 2.0]
+    assert len(stored(database, records.run_uuid(inner.current_run))[1]) == 20
+
+
+def test_a_run_outside_the_main_thread_is_recorded(database):
+    thread = threading.Thread(target=run, args=(count_up,))
+    thread.start()
+    thread.join()
+    assert database["runs"].count_documents({"status": "COMPLETED"}) == 1
+
+
+def test_torch_is_seeded_before_the_run(monkeypatch):
+    monkeypatch.setenv("METATOOLKIT_MONGOD", "")
+    drawn = []
+
+    def main(_run):
+        drawn.append((torch.rand(()).item(), np.random.rand(), __import__("random").random()))
+
+    for _ in range(2):
+        run(main)
+    assert drawn[0] == drawn[1]
+
+
+def test_logging_a_value_is_quick(monkeypatch):
+    monkeypatch.setenv("METATOOLKIT_MONGOD", "")
+    seconds = []
+
+    def main(_run):
+        for _ in range(5):
+            begun = time.perf_counter()
+            for step in range(1000):
+                _run.log_scalar("loss", 0.5, step)
+            seconds.append((time.perf_counter() - begun) / 1000)
+
+    run(main)
+    assert min(seconds) < 50e-6
+
+
+def test_without_any_server_the_spool_holds_the_run(home, monkeypatch, capsys):
+    monkeypatch.setenv("METATOOLKIT_MONGOD", "")
+    done = run(count_up)
+    assert "no mongod is installed" in capsys.readouterr().err
+    with records.connect() as connection:
+        found = connection.find("config.method == 'evograd' and result.accuracy > 0.8")[0]
+        assert found.uuid == records.run_uuid(done)
+        assert len(found.metrics["loss"]) == 20
+        assert connection[found.id].status == "COMPLETED"
+    assert isinstance(observer.recorder_of(done), RunRecorder)
+    assert not ManagedServer(home).status()["running"]
