@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from metatoolkit.records.experiments import experiment, record
     from metatoolkit.records.observer import mark_resumed, run_id, run_uuid
     from metatoolkit.records.query import Database, RunSet, connect
-    from metatoolkit.records.run import Run
     from metatoolkit.records.replay import sync
+    from metatoolkit.records.run import Run
 
 _LOCATION = {
     "Comparison": "comparison",

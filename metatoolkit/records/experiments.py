@@ -128,7 +128,7 @@ def _experiment_class() -> Any:
             finally:
                 settings.DISCOVER_SOURCES, settings.DISCOVER_DEPENDENCIES = former
             self.mainfile, self.sources, _ = found
-            self.dependencies = set()
+            self.dependencies: set[Any] = set()
             self.doc = caller.get("__doc__") or ""
             if self.mainfile is None and not interactive:
                 raise RuntimeError(

@@ -12,6 +12,7 @@ import ast
 import datetime
 import difflib
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from metatoolkit.records.fields import DATES, FIELDS, stored_path
 from metatoolkit.records.spool import utcnow
 
 LONGEST = 10_000
+DEEPEST = 40
 FUNCTIONS = ("exists", "matches", "contains", "startswith")
 
 _OPERATORS: dict[type[ast.cmpop], str] = {
@@ -103,7 +105,11 @@ class _Parser:
         self.fields: list[Field] = []
 
     def parse(self) -> Query:
-        return Query(self._condition(self._tree()), self.fields)
+        tree = self._tree()
+        try:
+            return Query(self._condition(tree), self.fields)
+        except RecursionError:
+            raise QueryError("the expression is nested too deeply") from None
 
     def parse_field(self) -> Field:
         return self._field(self._tree())
@@ -112,7 +118,10 @@ class _Parser:
         if len(self.text) > LONGEST:
             raise QueryError(f"the expression is longer than {LONGEST} characters")
         try:
-            return ast.parse(self.text, mode="eval").body
+            with warnings.catch_warnings():
+                # Python warns of odd escapes and of `1 is 2`; here they are errors or harmless.
+                warnings.simplefilter("ignore")
+                return ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
             raise self._syntax_error(error) from None
         except (ValueError, RecursionError, MemoryError) as error:
@@ -132,6 +141,8 @@ class _Parser:
             found = re.search(pattern, bare)
             if found:
                 return self._error_at(found.start(), hint)
+        if not error.offset or error.offset > len(self.text):
+            return self._error_at(len(self.text), "the expression is not complete")
         where = len(self.text.encode()[: (error.offset or 1) - 1].decode("utf-8", "ignore"))
         return self._error_at(where, error.msg)
 
@@ -147,12 +158,14 @@ class _Parser:
         offset = getattr(node, "col_offset", 0)
         return self._error_at(len(self.text.encode()[:offset].decode("utf-8", "ignore")), message)
 
-    def _condition(self, node: ast.expr) -> dict[str, Any]:
+    def _condition(self, node: ast.expr, depth: int = 0) -> dict[str, Any]:
+        if depth > DEEPEST:
+            raise self._error(node, f"the expression is nested more than {DEEPEST} times")
         if isinstance(node, ast.BoolOp):
             operator = "$and" if isinstance(node.op, ast.And) else "$or"
-            return {operator: [self._condition(value) for value in node.values]}
+            return {operator: [self._condition(value, depth + 1) for value in node.values]}
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return {"$nor": [self._condition(node.operand)]}
+            return {"$nor": [self._condition(node.operand, depth + 1)]}
         if isinstance(node, ast.Compare):
             return self._comparison(node)
         if isinstance(node, ast.Call):

@@ -41,7 +41,10 @@ def private_directory(path: Path) -> Path:
         StorageError: The directory cannot be created or written.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # pathlib gives created parents the usual permissions, and they hold the records too.
+        for missing in reversed([one for one in path.parents if not one.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise storage_error(path, error) from error
     if not os.access(path, os.W_OK | os.X_OK):

@@ -26,10 +26,10 @@ from metatoolkit.records.clean import decode_key
 from metatoolkit.records.expressions import Field, Query, parse, parse_field
 from metatoolkit.records.fields import FIELDS, flatten, lookup
 from metatoolkit.records.matching import order
+from metatoolkit.records.replay import sync_into
 from metatoolkit.records.run import Run
 from metatoolkit.records.spool import say
 from metatoolkit.records.stores import MongoStore, SpoolStore, Store
-from metatoolkit.records.replay import sync_into
 
 if TYPE_CHECKING:
     import pandas

@@ -214,6 +214,7 @@ class ManagedServer:
             raise DatabaseUnavailableError(f"cannot run {program}: {error.strerror}") from error
         if done.returncode != 0:
             raise DatabaseUnavailableError(self._failure(done.returncode, done.stdout))
+        (self.directory / "pid").chmod(0o600)
         state = {"pid": self._pid(), "uri": uri, "temporary": temporary}
         descriptor = os.open(self._state_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -11,9 +11,9 @@ from metatoolkit.records.address import URI_VARIABLE, database_errors, open_clie
 from metatoolkit.records.clean import redact
 from metatoolkit.records.display import print_pairs
 from metatoolkit.records.home import data_home
+from metatoolkit.records.replay import BAD, sync
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spool_directory, spooled_runs
-from metatoolkit.records.replay import BAD, sync
 
 
 def start_server(options: argparse.Namespace) -> int:

@@ -14,9 +14,9 @@ from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, StorageError
 from metatoolkit.records import observer, pusher
 from metatoolkit.records.observer import RunRecorder
+from metatoolkit.records.replay import sync
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spool_directory, spooled_runs
-from metatoolkit.records.replay import sync
 
 from .experiments import UNREACHABLE, count_up, log_until_killed, make, processes, run, stored
 

@@ -1,0 +1,171 @@
+import datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metatoolkit.errors import QueryError
+from metatoolkit.records.expressions import parse, parse_field
+from metatoolkit.records.matching import matches
+
+DOCUMENTS = [
+    {"_id": 1, "config": {"method": "evograd", "lr": 0.1, "a．b": 1}, "status": "COMPLETED",
+     "result": {"acc": 0.9}, "omniboard": {"tags": ["paper"]},
+     "start_time": datetime.datetime(2026, 11, 17, 12), "summary": {"val．loss": {"min": 0.2}}},
+    {"_id": 2, "config": {"method": "plain", "lr": 1, "flag": True}, "status": "FAILED",
+     "result": {"acc": float("nan")}, "experiment": {"name": "label_noise"},
+     "start_time": datetime.datetime(2026, 11, 20, 12)},
+    {"_id": 3, "config": {"method": None, "layers": [1, 2], "nested": {"x": "y"}},
+     "status": "RUNNING", "start_time": datetime.datetime(2026, 11, 21, 12)},
+]  # fmt: skip
+
+EXPECTED = {
+    "config.method == 'evograd' and result.acc > 0.8": [1],
+    "config.method == 'evograd' or status == \"FAILED\"": [1, 2],
+    "not config.method == 'evograd'": [2, 3],
+    "config.method != 'evograd'": [2, 3],
+    "0.05 < config.lr <= 1": [1, 2],
+    "1 > config.lr": [1],
+    "config.lr == 1.0": [2],
+    "config.flag == true": [2],
+    "config.flag": [2],
+    "config.lr == True": [],
+    "status in ['FAILED', 'RUNNING']": [2, 3],
+    "status not in ('FAILED', 'RUNNING')": [1],
+    "'paper' in tags": [1],
+    "'paper' not in tags": [2, 3],
+    "tags == 'paper'": [1],
+    "2 in config.layers": [3],
+    "config.layers == [1, 2]": [3],
+    "config.nested.x == 'y'": [3],
+    "config['a.b'] == 1": [1],
+    "metrics['val.loss'].min < 0.3": [1],
+    "result.acc == nan": [2],
+    "exists(config.lr)": [1, 2],
+    "not exists(config.lr)": [3],
+    "config.lr == none": [3],
+    "config.method == None": [3],
+    "matches(config.method, '^evo')": [1],
+    "contains(config.method, 'lai')": [2],
+    "startswith(config.method, 'pl')": [2],
+    "startswith(config.method, '.')": [],
+    "experiment == 'label_noise'": [2],
+    "start_time >= '2026-11-18' and start_time < '2026-11-21'": [2],
+    "id == 3": [3],
+    "id > -1": [1, 2, 3],
+    "config.method == 'it''s'": [],
+    "": [1, 2, 3],
+    "  \n config.lr\n == 1 ": [2],
+    "config.lr > 'text'": [],
+    "config.method > 5": [],
+    "config.lr == 99999999999999999999999": [],
+}
+
+
+@pytest.mark.parametrize("expression", EXPECTED)
+def test_expressions_select_without_a_server(expression):
+    condition = parse(expression).filter
+    assert [one["_id"] for one in DOCUMENTS if matches(one, condition)] == EXPECTED[expression]
+
+
+def test_expressions_select_the_same_on_a_server(database):
+    database["runs"].insert_many(DOCUMENTS)
+    for expression, wanted in EXPECTED.items():
+        condition = parse(expression).filter
+        found = [one["_id"] for one in database["runs"].find(condition).sort("_id", 1)]
+        assert found == wanted, expression
+
+
+@pytest.mark.parametrize(
+    ("expression", "position", "message"),
+    [
+        ("config.lr = 3", 11, "write =="),
+        ("config.lr > 3 && status == 'x'", 15, "write `and`"),
+        ("config.lr > 3 || id == 1", 15, "write `or`"),
+        ("confg.lr > 3", 1, "Did you mean config?"),
+        ("id == 1 and statsu == 'x'", 13, "Did you mean status?"),
+        ("status.x == 1", 1, "status has no parts"),
+        ("match(status, 'x')", 1, "Did you mean matches?"),
+        ("status == COMPLETED", 11, "quotes: 'COMPLETED'"),
+        ("config.lr > 10**3", 13, "a number"),
+        ("config.lr + 1 > 3", 1, "one side"),
+        ("3 > 2", 1, "one side"),
+        ("config.lr > ", 12, "not complete"),
+        ("matches(status, '(')", 17, "regular expression"),
+        ("exists(status, 1)", 1, "takes 1 argument"),
+        ("config[0:2] == 1", 8, "name in quotes"),
+        ("start_time > 'soon'", 14, "not a time"),
+        ("status is None", 1, "write =="),
+        ("status in 'abc'", 11, "a list"),
+        ("lambda: 1", 1, "a comparison"),
+        ("[x for x in config]", 1, "a comparison"),
+        ("config.__class__.__mro__() == 1", 1, "one side"),
+        ("__import__('os').system('x')", 1, "no function"),
+        ("(status := 'x')", 2, "a comparison"),
+        ("f'{status}' == 'x'", 1, "one side"),
+        ("'é' == id and confg.x == 1", 15, "Did you mean config?"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_told_with_its_position(expression, position, message):
+    with pytest.raises(QueryError) as caught:
+        parse(expression)
+    if message:
+        assert message in str(caught.value)
+        assert f"at character {position} " in str(caught.value)
+
+
+def test_times_may_be_relative():
+    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+    for text, seconds in {"2 days": 172800, "3h": 10800, "1 week ago": 604800}.items():
+        (condition,) = parse(f"start_time > '{text}'").filter["start_time"].values()
+        assert abs((now - condition).total_seconds() - seconds) < 5
+    assert parse("start_time > 'yesterday'").filter["start_time"]["$gt"] < now
+
+
+def test_field_names_are_translated():
+    assert parse_field("result.test_accuracy").path == "result.test_accuracy"
+    assert parse_field("metrics['val.loss'].min").path == "summary.val．loss.min"
+    assert parse_field("config['$where']").path == "config.＄where"
+
+
+SAFE = {"$and", "$or", "$nor", "$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin",
+        "$exists", "$regex"}  # fmt: skip
+
+
+def operators(condition):
+    if isinstance(condition, dict):
+        for key, value in condition.items():
+            if key.startswith("$"):
+                yield key
+            else:
+                assert "$" not in key
+            yield from operators(value)
+    elif isinstance(condition, list):
+        for entry in condition:
+            yield from operators(entry)
+
+
+PIECES = st.sampled_from(
+    ["config", ".lr", "['a.b']", "result", " == ", " > ", " and ", " or ", "not ", "(", ")", "'x'",
+     "1", "-", "[", "]", ",", " in ", "exists", "matches", "$where", "__class__", "\n", "\0", "{",
+     "}", "lambda", ":", "tags", "'$gt'", "status", "9" * 400, "é", "\\", "'", '"', "#", ";"]
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(st.lists(PIECES, max_size=14).map("".join), st.text(max_size=40)))
+def test_any_text_is_a_safe_filter_or_a_query_error(text):
+    try:
+        condition = parse(text).filter
+    except QueryError:
+        return
+    assert set(operators(condition)) <= SAFE
+    for document in DOCUMENTS:
+        matches(document, condition)
+
+
+def test_a_deeply_nested_expression_is_an_error_and_no_crash():
+    brackets = "(" * 4900 + "id == 1" + ")" * 4900
+    for text in (brackets, "not " * 2400 + "id == 1", "id == " + "-" * 9000 + "1", "a" * 20_000):
+        with pytest.raises(QueryError):
+            parse(text)

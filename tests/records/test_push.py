@@ -1,0 +1,174 @@
+import pytest
+from pymongo.errors import AutoReconnect
+
+from metatoolkit.records import push as pushing
+from metatoolkit.records.push import Push, shorten
+from metatoolkit.records.spool import RunSpool, utcnow
+
+
+class Flaky:
+    """A database whose n-th operation fails, either before or after it has taken effect."""
+
+    OPERATIONS = (
+        "find_one", "insert_one", "update_one", "find_one_and_update", "bulk_write", "aggregate",
+        "create_index", "find", "count_documents",
+    )  # fmt: skip
+
+    def __init__(self, target, fail_at, after, count=None):
+        self.target, self.fail_at, self.after = target, fail_at, after
+        self.count = count if count is not None else [0]
+
+    def __getitem__(self, name):
+        return Flaky(self.target[name], self.fail_at, self.after, self.count)
+
+    def with_options(self, **options):
+        return Flaky(self.target.with_options(**options), self.fail_at, self.after, self.count)
+
+    def __getattr__(self, name):
+        method = getattr(self.target, name)
+        if name not in self.OPERATIONS:
+            return method
+
+        def call(*args, **kwargs):
+            self.count[0] += 1
+            if self.count[0] != self.fail_at:
+                return method(*args, **kwargs)
+            if self.after:
+                method(*args, **kwargs)
+            raise AutoReconnect("cut off")
+
+        return call
+
+
+@pytest.fixture
+def spool(tmp_path, home):
+    made = RunSpool.create(home)
+    source = tmp_path / "artifact.bin"
+    source.write_bytes(b"z" * 700_000)
+    digest, size = made.add_file(source)
+    document = {
+        "run_uuid": made.uuid,
+        "status": "COMPLETED",
+        "start_time": utcnow(),
+        "experiment": {
+            "name": "e",
+            "sources": [{"name": "s.py", "path": "/s.py", "sha256": digest}],
+        },
+        "info": {},
+        "artifacts": [{"name": "a.bin", "sha256": digest, "size": size}],
+    }
+    made.write_document(document)
+    return made
+
+
+def log(spool, name, start, count):
+    file = spool.open_metrics()
+    for step in range(start, start + count):
+        file.append(f'["{name}", {step}, {step}.5, 1000.0]\n'.encode())
+    file.close()
+
+
+def check(database, spool, names, count):
+    assert database["runs"].count_documents({}) == 1
+    run = database["runs"].find_one({"run_uuid": spool.uuid})
+    for name in names:
+        parts = database["metrics"].find({"run_id": run["_id"], "name": name}).sort("part", 1)
+        values = [value for part in parts for value in part["values"]]
+        assert values == [step + 0.5 for step in range(count)]
+    assert database["fs.files"].count_documents({}) == 2
+    chunks = database["fs.chunks"].aggregate([{"$group": {"_id": "$files_id", "n": {"$sum": 1}}}])
+    assert [chunk["n"] for chunk in chunks] == [3, 3]
+    return run
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_an_attempt_cut_off_anywhere_is_repeated_without_loss_or_double(
+    database, spool, monkeypatch, after
+):
+    monkeypatch.setattr(pushing, "PART", 7)
+    names = ("loss", "val.acc")
+    fail_at = 0
+    cut_off = True
+    while cut_off:
+        fail_at += 1
+        for collection in database.list_collection_names():
+            database[collection].drop()
+        (spool.path / "metrics.jsonl").unlink(missing_ok=True)
+        for name in names:
+            log(spool, name, 0, 10)
+        document = spool.read_document()
+        metrics, output = spool.open_metrics(), spool.open_output()
+        push = Push(spool, metrics, output)
+        flaky = Flaky(database, fail_at, after)
+        cut_off = False
+        for part in range(2):
+            for _ in range(2):
+                try:
+                    push(flaky, document, final=part == 1)
+                except AutoReconnect:
+                    push.forget()
+                    cut_off = True
+            if part == 0:
+                for name in names:
+                    log(spool, name, 10, 10)
+        check(database, spool, names, 20)
+        assert push.verify(database, document)
+        # A second process that knows nothing of the first changes nothing.
+        again = Push(spool, metrics, output)
+        again(database, document, final=True)
+        assert again.verify(database, document)
+        run = check(database, spool, names, 20)
+        assert run["summary"]["loss"]["count"] == 20
+        metrics.close()
+        output.close()
+    assert fail_at > 20
+
+
+def test_values_that_a_killed_server_forgot_are_pushed_again(database, spool):
+    log(spool, "loss", 0, 10)
+    metrics, output = spool.open_metrics(), spool.open_output()
+    push = Push(spool, metrics, output)
+    document = spool.read_document()
+    push(database, document)
+    database["metrics"].update_one({}, {"$pop": {"steps": 1, "values": 1, "timestamps": 1}})
+    log(spool, "loss", 10, 10)
+    push(database, document, final=True)
+    assert push.verify(database, document)
+    check(database, spool, ["loss"], 20)
+    database["metrics"].delete_many({})
+    assert not push.verify(database, document)
+    push(database, document, final=True)
+    assert push.verify(database, document)
+    check(database, spool, ["loss"], 20)
+    metrics.close()
+    output.close()
+
+
+def test_ids_go_on_after_those_that_somebody_else_gave(database, spool):
+    database["runs"].insert_many([{"_id": number, "status": "COMPLETED"} for number in (1, 2, 7)])
+    metrics, output = spool.open_metrics(), spool.open_output()
+    assert Push(spool, metrics, output)(database, spool.read_document()) == 8
+    assert Push(spool, metrics, output)(database, spool.read_document()) == 8
+    metrics.close()
+    output.close()
+
+
+def test_a_damaged_line_is_left_out_and_said(database, spool, capsys):
+    log(spool, "loss", 0, 3)
+    with open(spool.path / "metrics.jsonl", "ab") as file:
+        file.write(b"\0\0\0\n")
+    log(spool, "loss", 3, 3)
+    metrics, output = spool.open_metrics(), spool.open_output()
+    push = Push(spool, metrics, output)
+    push(database, spool.read_document(), final=True)
+    assert database["metrics"].find_one()["values"] == [step + 0.5 for step in range(6)]
+    assert "damaged line" in capsys.readouterr().err
+    metrics.close()
+    output.close()
+
+
+def test_output_is_cut_in_the_middle_and_progress_bars_to_their_last_state():
+    assert shorten(b"10%\r50%\r100%\r\ndone") == "100%\ndone"
+    long = shorten(b"a" * 2_000_000 + b"end")
+    assert len(long) < 1_001_000
+    assert long.startswith("aaa") and long.endswith("end") and "cout.txt" in long

@@ -1,0 +1,242 @@
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+from metatoolkit import records
+from metatoolkit.errors import (
+    ConfigurationError,
+    QueryError,
+    RecordsError,
+    StorageError,
+    UnknownNameError,
+)
+from metatoolkit.records.run import DEAD_SECONDS, Artifact, status_of
+from metatoolkit.records.server import ManagedServer
+from metatoolkit.records.spool import utcnow
+
+from .conftest import kill_server
+from .experiments import make
+
+
+@pytest.fixture(scope="module")
+def filled(mongod, tmp_path_factory):
+    """A database with eight runs: two methods, three seeds each, one that failed, one odd."""
+    home = tmp_path_factory.mktemp("filled")
+    former = os.environ.get("METATOOLKIT_HOME")
+    os.environ["METATOOLKIT_HOME"] = str(home)
+
+    def main(_run, method, seed, lr):
+        for step in range(5):
+            _run.log_scalar(
+                "valid_loss", (2.0 if method == "plain" else 1.0) / (step + 1) + seed, step
+            )
+        path = home / "weights.bin"
+        path.write_bytes(b"weights %d" % seed)
+        _run.add_artifact(path)
+        _run.add_artifact(path, "../../outside.bin")
+        if method == "broken":
+            raise ValueError("broken")
+        accuracy = {"plain": 0.7, "evograd": 0.9}[method] + 0.01 * seed
+        return {"test_accuracy": accuracy, "nested": {"count": seed}}
+
+    try:
+        for method in ("plain", "evograd"):
+            for seed in (1, 2, 3):
+                made = make(main, lr=0.1)
+                made.run(config_updates={"method": method, "seed": seed})
+        with pytest.raises(ValueError, match="broken"):
+            make(main, lr=0.5).run(config_updates={"method": "broken", "seed": 4})
+        odd = make(lambda _run: _run.info.update({"a.b": 1}), lr=0.1)
+        odd.run()
+        yield home
+    finally:
+        kill_server(home)
+        if former is not None:
+            os.environ["METATOOLKIT_HOME"] = former
+        else:
+            del os.environ["METATOOLKIT_HOME"]
+
+
+@pytest.fixture
+def connection(filled):
+    with records.connect(home=filled) as opened:
+        yield opened
+
+
+def test_find_sorts_limits_and_makes_tables(connection):
+    found = connection.find("config.method == 'evograd' and result.test_accuracy > 0.8")
+    table = found.sort("-result.test_accuracy").table()
+    assert list(table["result.test_accuracy"]) == [0.93, 0.92, 0.91]
+    assert list(table["config.seed"]) == [3, 2, 1]
+    assert table["start_time"].dtype.kind == "M"
+    assert [run.id for run in found.sort("result.test_accuracy").limit(2)] == [4, 5]
+    assert len(connection.find()) == 8
+    assert len(connection.find(experiment="tested")) == 8
+    assert len(connection.find(experiment="other")) == 0
+    assert [run.id for run in connection.latest(2)] == [8, 7]
+
+
+def test_what_lacks_the_field_comes_last_in_either_direction(connection):
+    for key in ("result.test_accuracy", "-result.test_accuracy"):
+        assert {run.id for run in connection.find().sort(key).runs()[-2:]} == {7, 8}
+    by_two = connection.find().sort("config.method", "-config.seed").table(["config.method", "id"])
+    assert list(by_two["id"]) == [7, 6, 8, 5, 4, 3, 2, 1]
+
+
+def test_tables_have_the_columns_that_are_asked_for(connection):
+    table = connection.find("id <= 2").table(["id", "metrics.valid_loss.min", "result.nested"])
+    assert list(table.columns) == ["id", "metrics.valid_loss.min", "result.nested"]
+    assert table["metrics.valid_loss.min"].tolist() == [1.4, 2.4]
+    assert table["result.nested"].tolist() == [{"count": 1}, {"count": 2}]
+
+
+def test_the_best_run_by_a_result_and_by_a_metric(connection):
+    assert connection.best("result.test_accuracy").id == 6
+    assert connection.best("result.test_accuracy", where="config.method == 'plain'").id == 3
+    assert connection.best("result.test_accuracy", mode="min").id == 1
+    assert connection.best("valid_loss", mode="min", at="min").id == 4
+    assert connection.best("valid_loss", mode="max", at="last", experiment="tested").id == 7
+    with pytest.raises(RecordsError, match="none of the 8 selected runs"):
+        connection.best("result.nothing")
+    with pytest.raises(ConfigurationError, match="'max' or 'min'"):
+        connection.best("valid_loss", mode="most")
+
+
+def test_a_run_gives_its_configuration_metrics_and_artifacts(connection, tmp_path):
+    run = connection[4]
+    assert run.config["method"] == "evograd"
+    assert run.status == "COMPLETED"
+    series = run.metrics["valid_loss"]
+    assert isinstance(series, pandas.Series)
+    assert series.index.name == "step"
+    assert series.tolist() == [1.0 / (step + 1) + 1 for step in range(5)]
+    assert run.metrics.times("valid_loss").is_monotonic_increasing
+    assert list(run.metrics) == ["valid_loss"]
+    with pytest.raises(UnknownNameError, match="Did you mean 'valid_loss'"):
+        run.metrics["valid_los"]
+    assert run.artifacts["weights.bin"].read() == b"weights 1"
+    assert connection[run.uuid[:10]].id == 4
+    assert connection["4"].id == 4
+    assert "ValueError: broken" in connection[7].fail_trace
+    assert connection[8].info["a.b"] == 1
+    assert len(connection.find("info['a.b'] == 1")) == 1
+    with pytest.raises(QueryError, match="there is no run '99'"):
+        connection[99]
+
+
+def test_an_artifact_never_leaves_the_folder(connection, tmp_path):
+    folder = tmp_path / "folder"
+    path = connection[4].artifacts["../../outside.bin"].save(folder)
+    assert path == folder / "outside.bin"
+    assert path.read_bytes() == b"weights 1"
+
+    class Planted:
+        def content(self, document, entry):
+            return b"planted"
+
+    class Run:
+        store, document = Planted(), {}
+
+    (folder / "link").symlink_to(tmp_path)
+    for name in ("/etc/passwd", "..", "", "a/../../b", "..\\..\\c", "x\0y", "."):
+        saved = Artifact(Run(), {"name": name}).save(folder)
+        assert folder in saved.resolve().parents
+    with pytest.raises(StorageError, match="leads out"):
+        Artifact(Run(), {"name": "link/escaped"}).save(folder)
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_groups_have_mean_deviation_and_interval(connection):
+    table = connection.find("status == 'COMPLETED'").group("config.method", "result.test_accuracy")
+    row = table[table["config.method"] == "evograd"].iloc[0]
+    values = np.array([0.91, 0.92, 0.93])
+    assert math.isclose(row["mean"], values.mean())
+    assert math.isclose(row["std"], values.std(ddof=1))
+    assert row["count"] == 3
+    half = 4.302652729911275 * values.std(ddof=1) / math.sqrt(3)
+    assert math.isclose(row["low95"], values.mean() - half)
+    assert math.isclose(row["high95"], values.mean() + half)
+    by_two = connection.find().group(["config.method", "config.lr"], "valid_loss", at="min")
+    assert list(by_two.columns[:2]) == ["config.method", "config.lr"]
+    assert by_two["count"].sum() == 7
+
+
+def test_runs_are_compared_and_drawn(filled, tmp_path, connection):
+    comparison = records.compare([1, 4], metric="valid_loss", database=connection)
+    differences = comparison.differences()
+    assert differences.index[0] == "config.method"
+    assert differences.loc["config.method"].tolist() == ["plain", "evograd"]
+    assert list(comparison.table().columns) == [1, 4]
+    for name in ("curves.png", "curves.svg", "curves.pdf"):
+        assert comparison.plot(tmp_path / name).stat().st_size > 1000
+    over = records.compare([1, 2, 3, 4, 5, 6], "valid_loss", connection)
+    assert [label for label, _ in over._groups("seed")] == ["method=plain", "method=evograd"]
+    assert {curves.shape for _, curves in over._groups("seed")} == {(5, 3)}
+    over.plot(tmp_path / "seeds.png", over="seed", log_x=True, log_y=True)
+    with pytest.raises(ConfigurationError, match="must end in"):
+        comparison.plot(tmp_path / "curves.exe")
+    with pytest.raises(UnknownNameError, match="valid_loss"):
+        records.compare([1], metric="loss", database=connection)
+
+
+def test_a_misspelled_field_is_told_from_one_without_matches(connection):
+    assert len(connection.find("config.lr == 77")) == 0
+    with pytest.raises(QueryError, match=r"config\.methd.* Did you mean config\.method\?"):
+        connection.find("config.methd == 'x'").runs()
+    with pytest.raises(QueryError, match=r"There are: .*result\.test_accuracy"):
+        connection.find("result.zzzz > 1").runs()
+
+
+def test_a_silent_run_is_probably_dead():
+    import datetime
+
+    late = utcnow() - datetime.timedelta(seconds=DEAD_SECONDS + 5)
+    elsewhere = {"host": "another", "pid": 1}
+    assert status_of({"status": "RUNNING", "heartbeat": late, "proc": elsewhere}) == "PROBABLY_DEAD"
+    assert status_of({"status": "RUNNING", "heartbeat": utcnow(), "proc": elsewhere}) == "RUNNING"
+    assert status_of({"status": "COMPLETED", "heartbeat": late}) == "COMPLETED"
+
+
+def test_documents_of_stock_sacred_are_read_too(server):
+    import pymongo
+
+    with pymongo.MongoClient(server.running_uri()) as client:
+        database = client.get_default_database()
+        database["runs"].insert_one(
+            {"_id": 5, "experiment": {"name": "old"}, "status": "RUNNING", "config": {"lr": 1},
+             "info": {"metrics": [{"name": "loss", "id": "x"}]}, "start_time": utcnow()}
+        )  # fmt: skip
+        database["metrics"].insert_one(
+            {"run_id": 5, "name": "loss", "steps": [0, 1], "values": [2.0, 1.0], "timestamps": []}
+        )
+    with records.connect() as connection:
+        assert connection[5].metrics["loss"].tolist() == [2.0, 1.0]
+        assert connection.find("config.lr == 1").table()["experiment"].tolist() == ["old"]
+
+
+def test_planted_documents_are_data_and_nothing_else(server, capsys):
+    import pymongo
+
+    from metatoolkit.cli import main
+
+    evil = {"py/object": "os.system", "py/reduce": [{"py/function": "os.system"}, ["touch /tmp/x"]]}
+    with pymongo.MongoClient(server.running_uri()) as client:
+        client.get_default_database()["runs"].insert_one(
+            {"_id": 1, "experiment": {"name": "\x1b[31m[red]e[/red]"}, "status": "COMPLETED",
+             "config": {"x": evil, "$(touch y)": 1}, "result": evil, "start_time": utcnow()}
+        )  # fmt: skip
+    with records.connect() as connection:
+        assert connection[1].config["x"] == evil
+        assert connection[1].result == evil
+    assert main(["runs", "list"]) == main(["runs", "show", "1"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_the_server_is_left_alone_by_an_address_of_ones_own(filled, tmp_path):
+    uri = ManagedServer(Path(filled)).running_uri()
+    with records.connect(uri, home=tmp_path) as connection:
+        assert len(connection.find()) == 8

