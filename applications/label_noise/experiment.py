@@ -76,8 +76,7 @@ def build_estimator(config: dict[str, Any]) -> mt.hypergradients.Estimator | Non
     method = config["method"]
     if method == "evograd":
         options = dict(config["evograd"])
-        if options["rescale"] == "lr":
-            options["rescale"] = config["lr"]
+        options["rescale"] = config["lr"] if options["rescale"] else None
         return mt.hypergradients.EvoGrad(**options, seed=config["seed"])
     if method == "second_order":
         return mt.hypergradients.Unrolled(steps=1)

@@ -44,7 +44,7 @@ DEFAULT: dict[str, Any] = {
         "sigma": 1e-3,
         "temperature": 0.05,
         "noise": "sign",
-        "rescale": "lr",
+        "rescale": True,
         "perturb": None,
     },
     "device": "cpu",
@@ -77,7 +77,7 @@ NAMED: dict[str, dict[str, Any]] = {
     # EvoGrad's hypergradient at its own scale, and SGD for the weight network, as published.
     "paper_scale": {
         "method": "evograd",
-        "evograd": {"rescale": None},
+        "evograd": {"rescale": False},
         "meta_optimizer": "sgd",
         "meta_lr": 1e-3,
         "meta_weight_decay": 5e-4,
