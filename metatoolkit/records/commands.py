@@ -162,7 +162,7 @@ def export_runs(options: argparse.Namespace) -> int:
     else:
         if not output:
             raise ConfigurationError("a Parquet file is binary: name it with --output")
-        mixed = table.select_dtypes(include="object").columns
+        mixed = [name for name in table.columns if table[name].dtype.kind == "O"]
         table[mixed] = table[mixed].astype(str)
         table.to_parquet(output, index=False)
     if output:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.errors import MetatoolkitError
+from metatoolkit.errors import ConfigurationError, MetatoolkitError, UnknownNameError
 from metatoolkit.records.observer import CAPTURED_BY_US, SpoolObserver, recorder_of
 from metatoolkit.records.sacred_compat import import_sacred
 from metatoolkit.records.signals import Terminated
@@ -97,6 +97,7 @@ def _capture_ourselves(options: dict[str, Any]) -> None:
 def _experiment_class() -> Any:
     sacred = import_sacred()
     from sacred.dependencies import gather_sources_and_dependencies
+    from sacred.utils import ConfigAddedError, NamedConfigNotFoundError, iterate_flattened
 
     class Experiment(sacred.Experiment):  # type: ignore[name-defined]
         """A Sacred experiment that is created on behalf of another file."""
@@ -155,9 +156,39 @@ def _experiment_class() -> Any:
             try:
                 return super().run(*args, **kwargs)
             except MetatoolkitError as error:
-                if not self._from_command_line:
+                debug = self.current_run is not None and self.current_run.debug
+                if debug or not self._from_command_line:
                     raise
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
 
+        def _create_run(self, command_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+            try:
+                run = super()._create_run(command_name, *args, **kwargs)
+            except ConfigAddedError as error:
+                known = [
+                    name for name, _ in iterate_flattened(super()._create_run(command_name).config)
+                ]
+                given = min(str(name) for name in error.__conflicting_configs__)
+                raise UnknownNameError("configuration entry", given, known) from None
+            except NamedConfigNotFoundError as error:
+                known = [name for name, _ in self.gather_named_configs()]
+                given = str(error).partition('"')[2].partition('"')[0]
+                raise UnknownNameError("named configuration", given, known) from None
+            _check_types(run)
+            return run
+
     return Experiment
+
+
+def _check_types(run: Any) -> None:
+    """Refuse `lr=abc` before the run starts; Sacred only warns of it."""
+    for name, (former, given) in run.config_modifications.typechanged.items():
+        optional = type(None) in (former, given)
+        number = former is float and given is int
+        sequence = issubclass(former, list | tuple) and issubclass(given, list | tuple)
+        if not (optional or number or sequence):
+            raise ConfigurationError(
+                f"the configuration entry {name!r} takes a value of type {former.__name__}, "
+                f"not {given.__name__}."
+            )

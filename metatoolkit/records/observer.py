@@ -49,9 +49,16 @@ class SpoolObserver:
                 "the run does not belong to the experiment that records were attached to"
             )
         recorder = RunRecorder(run, self.home)
+        run_id = recorder.started_event(**event)
         # Runs of one experiment may be nested, and Sacred's later events do not say whose they are.
         run.observers[run.observers.index(self)] = recorder
-        return recorder.started_event(**event)
+        return run_id
+
+    def failed_event(self, **event: Any) -> None:
+        """Do nothing: the run could not be begun, and the reason is on its way; Sacred calls this."""
+
+    def interrupted_event(self, **event: Any) -> None:
+        """Do nothing: the run was interrupted before it began; Sacred calls this."""
 
     def queued_event(self, **event: Any) -> None:
         """Refuse, since nothing would ever start the run; Sacred calls this."""
