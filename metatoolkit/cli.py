@@ -33,13 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 where the answer is no, 2 for an error, 130 after Ctrl-C.
     """
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.handler != "run":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options = build_parser().parse_args(
+        _joined(list(sys.argv[1:] if arguments is None else arguments))
+    )
     try:
         if options.handler == "run":
-            return run_application(options.application, [*options.arguments, *rest])
+            return run_application(options.application, options.arguments)
         module, _, name = options.handler.rpartition(":")
         code: int = getattr(importlib.import_module(module), name)(options)
         sys.stdout.flush()
@@ -53,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, such as `head`, has seen enough; keep Python from flushing once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """Write `--sort -result.accuracy` in one word, or argparse takes the field for an option."""
+    if "--sort" not in arguments[:-1] or arguments[:1] == ["run"]:
+        return arguments
+    place = arguments.index("--sort")
+    return [*arguments[:place], f"--sort={arguments[place + 1]}", *arguments[place + 2 :]]
 
 
 def run_application(name: str, arguments: Sequence[str]) -> int:
@@ -113,7 +120,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="run an application",
         description="Run an application; what follows its name is Sacred's command line.",
         epilog="example: metatoolkit run label_noise with method=evograd seed=3",
-        add_help=False,
     )
     run.add_argument("application", help=f"one of: {', '.join(applications()) or 'none found'}")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="for instance: with seed=3")

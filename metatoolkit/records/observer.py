@@ -55,7 +55,7 @@ class SpoolObserver:
         return run_id
 
     def failed_event(self, **event: Any) -> None:
-        """Do nothing: the run could not be begun, and the reason is on its way; Sacred calls this."""
+        """Do nothing: the run could not begin, and the reason is on its way; Sacred calls this."""
 
     def interrupted_event(self, **event: Any) -> None:
         """Do nothing: the run was interrupted before it began; Sacred calls this."""
