@@ -266,7 +266,8 @@ class EvoGrad(Estimator):
             def count(tensor: Tensor) -> Tensor:
                 nonlocal held
                 held += tensor.numel() * tensor.element_size()
-                return tensor
+                # A node that kept its own output with its history would never be freed.
+                return tensor.detach()
 
             with torch.set_grad_enabled(keep):
                 if keep and self.streamed is None and copy == 0:
