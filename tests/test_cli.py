@@ -7,6 +7,7 @@ import pytest
 
 from metatoolkit import records
 from metatoolkit.cli import applications, main
+from metatoolkit.records import address
 from metatoolkit.records.server import ManagedServer, find_mongod
 
 needs_mongod = pytest.mark.skipif(
@@ -151,6 +152,7 @@ def test_the_database_is_started_asked_and_stopped(tmp_path, monkeypatch, capsys
 def test_an_unreachable_server_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("METATOOLKIT_HOME", str(tmp_path))
     monkeypatch.setenv("METATOOLKIT_MONGO_URI", "mongodb://me:secret@127.0.0.1:9/x")
+    monkeypatch.setattr(address, "SELECTION_SECONDS", 0.2)
     assert main(["runs", "list"]) == 2
     told = capsys.readouterr().err
     assert "mongodb://127.0.0.1:9/x" in told and "secret" not in told

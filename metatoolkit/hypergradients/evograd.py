@@ -230,18 +230,20 @@ class EvoGrad(Estimator):
                 for copy in range(self.candidates)
             ]
         )
-        centered = self.sigma * (projections - (weights * projections).sum())
+        # Σ_j w_j ⟨g, ε_k − ε_j⟩ over pairs, so that equal copies have exactly no say.
+        centered = self.sigma * (weights * (projections.unsqueeze(1) - projections)).sum(1)
         coefficients = -(self._factor / self.temperature) * weights * centered
 
-        parts: list[Sequence[Tensor | None]] = [direct]
+        names = list(meta)
         if graphs:
-            parts.append(self._combine(losses, coefficients, leaves))
+            total = add_gradients(names, direct, self._combine(losses, coefficients, leaves))
         else:
+            total = add_gradients(names, direct)
             for copy in range(self.candidates):
                 with torch.enable_grad():
                     loss = self._train_loss(problem, state, copy, meta, batch)
-                parts.append(self._combine([loss], coefficients[copy : copy + 1], leaves))
-        total = add_gradients(list(meta), *parts)
+                part = self._combine([loss], coefficients[copy : copy + 1], leaves)
+                total = add_gradients(names, list(total.values()), part)
         return Hypergradient(
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=valid_loss,

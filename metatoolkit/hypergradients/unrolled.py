@@ -42,9 +42,10 @@ class Unrolled(Estimator):
     differentiated, and its graph freed, so that never more than one step's graph is alive. The
     last step keeps the graph of its first evaluation.
 
-    Cost with F one forward pass: 10 F for one step (λ in the loss), and for each further step
-    3 F forward plus 3 F + 4 F backward. Memory: one inner state per step and the graph of one
-    step; for one step about three times the memory of an ordinary training step.
+    Cost with F one forward pass: 10 F for one step (λ in the loss; 11 F at the input), and 12 F
+    for each further one, of which 3 F go forward. Memory: one inner state per step and the graph
+    of one step, about three times the memory of an ordinary training step. Buffers, such as
+    BatchNorm's running statistics, are constants of the derivative.
 
     Args:
         steps: Number of inner steps T.

@@ -1,11 +1,14 @@
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from applications.label_noise import quickstart
 from applications.label_noise.experiment import build_estimator, experiment, settings_of
 from applications.label_noise.settings import DEFAULT, METHODS
+from metatoolkit import records
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
 from metatoolkit.records.server import ManagedServer
@@ -65,6 +68,32 @@ def test_an_interrupted_run_resumes_bitwise(home):
     resumed = _run(seed=7, resume=True)
     assert resumed.result == whole
     assert not list((home / "checkpoints").iterdir())
+
+
+def test_a_killed_run_resumes_bitwise_and_its_record_tells(home):
+    command = [sys.executable, "-m", "applications.label_noise", "with", "smoke", "seed=11"]
+    command += ["steps=200", "checkpoint_every=5", "log_every=1", "progress=False"]
+    whole = subprocess.run([*command, "checkpoint_every=200"], capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((home / "checkpoints").glob("*.pt")):
+        assert killed.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    resumed = subprocess.run([*command, "resume=True"], capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    with records.connect() as database:
+        runs = list(database.find("config.seed == 11").sort("start_time"))
+        assert [run.status for run in runs] == ["COMPLETED", "INTERRUPTED", "COMPLETED"]
+        assert runs[2].result == runs[0].result
+        assert runs[2].details()["meta"]["resumed_from"] == runs[1].uuid
+        for name in ("train_loss", "valid_loss", "test_accuracy", "lambda_distance"):
+            expected, got = runs[0].metrics[name], runs[2].metrics[name]
+            assert expected.index.tolist() == got.index.tolist()
+            assert expected.tolist() == got.tolist()
 
 
 def test_settings_follow_the_method():

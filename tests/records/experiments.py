@@ -41,9 +41,7 @@ def processes():
     if parent not in sys.path:
         sys.path.append(parent)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["metatoolkit.records.experiments", "sacred", "torch", "pymongo"]
-    )
+    context.set_forkserver_preload(["metatoolkit.records.experiments", "torch", "pymongo"])
     return context
 
 
@@ -56,7 +54,9 @@ def log_until_killed(home, path, environment=()):
         for step in range(10_000):
             _run.log_scalar("loss", float(step), step)
             print("step", step)
-            path.write_text(f"{records.run_uuid(_run)} {step + 1}")
+            new = path.with_suffix(".new")
+            new.write_text(f"{records.run_uuid(_run)} {step + 1}")
+            new.replace(path)
             time.sleep(0.01)
 
     run(main)

@@ -1,0 +1,261 @@
+"""Problems with known answers, each small, in float64 and made anew at every call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import metatoolkit as mt
+
+
+@dataclasses.dataclass
+class Case:
+    """A problem with all that a hypergradient call takes."""
+
+    problem: mt.BilevelProblem
+    inner: Any
+    train_batches: list[Any]
+    valid_batch: Any
+    optimizer_only: bool = False
+
+    @property
+    def state(self) -> mt.InnerState:
+        return self.inner.init(self.problem, seed=5)
+
+    def batches(self, steps: int) -> list[Any]:
+        return [self.train_batches[i % len(self.train_batches)] for i in range(steps)]
+
+    def call(self, estimator: Any, state: mt.InnerState | None = None) -> Any:
+        return estimator(
+            self.problem,
+            self.inner,
+            self.state if state is None else state,
+            self.batches(estimator.horizon),
+            self.valid_batch,
+        )
+
+
+class Value(nn.Module):
+    """One parameter, ``value``."""
+
+    def __init__(self, value: Any, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value, dtype=dtype))
+
+
+def illustration(x: float = 0.3, penalty: float = 0.4, inner: Any = None) -> Case:
+    """The paper's one-dimensional problem: (x−1)² + λx² below (x−½)²; both are 0-d parameters."""
+
+    def train_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        return (model.value - 1) ** 2 + meta.value * model.value**2
+
+    def valid_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        return (model.value - 0.5) ** 2
+
+    problem = mt.BilevelProblem(Value(x), Value(penalty), train_loss, valid_loss)
+    return Case(problem, inner or mt.inner.SGD(lr=0.1), [None], None)
+
+
+def illustration_hypergradient(penalty: float) -> float:
+    """The derivative of the outer loss of :func:`illustration` at the inner optimum."""
+    return (penalty - 1) / (penalty + 1) ** 3
+
+
+def ridge(features: int = 5, examples: int = 12) -> Case:
+    """Ridge regression with one log-penalty per feature."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    truth = draw(features)
+    batches = []
+    for _ in range(2):
+        inputs = draw(examples, features)
+        batches.append((inputs, inputs @ truth + 0.5 * draw(examples)))
+
+    def train_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        inputs, targets = batch
+        error = (inputs @ model.value - targets).square().mean()
+        return error + (meta.value.exp() * model.value.square()).sum()
+
+    def valid_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        inputs, targets = batch
+        return (inputs @ model.value - targets).square().mean()
+
+    model = Value(draw(features).tolist())
+    meta = Value((draw(features) - 1).tolist())
+    problem = mt.BilevelProblem(model, meta, train_loss, valid_loss)
+    return Case(problem, mt.inner.SGD(lr=0.05, momentum=0.5), batches[:1], batches[1])
+
+
+def ridge_hypergradient(case: Case) -> Tensor:
+    """The exact hypergradient of :func:`ridge` at the inner optimum, in closed form."""
+    (inputs, targets), (valid_inputs, valid_targets) = case.train_batches[0], case.valid_batch
+    penalty = case.problem.meta.value.detach().exp()
+    curvature = inputs.T @ inputs / len(inputs) + penalty.diag()
+    weights = torch.linalg.solve(curvature, inputs.T @ targets / len(inputs))
+    residual = valid_inputs @ weights - valid_targets
+    outer = 2 * valid_inputs.T @ residual / len(valid_inputs)
+    return -penalty * weights * torch.linalg.solve(curvature, outer)
+
+
+class Weights(nn.Module):
+    """A smooth weight per example from its loss, and a log-penalty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1), nn.Sigmoid())
+        self.log_penalty = nn.Parameter(torch.tensor(-4.0))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return self.layers(losses.unsqueeze(1)).squeeze(1)
+
+
+def _classification(seed: int) -> tuple[list[Any], Any]:
+    generator = torch.Generator().manual_seed(seed)
+    batches = [
+        (
+            torch.randn(10, 6, generator=generator, dtype=torch.float64),
+            torch.randint(3, (10,), generator=generator),
+        )
+        for _ in range(4)
+    ]
+    return batches[:3], batches[3]
+
+
+def _cross_entropy(model: Any, meta: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def small_net(valid_mode: Any = None) -> Case:
+    """A network with BatchNorm and dropout; λ weights the examples and penalizes θ."""
+
+    def train_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        penalty = meta.log_penalty.exp() * model[0].weight.square().sum()
+        return (meta(losses.detach()) * losses).mean() + penalty
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3)
+        ).double()
+        meta = Weights().double()
+    problem = mt.BilevelProblem(model, meta, train_loss, _cross_entropy, valid_mode)
+    inner = mt.inner.SGD(lr=0.2, momentum=0.9, weight_decay=1e-2, nesterov=True)
+    return Case(problem, inner, *_classification(1))
+
+
+class Rates(nn.Module):
+    """Meta-parameters of an optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lr = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+        self.logits = nn.Parameter(torch.tensor([1.0, -3.0], dtype=torch.float64))
+
+
+def learned_rates() -> Case:
+    """λ in the optimizer alone: a tensor, functions of meta and a group of its own."""
+    case = small_net()
+    meta = Rates()
+    problem = mt.BilevelProblem(case.problem.model, meta, _cross_entropy, _cross_entropy)
+    inner = mt.inner.SGD(
+        lr=meta.lr,
+        momentum=lambda meta, step: torch.sigmoid(meta.logits[0]) * 0.9**step,
+        weight_decay=lambda meta, step: meta.logits[1].exp(),
+        groups=[{"parameters": ["4.*"], "lr": lambda meta, step: 0.5 * meta.lr, "momentum": 0.3}],
+    )
+    return Case(problem, inner, case.train_batches, case.valid_batch, optimizer_only=True)
+
+
+class Scaled(nn.Module):
+    """λ in the middle of the network, beside frozen and 0-d parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 5)
+        self.scale = Value([1.0, 0.5, -0.5, 2.0, 1.5])
+        self.temperature = nn.Parameter(torch.tensor(1.3))
+        self.last = nn.Linear(5, 3)
+        self.last.bias.requires_grad_(False)
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        hidden = torch.tanh(self.first(inputs)) * self.scale.value
+        return self.last(hidden) * self.temperature
+
+
+def inside_model() -> Case:
+    """λ is a submodule of the model, and the outer loss depends on it directly."""
+
+    def valid_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        return _cross_entropy(model, meta, batch) + 0.01 * meta.value.square().sum()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = Scaled().double()
+    problem = mt.BilevelProblem(model, model.scale, _cross_entropy, valid_loss)
+    groups = [{"parameters": ["last.*", "temperature"], "lr": 0.05, "momentum": 0.0}]
+    inner = mt.inner.SGD(lr=0.3, momentum=0.9, groups=groups)
+    return Case(problem, inner, *_classification(2))
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder shares its weight with the encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 6, bias=False)
+        self.decoder = nn.Linear(6, 6)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.decoder(torch.tanh(self.encoder(inputs)))
+
+
+class Partly(nn.Module):
+    """Meta-parameters of which each loss sees its own, and neither sees the third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Parameter(torch.linspace(-1, 1, 6))
+        self.direct = nn.Parameter(torch.tensor([0.3, -0.7]))
+        self.unused = nn.Parameter(torch.ones(2, 3))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+
+def tied() -> Case:
+    """Tied weights; λ that the training loss, the outer loss or both ignore."""
+
+    def train_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        inputs = batch[0]
+        errors = (model(inputs) - inputs).square().mean(0)
+        return (meta.features.sigmoid() * errors).sum()
+
+    def valid_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        inputs = batch[0]
+        return (model(inputs) - inputs).square().mean() + meta.direct.sin().sum()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model, meta = Tied().double(), Partly().double()
+    problem = mt.BilevelProblem(model, meta, train_loss, valid_loss)
+    return Case(problem, mt.inner.SGD(lr=0.1), *_classification(3))
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "illustration": illustration,
+    "ridge": ridge,
+    "small_net": small_net,
+    "learned_rates": learned_rates,
+    "inside_model": inside_model,
+    "tied": tied,
+}
