@@ -3,6 +3,7 @@
 from metatoolkit.hypergradients.base import Cost as Cost
 from metatoolkit.hypergradients.base import Estimator as Estimator
 from metatoolkit.hypergradients.base import Hypergradient as Hypergradient
+from metatoolkit.hypergradients.base import Traits as Traits
 from metatoolkit.hypergradients.check import HypergradientCheck as HypergradientCheck
 from metatoolkit.hypergradients.check import check_hypergradient as check_hypergradient
 from metatoolkit.hypergradients.evograd import EvoGrad as EvoGrad

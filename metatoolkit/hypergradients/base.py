@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -59,14 +59,40 @@ class Hypergradient:
     details: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What an estimator is, in words, for tables; F is one forward pass over a training batch.
+
+    Attributes:
+        kind: ``"exact"``: the derivative of the outer loss after the inner steps, to rounding;
+            ``"iterative"``: tends to an exact derivative with the iterations; ``"approximate"``:
+            has an error that no number of calls averages away; ``"stochastic"``: random, and
+            unbiased for what ``computes`` names.
+        computes: The quantity, in a few words.
+        assumes: What must hold for it to be right, in a few words.
+        passes: Cost of one call, for instance ``"12 T F"``.
+        memory: Memory of one call beyond the inner state.
+        paper: Authors, year and arXiv number.
+    """
+
+    kind: Literal["exact", "iterative", "approximate", "stochastic"]
+    computes: str
+    assumes: str
+    passes: str
+    memory: str
+    paper: str
+
+
 class Estimator(ABC):
     """A way to get a hypergradient; calling it leaves the problem as it was.
 
     Attributes:
         horizon: Number of training batches that a call takes, one per inner step.
+        traits: What the estimator computes, assumes and costs.
     """
 
     horizon: int = 1
+    traits: ClassVar[Traits]
 
     def __call__(
         self,

@@ -14,6 +14,7 @@ from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
     Hypergradient,
+    Traits,
     add_gradients,
     check_finite,
     fill_gradients,
@@ -69,6 +70,15 @@ class EvoGrad(Estimator):
         >>> EvoGrad(candidates=2, sigma=1e-3, temperature=0.05).learning_rate
         1e-05
     """
+
+    traits = Traits(
+        kind="stochastic",
+        computes="derivative through one generation; for small σ that through one SGD step",
+        assumes="λ in the model or the training loss; first derivatives only",
+        passes="(K+3) F to (3K+3) F",
+        memory="one copy of θ and the graph of one pass",
+        paper="Bohdal et al. 2021, arXiv 2106.10575",
+    )
 
     def __init__(
         self,
