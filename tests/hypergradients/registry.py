@@ -1,0 +1,25 @@
+"""Each estimator of the toolkit, as the suites that run over all of them make it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from metatoolkit import hypergradients
+from metatoolkit.hypergradients import Estimator, EvoGrad, Unrolled
+
+ESTIMATORS: dict[str, Callable[[], Estimator]] = {
+    "EvoGrad": lambda: EvoGrad(2, 0.1, 0.5),
+    "EvoGrad, streamed": lambda: EvoGrad(3, 0.1, 0.5, noise="gaussian", streamed=True),
+    "Unrolled(1)": lambda: Unrolled(1),
+    "Unrolled(3)": lambda: Unrolled(3),
+}
+
+
+def exported() -> set[str]:
+    """Return the names of all concrete estimators that the package exports."""
+    return {
+        name
+        for name, value in vars(hypergradients).items()
+        if inspect.isclass(value) and issubclass(value, Estimator) and not inspect.isabstract(value)
+    }
