@@ -6,12 +6,12 @@ import dataclasses
 import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.errors import ConfigurationError, UnknownNameError, UnsupportedError
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
@@ -35,7 +35,12 @@ class InnerLearner(ABC):
     Raises:
         ConfigurationError: A number is out of range, or a group names no parameters.
         UnknownNameError: A group sets a hyper-parameter that does not exist.
+
+    Attributes:
+        below_one: Names of the hyper-parameters that must be below 1.
     """
+
+    below_one: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self, hyperparameters: dict[str, Hyperparameter], groups: Sequence[Group] = ()
@@ -58,6 +63,11 @@ class InnerLearner(ABC):
 
     def _check(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
+            if name in self.below_one and isinstance(value, int | float) and value >= 1:
+                raise ConfigurationError(
+                    f"{name} is {value}; accepted: a number of at least 0 and below 1, a tensor or "
+                    "a function (meta, step) -> number or tensor."
+                )
             if isinstance(value, int | float) and not 0 <= value < float("inf"):
                 raise ConfigurationError(
                     f"{name} is {value}; accepted: a finite number of at least 0, a tensor or a "
@@ -139,51 +149,145 @@ class InnerLearner(ABC):
             The state after the step, and the training loss before it (a scalar, detached unless
             ``create_graph``). Cost: one forward and one backward pass, 3 F.
         """
-        with torch.set_grad_enabled(True):
-            parameters = {
-                name: tensor
-                if create_graph and tensor.requires_grad
-                # A leaf of its own: the gradient is taken here even where no graph is asked for.
-                else tensor.detach().requires_grad_()
-                for name, tensor in state.parameters.items()
-            }
-            if not create_graph:
-                meta = {name: tensor.detach() for name, tensor in meta.items()}
-            loss, buffers = problem.evaluate_train(
-                parameters, meta, state.buffers, batch, fold_in(state.key, state.step)
-            )
-            gradients = self._gradients(loss, parameters, create_graph)
+        parameters = {
+            name: tensor
+            if create_graph and tensor.requires_grad
+            # A leaf of its own: the gradient is taken here even where no graph is asked for.
+            else tensor.detach().requires_grad_()
+            for name, tensor in state.parameters.items()
+        }
+        if not create_graph:
+            meta = {name: tensor.detach() for name, tensor in meta.items()}
+        state = dataclasses.replace(state, parameters=parameters)
+        loss, gradients, buffers = self.gradients(problem, state, meta, batch, create_graph)
         with torch.set_grad_enabled(create_graph):
-            new_parameters: Tensors = {}
-            new_slots: dict[str, Tensors] = {slot: {} for slot in state.optimizer}
-            resolved = self._resolve(problem, meta, state.step)
-            for name, parameter in parameters.items():
-                slots = {slot: values[name] for slot, values in state.optimizer.items()}
-                new_parameters[name], updated = self.update(
-                    parameter, gradients[name], slots, resolved(name), state.step
-                )
-                for slot, tensor in updated.items():
-                    new_slots[slot][name] = tensor
-        after = dataclasses.replace(
-            state,
-            parameters=new_parameters,
-            buffers=buffers,
-            optimizer=new_slots,
-            step=state.step + 1,
-        )
+            after = self.apply(problem, state, meta, gradients)
+        after = dataclasses.replace(after, buffers=buffers)
         return (after, loss) if create_graph else (after.detach(), loss.detach())
 
     @staticmethod
-    def _gradients(loss: Tensor, parameters: Tensors, create_graph: bool) -> Tensors:
-        if not loss.requires_grad:
-            return {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
-        gradients = torch.autograd.grad(
-            loss, list(parameters.values()), create_graph=create_graph, allow_unused=True
-        )
-        return {
+    def gradients(
+        problem: BilevelProblem,
+        state: InnerState,
+        meta: Tensors,
+        batch: Any,
+        create_graph: bool = False,
+    ) -> tuple[Tensor, Tensors, Tensors]:
+        """Return training loss, its gradient in θ and the buffers after it, before an update.
+
+        Args:
+            problem: Problem whose ``train_loss`` is differentiated.
+            state: State whose parameters require a gradient.
+            meta: Meta-parameters by name.
+            batch: Training batch.
+            create_graph: Whether loss and gradients carry their graphs.
+
+        Returns:
+            The loss (a scalar), the gradients by parameter name (zeros where the loss does not
+            depend on a parameter), and the buffers. Cost: 3 F.
+        """
+        parameters = state.parameters
+        with torch.enable_grad():
+            loss, buffers = problem.evaluate_train(
+                parameters, meta, state.buffers, batch, fold_in(state.key, state.step)
+            )
+            if not loss.requires_grad:
+                zeros = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+                return loss, zeros, buffers
+            found = torch.autograd.grad(
+                loss, list(parameters.values()), create_graph=create_graph, allow_unused=True
+            )
+        gradients = {
             name: torch.zeros_like(tensor) if gradient is None else gradient
-            for (name, tensor), gradient in zip(parameters.items(), gradients, strict=True)
+            for (name, tensor), gradient in zip(parameters.items(), found, strict=True)
         }
+        return loss, gradients, buffers
+
+    def apply(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
+    ) -> InnerState:
+        """Return the state after the update with given gradients; its buffers stay as they are.
+
+        A pure function, differentiable in all tensors it is given.
+
+        Args:
+            problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
+            state: State before the step.
+            meta: Meta-parameters by name.
+            gradients: Gradient of the training loss by parameter name.
+        """
+        new_parameters: Tensors = {}
+        new_slots: dict[str, Tensors] = {slot: {} for slot in state.optimizer}
+        resolved = self._resolve(problem, meta, state.step)
+        for name, parameter in state.parameters.items():
+            slots = {slot: values[name] for slot, values in state.optimizer.items()}
+            new_parameters[name], updated = self.update(
+                parameter, gradients[name], slots, resolved(name), state.step
+            )
+            for slot, tensor in updated.items():
+                new_slots[slot][name] = tensor
+        return dataclasses.replace(
+            state, parameters=new_parameters, optimizer=new_slots, step=state.step + 1
+        )
+
+    def gradient_sensitivity(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
+    ) -> Tensors:
+        """Return ∂θ⁺/∂g, how the parameters after a step depend on the gradient g of that step.
+
+        The update of each coordinate reads the gradient of that coordinate alone, so that the
+        derivative is diagonal; for SGD it is −``lr`` everywhere. It is what SAMA (Choe et al.
+        2023, arXiv 2310.05674, section 3.2) adapts to the optimizer with. Cost: no pass.
+
+        Args:
+            problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
+            state: State before the step.
+            meta: Meta-parameters by name.
+            gradients: Gradient of the training loss by parameter name.
+
+        Returns:
+            The diagonal, one tensor of the shape of the parameter for each parameter name.
+
+        Raises:
+            UnsupportedError: The learner has no closed form for it.
+        """
+        resolved = self._resolve(problem, meta, state.step)
+        return {
+            name: self.sensitivity(
+                parameter,
+                gradients[name],
+                {slot: values[name] for slot, values in state.optimizer.items()},
+                resolved(name),
+                state.step,
+            ).expand_as(parameter)
+            for name, parameter in state.parameters.items()
+        }
+
+    def sensitivity(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        slots: dict[str, Tensor],
+        hyperparameters: dict[str, float | Tensor],
+        step: int,
+    ) -> Tensor:
+        """Return the diagonal of ∂θ⁺/∂g of one parameter, of a shape that expands to it.
+
+        Args:
+            parameter: The parameter, of any shape.
+            gradient: Its gradient, of the same shape.
+            slots: Its optimizer state before the step, each of the same shape.
+            hyperparameters: Values that hold for this parameter at this step.
+            step: Number of steps taken before this one.
+
+        Raises:
+            UnsupportedError: The learner has no closed form for it.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} does not tell how its update depends on the gradient; define "
+            "its `sensitivity`, or use SGD, Adam, AdamW or RMSprop, or an estimator that "
+            "differentiates the update by itself, such as Unrolled."
+        )
 
     def _resolve(
         self, problem: BilevelProblem, meta: Tensors, step: int
@@ -216,3 +320,33 @@ class InnerLearner(ABC):
             return common
 
         return resolve
+
+    def options(self) -> dict[str, Any]:
+        """Return what else than hyper-parameters and groups the learner was made with."""
+        return {}
+
+    def __repr__(self) -> str:
+        """Return the call that makes this learner, with the number of groups."""
+        given = {**self.hyperparameters, **self.options(), "groups": len(self.groups)}
+        values = ", ".join(f"{name}={value}" for name, value in given.items())
+        return f"{type(self).__name__}({values})"
+
+
+def is_used(value: Any) -> bool:
+    """Return whether a hyper-parameter is or may become other than zero.
+
+    Args:
+        value: A number, a tensor or a function.
+    """
+    return not isinstance(value, int | float) or value != 0
+
+
+def add_decay(gradient: Tensor, parameter: Tensor, decay: float | Tensor) -> Tensor:
+    """Return the gradient with that of the L2 penalty ``decay`` / 2 · ‖θ‖² added.
+
+    Args:
+        gradient: Gradient of one parameter.
+        parameter: The parameter.
+        decay: Factor of the penalty.
+    """
+    return gradient + decay * parameter if is_used(decay) else gradient

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.inner.base import Group, Hyperparameter, InnerLearner
+from metatoolkit.inner.base import Group, Hyperparameter, InnerLearner, add_decay, is_used
 from metatoolkit.state import Tensors
 
 
@@ -39,7 +40,7 @@ class SGD(InnerLearner):
         self,
         lr: Hyperparameter,
         momentum: Hyperparameter = 0.0,
-        dampening: float = 0.0,
+        dampening: Hyperparameter = 0.0,
         weight_decay: Hyperparameter = 0.0,
         nesterov: bool = False,
         groups: Sequence[Group] = (),
@@ -51,9 +52,13 @@ class SGD(InnerLearner):
             "weight_decay": weight_decay,
         }
         super().__init__(hyperparameters, groups)
-        values = [momentum, *(group.get("momentum", 0.0) for group in self.groups)]
-        self.has_momentum = any(not isinstance(v, int | float) or v != 0 for v in values)
-        if nesterov and (not self.has_momentum or dampening != 0):
+
+        def used(name: str) -> bool:
+            values = [hyperparameters[name], *(group.get(name, 0.0) for group in self.groups)]
+            return any(is_used(value) for value in values)
+
+        self.has_momentum = used("momentum")
+        if nesterov and (not self.has_momentum or used("dampening")):
             raise ConfigurationError(
                 f"nesterov=True with momentum={momentum} and dampening={dampening}; Nesterov "
                 "momentum needs a momentum above 0 and a dampening of 0."
@@ -87,21 +92,45 @@ class SGD(InnerLearner):
             hyperparameters: Values that hold for this parameter at this step.
             step: Number of steps taken before this one.
         """
-        decay, momentum = hyperparameters["weight_decay"], hyperparameters["momentum"]
-        if not isinstance(decay, int | float) or decay != 0:
-            gradient = gradient + decay * parameter
+        momentum = hyperparameters["momentum"]
+        gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         if not self.has_momentum:
             return parameter - hyperparameters["lr"] * gradient, {}
-        if step == 0:
-            velocity = momentum * slots["velocity"] + gradient
-        else:
-            velocity = (
-                momentum * slots["velocity"] + (1.0 - hyperparameters["dampening"]) * gradient
-            )
+        velocity = momentum * slots["velocity"] + self._weight(hyperparameters, step) * gradient
         direction = gradient + momentum * velocity if self.nesterov else velocity
         return parameter - hyperparameters["lr"] * direction, {"velocity": velocity}
 
-    def __repr__(self) -> str:
-        """Return the call that makes this learner, with the number of groups."""
-        values = ", ".join(f"{name}={value}" for name, value in self.hyperparameters.items())
-        return f"SGD({values}, nesterov={self.nesterov}, groups={len(self.groups)})"
+    @staticmethod
+    def _weight(hyperparameters: dict[str, float | Tensor], step: int) -> float | Tensor:
+        """Return the factor of the gradient in the velocity."""
+        return 1.0 if step == 0 else 1.0 - hyperparameters["dampening"]
+
+    def sensitivity(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        slots: dict[str, Tensor],
+        hyperparameters: dict[str, float | Tensor],
+        step: int,
+    ) -> Tensor:
+        """Return ∂θ⁺/∂g, which is the same for all coordinates; see :class:`InnerLearner`.
+
+        Args:
+            parameter: The parameter, of any shape.
+            gradient: Its gradient; not read.
+            slots: Its velocity; not read.
+            hyperparameters: Values that hold for this parameter at this step.
+            step: Number of steps taken before this one.
+        """
+        del gradient, slots
+        factor: float | Tensor = 1.0
+        if self.has_momentum:
+            factor = self._weight(hyperparameters, step)
+            if self.nesterov:
+                factor = 1.0 + hyperparameters["momentum"] * factor
+        slope = parameter.new_ones(()) * (-hyperparameters["lr"] * factor)
+        return slope.to(parameter.dtype)
+
+    def options(self) -> dict[str, Any]:
+        """Return whether the momentum is Nesterov's."""
+        return {"nesterov": self.nesterov}

@@ -1,0 +1,106 @@
+"""AdamW: Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from metatoolkit.inner.adam import (
+    move,
+    move_sensitivity,
+    next_moments,
+    split_betas,
+    with_split_betas,
+    zero_moments,
+)
+from metatoolkit.inner.base import Group, Hyperparameter, InnerLearner
+from metatoolkit.state import Tensors
+
+
+class AdamW(InnerLearner):
+    """The update of ``torch.optim.AdamW``, step for step, differentiable in all it reads.
+
+    Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2: θ shrinks by 1 − ``lr`` ·
+    ``weight_decay`` and moves as with :class:`Adam`, whose moments do not see the decay. Memory
+    beyond θ: two tensors per parameter.
+
+    Args:
+        lr: Learning rate.
+        betas: Decay rates β₁ and β₂ of the moments, each a hyper-parameter of its own.
+        eps: Term added to the denominator.
+        weight_decay: Factor of the decay.
+        groups: Exceptions for some parameters; see :class:`InnerLearner`. A group sets ``betas``,
+            or ``beta1`` and ``beta2``.
+
+    Raises:
+        ConfigurationError: A number is out of range.
+
+    Example:
+        >>> AdamW(lr=1e-3, weight_decay=0.1)
+        AdamW(lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.1, groups=0)
+    """
+
+    below_one = frozenset({"beta1", "beta2"})
+
+    def __init__(
+        self,
+        lr: Hyperparameter = 1e-3,
+        betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+        eps: Hyperparameter = 1e-8,
+        weight_decay: Hyperparameter = 1e-2,
+        groups: Sequence[Group] = (),
+    ) -> None:
+        super().__init__(
+            {"lr": lr, **split_betas(betas), "eps": eps, "weight_decay": weight_decay},
+            with_split_betas(groups),
+        )
+
+    def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
+        """Return both moments as zeros for each parameter.
+
+        Args:
+            parameters: Inner parameters by name.
+        """
+        return zero_moments(parameters)
+
+    def update(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        slots: dict[str, Tensor],
+        hyperparameters: dict[str, float | Tensor],
+        step: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the parameter and its moments after one step.
+
+        Args:
+            parameter: The parameter, of any shape.
+            gradient: Its gradient, of the same shape.
+            slots: Its moments, each of the same shape.
+            hyperparameters: Values that hold for this parameter at this step.
+            step: Number of steps taken before this one.
+        """
+        moments = next_moments(gradient, slots, hyperparameters)
+        kept = 1.0 - hyperparameters["lr"] * hyperparameters["weight_decay"]
+        return kept * parameter + move(moments, hyperparameters, step), moments
+
+    def sensitivity(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        slots: dict[str, Tensor],
+        hyperparameters: dict[str, float | Tensor],
+        step: int,
+    ) -> Tensor:
+        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`.
+
+        Args:
+            parameter: The parameter; not read.
+            gradient: Its gradient, of the same shape.
+            slots: Its moments before the step, each of the same shape.
+            hyperparameters: Values that hold for this parameter at this step.
+            step: Number of steps taken before this one.
+        """
+        del parameter
+        return move_sensitivity(gradient, slots, hyperparameters, step)

@@ -1,0 +1,107 @@
+"""Adam and AdamW against torch.optim, autograd and finite differences, dead coordinates too."""
+
+import math
+
+import pytest
+import torch
+
+from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.inner import Adam, AdamW
+from tests.inner import reference
+
+KINDS = [(Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)]
+OPTIONS = [
+    {"lr": 0.02},
+    {"lr": 0.05, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.3},
+    {"lr": 0.02, "betas": (0.0, 0.0), "weight_decay": 0.1},
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), KINDS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_equals_torch(ours, theirs, options):
+    reference.assert_follows(ours(**options), theirs, options)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), KINDS)
+def test_groups_equal_torch(ours, theirs):
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    special = [{"lr": 0.05, "betas": (0.7, 0.95)}, {"weight_decay": 0.0, "eps": 1e-2}]
+    groups = [
+        {"parameters": [f"{prefix}.*"], **own}
+        for prefix, own in zip(("head", "tied"), special, strict=True)
+    ]
+    reference.assert_follows(ours(**options, groups=groups), theirs, options, special)
+
+
+@pytest.mark.parametrize("ours", [Adam, AdamW])
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_gradient_sensitivity(ours, options):
+    reference.assert_sensitivity(ours(**options))
+
+
+@pytest.mark.parametrize("ours", [Adam, AdamW])
+@pytest.mark.parametrize("dead", [(), (1, 4)])
+def test_learned_hyperparameters(ours, dead):
+    values = {"lr": 0.05, "beta1": 0.8, "logit": 2.0, "eps": 0.01, "decay": 0.2}
+
+    def make(meta):
+        return ours(
+            lr=lambda meta, step: meta["lr"] / (1 + step),
+            betas=(meta["beta1"], lambda meta, step: torch.sigmoid(meta["logit"])),
+            eps=meta["eps"],
+            weight_decay=meta["decay"],
+        )
+
+    reference.assert_differences(make, values, dead=dead)
+
+
+@pytest.mark.parametrize("ours", [Adam, AdamW])
+def test_dead_coordinates_are_finite_and_right(ours):
+    # The weights behind a feature that is always zero have a gradient of exactly zero.
+    check = reference.loss_check(ours(lr=0.02), dead=(0, 3))
+    assert check.relative_error < 1e-6, check
+    assert math.isfinite(float(check.estimate.norm())) and float(check.estimate.norm()) > 1e-4
+
+
+@pytest.mark.parametrize("ours", [Adam, AdamW])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_derivative_where_the_gradient_is_zero_at_this_meta_parameter(ours, steps):
+    # After one step θ₂ = lr · λ / (|λ| + eps): its slope at λ = 0 is lr / eps.
+    gradient, objective = reference.resting(ours(lr=0.1, eps=0.5), steps=steps)
+    shift = 1e-6
+    assert gradient == pytest.approx((objective(shift) - objective(-shift)) / (2 * shift), rel=1e-4)
+    if steps == 1:
+        assert gradient == pytest.approx(0.1 / 0.5, rel=1e-12)
+
+
+def test_an_underflown_second_moment_is_finite():
+    value = torch.tensor([1e-30, 0.0], requires_grad=True)
+    inner = Adam(lr=0.1)
+    slots = {name: torch.zeros(2) for name in ("first_moment", "second_moment")}
+    values = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+    after, _ = inner.update(torch.ones(2), value, slots, values, 0)
+    (slope,) = torch.autograd.grad(after.sum(), value)
+    torch.testing.assert_close(slope, torch.full((2,), -0.1 / 1e-8))
+
+
+def test_nan_stays_nan():
+    gradient = torch.tensor([float("nan"), 1.0])
+    slots = {name: torch.zeros(2) for name in ("first_moment", "second_moment")}
+    values = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+    after, _ = Adam().update(torch.ones(2), gradient, slots, values, 0)
+    assert after.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("ours", [Adam, AdamW])
+def test_arguments_out_of_range(ours):
+    for arguments, message in [
+        ({"betas": (0.9, 1.0)}, "beta2 is 1.0"),
+        ({"betas": 0.9}, "a pair"),
+        ({"eps": -1.0}, "eps is -1.0"),
+        ({"groups": [{"parameters": ["*"], "betas": (1.5, 0.9)}]}, "beta1 is 1.5"),
+    ]:
+        with pytest.raises(ConfigurationError, match=message):
+            ours(**arguments)
+    with pytest.raises(UnknownNameError, match="'beta'"):
+        ours(groups=[{"parameters": ["*"], "beta": 0.9}])

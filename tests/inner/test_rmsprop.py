@@ -1,0 +1,78 @@
+"""RMSprop against torch.optim.RMSprop, autograd and finite differences, dead coordinates too."""
+
+import pytest
+import torch
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.inner import RMSprop
+from tests.inner import reference
+
+OPTIONS = [
+    {"lr": 0.01},
+    {"lr": 0.01, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.2},
+    {"lr": 0.005, "momentum": 0.8},
+    {"lr": 0.01, "centered": True, "weight_decay": 0.1},
+    {"lr": 0.005, "alpha": 0.9, "centered": True, "momentum": 0.5, "eps": 1e-2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_equals_torch(options):
+    reference.assert_follows(RMSprop(**options), torch.optim.RMSprop, options)
+
+
+def test_groups_equal_torch():
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    special = [{"lr": 0.02, "momentum": 0.7}, {"alpha": 0.9}]
+    groups = [
+        {"parameters": [f"{prefix}.*"], **own}
+        for prefix, own in zip(("head", "tied"), special, strict=True)
+    ]
+    inner = RMSprop(**options, groups=groups)
+    reference.assert_follows(inner, torch.optim.RMSprop, options, special)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_gradient_sensitivity(options):
+    reference.assert_sensitivity(RMSprop(**options))
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("dead", [(), (1, 4)])
+def test_learned_hyperparameters(centered, dead):
+    values = {"lr": 0.02, "alpha": 0.9, "eps": 0.05, "decay": 0.2, "momentum": 0.6}
+
+    def make(meta):
+        return RMSprop(
+            lr=meta["lr"],
+            alpha=lambda meta, step: meta["alpha"],
+            eps=meta["eps"],
+            weight_decay=meta["decay"],
+            momentum=meta["momentum"],
+            centered=centered,
+        )
+
+    reference.assert_differences(make, values, dead=dead)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_dead_coordinates_are_finite_and_right(centered):
+    check = reference.loss_check(RMSprop(lr=0.01, centered=centered), dead=(0, 3))
+    assert check.relative_error < 1e-6, check
+    assert float(check.estimate.norm()) > 1e-4
+
+
+@pytest.mark.parametrize("options", [{}, {"centered": True}, {"momentum": 0.5}])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_derivative_where_the_gradient_is_zero_at_this_meta_parameter(options, steps):
+    # After one step θ₂ = lr · λ / (c |λ| + eps): its slope at λ = 0 is lr / eps.
+    gradient, objective = reference.resting(RMSprop(lr=0.1, eps=0.5, **options), steps=steps)
+    shift = 1e-6
+    assert gradient == pytest.approx((objective(shift) - objective(-shift)) / (2 * shift), rel=1e-4)
+    if steps == 1:
+        assert gradient == pytest.approx(0.1 / 0.5, rel=1e-12)
+
+
+def test_arguments_out_of_range():
+    with pytest.raises(ConfigurationError, match=r"alpha is 1.0"):
+        RMSprop(alpha=1.0)
