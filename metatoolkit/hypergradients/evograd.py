@@ -227,22 +227,8 @@ class EvoGrad(Estimator):
         valid_loss, valid_gradient, direct = self._outer(
             problem, state, self._offspring(state, weights), meta, valid_batch
         )
-        projections = torch.stack(
-            [
-                sum(
-                    (
-                        (valid_gradient[name].to(weights.dtype) * epsilon).sum()
-                        for name, epsilon in self._perturbations(state, copy)
-                        if name in valid_gradient
-                    ),
-                    start=weights.new_zeros(()),
-                )
-                for copy in range(self.candidates)
-            ]
-        )
-        # Σ_j w_j ⟨g, ε_k − ε_j⟩ over pairs, so that equal copies have exactly no say.
-        centered = self.sigma * (weights * (projections.unsqueeze(1) - projections)).sum(1)
-        coefficients = -(self._factor / self.temperature) * weights * centered
+        coefficients = self._coefficients(state, weights, valid_gradient)
+        del valid_gradient  # as large as θ, and of no use to the passes that follow
 
         names = list(meta)
         if graphs:
@@ -292,6 +278,25 @@ class EvoGrad(Estimator):
                     loss = self._train_loss(problem, state, copy, meta, batch)
             losses.append(loss)
         return losses, keep
+
+    def _coefficients(self, state: InnerState, weights: Tensor, gradient: Tensors) -> Tensor:
+        """Return c_k = −(w_k/τ) ⟨g, θ_k − θ⁺⟩, scaled."""
+        projections = torch.stack(
+            [
+                sum(
+                    (
+                        (gradient[name].to(weights.dtype) * epsilon).sum()
+                        for name, epsilon in self._perturbations(state, copy)
+                        if name in gradient
+                    ),
+                    start=weights.new_zeros(()),
+                )
+                for copy in range(self.candidates)
+            ]
+        )
+        # Σ_j w_j ⟨g, ε_k − ε_j⟩ over pairs, so that equal copies have exactly no say.
+        centered = self.sigma * (weights * (projections.unsqueeze(1) - projections)).sum(1)
+        return -(self._factor / self.temperature) * weights * centered
 
     @staticmethod
     def _combine(

@@ -1,0 +1,93 @@
+"""Passes and memory on ResNet-32, in multiples of one forward pass and of one base step."""
+
+import pytest
+import torch
+from torch import nn
+
+import metatoolkit as mt
+from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.measure import count_flops, peak_memory
+
+
+class Shift(nn.Module):
+    """λ at the input of the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(3, 32, 32))
+
+
+def shifted_cross_entropy(model, meta, batch):
+    return mt.losses.cross_entropy(model, meta, (batch[0] + meta.value, batch[1]))
+
+
+class Setup:
+    """A network with λ in the loss or at the input, and the cost of its base step."""
+
+    def __init__(self, where, examples, width=1):
+        torch.manual_seed(0)
+        self.model = mt.networks.build_network("resnet32", 10, (3, 32, 32), width=width)
+        if where == "loss":
+            meta, train_loss = mt.metaparameters.WeightNet(), mt.losses.weighted_cross_entropy
+        else:
+            meta, train_loss = Shift(), shifted_cross_entropy
+        self.problem = mt.BilevelProblem(self.model, meta, train_loss, mt.losses.cross_entropy)
+        self.inner = mt.inner.SGD(lr=0.1)
+        self.state = self.inner.init(self.problem)
+        self.batch = (torch.randn(examples, 3, 32, 32), torch.randint(10, (examples,)))
+
+    def base_step(self):
+        meta = self.problem.meta_parameters()
+        return self.inner.step(self.problem, self.state, meta, self.batch)
+
+    def forward(self):
+        with torch.no_grad():
+            state = self.state
+            self.problem.evaluate_valid(state.parameters, {}, state.buffers, self.batch, 0)
+
+    def call(self, estimator):
+        return estimator(self.problem, self.inner, self.state, [self.batch], self.batch)
+
+    def passes(self, estimator):
+        return count_flops(lambda: self.call(estimator)) / count_flops(self.forward)
+
+    def memory(self, estimator):
+        return peak_memory(lambda: self.call(estimator)) / peak_memory(self.base_step)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_flops_with_meta_in_the_loss(width):
+    setup = Setup("loss", 2, width)
+    assert count_flops(setup.base_step) / count_flops(setup.forward) == pytest.approx(3, rel=0.01)
+    for copies in (2, 4):
+        assert setup.passes(EvoGrad(copies)) == pytest.approx(copies + 3, rel=0.01)
+    assert setup.passes(Unrolled(1)) == pytest.approx(10, rel=0.01)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_flops_with_meta_at_the_input(width):
+    setup = Setup("input", 2, width)
+    for copies in (2, 4):
+        kept = EvoGrad(copies, streamed=False)
+        assert setup.passes(kept) == pytest.approx(2 * copies + 3, rel=0.01)
+        streamed = EvoGrad(copies, streamed=True)
+        assert setup.passes(streamed) == pytest.approx(3 * copies + 3, rel=0.01)
+    assert setup.passes(Unrolled(1)) == pytest.approx(11, rel=0.01)
+
+
+def test_memory_with_meta_in_the_loss():
+    setup = Setup("loss", 24)
+    two, five = setup.memory(EvoGrad(2)), setup.memory(EvoGrad(5))
+    assert two <= 1.05
+    assert five <= 1.01 * two
+    assert 2.5 < setup.memory(Unrolled(1)) < 3.2
+
+
+def test_memory_with_meta_at_the_input():
+    setup = Setup("input", 24)
+    assert setup.memory(EvoGrad(2)) <= 1.05
+    assert setup.memory(EvoGrad(5)) <= 1.05
+    # With graphs kept there is one set of activations for each copy, and one more.
+    kept = [setup.memory(EvoGrad(copies, streamed=False)) for copies in (2, 3)]
+    assert kept[0] > 2.5
+    assert 0.8 < kept[1] - kept[0] < 1.2
