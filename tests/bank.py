@@ -139,7 +139,7 @@ def small_net(valid_mode: Any = None) -> Case:
     def train_loss(model: Any, meta: Any, batch: Any) -> Tensor:
         losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
         penalty = meta.log_penalty.exp() * model[0].weight.square().sum()
-        return (meta(losses.detach()) * losses).mean() + penalty
+        return (meta(losses) * losses).mean() + penalty
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
