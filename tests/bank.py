@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,92 @@ def ridge_hypergradient(case: Case) -> Tensor:
     residual = valid_inputs @ weights - valid_targets
     outer = 2 * valid_inputs.T @ residual / len(valid_inputs)
     return -penalty * weights * torch.linalg.solve(curvature, outer)
+
+
+def quadratic(condition: float = 10.0, size: int = 12, inner: Any = None) -> Case:
+    """½ θᵀHθ − θᵀ(Bλ + c) below ½ ‖θ − t‖², the eigenvalues of H from 1 to ``condition``.
+
+    The model starts at the inner optimum H⁻¹(Bλ + c).
+    """
+    generator = torch.Generator().manual_seed(size)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    basis = torch.linalg.qr(draw(size, size)).Q
+    eigenvalues = torch.logspace(0, math.log10(condition), size, dtype=torch.float64)
+    curvature = basis @ eigenvalues.diag() @ basis.T
+    batch = ((curvature + curvature.T) / 2, draw(size, 3), draw(size))
+    meta = Value(draw(3).tolist())
+
+    def train_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        curvature, mixing, shift = batch
+        pull = mixing @ meta.value + shift
+        return model.value.dot(curvature @ model.value) / 2 - model.value.dot(pull)
+
+    def valid_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        return (model.value - batch).square().sum() / 2
+
+    optimum = torch.linalg.solve(batch[0], batch[1] @ meta.value.detach() + batch[2])
+    problem = mt.BilevelProblem(Value(optimum.tolist()), meta, train_loss, valid_loss)
+    return Case(problem, inner or mt.inner.SGD(lr=1 / condition), [batch], draw(size))
+
+
+def quadratic_hypergradient(case: Case) -> Tensor:
+    """The exact hypergradient of :func:`quadratic` at the inner optimum, in closed form."""
+    curvature, mixing, shift = case.train_batches[0]
+    pull = mixing @ case.problem.meta.value.detach() + shift
+    optimum = torch.linalg.solve(curvature, pull)
+    return mixing.T @ torch.linalg.solve(curvature, optimum - case.valid_batch)
+
+
+def _log_odds(model: Any, batch: Any) -> Tensor:
+    inputs, targets = batch
+    return F.binary_cross_entropy_with_logits(inputs @ model.value, targets)
+
+
+def logistic(features: int = 5, examples: int = 40) -> Case:
+    """Logistic regression with one log-penalty per feature; it starts at the inner optimum."""
+    generator = torch.Generator().manual_seed(6)
+    truth = torch.randn(features, generator=generator, dtype=torch.float64)
+    batches = []
+    for _ in range(2):
+        inputs = torch.randn(examples, features, generator=generator, dtype=torch.float64)
+        noise = torch.randn(examples, generator=generator, dtype=torch.float64)
+        batches.append((inputs, (inputs @ truth + noise > 0).double()))
+
+    def train_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        return _log_odds(model, batch) + (meta.value.exp() * model.value.square()).sum()
+
+    def valid_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        return _log_odds(model, batch)
+
+    meta = Value(torch.linspace(-4, -2, features).tolist())
+    optimum, _ = _newton(*batches[0], meta.value.detach().exp())
+    problem = mt.BilevelProblem(Value(optimum.tolist()), meta, train_loss, valid_loss)
+    return Case(problem, mt.inner.SGD(lr=0.5), batches[:1], batches[1])
+
+
+def _newton(inputs: Tensor, targets: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the penalized optimum of logistic regression and the Hessian there."""
+    theta = torch.zeros(inputs.shape[1], dtype=torch.float64)
+    for _ in range(50):
+        chance = torch.sigmoid(inputs @ theta)
+        gradient = inputs.T @ (chance - targets) / len(inputs) + 2 * penalty * theta
+        weights = chance * (1 - chance) / len(inputs)
+        hessian = inputs.T @ (weights.unsqueeze(1) * inputs) + 2 * penalty.diag()
+        theta = theta - torch.linalg.solve(hessian, gradient)
+    assert float(gradient.norm()) < 1e-13
+    return theta, hessian
+
+
+def logistic_hypergradient(case: Case) -> Tensor:
+    """The exact hypergradient of :func:`logistic`, from Newton's method."""
+    penalty = case.problem.meta.value.detach().exp()
+    theta, hessian = _newton(*case.train_batches[0], penalty)
+    inputs, targets = case.valid_batch
+    outer = inputs.T @ (torch.sigmoid(inputs @ theta) - targets) / len(inputs)
+    return -2 * penalty * theta * torch.linalg.solve(hessian, outer)
 
 
 class Weights(nn.Module):
