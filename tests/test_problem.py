@@ -114,10 +114,10 @@ def test_recurrent_modules_see_the_exchanged_weights():
 
     problem = mt.BilevelProblem(model, scale(), loss, loss)
     batch = torch.randn(2, 5, 3)
-    before = float(loss(model, problem.meta, batch))
+    before = float(loss(model, problem.meta, batch).detach())
     zeros = {name: torch.zeros_like(p) for name, p in problem.parameters().items()}
-    assert float(problem.evaluate_valid(zeros, {}, {}, batch, 0)) == 0
-    assert float(loss(model, problem.meta, batch)) == before
+    assert float(problem.evaluate_valid(zeros, {}, {}, batch, 0).detach()) == 0
+    assert float(loss(model, problem.meta, batch).detach()) == before
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("train", True), ("eval", False), (None, True)])
