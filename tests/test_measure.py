@@ -1,0 +1,79 @@
+"""Memory and operations against what is known by construction."""
+
+import gc
+
+import pytest
+import torch
+
+from metatoolkit.measure import count_flops, peak_memory
+
+on_the_cpu = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the GPU's allocator rounds and caches"
+)
+MEGABYTE = 1 << 20
+
+
+def filled(megabytes):
+    return torch.ones(megabytes * MEGABYTE // 4)
+
+
+@on_the_cpu
+def test_peak_is_that_of_what_is_alive_at_once():
+    def function():
+        kept = filled(4)
+        for _ in range(3):
+            temporary = filled(8)
+            del temporary
+        return kept
+
+    assert peak_memory(function) == 12 * MEGABYTE
+
+
+@on_the_cpu
+def test_views_and_what_was_there_before_count_nothing():
+    outside = filled(8)
+
+    def function():
+        view = outside.view(2, -1)[0]
+        outside.mul_(1.0)
+        return view.add(1.0)
+
+    assert peak_memory(function) == 4 * MEGABYTE
+
+
+@on_the_cpu
+def test_saved_activations_count_until_the_backward_pass():
+    x = filled(1).requires_grad_()
+
+    def function():
+        y = x
+        for _ in range(5):
+            y = y.exp()
+        y.sum().backward()
+
+    peak = peak_memory(function)
+    x.grad = None
+    assert 6 * MEGABYTE <= peak <= 8 * MEGABYTE
+
+
+@on_the_cpu
+def test_cycles_are_counted_as_long_as_they_live():
+    def function():
+        class Node:
+            pass
+
+        gc.disable()
+        for _ in range(3):
+            node = Node()
+            node.me, node.tensor = node, filled(1)
+
+    try:
+        assert peak_memory(function) == 3 * MEGABYTE
+    finally:
+        gc.enable()
+
+
+def test_flops_of_products():
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    assert count_flops(lambda: a + 1) == 0
