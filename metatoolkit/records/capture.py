@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from typing import Any
 
 from metatoolkit.records.spool import AppendedFile
@@ -17,28 +16,32 @@ class _Stream:
         self._original = original
         self._tee = tee
 
-    def write(self, text: str) -> int:
+    def write(self, text: str | bytes) -> int:
         written = self._original.write(text)
         self._tee.keep(text)
-        return len(text) if written is None else written
+        return len(text) if written is None else int(written)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
             self.write(line)
+
+    @property
+    def buffer(self) -> Any:
+        return _Stream(self._original.buffer, self._tee)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
 
 
 class OutputTee:
-    """Captures ``sys.stdout``, ``sys.stderr`` and Sacred's log lines.
+    """Captures ``sys.stdout``, ``sys.stderr`` and what is logged to them.
 
     Sacred's own capture keeps output in memory, from where a killed run loses it, and its
     ``sys`` mode may lose what is printed while a heartbeat reads.
 
     Args:
         output: The spool's file.
-        logger: Sacred's logger, whose handlers hold the original stream.
+        logger: Sacred's logger, which need not be a registered one.
     """
 
     closed = False
@@ -46,7 +49,6 @@ class OutputTee:
     def __init__(self, output: AppendedFile, logger: logging.Logger | None = None) -> None:
         self._output = output
         self._logger = logger
-        self._lock = threading.Lock()
         self._offset = 0
         self._active = False
         self._originals: tuple[Any, Any] | None = None
@@ -59,12 +61,11 @@ class OutputTee:
         self._streams = (_Stream(sys.stdout, self), _Stream(sys.stderr, self))
         self._active = True
         sys.stdout, sys.stderr = self._streams
-        for handler in getattr(self._logger, "handlers", []):
-            stream = getattr(handler, "stream", None)
-            if isinstance(handler, logging.StreamHandler) and stream in self._originals:
-                replacement = self._streams[self._originals.index(stream)]
-                self._handlers.append((handler, stream))
-                handler.setStream(replacement)
+        for handler in self._stream_handlers():
+            for original, replacement in zip(self._originals, self._streams, strict=True):
+                if handler.stream is original:
+                    self._handlers.append((handler, original))
+                    handler.setStream(replacement)
 
     def remove(self) -> None:
         """Stop capturing; streams that somebody else has replaced meanwhile are left alone."""
@@ -78,15 +79,15 @@ class OutputTee:
         for handler, stream in self._handlers:
             handler.setStream(stream)
 
-    def keep(self, text: str) -> None:
+    def keep(self, text: str | bytes) -> None:
         """Add a piece of output.
 
         Args:
             text: What was printed.
         """
         if self._active and text:
-            with self._lock:
-                self._output.append(text.encode("utf-8", "backslashreplace"))
+            data = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
+            self._output.append(bytes(data))
 
     def get(self) -> str:
         """Return what is new, as Sacred asks its own captures for it.
@@ -94,7 +95,12 @@ class OutputTee:
         Returns:
             The output since the last call.
         """
-        with self._lock:
-            data = self._output.read(self._offset)
+        data = self._output.read(self._offset)
         self._offset += len(data)
         return data.decode("utf-8", "replace")
+
+    def _stream_handlers(self) -> list[logging.StreamHandler[Any]]:
+        loggers: list[Any] = [self._logger, logging.root, *logging.root.manager.loggerDict.values()]
+        handlers = [one for logger in loggers for one in getattr(logger, "handlers", [])]
+        unique = {id(one): one for one in handlers if isinstance(one, logging.StreamHandler)}
+        return list(unique.values())

@@ -11,18 +11,25 @@ import numbers
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping, Set
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError
 
 INT64 = 2**63
-LARGEST_ARRAY = 1_000_000
+LARGEST_ARRAY = 100_000
 DEEPEST = 60
+HIDDEN = "***"
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]+@")
 _SECRET_OPTIONS = re.compile(
     r"([?&](?:tlsCertificateKeyFilePassword|authMechanismProperties|password|token)=)[^&\s]+",
+    re.IGNORECASE,
+)
+_SECRET_KEY = re.compile(
+    r"(?:.*_)?(?:password|passwd|passphrase|secret|credentials?|api_?key|access_?key|private_?key"
+    r"|(?:access|auth|api|hf|hub|bearer)_?token|token)",
     re.IGNORECASE,
 )
 
@@ -49,7 +56,7 @@ def encode_key(key: object) -> str:
         The key as text, with full-width forms of the two characters.
     """
     text = key if isinstance(key, str) else str(key)
-    return _text(text).replace("\0", "").replace(".", "．").replace("$", "＄")
+    return clean_text(text).replace("\0", "").replace(".", "．").replace("$", "＄")
 
 
 def decode_key(key: str) -> str:
@@ -91,7 +98,7 @@ def clean_metric(name: str, value: Any) -> Any:
         An ``int``, ``float`` or ``bool``, or nested lists of them.
 
     Raises:
-        ConfigurationError: The value is not numeric.
+        ConfigurationError: The value is not numeric, or has more than 100,000 entries.
     """
     kind = type(value)
     if kind is float or kind is bool:
@@ -99,9 +106,12 @@ def clean_metric(name: str, value: Any) -> Any:
     if kind is int:
         return _integer(value)
     if _is_array(value):
+        _check_count(name, value.numel() if hasattr(value, "numel") else value.size)
         value = _array_as_data(value)
     elif isinstance(value, numbers.Number) and not isinstance(value, complex):
         value = _plain_number(value)
+    if isinstance(value, list):
+        _check_count(name, count_entries(value))
     if _is_numeric(value):
         return value
     raise ConfigurationError(
@@ -123,12 +133,20 @@ def clean(value: Any) -> Any:
 
 
 def _clean(value: Any, path: list[int]) -> Any:
+    try:
+        return _plain(value, path)
+    except Exception as error:
+        # Foreign code runs here (an object's own repr, say), and no run may die of its record.
+        return f"<{type(value).__name__}: {type(error).__name__} when it was recorded>"
+
+
+def _plain(value: Any, path: list[int]) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
-        return _text(value.name)
+        return clean_text(value.name)
     if isinstance(value, str):
-        return _text(redact(str(value)))
+        return clean_text(redact(str(value)))
     if isinstance(value, numbers.Number):
         return repr(value) if isinstance(value, complex) else _plain_number(value)
     if isinstance(value, datetime.datetime):
@@ -136,7 +154,7 @@ def _clean(value: Any, path: list[int]) -> Any:
     if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
         return str(value)
     if isinstance(value, os.PathLike):
-        return _text(os.fsdecode(value))
+        return clean_text(os.fsdecode(value))
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(bytes(value)).decode("ascii")
     if id(value) in path or len(path) > DEEPEST:
@@ -155,17 +173,46 @@ def _clean_container(value: Any, path: list[int]) -> Any:
         names = [field.name for field in dataclasses.fields(value)]
         return {name: _clean(getattr(value, name), path) for name in names}
     if isinstance(value, Mapping):
-        return {encode_key(key): _clean(entry, path) for key, entry in list(value.items())}
+        return _clean_mapping(value, path)
     if isinstance(value, list | tuple):
         return [_clean(entry, path) for entry in list(value)]
     if isinstance(value, Set):
-        entries = [_clean(entry, path) for entry in list(value)]
+        entries = [_clean(entry, path) for entry in _entries_of(value)]
         return sorted(entries, key=lambda entry: (str(type(entry)), str(entry)))
-    return _text(redact(repr(value)))
+    return clean_text(redact(repr(value)))
 
 
-def _text(text: str) -> str:
-    # BSON takes UTF-8 only, and a lone surrogate (from an odd file name) has no UTF-8 form.
+def _clean_mapping(value: Mapping[Any, Any], path: list[int]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, entry in _entries_of(value.items()):
+        name = encode_key(key)
+        # 1 and "1" are two keys in Python and one in a document.
+        while name in result:
+            name += "'"
+        secret = isinstance(entry, str) and entry and _SECRET_KEY.fullmatch(name)
+        result[name] = HIDDEN if secret else _clean(entry, path)
+    return result
+
+
+def _entries_of(value: Any) -> list[Any]:
+    for _ in range(20):
+        try:
+            return list(value)
+        except RuntimeError:
+            # The run has changed it while the thread of the records was reading it.
+            time.sleep(0.001)
+    return list(value)
+
+
+def clean_text(text: str) -> str:
+    """Make a text one that BSON takes: UTF-8, without lone surrogates.
+
+    Args:
+        text: Any text, such as an odd file name.
+
+    Returns:
+        The text, its surrogates written as escapes.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -221,6 +268,28 @@ def _entries(data: Any) -> Any:
     if isinstance(data, bool | float):
         return data
     return _integer(data) if isinstance(data, int) else _clean(data, [])
+
+
+def count_entries(value: Any) -> int:
+    """Say how many numbers a metric value holds.
+
+    Args:
+        value: A number, or nested lists of them.
+
+    Returns:
+        Their count; every nested list counts as one more.
+    """
+    if not isinstance(value, list):
+        return 1
+    return sum(1 + count_entries(entry) if isinstance(entry, list) else 1 for entry in value)
+
+
+def _check_count(name: str, count: int) -> None:
+    if count > LARGEST_ARRAY:
+        raise ConfigurationError(
+            f"the metric {name!r} takes up to {LARGEST_ARRAY:,} numbers at once, not {count:,}. "
+            "Save larger arrays to a file and add it with _run.add_artifact."
+        )
 
 
 def _is_numeric(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,22 @@ CHUNK = 255 * 1024
 CHUNKS_AT_ONCE = 32
 
 
+def file_blocks(path: Path) -> Iterator[bytes]:
+    """Read a file in the blocks that the database keeps it in.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Its bytes.
+    """
+    with open(path, "rb") as reader:
+        while block := reader.read(CHUNK):
+            yield block
+
+
 def upload(
-    database: Database[dict[str, Any]], file_id: Any, content: Path | bytes, **entry: Any
+    database: Database[dict[str, Any]], file_id: Any, blocks: Iterable[bytes], **entry: Any
 ) -> None:
     """Store a file under an id that is derived from its content.
 
@@ -26,56 +40,94 @@ def upload(
     Args:
         database: The database.
         file_id: The id; whoever uses the same one stores the same bytes.
-        content: The bytes, or a path to them.
+        blocks: The bytes, in blocks of ``CHUNK`` but for the last one.
         entry: Further fields of the file's entry, such as ``filename``.
     """
     from bson import Binary
     from pymongo import UpdateOne
-    from pymongo.errors import BulkWriteError
 
     if database["fs.files"].find_one({"_id": file_id}, {"_id": 1}) is not None:
         return
     chunks = database["fs.chunks"]
     there = {chunk["n"] for chunk in chunks.find({"files_id": file_id}, {"n": 1, "_id": 0})}
     size = 0
-    with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as reader:
-        number = 0
-        waiting = []
-        while True:
-            block = reader.read(CHUNK)
-            size += len(block)
-            if block and number not in there:
-                where = {"files_id": file_id, "n": number}
-                waiting.append(UpdateOne(where, {"$set": {"data": Binary(block)}}, upsert=True))
-            number += 1
-            if waiting and (not block or len(waiting) >= CHUNKS_AT_ONCE):
-                try:
-                    chunks.bulk_write(waiting, ordered=False)
-                except BulkWriteError as error:
-                    # 11000: another process has just stored the same chunk.
-                    if any(entry.get("code") != 11000 for entry in error.details["writeErrors"]):
-                        raise
-                waiting = []
-            if not block:
-                break
+    waiting: list[Any] = []
+    for number, block in enumerate(blocks):
+        size += len(block)
+        if number not in there:
+            where = {"files_id": file_id, "n": number}
+            waiting.append(UpdateOne(where, {"$set": {"data": Binary(block)}}, upsert=True))
+        if len(waiting) >= CHUNKS_AT_ONCE:
+            _write(chunks, waiting)
+            waiting = []
+    if waiting:
+        _write(chunks, waiting)
     fields = {key: value for key, value in entry.items() if value is not None}
     fields.update(length=size, chunkSize=CHUNK, uploadDate=utcnow())
     database["fs.files"].update_one({"_id": file_id}, {"$setOnInsert": fields}, upsert=True)
 
 
-def download(database: Database[dict[str, Any]], file_id: Any) -> bytes:
+def _write(chunks: Any, operations: list[Any]) -> None:
+    from pymongo.errors import BulkWriteError
+
+    try:
+        chunks.bulk_write(operations, ordered=False)
+    except BulkWriteError as error:
+        # 11000: another process has just stored the same chunk.
+        if any(entry.get("code") != 11000 for entry in error.details["writeErrors"]):
+            raise
+
+
+def download(database: Database[dict[str, Any]], file_id: Any) -> Iterator[bytes]:
     """Read a stored file.
 
     Args:
         database: The database.
         file_id: The file's id.
 
-    Returns:
-        Its bytes.
+    Yields:
+        Its bytes, in blocks.
 
     Raises:
         gridfs.errors.NoFile: There is no such file.
     """
     import gridfs
 
-    return gridfs.GridFS(database).get(file_id).read()
+    with gridfs.GridFS(database).get(file_id) as stored:
+        while block := stored.readchunk():
+            yield block
+
+
+def remove(database: Database[dict[str, Any]], ids: Iterable[Any]) -> None:
+    """Delete files.
+
+    Args:
+        database: The database.
+        ids: The files' ids.
+    """
+    gone = list(ids)
+    if gone:
+        # The entry first: chunks without one are what a cut-off upload leaves, and are used again.
+        database["fs.files"].delete_many({"_id": {"$in": gone}})
+        database["fs.chunks"].delete_many({"files_id": {"$in": gone}})
+
+
+def complete(database: Database[dict[str, Any]], ids: Iterable[Any]) -> bool:
+    """Say whether files are stored with all their bytes.
+
+    Args:
+        database: The database.
+        ids: The files' ids.
+
+    Returns:
+        Whether every one is.
+    """
+    wanted = set(ids)
+    files = database["fs.files"].find({"_id": {"$in": [*wanted]}}, {"length": 1, "chunkSize": 1})
+    needed = {file["_id"]: -(-file["length"] // file["chunkSize"]) for file in files}
+    stages: list[dict[str, Any]] = [
+        {"$match": {"files_id": {"$in": [*wanted]}}},
+        {"$group": {"_id": "$files_id", "count": {"$sum": 1}}},
+    ]
+    found = {entry["_id"]: entry["count"] for entry in database["fs.chunks"].aggregate(stages)}
+    return wanted == set(needed) and all(found.get(one, 0) == needed[one] for one in wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -45,10 +46,15 @@ def private_directory(path: Path) -> Path:
         for missing in reversed([one for one in path.parents if not one.exists()]):
             missing.mkdir(mode=0o700, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
+        status = path.stat()
+        if status.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user")
+        if status.st_mode & 0o077:
+            path.chmod(0o700)
     except OSError as error:
         raise storage_error(path, error) from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise storage_error(path, PermissionError(13, "Permission denied"))
+        raise storage_error(path, PermissionError(errno.EACCES, "Permission denied"))
     return path
 
 

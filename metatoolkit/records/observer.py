@@ -14,7 +14,7 @@ from typing import Any
 from metatoolkit.errors import ConfigurationError, RecordsError, StorageError
 from metatoolkit.records import provenance
 from metatoolkit.records.capture import OutputTee
-from metatoolkit.records.clean import clean, clean_metric
+from metatoolkit.records.clean import clean, clean_metric, clean_text
 from metatoolkit.records.fields import duration
 from metatoolkit.records.push import Push
 from metatoolkit.records.pusher import BEAT_SECONDS, Pusher
@@ -24,6 +24,7 @@ from metatoolkit.records.spool import RunSpool, say, utcnow
 FORMAT = "metatoolkit-1"
 SECTION_LIMIT = 1_000_000
 ENTRY_LIMIT = 100_000
+SECTIONS = ("config", "meta", "info", "result", "fail_trace")
 CAPTURED_BY_US = "no"
 
 
@@ -91,6 +92,8 @@ class RunRecorder:
         self._lock = threading.RLock()
         self._steps: dict[str, int] = {}
         self._digests: dict[Path, str] = {}
+        self._replaced: set[str] = set()
+        self._pid = os.getpid()
         self._written: str = ""
         self._finished = False
         self._failing = False
@@ -157,7 +160,7 @@ class RunRecorder:
         Raises:
             ConfigurationError: The value or the step is not numeric.
         """
-        name = metric_name if isinstance(metric_name, str) else str(metric_name)
+        name = clean_text(metric_name if isinstance(metric_name, str) else str(metric_name))
         value = clean_metric(name, value)
         if step is None:
             step = self._steps.get(name, -1) + 1
@@ -167,20 +170,17 @@ class RunRecorder:
             raise ConfigurationError(f"the step of the metric {name!r} is one number, not {step}")
         self._steps[name] = step
         line = json.dumps([name, step, value, time.time()]) + "\n"
-        self._metrics.append(line.encode("utf-8", "surrogatepass"))
+        self._metrics.append(line.encode("ascii"))
         if len(self.run.observers) > 1:
             self.run._metrics.log_scalar_metric(name, value, step)
 
     def describe(self) -> None:
-        """Note sources, packages and GPUs again, since more modules may be loaded by now."""
-        gpus = provenance.gpu_information()
+        """Note sources and packages again, since more modules may be loaded by now."""
         with self._lock:
             experiment = dict(self._document["experiment"])
             experiment["sources"] = clean(self._sources())
             experiment["dependencies"] = provenance.package_versions()
             self._document["experiment"] = experiment
-            if gpus is not None:
-                self._document["host"] = {**self._document["host"], "gpus": clean(gpus)}
 
     def log_metrics(self, **event: Any) -> None:
         """Do nothing: the values are in the spool already; Sacred calls this."""
@@ -247,8 +247,13 @@ class RunRecorder:
         """
         import hashlib
 
-        with open(filename, "rb") as file:
-            digest = hashlib.file_digest(file, "md5").hexdigest()
+        try:
+            with open(filename, "rb") as file:
+                digest = hashlib.file_digest(file, "md5").hexdigest()
+        except OSError as error:
+            say(f"the resource {filename} is not recorded: {error.strerror or error}")
+            return
+        filename = clean(filename)
         with self._lock:
             if [filename, digest] not in self._document["resources"]:
                 self._document["resources"].append([filename, digest])
@@ -268,15 +273,16 @@ class RunRecorder:
             metadata: What to store beside it.
             content_type: Its MIME type; guessed where it is left out.
         """
+        content_type = content_type or mimetypes.guess_type(filename)[0]
         try:
-            digest, size = self.spool.add_file(Path(filename))
+            # Locked, so that the same content is not taken for replaced, and deleted, meanwhile.
+            with self._lock:
+                digest, size = self.spool.add_file(Path(filename))
+                self._add_artifact(name, digest, size, metadata, content_type)
         except OSError as error:
             # Sacred would switch this observer off for the rest of the run.
             say(f"the artifact {name!r} is not recorded: {filename}: {error.strerror or error}")
             return
-        self._add_artifact(
-            name, digest, size, metadata, content_type or mimetypes.guess_type(filename)[0]
-        )
         self._pusher.wake()
 
     def join(self) -> None:
@@ -294,8 +300,19 @@ class RunRecorder:
         if metadata:
             entry["metadata"] = clean(metadata)
         with self._lock:
-            others = [one for one in self._document["artifacts"] if one["name"] != entry["name"]]
+            present = self._document["artifacts"]
+            others = [one for one in present if one["name"] != entry["name"]]
+            self._replaced.update(one["sha256"] for one in present if one not in others)
             self._document["artifacts"] = [*others, entry]
+
+    def _delete_replaced(self) -> None:
+        """Delete contents that a later artifact of the same name has replaced."""
+        document = self._document
+        used = {one["sha256"] for one in document["artifacts"]}
+        used.update(one["sha256"] for one in document["experiment"]["sources"])
+        for digest in self._replaced - used:
+            self.spool.file(digest).unlink(missing_ok=True)
+        self._replaced.clear()
 
     def _experiment(self, ex_info: dict[str, Any]) -> dict[str, Any]:
         base = Path(os.path.realpath(ex_info.get("base_dir") or "."))
@@ -353,9 +370,16 @@ class RunRecorder:
         """Write the document to the spool and return it."""
         with self._lock:
             document = self._document
+            self._delete_replaced()
             document["meta"] = clean(self.run.meta_info)
-            document["info"] = self._bounded("info", self._info())
-            document["result"] = self._bounded("result", document["result"])
+            _hide_urls(document["meta"])
+            document["info"] = clean(self.run.info)
+            for section in SECTIONS:
+                if section in document:
+                    document[section] = self._bounded(section, document[section])
+            gpus = provenance.gpu_information()
+            if gpus is not None:
+                document["host"] = {**document["host"], "gpus": clean(gpus)}
             if document["status"] == "RUNNING":
                 document["heartbeat"] = utcnow()
             document["duration"] = duration(document)
@@ -371,31 +395,26 @@ class RunRecorder:
                 self._failing = True
             return snapshot
 
-    def _info(self) -> Any:
-        for _ in range(10):
-            try:
-                return clean(self.run.info)
-            except RuntimeError:
-                # The run has changed a dictionary while this thread was reading it.
-                time.sleep(0.001)
-        return self._document.get("info", {})
-
     def _bounded(self, section: str, data: Any) -> Any:
         """Move what is too large for a document into artifacts."""
-        if len(json.dumps(data, default=str)) <= SECTION_LIMIT:
+        if _length(data) <= SECTION_LIMIT:
             return data
-        if not isinstance(data, dict):
-            return self._moved(section, data)
-        result = {}
-        for key, value in data.items():
-            large = len(json.dumps(value, default=str)) > ENTRY_LIMIT
-            result[key] = self._moved(f"{section}.{key}", value) if large else value
-        return result
+        if isinstance(data, dict):
+            result = {
+                key: self._moved(f"{section}.{key}", value)
+                if _length(value) > ENTRY_LIMIT
+                else value
+                for key, value in data.items()
+            }
+            if _length(result) <= SECTION_LIMIT:
+                return result
+        return self._moved(section, data)
 
     def _moved(self, name: str, data: Any) -> dict[str, str]:
         path = self.spool.path / "large.json"
         name = f"{name}.json"
         try:
+            path.touch(mode=0o600)
             path.write_text(json.dumps(data, default=str), "utf-8")
             digest, size = self.spool.add_file(path)
             path.unlink()
@@ -406,10 +425,10 @@ class RunRecorder:
         return {"artifact": name}
 
     def _finish(self, status: str, note: str | None = None) -> None:
-        if self._finished:
+        # A forked child that runs on to the end of the main function is not the run.
+        if self._finished or os.getpid() != self._pid:
             return
-        self._finished = True
-        self._signals.restore()
+        self._finished = self._signals.ending = True
         if self._tee is not None:
             self._tee.remove()
         else:
@@ -433,11 +452,23 @@ class RunRecorder:
             )
         if self.run._id is None:
             self.run._id = self.run_id
+        self._signals.restore()
 
     def _release(self) -> None:
         self._metrics.close()
         self._output.close()
         self.spool.unlock()
+
+
+def _length(data: Any) -> int:
+    return len(json.dumps(data, default=str))
+
+
+def _hide_urls(meta: dict[str, Any]) -> None:
+    """Take credentials out of the addresses that Sacred's own observers are given."""
+    for option, value in (meta.get("options") or {}).items():
+        if isinstance(value, str) and "@" in value and option in ("--mongo_db", "--sql"):
+            meta["options"][option] = value.rpartition("@")[2]
 
 
 def recorder_of(run: Any) -> RunRecorder | None:

@@ -111,22 +111,30 @@ def _installed() -> dict[str, list[str]]:
 
 
 def gpu_information() -> dict[str, Any] | None:
-    """Describe the GPUs that torch can use.
+    """Describe the GPUs that this process uses.
+
+    Asking for a GPU that is not in use would start CUDA, which takes seconds and memory on it.
 
     Returns:
-        The driver's CUDA version and per GPU its model and memory in MiB, in Sacred's layout;
-        None where torch is not loaded or sees no GPU.
+        The version of CUDA and per GPU its model, its memory and the peak of what tensors took of
+        it, in MiB, in Sacred's layout; None where no GPU has been used so far.
     """
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
         return None
     gpus = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        gpus.append(
-            {"model": properties.name, "total_memory": int(properties.total_memory // 2**20)}
-        )
-    return {"cuda": torch.version.cuda, "gpus": gpus}
+        peak = torch.cuda.max_memory_allocated(index)
+        if peak:
+            gpus.append(
+                {
+                    "model": properties.name,
+                    "total_memory": int(properties.total_memory // 2**20),
+                    "peak_memory": int(peak // 2**20),
+                }
+            )
+    return {"cuda": torch.version.cuda, "gpus": gpus} if gpus else None
 
 
 def process_identity() -> dict[str, Any]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import bisect
 import datetime
 import hashlib
 import json
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
-from metatoolkit.records.clean import encode_key
-from metatoolkit.records.files import upload
+from metatoolkit.records.clean import count_entries, encode_key
+from metatoolkit.records.files import CHUNK, complete, file_blocks, remove, upload
 from metatoolkit.records.spool import METRICS, AppendedFile, RunSpool, say
 
 if TYPE_CHECKING:
     from pymongo.database import Database
 
 PART = 100_000
+NAMES = 10_000
 OUTPUT_LIMIT = 1_000_000
+OUTPUT_ARTIFACT = "cout.txt"
+BLOCK = 1 << 20
 BATCH = 20_000
 _EPOCH = datetime.datetime(1970, 1, 1)
 
@@ -38,9 +43,13 @@ class Push:
         self._output = output
         self._offset = 0
         self._stored: dict[str, int] = {}
+        self._parts: dict[str, list[int]] = {}
+        self._room: dict[str, int] = {}
         self._pending: dict[str, list[list[Any]]] = {}
         self._summary: dict[str, dict[str, Any]] = {}
-        self._uploaded: set[str] = set()
+        self._uploaded: set[Any] = set()
+        self._outdated: set[Any] = set()
+        self._artifacts: set[Any] = set()
         self._fields: dict[str, int] = {}
         self._known = False
 
@@ -60,7 +69,7 @@ class Push:
         from pymongo import WriteConcern
 
         # Without the journal, a killed server forgets what it has acknowledged.
-        database = database.with_options(write_concern=WriteConcern(w=1, j=True))
+        database = database.with_options(write_concern=WriteConcern(w="majority", j=True))
         self._read()
         if self.run_id is None:
             self._enroll(database, document)
@@ -69,6 +78,12 @@ class Push:
         self._push_metrics(database)
         files = self._push_files(database, document)
         self._push_document(database, self._run_document(document, files), final)
+        present = {entry["file_id"] for entry in files["artifacts"]}
+        self._outdated = (self._outdated | self._artifacts) - present
+        self._artifacts = present
+        remove(database, self._outdated)
+        self._uploaded -= self._outdated
+        self._outdated = set()
         assert self.run_id is not None
         return self.run_id
 
@@ -86,7 +101,7 @@ class Push:
         found = database["runs"].find_one({"run_uuid": self.spool.uuid})
         if found is None or found.get("status") != document["status"]:
             return False
-        lengths = _lengths(database, found["_id"])
+        lengths = metric_lengths(database, found["_id"])
         expected = {
             name: self._stored.get(name, 0) + len(self._pending.get(name, []))
             for name in {*self._stored, *self._pending}
@@ -96,8 +111,7 @@ class Push:
             return False
         ids = [entry["file_id"] for entry in found.get("artifacts", [])]
         ids += [source[1] for source in found.get("experiment", {}).get("sources", [])]
-        wanted = set(ids)
-        return database["fs.files"].count_documents({"_id": {"$in": list(wanted)}}) == len(wanted)
+        return complete(database, ids)
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Read the spool's metrics and say for each its count, last, smallest and largest value.
@@ -128,7 +142,22 @@ class Push:
                 continue
             when = _EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000))
             self._pending.setdefault(name, []).append([step, value, when])
+            self._assign(name, value)
             self._summarize(name, step, value)
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Give a value its place in a document that stays far below 16 MiB.
+
+        It follows from the order of the values alone, so that every attempt finds the same.
+        """
+        size = count_entries(value)
+        parts = self._parts.setdefault(name, [0])
+        room = self._room.get(name, PART)
+        count = self._stored.get(name, 0) + len(self._pending[name])
+        if size > room and count - 1 > parts[-1]:
+            parts.append(count - 1)
+            room = PART
+        self._room[name] = room - size
 
     def _summarize(self, name: str, step: Any, value: Any) -> None:
         entry = self._summary.setdefault(name, {"count": 0, "last": None, "step": None})
@@ -186,7 +215,7 @@ class Push:
             return
 
     def _reconcile(self, database: Database[dict[str, Any]]) -> None:
-        lengths = _lengths(database, self.run_id)
+        lengths = metric_lengths(database, self.run_id)
         for name, pending in self._pending.items():
             behind = lengths.get(name, 0) - self._stored.get(name, 0)
             if behind >= 0:
@@ -197,6 +226,7 @@ class Push:
             # The server has forgotten values that it had acknowledged: read them all again.
             self._offset = 0
             self._stored, self._pending, self._summary = {}, {}, {}
+            self._parts, self._room = {}, {}
             self._read()
             for name, pending in self._pending.items():
                 self._stored[name] = lengths.get(name, 0)
@@ -211,7 +241,7 @@ class Push:
             taken: dict[str, int] = {}
             for name, pending in self._pending.items():
                 stored = self._stored.get(name, 0)
-                take = min(len(pending), BATCH, PART - stored % PART)
+                take = min(len(pending), BATCH, self._part(name, stored)[1] - stored)
                 if take:
                     operations.append(self._operation(name, stored, pending[:take]))
                     taken[name] = take
@@ -234,7 +264,8 @@ class Push:
     def _operation(self, name: str, stored: int, entries: list[list[Any]]) -> Any:
         from pymongo import UpdateOne
 
-        part, length = divmod(stored, PART)
+        part, _ = self._part(name, stored)
+        length = stored - self._parts[name][part]
         push = {
             field: {"$each": [entry[index] for entry in entries]}
             for index, field in enumerate(("steps", "values", "timestamps"))
@@ -248,60 +279,95 @@ class Push:
         guard = {**identity, "steps": {"$exists": False}}
         return UpdateOne(guard, {"$setOnInsert": owner, "$push": push}, upsert=True)
 
+    def _part(self, name: str, position: int) -> tuple[int, int]:
+        """Say in which document a value lies, and where the next one begins."""
+        parts = self._parts[name]
+        part = bisect.bisect_right(parts, position) - 1
+        end = parts[part + 1] if part + 1 < len(parts) else sys.maxsize
+        return part, end
+
     def _push_files(
         self, database: Database[dict[str, Any]], document: dict[str, Any]
     ) -> dict[str, Any]:
         """Upload artifacts and sources; return the ids by kind, in the schema's own layout."""
         sources = []
+        missing = []
         for entry in document["experiment"].get("sources", []):
             file_id = object_id("source", entry["sha256"])
             if self._upload(database, entry["sha256"], file_id, filename=entry["path"]):
                 sources.append([entry["name"], file_id])
+            else:
+                missing.append(entry["name"])
         artifacts = []
         for entry in document["artifacts"]:
-            file_id = object_id(self.spool.uuid, entry["name"], entry["sha256"])
-            metadata = {**(entry.get("metadata") or {}), "run_uuid": self.spool.uuid}
+            file_id = object_id(self.spool.uuid, "artifact", entry["sha256"])
             filename = f"artifact://runs/{self.run_id}/{entry['name']}"
-            extra = {"metadata": metadata, "contentType": entry.get("content_type")}
+            content_type = entry.get("content_type")
+            metadata = {"run_uuid": self.spool.uuid, "sha256": entry["sha256"]}
+            extra = {"metadata": metadata, "contentType": content_type}
             if self._upload(database, entry["sha256"], file_id, filename=filename, **extra):
-                artifacts.append({"name": entry["name"], "file_id": file_id})
-        output = self._output.read(0)
-        if len(output) > OUTPUT_LIMIT and document["status"] != "RUNNING":
-            digest = hashlib.sha256(output).hexdigest()
-            file_id = object_id(self.spool.uuid, "cout.txt", digest)
-            if str(file_id) not in self._uploaded:
-                extra = {"metadata": {"run_uuid": self.spool.uuid}, "contentType": "text/plain"}
-                filename = f"artifact://runs/{self.run_id}/cout.txt"
-                upload(database, file_id, output, filename=filename, **extra)
-                self._uploaded.add(str(file_id))
-            artifacts.append({"name": "cout.txt", "file_id": file_id})
-        return {"sources": sources, "artifacts": artifacts, "output": output}
+                artifacts.append({**entry, "file_id": file_id})
+            else:
+                missing.append(entry["name"])
+        if self._output.size() > OUTPUT_LIMIT and document["status"] != "RUNNING":
+            artifacts.append(self._push_output(database))
+        return {"sources": sources, "artifacts": artifacts, "missing": missing}
+
+    def _push_output(self, database: Database[dict[str, Any]]) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        size = self._output.size()
+        for offset in range(0, size, BLOCK):
+            digest.update(self._output.read(offset, BLOCK))
+        file_id = object_id(self.spool.uuid, "artifact", digest.hexdigest())
+        if file_id not in self._uploaded:
+            metadata = {"run_uuid": self.spool.uuid, "sha256": digest.hexdigest()}
+            extra = {"metadata": metadata, "contentType": "text/plain"}
+            filename = f"artifact://runs/{self.run_id}/{OUTPUT_ARTIFACT}"
+            blocks = (self._output.read(offset, CHUNK) for offset in range(0, size, CHUNK))
+            upload(database, file_id, blocks, filename=filename, **extra)
+            self._uploaded.add(file_id)
+        return {"name": OUTPUT_ARTIFACT, "file_id": file_id, "size": size}
 
     def _upload(
         self, database: Database[dict[str, Any]], digest: str, file_id: Any, **entry: Any
     ) -> bool:
-        if str(file_id) not in self._uploaded:
+        if file_id not in self._uploaded:
             path = self.spool.file(digest)
             if not path.exists():
                 return False
-            upload(database, file_id, path, **entry)
-            self._uploaded.add(str(file_id))
+            upload(database, file_id, file_blocks(path), **entry)
+            self._uploaded.add(file_id)
         return True
 
     def _run_document(self, document: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
-        names = sorted({*self._stored, *self._pending})
+        every = sorted({*self._stored, *self._pending})
+        # With a name for every step, say, the document would outgrow what MongoDB takes.
+        names = every[:NAMES]
         metrics = [
             {"name": name, "id": str(metric_id(self.spool.uuid, name, part))}
             for name in names
-            for part in range(max(0, self._stored.get(name, 0) - 1) // PART + 1)
+            for part in range(len(self._parts[name]))
         ]
         result = {key: value for key, value in document.items() if key != "output"}
         result["experiment"] = {**document["experiment"], "sources": files["sources"]}
         result["artifacts"] = files["artifacts"]
-        result["info"] = {**document["info"], "metrics": metrics} if metrics else document["info"]
-        result["captured_out"] = shorten(files["output"])
+        if files["missing"]:
+            result["missing_files"] = files["missing"]
+        if metrics and isinstance(document["info"], dict):
+            result["info"] = {**document["info"], "metrics": metrics[: 2 * NAMES]}
+        result["captured_out"] = self._captured_output()
         result["summary"] = {encode_key(name): self._summary[name] for name in names}
+        if len(every) > NAMES:
+            result["unlisted_metrics"] = len(every) - NAMES
         return result
+
+    def _captured_output(self) -> str:
+        size = self._output.size()
+        if size <= 4 * OUTPUT_LIMIT:
+            return shorten(self._output.read(0))
+        head = self._output.read(0, OUTPUT_LIMIT)
+        tail = self._output.read(size - OUTPUT_LIMIT)
+        return shorten(head + tail, left_out=size - 2 * OUTPUT_LIMIT)
 
     def _push_document(
         self, database: Database[dict[str, Any]], document: dict[str, Any], final: bool
@@ -366,11 +432,12 @@ def ensure_indexes(database: Database[dict[str, Any]]) -> None:
     database["fs.files"].create_index([("filename", 1), ("uploadDate", 1)])
 
 
-def shorten(output: bytes) -> str:
+def shorten(output: bytes, left_out: int = 0) -> str:
     """Cut captured output to what a document should hold, keeping its beginning and its end.
 
     Args:
-        output: The whole output.
+        output: The whole output, or its beginning and its end.
+        left_out: How many bytes are missing between them.
 
     Returns:
         Text without overwritten progress bars, of about one megabyte at most.
@@ -379,16 +446,24 @@ def shorten(output: bytes) -> str:
     if "\r" in text:
         lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
         text = "\n".join(lines)
-    if len(text) <= OUTPUT_LIMIT:
+    if len(text) <= OUTPUT_LIMIT and not left_out:
         return text
-    half = OUTPUT_LIMIT // 2
-    left_out = len(text) - 2 * half
-    return (
-        f"{text[:half]}\n[... {left_out} characters: see the artifact cout.txt ...]\n{text[-half:]}"
-    )
+    half = min(OUTPUT_LIMIT, len(text)) // 2
+    left_out += len(text) - 2 * half
+    note = f"[... {left_out} characters: see the artifact {OUTPUT_ARTIFACT} ...]"
+    return f"{text[:half]}\n{note}\n{text[-half:]}"
 
 
-def _lengths(database: Database[dict[str, Any]], run_id: Any) -> dict[str, int]:
+def metric_lengths(database: Database[dict[str, Any]], run_id: Any) -> dict[str, int]:
+    """Count the stored values of a run.
+
+    Args:
+        database: The database.
+        run_id: The run.
+
+    Returns:
+        The number of values by metric.
+    """
     stages: list[dict[str, Any]] = [
         {"$match": {"run_id": run_id}},
         {"$project": {"name": 1, "length": {"$size": {"$ifNull": ["$steps", []]}}}},

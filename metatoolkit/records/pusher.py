@@ -17,6 +17,7 @@ from metatoolkit.records.address import (
     open_database,
     resolve,
 )
+from metatoolkit.records.clean import redact
 from metatoolkit.records.push import Push
 from metatoolkit.records.spool import say
 
@@ -92,7 +93,8 @@ class Pusher:
             self._last_words()
         finally:
             self._close()
-            self._release()
+            if self._final:
+                self._release()
             self._first.set()
             self._done.set()
 
@@ -129,16 +131,24 @@ class Pusher:
         except NoServerError as error:
             self._no_server = True
             self._complain(str(error))
-        except (RecordsError, OSError) as error:
-            self.push.forget()
-            self._close()
-            self._complain(str(error))
+        except RecordsError as error:
+            self._retry_later(str(error))
+        except Exception as error:
+            # Whatever this is, the run must go on, and the next attempt may well succeed.
+            self._retry_later(f"{type(error).__name__}: {error}")
         else:
             if self._complaint is not None:
                 say(f"the database is back at {address}; nothing was lost")
                 self._complaint = None
+            if final and not self.verified:
+                self.push.forget()
             return self.verified or not final
         return False
+
+    def _retry_later(self, reason: str) -> None:
+        self.push.forget()
+        self._close()
+        self._complain(redact(reason))
 
     def _connect(self) -> tuple[MongoClient[dict[str, Any]], Address]:
         if self._client is None or self._address is None:

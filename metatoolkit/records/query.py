@@ -25,9 +25,9 @@ from metatoolkit.records.address import (
 from metatoolkit.records.clean import decode_key
 from metatoolkit.records.expressions import Field, Query, parse, parse_field
 from metatoolkit.records.fields import FIELDS, flatten, lookup
-from metatoolkit.records.matching import order
+from metatoolkit.records.matching import matches, order
 from metatoolkit.records.replay import sync_into
-from metatoolkit.records.run import Run
+from metatoolkit.records.run import Run, status_of
 from metatoolkit.records.spool import say
 from metatoolkit.records.stores import MongoStore, SpoolStore, Store
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
 POINTS = ("last", "min", "max")
+LIFE = ("status", "proc", "heartbeat", "start_time")
 
 
 def connect(uri: str | None = None, home: str | os.PathLike[str] | None = None) -> Database:
@@ -320,7 +321,7 @@ class RunSet:
         """
         result = {}
         for position, store in enumerate(self._database.stores):
-            for header in store.headers(self._query.filter, [field.path]):
+            for header in store.headers(self._condition(store), [field.path]):
                 found = lookup(header, field.path)
                 result[position, header["_id"]] = found[0] if found else None
         return result
@@ -348,7 +349,7 @@ class RunSet:
         chosen = [
             (position, header)
             for position, store in enumerate(self._database.stores)
-            for header in store.headers(self._query.filter, paths)
+            for header in store.headers(self._condition(store), paths)
         ]
         for field, downward in reversed(self._sort):
             with_value: list[tuple[Any, list[Any]]] = []
@@ -369,6 +370,14 @@ class RunSet:
                 runs[position, run.id] = run
         keys = [(position, header["_id"]) for position, header in chosen]
         return [runs[key] for key in keys if key in runs]
+
+    def _condition(self, store: Store) -> dict[str, Any]:
+        """Make the filter tell a run that lives from one that only says so."""
+        if not any(field.root == "status" for field in self._query.fields):
+            return self._query.filter
+        running = store.headers({"status": {"$eq": "RUNNING"}}, LIFE)
+        dead = [header["_id"] for header in running if status_of(header) == "PROBABLY_DEAD"]
+        return with_dead(self._query.filter, dead) if dead else self._query.filter
 
     def _check_fields(self) -> None:
         """Tell a misspelled field from one that merely has other values."""
@@ -408,6 +417,29 @@ def value_field(what: str, at: str = "last") -> Field:
     if root in FIELDS:
         return parse_field(what)
     return parse_field(f"metrics[{what!r}].{at}")
+
+
+def with_dead(condition: dict[str, Any], dead: list[Any]) -> dict[str, Any]:
+    """Rewrite a filter so that some runs count as PROBABLY_DEAD.
+
+    Args:
+        condition: A filter that an expression was translated into.
+        dead: The ids of the runs.
+
+    Returns:
+        The filter.
+    """
+    result = []
+    for key, wanted in condition.items():
+        if key in ("$and", "$or", "$nor"):
+            result.append({key: [with_dead(entry, dead) for entry in wanted]})
+        elif key == "status":
+            alive = {"$and": [{key: wanted}, {"_id": {"$nin": dead}}]}
+            meant = matches({"status": "PROBABLY_DEAD"}, {key: wanted})
+            result.append({"$or": [alive, {"_id": {"$in": dead}}]} if meant else alive)
+        else:
+            result.append({key: wanted})
+    return result[0] if len(result) == 1 else {"$and": result}
 
 
 def _spooled(home: Path | None) -> Any:

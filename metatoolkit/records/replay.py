@@ -20,7 +20,7 @@ from metatoolkit.records.fields import duration
 from metatoolkit.records.home import private_directory, storage_error
 from metatoolkit.records.provenance import process_lives
 from metatoolkit.records.push import Push
-from metatoolkit.records.spool import DOCUMENT, RunSpool, say, spooled_runs
+from metatoolkit.records.spool import DOCUMENT, RunSpool, say, spooled_runs, sweep
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -84,6 +84,7 @@ def sync_into(
         DatabaseUnavailableError: The server goes away meanwhile.
     """
     report = Report()
+    sweep(home)
     for spool in spooled_runs(home):
         if not ended(spool):
             report.live.append(spool.path)
@@ -92,7 +93,8 @@ def sync_into(
             run_id = _replay(spool, database, address)
         except DatabaseUnavailableError:
             raise
-        except (RecordsError, OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:
+            # One run that cannot be replayed must not keep the others from it.
             report.failed[_set_aside(spool, error)] = f"{type(error).__name__}: {error}"
         else:
             if run_id is not None:
@@ -183,6 +185,7 @@ def _set_aside(spool: RunSpool, error: Exception) -> Path:
     try:
         count = len(tally.read_text("utf-8")) if tally.exists() else 0
         tally.write_text("x" * (count + 1), "utf-8")
+        tally.chmod(0o600)
         if count + 1 < ATTEMPTS:
             return spool.path
         target = private_directory(spool.path.parent / BAD) / spool.path.name

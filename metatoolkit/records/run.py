@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -48,7 +50,7 @@ class Run:
     @property
     def experiment(self) -> str:
         """The experiment's name."""
-        return str(self.document.get("experiment", {}).get("name", ""))
+        return str(section(self.document, "experiment").get("name", ""))
 
     @property
     def status(self) -> str:
@@ -58,7 +60,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration, seed included."""
-        return dict(decode(self.document.get("config") or {}))
+        return dict(decode(section(self.document, "config")))
 
     @property
     def result(self) -> Any:
@@ -68,12 +70,18 @@ class Run:
     @property
     def info(self) -> dict[str, Any]:
         """What the run noted in ``_run.info``."""
-        return dict(decode(self.document.get("info") or {}))
+        return dict(decode(section(self.document, "info")))
 
     @property
     def tags(self) -> list[str]:
         """The tags, shared with Omniboard."""
-        return list((self.document.get("omniboard") or {}).get("tags") or [])
+        tags = section(self.document, "omniboard").get("tags")
+        return [str(tag) for tag in tags] if isinstance(tags, list) else []
+
+    @property
+    def notes(self) -> str:
+        """The notes, shared with Omniboard."""
+        return str(section(self.document, "omniboard").get("notes") or "")
 
     @property
     def output(self) -> str:
@@ -83,7 +91,8 @@ class Run:
     @property
     def fail_trace(self) -> str:
         """The traceback of a failed run."""
-        return "".join(self._whole().get("fail_trace") or [])
+        lines = self._whole().get("fail_trace")
+        return "".join(str(line) for line in lines) if isinstance(lines, list) else str(lines or "")
 
     @property
     def metrics(self) -> Metrics:
@@ -93,8 +102,12 @@ class Run:
     @property
     def artifacts(self) -> dict[str, Artifact]:
         """The artifacts, by name."""
-        entries = self.document.get("artifacts") or []
-        return {str(entry["name"]): Artifact(self, entry) for entry in entries}
+        entries = self.document.get("artifacts")
+        return {
+            str(entry["name"]): Artifact(self, entry)
+            for entry in (entries if isinstance(entries, list) else [])
+            if isinstance(entry, Mapping) and "name" in entry
+        }
 
     def details(self) -> dict[str, Any]:
         """Return everything that is stored about the run.
@@ -118,10 +131,15 @@ class Metrics(Mapping[str, "pandas.Series[Any]"]):
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        summary = run.document.get("summary") or {}
-        info = run.document.get("info") or {}
-        names = [decode_key(name) for name in summary]
-        names += [str(entry["name"]) for entry in info.get("metrics") or []]
+        names = [decode_key(name) for name in section(run.document, "summary")]
+        listed = section(run.document, "info").get("metrics")
+        names += [
+            str(entry["name"])
+            for entry in (listed if isinstance(listed, list) else [])
+            if isinstance(entry, Mapping) and "name" in entry
+        ]
+        if run.document.get("unlisted_metrics"):
+            names += run.store.metric_names(run.document)
         self._names = list(dict.fromkeys(names))
 
     def __getitem__(self, name: str) -> pandas.Series[Any]:
@@ -187,7 +205,7 @@ class Artifact:
         Raises:
             RecordsError: It is not stored.
         """
-        return self._run.store.content(self._run.document, self._entry)
+        return b"".join(self._run.store.content(self._run.document, self._entry))
 
     def save(self, directory: str | os.PathLike[str] = ".") -> Path:
         """Write the file into a directory, and never outside it, whatever its name says.
@@ -203,19 +221,27 @@ class Artifact:
         """
         base = Path(directory)
         parts = PurePosixPath(self.name.replace("\\", "/").replace("\0", "")).parts
-        safe = [part for part in parts if part not in ("/", "..", ".", "")]
-        content = self.read()
+        safe = [part for part in parts if part not in ("/", "//", "..", ".", "")]
         target = base.joinpath(*(safe or ["artifact"]))
+        partial = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             # A link that lies in the directory already could lead out of it.
             if base.resolve() not in target.resolve().parents:
                 raise StorageError(f"{target} leads out of {base}: not written")
-            target.write_bytes(content)
+            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+                partial = Path(file.name)
+                for block in self._run.store.content(self._run.document, self._entry):
+                    file.write(block)
+            partial.replace(target)
+            partial = None
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
+        finally:
+            if partial is not None:
+                partial.unlink(missing_ok=True)
         return target
 
 
@@ -231,9 +257,24 @@ def status_of(document: Mapping[str, Any]) -> str:
     status = str(document.get("status", ""))
     if status != "RUNNING":
         return status
-    process = document.get("proc") or {}
+    process = section(document, "proc")
     if process.get("host") == platform.node() and process_lives(process) is False:
         return "PROBABLY_DEAD"
     beat = document.get("heartbeat") or document.get("start_time")
-    silent = beat is None or abs((utcnow() - beat).total_seconds()) > DEAD_SECONDS
-    return "PROBABLY_DEAD" if silent else status
+    if not isinstance(beat, datetime.datetime):
+        return "PROBABLY_DEAD"
+    return "PROBABLY_DEAD" if abs((utcnow() - beat).total_seconds()) > DEAD_SECONDS else status
+
+
+def section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Read a part of a document that ought to be a dictionary, whoever wrote the document.
+
+    Args:
+        document: The document.
+        name: The part.
+
+    Returns:
+        The part, empty where there is none.
+    """
+    found = document.get(name)
+    return dict(found) if isinstance(found, Mapping) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import importlib.metadata
 import importlib.util
 import sys
@@ -20,8 +21,7 @@ def import_sacred() -> Any:
     if "sacred" in sys.modules:
         import sacred
 
-        sacred.SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = False
-        return sacred
+        return _prepared(sacred)
     stand_in = "pkg_resources" not in sys.modules
     if stand_in:
         sys.modules["pkg_resources"] = _pkg_resources()
@@ -34,8 +34,26 @@ def import_sacred() -> Any:
     finally:
         if stand_in:
             del sys.modules["pkg_resources"]
+    return _prepared(sacred)
+
+
+def _prepared(sacred: Any) -> Any:
+    from sacred.config.custom_containers import ReadOnlyDict, ReadOnlyList
+
     sacred.SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = False
+    # A worker process that is handed a part of the configuration would import Sacred by itself,
+    # with its warning, or without success.
+    copyreg.pickle(ReadOnlyDict, _plain_dict)
+    copyreg.pickle(ReadOnlyList, _plain_list)
     return sacred
+
+
+def _plain_dict(value: Any) -> tuple[Any, ...]:
+    return dict, ({**value},)
+
+
+def _plain_list(value: Any) -> tuple[Any, ...]:
+    return list, ([*value],)
 
 
 class _WorkingSet:

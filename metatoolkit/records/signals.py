@@ -31,6 +31,7 @@ class TerminationSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.ending = False
         self._former: dict[int, Any] = {}
         self._pid = os.getpid()
 
@@ -55,6 +56,9 @@ class TerminationSignals:
             # A forked worker has inherited the handler, and the run is not its own.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+            return
+        if self.ending:
+            # The run is over, and its last words are being written.
             return
         self.received = signal.Signals(number).name
         raise Terminated(number)

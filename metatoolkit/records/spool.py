@@ -9,7 +9,9 @@ import json
 import os
 import shutil
 import sys
+import threading
 import uuid as uuids
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,18 @@ METRICS = "metrics.jsonl"
 OUTPUT = "cout.txt"
 LOCK = "lock"
 FILES = "files"
+VERIFIED = ".done-"
+
+# What a forked child must put right: locks that nobody will free, and the run's own lock.
+_FORKED: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for one in list(_FORKED):
+        one.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def utcnow() -> datetime.datetime:
@@ -46,6 +60,8 @@ def say(message: str) -> None:
 class AppendedFile:
     """A file that only grows, and that keeps in memory what a full disk does not take.
 
+    Threads may append at once; so may forked workers, whose lines go into the same file.
+
     Args:
         path: The file.
     """
@@ -53,8 +69,10 @@ class AppendedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.unwritten = b""
-        self.failed = False
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._failed = False
+        self.after_fork()
+        _FORKED.add(self)
 
     def append(self, data: bytes) -> None:
         """Write at once, or keep for the next attempt.
@@ -62,47 +80,74 @@ class AppendedFile:
         Args:
             data: The bytes to add.
         """
+        with self._lock:
+            problem = self._append(data)
+        # Only now: what is said may come back here, as captured output.
+        if problem is not None:
+            say(f"cannot write {self.path} ({problem}); what it lacks is kept in memory")
+
+    def _append(self, data: bytes) -> str | None:
         if self.unwritten:
             data = self.unwritten + data
         try:
             written = os.write(self._descriptor, data)
         except OSError as error:
             self.unwritten = data
-            if not self.failed:
-                self.failed = True
-                reason = error.strerror or error
-                say(f"cannot write {self.path} ({reason}); its values are kept in memory")
-            return
-        if written < len(data):
-            self.unwritten = data[written:]
-        elif self.unwritten:
-            self.unwritten = b""
-            self.failed = False
+            if self._failed:
+                return None
+            self._failed = True
+            return error.strerror or str(error)
+        self.unwritten = data[written:]
+        self._failed = self._failed and bool(self.unwritten)
+        return None
 
-    def read(self, offset: int) -> bytes:
+    def size(self) -> int:
+        """Say how much was appended.
+
+        Returns:
+            Bytes, those included that the disk did not take.
+        """
+        with self._lock:
+            return self._stored() + len(self.unwritten)
+
+    def read(self, offset: int, length: int = -1) -> bytes:
         """Read what was added from an offset on, also what the disk did not take.
 
         Args:
             offset: A position in the stream of everything that was appended.
+            length: At most so many bytes; all of them by default.
 
         Returns:
-            The bytes from there to the end.
+            The bytes from there on.
         """
-        try:
-            size = os.fstat(self._descriptor).st_size
-            with open(self.path, "rb") as file:
-                file.seek(offset)
-                return file.read() + self.unwritten[max(0, offset - size) :]
-        except FileNotFoundError:
-            return self.unwritten
+        with self._lock:
+            stored = self._stored()
+            wanted = stored + len(self.unwritten) - offset if length < 0 else length
+            data = b""
+            if offset < stored:
+                with open(self.path, "rb") as file:
+                    file.seek(offset)
+                    data = file.read(min(wanted, stored - offset))
+            start = max(0, offset - stored)
+            return data + self.unwritten[start : start + wanted - len(data)]
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        if self._descriptor >= 0:
+        with self._lock:
+            if self._descriptor < 0:
+                return
             if self.unwritten:
-                self.append(b"")
+                self._append(b"")
             os.close(self._descriptor)
             self._descriptor = -1
+        _FORKED.discard(self)
+
+    def after_fork(self) -> None:
+        """Free the lock, which another thread may have held when the process was forked."""
+        self._lock = threading.RLock()
+
+    def _stored(self) -> int:
+        return os.fstat(self._descriptor).st_size
 
 
 class RunSpool:
@@ -171,6 +216,7 @@ class RunSpool:
             os.close(descriptor)
             return False
         self._lock = descriptor
+        _FORKED.add(self)
         return True
 
     def unlock(self) -> None:
@@ -178,6 +224,10 @@ class RunSpool:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def after_fork(self) -> None:
+        """Let go of the lock, or a worker that outlives the run would make it look alive."""
+        self.unlock()
 
     def write_document(self, document: dict[str, Any]) -> None:
         """Replace the run's document in one step that a crash cannot tear.
@@ -190,7 +240,7 @@ class RunSpool:
         """
         temporary = self.path / f"{DOCUMENT}.new"
         try:
-            with open(temporary, "w", encoding="utf-8") as file:
+            with open(temporary, "w", encoding="utf-8", opener=_private) as file:
                 json.dump(document, file, default=_encode_date)
                 file.flush()
                 os.fsync(file.fileno())
@@ -245,12 +295,11 @@ class RunSpool:
         size = 0
         temporary = self.path / FILES / f".{uuids.uuid4().hex}"
         try:
-            with open(source, "rb") as reader, open(temporary, "wb") as writer:
+            with open(source, "rb") as reader, open(temporary, "wb", opener=_private) as writer:
                 while block := reader.read(1 << 20):
                     digest.update(block)
                     size += len(block)
                     writer.write(block)
-            temporary.chmod(0o600)
             temporary.replace(self.file(digest.hexdigest()))
         finally:
             temporary.unlink(missing_ok=True)
@@ -269,7 +318,7 @@ class RunSpool:
 
     def remove(self) -> None:
         """Delete the folder, after everything in it has been verified in the database."""
-        gone = self.path.with_name(f".done-{self.path.name}")
+        gone = self.path.with_name(f"{VERIFIED}{self.path.name}")
         self.path.rename(gone)
         shutil.rmtree(gone)
         self.path = gone
@@ -307,6 +356,25 @@ def spooled_runs(home: Path | None = None) -> Iterator[RunSpool]:
         # A folder without a document died before its run began: there is nothing in it to keep.
         if name[0] != "." and (base / name / DOCUMENT).exists():
             yield RunSpool(base / name)
+
+
+def sweep(home: Path | None = None) -> None:
+    """Delete what a killed process left of folders that are empty, or verified in the database.
+
+    Args:
+        home: The data directory.
+    """
+    base = spool_directory(home)
+    for path in base.glob(".*") if base.is_dir() else []:
+        spool = RunSpool(path)
+        verified = path.name.startswith(VERIFIED)
+        if verified or (not (path / DOCUMENT).exists() and spool.lock()):
+            shutil.rmtree(path, ignore_errors=True)
+            spool.unlock()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _encode_date(value: object) -> dict[str, str]:

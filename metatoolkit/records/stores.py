@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.address import Address, database_errors
-from metatoolkit.records.clean import encode_key
+from metatoolkit.records.clean import decode_key, encode_key
 from metatoolkit.records.fields import duration
-from metatoolkit.records.files import download
+from metatoolkit.records.files import download, file_blocks
 from metatoolkit.records.matching import matches
 from metatoolkit.records.push import Push, shorten
 from metatoolkit.records.spool import RunSpool, spooled_runs
@@ -36,8 +36,11 @@ class Store(Protocol):
     def metric(self, document: Mapping[str, Any], name: str) -> tuple[list[Any], ...]:
         """Return a metric's steps, values and times."""
 
-    def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> bytes:
-        """Return an artifact's bytes."""
+    def metric_names(self, document: Mapping[str, Any]) -> list[str]:
+        """Return the names of all metrics of a run that has very many."""
+
+    def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
+        """Read an artifact, block by block."""
 
 
 class MongoStore:
@@ -99,31 +102,45 @@ class MongoStore:
         times: list[Any] = []
         with database_errors(self.address):
             condition = {"run_id": document["_id"], "name": name}
+            # In the order of the parts; documents that have none come first.
             for part in self.database["metrics"].find(condition).sort("part", 1):
                 steps += part.get("steps", [])
                 values += part.get("values", [])
                 times += part.get("timestamps", [])
         return steps, values, times
 
-    def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> bytes:
-        """Return an artifact's bytes.
+    def metric_names(self, document: Mapping[str, Any]) -> list[str]:
+        """Return the names of all metrics of a run that has very many.
+
+        Args:
+            document: The run.
+
+        Returns:
+            The names.
+        """
+        with database_errors(self.address):
+            found = self.database["metrics"].find({"run_id": document["_id"]}, {"name": 1})
+            return sorted({str(entry["name"]) for entry in found})
+
+    def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
+        """Read an artifact, block by block.
 
         Args:
             document: The run.
             entry: The artifact's entry in it.
 
-        Returns:
-            The bytes.
+        Yields:
+            Its bytes.
 
         Raises:
             RecordsError: The database does not hold the file.
         """
-        from gridfs.errors import NoFile
+        from gridfs.errors import CorruptGridFile, NoFile
 
         with database_errors(self.address):
             try:
-                return download(self.database, entry["file_id"])
-            except NoFile:
+                yield from download(self.database, entry["file_id"])
+            except (NoFile, CorruptGridFile, KeyError):
                 raise RecordsError(
                     f"run {document['_id']}: the database does not hold the artifact "
                     f"{entry.get('name')!r}"
@@ -199,30 +216,42 @@ class SpoolStore:
         path = self._spools[document["run_uuid"]].path / "metrics.jsonl"
         with open(path, encoding="utf-8") as file:
             for line in file:
-                if not line.endswith("\n"):
-                    break
-                key, step, value, seconds = json.loads(line)
+                try:
+                    key, step, value, seconds = json.loads(line)
+                except ValueError:
+                    continue
                 if key == name:
                     steps.append(step)
                     values.append(value)
                     times.append(_EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000)))
         return steps, values, times
 
-    def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> bytes:
-        """Return an artifact's bytes.
+    def metric_names(self, document: Mapping[str, Any]) -> list[str]:
+        """Return the names of all metrics of a run that has very many.
+
+        Args:
+            document: The run.
+
+        Returns:
+            The names.
+        """
+        return [decode_key(name) for name in document["summary"]]
+
+    def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
+        """Read an artifact, block by block.
 
         Args:
             document: The run.
             entry: The artifact's entry in it.
 
-        Returns:
-            The bytes.
+        Yields:
+            Its bytes.
 
         Raises:
             RecordsError: The spool does not hold the file.
         """
         try:
-            return self._spools[document["run_uuid"]].file(entry["sha256"]).read_bytes()
+            yield from file_blocks(self._spools[document["run_uuid"]].file(entry["sha256"]))
         except OSError as error:
             raise RecordsError(f"cannot read the artifact {entry['name']!r}: {error}") from error
 

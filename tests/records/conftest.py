@@ -51,5 +51,5 @@ def server(home, mongod):
 def database(server):
     import pymongo
 
-    with pymongo.MongoClient(server.running_uri()) as client:
+    with pymongo.MongoClient(server.running_uri(), serverSelectionTimeoutMS=2000) as client:
         yield client.get_default_database()

@@ -136,7 +136,7 @@ def test_an_artifact_never_leaves_the_folder(connection, tmp_path):
 
     class Planted:
         def content(self, document, entry):
-            return b"planted"
+            yield b"planted"
 
     class Run:
         store, document = Planted(), {}
@@ -199,6 +199,32 @@ def test_a_silent_run_is_probably_dead():
     assert status_of({"status": "RUNNING", "heartbeat": late, "proc": elsewhere}) == "PROBABLY_DEAD"
     assert status_of({"status": "RUNNING", "heartbeat": utcnow(), "proc": elsewhere}) == "RUNNING"
     assert status_of({"status": "COMPLETED", "heartbeat": late}) == "COMPLETED"
+
+
+def test_a_dead_run_is_asked_for_by_what_is_shown(server):
+    import datetime
+
+    import pymongo
+
+    late = utcnow() - datetime.timedelta(seconds=DEAD_SECONDS + 5)
+    with pymongo.MongoClient(server.running_uri()) as client:
+        client.get_default_database()["runs"].insert_many(
+            [
+                {"_id": 1, "status": "RUNNING", "heartbeat": late},
+                {"_id": 2, "status": "RUNNING", "heartbeat": utcnow()},
+                {"_id": 3, "status": "COMPLETED", "heartbeat": late},
+            ]
+        )
+    with records.connect() as connection:
+        for expression, wanted in {
+            "status == 'RUNNING'": [2],
+            "status == 'PROBABLY_DEAD'": [1],
+            "status != 'RUNNING'": [1, 3],
+            "status in ['RUNNING', 'PROBABLY_DEAD'] and id < 9": [1, 2],
+            "not status == 'PROBABLY_DEAD'": [2, 3],
+            "matches(status, 'DEAD$') or id == 3": [1, 3],
+        }.items():
+            assert [run.id for run in connection.find(expression)] == wanted, expression
 
 
 def test_documents_of_stock_sacred_are_read_too(server):

@@ -1,0 +1,209 @@
+"""Runs that do what nobody expects: the record is complete, and the run goes on."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from metatoolkit import records
+from metatoolkit.records import observer, push, pusher
+from metatoolkit.records.replay import sync
+from metatoolkit.records.spool import spool_directory, spooled_runs
+
+from .experiments import count_up, make, run, stored
+
+
+def test_arrays_of_any_number_fit_into_documents(database):
+    rows = np.arange(40 * 60_000).reshape(40, 60_000)
+
+    def main(_run):
+        for step, row in enumerate(rows):
+            _run.log_scalar("histogram", row, step)
+            _run.log_scalar("loss", step, step)
+
+    uuid = records.run_uuid(run(main))
+    _, values = stored(database, uuid, "histogram")
+    assert np.array_equal(values, rows)
+    assert len(stored(database, uuid)[1]) == 40
+    assert database["metrics"].count_documents({"name": "histogram"}) == 40
+
+
+def test_what_outgrows_a_document_is_moved_wherever_it_is(database):
+    many = {f"entry{number}": "x" * 90_000 for number in range(200)}
+
+    def main(_run):
+        _run.info.update(many)
+        for number in range(30):
+            _run.log_scalar(f"name{number}", number)
+        raise ValueError("y" * 17_000_000)
+
+    experiment = make(main, text="z" * 17_000_000)
+    with pytest.raises(ValueError, match="yyy"):
+        experiment.run()
+    with records.connect() as connection:
+        found = connection[records.run_uuid(experiment.current_run)]
+        assert found.status == "FAILED"
+        assert found.info["artifact"] == "info.json"
+        assert found.config["text"] == {"artifact": "config.text.json"}
+        assert found.metrics["name7"].tolist() == [7]
+        assert len(found.artifacts["info.json"].read()) > 18_000_000
+
+
+def test_a_metric_for_every_step_keeps_them_all(database, monkeypatch):
+    monkeypatch.setattr(push, "NAMES", 10)
+
+    def main(_run):
+        for number in range(25):
+            _run.log_scalar(f"loss/{number:02}", number)
+
+    run(main)
+    with records.connect() as connection:
+        assert sorted(connection[1].metrics) == [f"loss/{number:02}" for number in range(25)]
+        assert connection[1].metrics["loss/24"].tolist() == [24]
+
+
+def test_replaced_artifacts_do_not_pile_up(home, database, tmp_path, monkeypatch):
+    monkeypatch.setattr(pusher, "BEAT_SECONDS", 0.05)
+    path = tmp_path / "checkpoint.bin"
+    kept = []
+
+    def main(_run):
+        recorder = observer.recorder_of(_run)
+        for number in range(8):
+            path.write_bytes(b"%d" % number * 300_000)
+            _run.add_artifact(path)
+            _run.add_artifact(path, "again.bin")
+            time.sleep(0.15)
+        kept.extend(one["sha256"] for one in recorder._document["artifacts"])
+        sources = recorder._document["experiment"]["sources"]
+        there = {one.name for one in (recorder.spool.path / "files").iterdir()}
+        assert len(there) <= len(sources) + 2
+
+    run(main)
+    assert len(set(kept)) == 1
+    of_runs = {"filename": {"$regex": "^artifact"}}
+    assert database["fs.files"].count_documents(of_runs) == 1
+    with records.connect() as connection:
+        assert connection[1].artifacts["again.bin"].read() == b"7" * 300_000
+
+
+def test_an_unexpected_error_of_the_database_leaves_the_run_alone(
+    home, mongod, monkeypatch, capsys
+):
+    def broken(*arguments, **options):
+        raise OverflowError("never thought of")
+
+    monkeypatch.setattr(push.Push, "__call__", broken)
+    assert run(count_up).status == "COMPLETED"
+    assert "OverflowError: never thought of" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setenv("METATOOLKIT_HOME", str(home))
+    assert sync(home).pushed == [1]
+
+
+def test_names_and_objects_that_nothing_can_store_stop_no_run(database):
+    class Hostile:
+        def __repr__(self):
+            raise ValueError("no")
+
+    def main(_run):
+        _run.log_scalar("\ud800\0name", 1.0)
+        _run.info["hostile"] = Hostile()
+        _run.info.update({1: "a", "1": "b"})
+        _run.open_resource(__file__).close()
+
+    document, values = stored(database, records.run_uuid(run(main)), "\\ud800\0name")
+    assert values == [1.0]
+    assert "ValueError" in document["info"]["hostile"]
+    assert (document["info"]["1"], document["info"]["1'"]) == ("a", "b")
+    assert document["resources"][0][0] == __file__
+
+
+def test_secrets_are_stored_nowhere(home, database, monkeypatch):
+    def main(_run):
+        _run.info["uri"] = "mongodb://me:hunter2@host/x"
+        raise ValueError("cannot reach https://me:hunter2@host")
+
+    experiment = make(main, password="hunter2", api={"key": "k", "hf_token": "hunter2"})
+    with pytest.raises(ValueError, match="cannot reach"):
+        experiment.run(options={"--comment": "see https://a:hunter2@b"})
+    document = database["runs"].find_one({"run_uuid": records.run_uuid(experiment.current_run)})
+    assert "hunter2" not in repr(document)
+    assert document["config"]["api"] == {"key": "k", "hf_token": "***"}
+    assert document["meta"]["comment"] == "see https://b"
+    meta = {"options": {"--mongo_db": "me:hunter2@host:1:db"}}
+    observer._hide_urls(meta)
+    assert meta == {"options": {"--mongo_db": "host:1:db"}}
+
+
+def test_a_forked_child_neither_hangs_nor_ends_the_run(home, database):
+    stop = threading.Event()
+
+    def chatter():
+        while not stop.is_set():
+            print("chatter")
+
+    def main(_run):
+        thread = threading.Thread(target=chatter)
+        thread.start()
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                print("in the child")
+                _run.log_scalar("loss", 1.0, 0)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        stop.set()
+        thread.join()
+        lingering = os.fork()
+        if lingering == 0:
+            time.sleep(30)
+            os._exit(0)
+        assert not next(spooled_runs(home)).lock()
+        observer.recorder_of(_run).spool.unlock()
+        assert next(spooled_runs(home)).lock()
+        os.kill(lingering, signal.SIGKILL)
+        os.waitpid(lingering, 0)
+
+    document, values = stored(database, records.run_uuid(run(main)))
+    assert values == [1.0] * 20
+    assert document["captured_out"].count("in the child") == 20
+
+
+def test_what_is_logged_and_written_in_bytes_is_captured(database):
+    import logging
+    import sys
+
+    logger = logging.getLogger("some.library")
+    handler = logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+
+    def main():
+        logger.warning("warned")
+        sys.stdout.buffer.write(b"bytes\n")
+
+    try:
+        document, _ = stored(database, records.run_uuid(run(main)))
+    finally:
+        logger.removeHandler(handler)
+    assert "warned\n" in document["captured_out"] and "bytes\n" in document["captured_out"]
+    assert handler.stream is sys.stderr
+
+
+def test_empty_leftovers_are_swept_and_nothing_else(home, database):
+    from metatoolkit.records.spool import RunSpool
+
+    base = spool_directory(home)
+    live = RunSpool.create(home)
+    live.path.rename(base / f".{live.path.name}")
+    live.path = base / f".{live.path.name}"
+    for name in (".done-20260101-x", ".20260101-y"):
+        (base / name / "files").mkdir(parents=True)
+    assert sync(home).pushed == [] and live.path.exists()
+    run(count_up)
+    with records.connect():
+        assert [path.name for path in base.iterdir()] == [live.path.name]
