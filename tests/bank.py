@@ -338,6 +338,76 @@ def tied() -> Case:
     return Case(problem, mt.inner.SGD(lr=0.1), *_classification(3))
 
 
+def quadratic_hypergradient_after(case: Case, steps: int) -> Tensor:
+    """The hypergradient of :func:`quadratic` after ``steps`` steps of SGD, in closed form.
+
+    With θ, the velocity, λ and 1 in one vector, a step is one matrix.
+    """
+    (curvature, mixing, shift), target = case.train_batches[0], case.valid_batch
+    theta, meta = case.problem.model.value.detach(), case.problem.meta.value.detach()
+    size, width = mixing.shape
+    values = case.inner.hyperparameters
+    lr, momentum, decay = values["lr"], values["momentum"], values["weight_decay"]
+    eye = torch.eye(size, dtype=torch.float64)
+    curvature = curvature + decay * eye
+    velocity = [curvature, momentum * eye, -mixing, -shift.unsqueeze(1)]
+    direction = velocity
+    if case.inner.nesterov:
+        gradient = [curvature, 0 * eye, -mixing, -shift.unsqueeze(1)]
+        direction = [g + momentum * v for g, v in zip(gradient, velocity, strict=True)]
+    constants = torch.eye(2 * size + width + 1, dtype=torch.float64)[2 * size :]
+    moved = torch.cat([eye, torch.zeros(size, size + width + 1).double()], 1)
+    step = torch.cat([moved - lr * torch.cat(direction, 1), torch.cat(velocity, 1), constants])
+    power = torch.linalg.matrix_power(step, steps)[:size]
+    start = torch.cat([theta, torch.zeros_like(theta), meta, torch.ones(1).double()])
+    return power[:, 2 * size : -1].T @ (power @ start - target)
+
+
+def schedule(steps: int = 6, momentum: float = 0.6) -> Case:
+    """Linear dynamics with a learned learning rate for each step; λ is in the optimizer alone."""
+    case = quadratic(size=5)
+    model = Value(torch.linspace(-1, 2, 5, dtype=torch.float64).tolist())
+    meta = Value(torch.linspace(0.06, 0.02, steps, dtype=torch.float64).tolist())
+
+    def train_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        return 0.5 * model.value @ batch @ model.value
+
+    def valid_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        return 0.5 * (model.value - batch).square().sum()
+
+    problem = mt.BilevelProblem(model, meta, train_loss, valid_loss)
+    inner = mt.inner.SGD(lr=lambda meta, step: meta.value[step], momentum=momentum)
+    batches = [scale * case.train_batches[0][0] for scale in (1.0, 0.7, 1.3)]
+    return Case(problem, inner, batches, case.valid_batch, optimizer_only=True)
+
+
+def schedule_hypergradient(case: Case, momentum: float = 0.6) -> Tensor:
+    """The hypergradient of :func:`schedule`: products of the matrices of all steps but one."""
+    rates, theta = case.problem.meta.value.detach(), case.problem.model.value.detach()
+    size, steps = theta.numel(), rates.numel()
+    eye, zero = torch.eye(size).double(), torch.zeros(size, size).double()
+    curvatures = case.batches(steps)
+
+    def block(rows: list[list[Tensor]]) -> Tensor:
+        return torch.cat([torch.cat(row, 1) for row in rows])
+
+    matrices = [
+        block([[eye - rate * a, -rate * momentum * eye], [a, momentum * eye]])
+        for rate, a in zip(rates, curvatures, strict=True)
+    ]
+    slopes = [block([[-a, -momentum * eye], [zero, zero]]) for a in curvatures]
+    start = torch.cat([theta, torch.zeros_like(theta)])
+
+    def final(chosen: int | None) -> Tensor:
+        z = start
+        for step in range(steps):
+            z = (slopes if step == chosen else matrices)[step] @ z
+        return z[:size]
+
+    outer = final(None) - case.valid_batch
+    return torch.stack([final(step) @ outer for step in range(steps)])
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "illustration": illustration,
     "ridge": ridge,

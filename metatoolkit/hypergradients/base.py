@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ class Estimator(ABC):
     """
 
     horizon: int = 1
-    traits: ClassVar[Traits]
+    traits: Traits
 
     def __call__(
         self,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
@@ -15,44 +16,72 @@ from metatoolkit.hypergradients.base import (
     Hypergradient,
     Traits,
     add_gradients,
-    double_backward_kernels,
     fill_gradients,
 )
+from metatoolkit.hypergradients.mixed_mode import pull_back_mixed, step_with_gradients
+from metatoolkit.hypergradients.trajectory import (
+    StepGraph,
+    Visit,
+    outer_gradient,
+    outer_loss,
+    roll_out,
+    states_backward,
+)
+from metatoolkit.hypergradients.trajectory import valid_key as valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
 
-_VALID = -1
-
-
-def valid_key(state: InnerState) -> int:
-    """Return the random key of the outer loss at a state, apart from those of inner steps.
-
-    Args:
-        state: State at which the outer loss is evaluated.
-    """
-    return fold_in(state.key, state.step, _VALID)
+_CHECKPOINTS = ("every", "sqrt", "tree")
+_PRODUCTS = ("reverse_over_reverse", "forward_over_reverse")
 
 
 class Unrolled(Estimator):
     """Reverse-mode differentiation through ``steps`` inner steps.
 
-    It follows Franceschi et al. 2017, arXiv 1703.01785, algorithm 1. The state after each step is
-    kept, and the adjoint runs backward over them: each step is computed again with its graph,
-    differentiated, and its graph freed, so that never more than one step's graph is alive. The
-    last step keeps the graph of its first evaluation.
+    It follows Franceschi et al. 2017, arXiv 1703.01785, algorithm 1. The trajectory is run without
+    a graph, and the adjoint runs backward over its states: each step is computed again with its
+    graph, differentiated, and its graph freed, so that never more than one step's graph is alive.
+    The last step keeps the graph of its first evaluation. Buffers, such as BatchNorm's running
+    statistics, are constants of the derivative.
 
-    Cost with F one forward pass: 10 F for one step (λ in the loss; 11 F at the input), and 12 F
-    for each further one, of which 3 F go forward. Memory: one inner state per step and the graph
-    of one step, about three times the memory of an ordinary training step. Buffers, such as
-    BatchNorm's running statistics, are constants of the derivative.
+    ``checkpoint`` says which states are kept; the result does not depend on it:
+
+    - ``"every"``: all T.
+    - ``"sqrt"``: about 2 √T, for at most 3 F more per step.
+    - ``"tree"``: at most (k − 1) ⌈log_k T⌉ + 1 with the arity k, for at most 3 F (⌈log_k T⌉ − 1)
+      more per step (REPLAY, Engstrom et al. 2025, arXiv 2503.13751).
+
+    ``product`` says how an adjoint is multiplied with the Jacobian of a step:
+
+    - ``"reverse_over_reverse"``: double backward. With F one forward pass: 10 F for one step (λ in
+      the loss; 11 F at the input), and 12 F for each further one, of which 3 F go forward. Memory
+      beyond the states: the graph of one step, about three times that of a training step.
+    - ``"forward_over_reverse"``: the gradient's derivative along the adjoint, in forward mode
+      (MixFlow-MG, Kemaev et al. 2025, arXiv 2505.00793). 12 F for each step (9 F of them for the
+      product) and 3 F for the outer loss. Memory beyond the states: 2.5 times that of a training
+      step for plain layers, 4 to 5 times where PyTorch takes normalization apart for its forward
+      mode; and the gradient at each state that is kept on the lowest level, without which 3 F
+      more are taken. It needs forward-mode rules for the operations of the training loss.
+
+    With ``truncation=k`` the adjoint runs over the last k steps only (Shaban et al. 2019, arXiv
+    1810.10667): λ counts as constant in the steps before, no state of which is kept. That is
+    biased unless the steps forget where they started.
 
     Args:
         steps: Number of inner steps T.
+        truncation: Number of last steps k that are differentiated; ``None`` for all.
+        checkpoint: Which states are kept.
+        product: How adjoints are multiplied with Jacobians.
+        arity: Number of parts k into which each level of the tree cuts a trajectory; read with
+            ``checkpoint="tree"`` only.
 
     Raises:
-        ConfigurationError: ``steps`` is below 1.
+        ConfigurationError: A number is out of range, or a name is unknown.
+
+    Example:
+        >>> Unrolled(10_000, checkpoint="tree", arity=10).horizon
+        10000
     """
 
     traits = Traits(
@@ -64,10 +93,81 @@ class Unrolled(Estimator):
         paper="Franceschi et al. 2017, arXiv 1703.01785",
     )
 
-    def __init__(self, steps: int = 1) -> None:
+    def __init__(
+        self,
+        steps: int = 1,
+        truncation: int | None = None,
+        checkpoint: Literal["every", "sqrt", "tree"] = "every",
+        product: Literal["reverse_over_reverse", "forward_over_reverse"] = "reverse_over_reverse",
+        arity: int = 8,
+    ) -> None:
         if steps < 1:
             raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+        if truncation is not None and not 1 <= truncation <= steps:
+            raise ConfigurationError(
+                f"truncation is {truncation} with steps={steps}; accepted: a number of last steps "
+                f"from 1 to {steps}, or None for all."
+            )
+        for name, value, accepted in (
+            ("checkpoint", checkpoint, _CHECKPOINTS),
+            ("product", product, _PRODUCTS),
+        ):
+            if value not in accepted:
+                raise ConfigurationError(f"{name} is {value!r}; accepted: {', '.join(accepted)}.")
+        if arity < 2:
+            raise ConfigurationError(
+                f"arity is {arity}; a tree cuts a trajectory into at least 2 parts."
+            )
         self.horizon = steps
+        self.truncation = truncation
+        self.checkpoint = checkpoint
+        self.product = product
+        self.arity = arity
+        self.traits = self._describe()
+
+    def _describe(self) -> Traits:
+        traits = type(self).traits
+        mixed = self.product == "forward_over_reverse"
+        if mixed:
+            traits = dataclasses.replace(
+                traits,
+                assumes="second derivatives of the training loss, in forward mode and symmetric",
+                passes="12 F for each step, 3 F for the outer loss",
+                memory="T inner states and gradients, and the graph of one pass",
+                paper="Kemaev et al. 2025, arXiv 2505.00793",
+            )
+        if self.checkpoint != "every":
+            tree = self.checkpoint == "tree"
+            count = f"{self.arity} log_{self.arity} T" if tree else "2 √T"
+            further = f"3 (log_{self.arity} T − 1) F" if tree else "3 F"
+            graph = traits.memory.split("and ")[-1]
+            traits = dataclasses.replace(
+                traits,
+                passes=f"{traits.passes}; up to {further} more for each step",
+                memory=f"{count} inner states and {graph}",
+                paper="Engstrom et al. 2025, arXiv 2503.13751" if tree else traits.paper,
+            )
+        if self.truncation is not None and self.truncation < self.horizon:
+            traits = dataclasses.replace(
+                traits,
+                kind="approximate",
+                computes=f"derivative through the last {self.truncation} of T inner steps",
+                assumes=f"{traits.assumes}; steps that forget where they started",
+                passes=f"{traits.passes}; 3 F for each step before the last {self.truncation}",
+                paper="Shaban et al. 2019, arXiv 1810.10667",
+            )
+        return traits
+
+    def _window(self) -> int:
+        """Return the number of steps that are differentiated."""
+        return self.horizon if self.truncation is None else self.truncation
+
+    def _arity(self, states: int) -> int:
+        """Return the number of parts into which the trajectory is cut at each level."""
+        if self.checkpoint == "tree":
+            return self.arity
+        parts = states if self.checkpoint == "every" else math.isqrt(max(states - 1, 0)) + 1
+        return max(parts, 2)
 
     def estimate(
         self,
@@ -77,7 +177,7 @@ class Unrolled(Estimator):
         train_batches: Sequence[Any],
         valid_batch: Any,
     ) -> Hypergradient:
-        """Return the exact derivative of the outer loss after T steps; see the class.
+        """Return the derivative of the outer loss after T steps; see the class.
 
         Args:
             problem: The bilevel problem.
@@ -87,81 +187,59 @@ class Unrolled(Estimator):
             valid_batch: Batch for the outer loss.
         """
         meta = problem.meta_leaves()
-        leaves = list(meta.values())
-        trajectory = [state]
-        for batch in train_batches[:-1]:
-            trajectory.append(inner.step(problem, trajectory[-1], meta, batch)[0])
+        names = list(meta)
+        mixed = self.product == "forward_over_reverse"
+        window = self._window()
+        skipped = len(train_batches) - window
+        batches = train_batches[skipped:]
+        taken = 0
 
-        entry = trajectory.pop()
-        inputs, outputs = self._differentiable_step(
-            problem, inner, entry, meta, train_batches[-1], bool(trajectory)
-        )
-        final = outputs.detach()
-        points = [tensor.requires_grad_() for tensor in final.tensors()]
-        with torch.enable_grad():
-            valid_loss = problem.evaluate_valid(
-                final.with_tensors(points).parameters,
-                meta,
-                final.buffers,
-                valid_batch,
-                valid_key(final),
-            )
-        adjoint: list[Tensor | None] = [None] * len(points)
-        direct: list[Tensor | None] = [None] * len(leaves)
-        if valid_loss.requires_grad:
-            gradients = torch.autograd.grad(valid_loss, points + leaves, allow_unused=True)
-            adjoint, direct = list(gradients[: len(points)]), list(gradients[len(points) :])
-        total = add_gradients(list(meta), direct)
+        def advance(point: InnerState, index: int) -> Visit:
+            nonlocal taken
+            taken += 1
+            if mixed:
+                return step_with_gradients(problem, inner, point, meta, batches[index])
+            return inner.step(problem, point, meta, batches[index])[0], None
 
-        for index in range(len(train_batches) - 1, -1, -1):
-            adjoint, step_gradient = self._pull_back(inputs, outputs, adjoint, leaves)
-            total = add_gradients(list(meta), list(total.values()), step_gradient)
-            if index > 0:
-                inputs, outputs = self._differentiable_step(
-                    problem, inner, trajectory.pop(), meta, train_batches[index - 1], index > 1
+        state = roll_out(problem, inner, state, meta, train_batches[:skipped])
+        visits = states_backward(advance, state, window - 1, self._arity(window))
+        del state
+
+        entry, _ = next(visits)
+        index = window - 1
+        graph, gradients = None, None
+        if mixed:
+            final, gradients = step_with_gradients(problem, inner, entry, meta, batches[index])
+        else:
+            graph = StepGraph(problem, inner, entry, meta, batches[index], index > 0)
+            final = graph.after.detach()
+        valid_loss, adjoint, direct = outer_gradient(problem, final, meta, valid_batch)
+        total = add_gradients(names, direct)
+        again = 0
+        while True:
+            if mixed:
+                again += gradients is None
+                adjoint, part = pull_back_mixed(
+                    problem, inner, entry, meta, batches[index], adjoint, gradients, index > 0
                 )
-        steps = len(train_batches)
+            else:
+                if graph is None:
+                    again += 1
+                    graph = StepGraph(problem, inner, entry, meta, batches[index], index > 0)
+                adjoint, part = graph.pull_back(adjoint)
+                graph = None
+            total = add_gradients(names, list(total.values()), part)
+            if index == 0:
+                break
+            index -= 1
+            entry, gradients = next(visits)
+        passes = skipped + taken + again + 1
         return Hypergradient(
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
-            valid_loss=valid_loss.detach(),
-            state=final.detach(),
-            cost=Cost(forward=2 * steps, backward=2 * steps, hvp=steps),
+            valid_loss=valid_loss,
+            state=final,
+            cost=Cost(forward=passes + 1, backward=passes + 1, hvp=window),
         )
-
-    @staticmethod
-    def _differentiable_step(
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        meta: Tensors,
-        batch: Any,
-        through_state: bool,
-    ) -> tuple[list[Tensor], InnerState]:
-        """Take a step with its graph; the inputs are leaves where the adjoint goes on."""
-        inputs = [tensor.detach().requires_grad_(through_state) for tensor in state.tensors()]
-        with double_backward_kernels():
-            after, _ = inner.step(problem, state.with_tensors(inputs), meta, batch, True)
-        return (inputs if through_state else []), after
-
-    @staticmethod
-    def _pull_back(
-        inputs: list[Tensor],
-        after: InnerState,
-        adjoint: list[Tensor | None],
-        leaves: list[Tensor],
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Multiply the adjoint with the Jacobian of one step."""
-        pairs = [
-            (tensor, cotangent)
-            for tensor, cotangent in zip(after.tensors(), adjoint, strict=True)
-            if cotangent is not None and tensor.requires_grad
-        ]
-        if not pairs:
-            return [None] * len(inputs), [None] * len(leaves)
-        outputs, cotangents = zip(*pairs, strict=True)
-        with double_backward_kernels():
-            gradients = torch.autograd.grad(outputs, inputs + leaves, cotangents, allow_unused=True)
-        return list(gradients[: len(inputs)]), list(gradients[len(inputs) :])
 
     def objective(
         self,
@@ -174,6 +252,8 @@ class Unrolled(Estimator):
     ) -> Tensor:
         """Return the outer loss after T steps from ``state`` under ``meta``.
 
+        With a truncation, the steps before the last ones run under the problem's own λ.
+
         Args:
             problem: The bilevel problem.
             inner: Inner learner.
@@ -182,9 +262,8 @@ class Unrolled(Estimator):
             valid_batch: Batch for the outer loss.
             meta: Meta-parameters by name.
         """
-        for batch in train_batches:
-            state, _ = inner.step(problem, state, meta, batch)
-        with torch.no_grad():
-            return problem.evaluate_valid(
-                state.parameters, meta, state.buffers, valid_batch, valid_key(state)
-            )
+        skipped = len(train_batches) - self._window()
+        fixed = problem.meta_parameters()
+        state = roll_out(problem, inner, state, fixed, train_batches[:skipped])
+        state = roll_out(problem, inner, state, meta, train_batches[skipped:])
+        return outer_loss(problem, state, meta, valid_batch)

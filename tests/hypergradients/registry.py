@@ -13,6 +13,9 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "EvoGrad, streamed": lambda: EvoGrad(3, 0.1, 0.5, noise="gaussian", streamed=True),
     "Unrolled(1)": lambda: Unrolled(1),
     "Unrolled(3)": lambda: Unrolled(3),
+    "Unrolled(3), mixed mode": lambda: Unrolled(3, product="forward_over_reverse"),
+    "Unrolled(5), tree": lambda: Unrolled(5, checkpoint="tree", arity=2),
+    "Unrolled(4), truncated": lambda: Unrolled(4, truncation=2, checkpoint="sqrt"),
 }
 
 

@@ -1,0 +1,184 @@
+"""The adjoint of one inner step in mixed mode: forward over reverse."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients.base import add_gradients, double_backward_kernels
+from metatoolkit.hypergradients.trajectory import Adjoint
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import fold_in
+from metatoolkit.state import InnerState, Tensors
+
+
+class _NoTangents(TorchFunctionMode):
+    """Where no gradient is recorded, no tangent is carried either, as detach does it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_grad_enabled():
+            return func(*args, **(kwargs or {}))
+        with forward_ad._set_fwd_grad_enabled(False):
+            return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def forward_over_reverse() -> Iterator[None]:
+    """Set up forward-mode differentiation of gradients for the body.
+
+    Raises:
+        UnsupportedError: An operation of the body has no forward mode.
+    """
+    try:
+        with warnings.catch_warnings(), double_backward_kernels(), forward_ad.dual_level():
+            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+            yield
+    except NotImplementedError as error:
+        if "forward AD" not in str(error):
+            raise
+        raise UnsupportedError(
+            f"the training loss has no forward mode ({error}); use "
+            "product='reverse_over_reverse', which needs none."
+        ) from error
+
+
+def step_with_gradients(
+    problem: BilevelProblem, inner: InnerLearner, state: InnerState, meta: Tensors, batch: Any
+) -> tuple[InnerState, Tensors]:
+    """Return the state after an inner step, and the gradient that it moved by; nothing has a graph.
+
+    Args:
+        problem: The bilevel problem.
+        inner: Inner learner.
+        state: Detached state before the step.
+        meta: Meta-parameters by name.
+        batch: Training batch. Cost: 3 F.
+
+    Raises:
+        UnsupportedError: The inner learner's step is no update by the gradient.
+    """
+    if type(inner).step is not InnerLearner.step:
+        raise UnsupportedError(
+            f"product='forward_over_reverse' needs an inner step that is an update by the gradient "
+            f"of the training loss, and that of {type(inner).__name__} is another map; use "
+            "product='reverse_over_reverse'."
+        )
+    meta = {name: tensor.detach() for name, tensor in meta.items()}
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in state.parameters.items()}
+    entry = dataclasses.replace(state, parameters=leaves)
+    _, gradients, buffers = inner.gradients(problem, entry, meta, batch)
+    with torch.no_grad():
+        after = inner.apply(problem, entry, meta, gradients)
+    return dataclasses.replace(after, buffers=buffers).detach(), gradients
+
+
+def pull_back_mixed(
+    problem: BilevelProblem,
+    inner: InnerLearner,
+    state: InnerState,
+    meta: Tensors,
+    batch: Any,
+    adjoint: Adjoint,
+    gradients: Tensors | None = None,
+    through_state: bool = True,
+) -> tuple[Adjoint, Adjoint]:
+    """Multiply an adjoint with the Jacobian of one step, by forward over reverse mode.
+
+    MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793, section 3.2). The step is
+    U(θ, slots, g(θ, λ), λ) with g the gradient of the training loss. The adjoint goes back through
+    U alone, which is elementwise; where it meets g as a cotangent u, the products of uᵀ with ∂g/∂θ
+    and ∂g/∂λ are directional derivatives of the gradient of the loss in (θ, λ) along u in θ, since
+    second derivatives commute. They are taken in forward mode, so that no graph of a gradient is
+    ever built.
+
+    A loss with custom backward passes that are no gradients, such as a straight-through
+    estimator, breaks that symmetry. What a loss detaches or computes without recording gradients
+    is a constant here, too.
+
+    Args:
+        problem: The bilevel problem.
+        inner: Inner learner.
+        state: Detached state before the step.
+        meta: Meta-parameters by name, leaves that require a gradient.
+        batch: Training batch.
+        adjoint: Derivative in the tensors of the state after the step.
+        gradients: Gradient of the training loss at ``state``; computed again, for 3 F, where it is
+            not given. Cost beyond it: 9 F, as in :meth:`StepGraph.pull_back` with its graph.
+        through_state: Whether the derivative in the state is needed, too.
+
+    Returns:
+        The derivative in the tensors of the state before the step (empty unless
+        ``through_state``), and in λ.
+
+    Raises:
+        UnsupportedError: The training loss has no forward mode.
+    """
+    if gradients is None:
+        _, gradients = step_with_gradients(problem, inner, state, meta, batch)
+    leaves = list(meta.values())
+    inputs = [tensor.detach().requires_grad_(through_state) for tensor in state.tensors()]
+    points = {name: tensor.detach().requires_grad_() for name, tensor in gradients.items()}
+    with torch.enable_grad():
+        after = inner.apply(problem, state.with_tensors(inputs), meta, points)
+    pairs = [
+        (tensor, cotangent)
+        for tensor, cotangent in zip(after.tensors(), adjoint, strict=True)
+        if cotangent is not None
+    ]
+    sources = inputs if through_state else []
+    if not pairs:
+        return [None] * len(sources), [None] * len(leaves)
+    outputs, cotangents = zip(*pairs, strict=True)
+    found = torch.autograd.grad(
+        outputs, [*sources, *leaves, *points.values()], cotangents, allow_unused=True
+    )
+    size, total = len(sources), len(sources) + len(leaves)
+    directions = dict(zip(points, found[total:], strict=True))
+    second = _directional(problem, state, meta, batch, directions, through_state)
+    names = [str(index) for index in range(total)]
+    # The gradient depends on the parameters and not on the slots.
+    slots = [None] * (size - len(points)) if through_state else []
+    by_update, by_gradient = found[:total], [*second[0], *slots, *second[1]]
+    summed = list(add_gradients(names, by_update, by_gradient).values())
+    return summed[:size], summed[size:]
+
+
+def _directional(
+    problem: BilevelProblem,
+    state: InnerState,
+    meta: Tensors,
+    batch: Any,
+    directions: Mapping[str, Tensor | None],
+    through_state: bool,
+) -> tuple[Adjoint, Adjoint]:
+    """Differentiate the gradient of the training loss in (θ, λ) along directions in θ."""
+    leaves = list(meta.values())
+    with forward_over_reverse(), torch.enable_grad():
+        duals = {}
+        for name, parameter in state.parameters.items():
+            leaf = parameter.detach().requires_grad_(through_state)
+            direction = directions[name]
+            duals[name] = leaf if direction is None else forward_ad.make_dual(leaf, direction)
+        with _NoTangents():
+            loss, _ = problem.evaluate_train(
+                duals, meta, state.buffers, batch, fold_in(state.key, state.step)
+            )
+        sources = list(duals.values()) if through_state else []
+        if not loss.requires_grad:
+            return [None] * len(sources), [None] * len(leaves)
+        gradients = torch.autograd.grad(loss, sources + leaves, allow_unused=True)
+        tangents = [
+            None if gradient is None else forward_ad.unpack_dual(gradient).tangent
+            for gradient in gradients
+        ]
+    return tangents[: len(sources)], tangents[len(sources) :]
