@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError, MetatoolkitError
+
+_PR_SET_PDEATHSIG = 1
 
 ROWS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "plain training": ((), {"method": "plain"}),
@@ -59,6 +63,13 @@ def run_one(row: str, named: tuple[str, ...], updates: dict[str, Any], seed: int
     }
 
 
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and be interrupted when it dies however that happens (Linux)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def run_jobs(
     jobs: Sequence[tuple[str, tuple[str, ...], dict[str, Any], int]], processes: int
 ) -> list[dict[str, Any]]:
@@ -75,16 +86,23 @@ def run_jobs(
 
     context = multiprocessing.get_context("spawn")
     with (
-        concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool,
+        concurrent.futures.ProcessPoolExecutor(
+            processes, mp_context=context, initializer=follow_parent
+        ) as pool,
         tqdm(total=len(jobs), desc="runs", dynamic_ncols=True) as bar,
     ):
+        # Workers inherit the mask, so that Ctrl-C cannot hit them before they are set up.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         futures = [pool.submit(run_one, *job) for job in jobs]
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             for future in concurrent.futures.as_completed(futures):
                 bar.set_postfix_str(f"last: {future.result()['row']}")
                 bar.update()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
         return [future.result() for future in futures]
 
@@ -192,6 +210,9 @@ def main(argv: list[str] | None = None) -> int:
     except MetatoolkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the runs so far are recorded", file=sys.stderr)
+        return 130
     show(results)
     picture = (arguments.output / "quickstart.png").resolve()
     draw(results, picture)

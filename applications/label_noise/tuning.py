@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="tuning", description=__doc__)
     parser.add_argument("--trials", type=int, default=8, help="trials of each method (default: 8)")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds of each trial (default: 2)")
+    parser.add_argument("--seeds", type=int, default=4, help="seeds of each trial (default: 4)")
     parser.add_argument("--steps", type=int, help="training steps of each run")
     parser.add_argument("--processes", type=int, default=2, help="runs at once (default: 2)")
     arguments = parser.parse_args(argv)
