@@ -7,4 +7,13 @@ from metatoolkit.hypergradients.base import Traits as Traits
 from metatoolkit.hypergradients.check import HypergradientCheck as HypergradientCheck
 from metatoolkit.hypergradients.check import check_hypergradient as check_hypergradient
 from metatoolkit.hypergradients.evograd import EvoGrad as EvoGrad
+from metatoolkit.hypergradients.implicit import Implicit as Implicit
+from metatoolkit.hypergradients.linear_solvers import GMRES as GMRES
+from metatoolkit.hypergradients.linear_solvers import MINRES as MINRES
+from metatoolkit.hypergradients.linear_solvers import ConjugateGradient as ConjugateGradient
+from metatoolkit.hypergradients.linear_solvers import FixedPoint as FixedPoint
+from metatoolkit.hypergradients.linear_solvers import LinearSolver as LinearSolver
+from metatoolkit.hypergradients.linear_solvers import Neumann as Neumann
+from metatoolkit.hypergradients.linear_solvers import NormalEquationCG as NormalEquationCG
+from metatoolkit.hypergradients.linear_solvers import Nystrom as Nystrom
 from metatoolkit.hypergradients.unrolled import Unrolled as Unrolled

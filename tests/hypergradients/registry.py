@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 
 from metatoolkit import hypergradients
-from metatoolkit.hypergradients import Estimator, EvoGrad, Unrolled
+from metatoolkit.hypergradients import GMRES, MINRES, Estimator, EvoGrad, Implicit, Unrolled
 
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "EvoGrad": lambda: EvoGrad(2, 0.1, 0.5),
@@ -16,6 +16,10 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "Unrolled(3), mixed mode": lambda: Unrolled(3, product="forward_over_reverse"),
     "Unrolled(5), tree": lambda: Unrolled(5, checkpoint="tree", arity=2),
     "Unrolled(4), truncated": lambda: Unrolled(4, truncation=2, checkpoint="sqrt"),
+    "Implicit, GMRES": lambda: Implicit(GMRES(10, 1e-12)),
+    "Implicit, MINRES": lambda: Implicit(
+        MINRES(5, 1e-12), steps=2, through="parameters", warm_start=True
+    ),
 }
 
 
