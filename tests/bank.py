@@ -239,6 +239,23 @@ def small_net(valid_mode: Any = None) -> Case:
     return Case(problem, inner, *_classification(1))
 
 
+def dead_coordinates() -> Case:
+    """Adam over coordinates whose gradient is always zero: a feature that is zero everywhere."""
+    case = small_net()
+    for inputs, _ in [*case.train_batches, case.valid_batch]:
+        inputs[:, 2] = 0.0
+    problem = mt.BilevelProblem(
+        case.problem.model,
+        case.problem.meta,
+        lambda model, meta, batch: (
+            meta(losses := F.cross_entropy(model(batch[0]), batch[1], reduction="none")) * losses
+        ).mean(),
+        lambda model, meta, batch: _cross_entropy(model, meta, batch) + meta.log_penalty.sin(),
+    )
+    inner = mt.inner.Adam(lr=0.05)
+    return Case(problem, inner, case.train_batches, case.valid_batch)
+
+
 class Rates(nn.Module):
     """Meta-parameters of an optimizer."""
 
@@ -412,6 +429,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "illustration": illustration,
     "ridge": ridge,
     "small_net": small_net,
+    "dead_coordinates": dead_coordinates,
     "learned_rates": learned_rates,
     "inside_model": inside_model,
     "tied": tied,
