@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from metatoolkit import records as records
     from metatoolkit import tasks as tasks
     from metatoolkit.hypergradients import check_hypergradient as check_hypergradient
+    from metatoolkit.hypergradients import compare_estimators as compare_estimators
     from metatoolkit.problem import BilevelProblem as BilevelProblem
     from metatoolkit.state import InnerState as InnerState
     from metatoolkit.training import MetaTrainer as MetaTrainer
@@ -41,6 +42,7 @@ _NAMES = {
     "InnerState": "metatoolkit.state",
     "MetaTrainer": "metatoolkit.training",
     "check_hypergradient": "metatoolkit.hypergradients",
+    "compare_estimators": "metatoolkit.hypergradients",
 }
 
 __all__ = ["__version__", *_MODULES, *_NAMES]

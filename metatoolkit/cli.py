@@ -124,6 +124,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("application", help=f"one of: {', '.join(applications()) or 'none found'}")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="for instance: with seed=3")
     run.set_defaults(handler="run")
+    _command(
+        commands,
+        "estimators",
+        "list all hypergradient estimators with what each assumes and costs",
+        "metatoolkit.hypergradients.listing:list_estimators",
+    )
     _add_runs(commands.add_parser("runs", help="ask for recorded runs"))
     _add_database(commands.add_parser("db", help="start, stop or look at the managed server"))
     _add_records(commands.add_parser("records", help="replay spooled runs, find what is wrong"))

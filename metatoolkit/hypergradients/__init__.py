@@ -6,6 +6,8 @@ from metatoolkit.hypergradients.base import Hypergradient as Hypergradient
 from metatoolkit.hypergradients.base import Traits as Traits
 from metatoolkit.hypergradients.check import HypergradientCheck as HypergradientCheck
 from metatoolkit.hypergradients.check import check_hypergradient as check_hypergradient
+from metatoolkit.hypergradients.comparison import EstimatorComparison as EstimatorComparison
+from metatoolkit.hypergradients.comparison import compare_estimators as compare_estimators
 from metatoolkit.hypergradients.evograd import EvoGrad as EvoGrad
 from metatoolkit.hypergradients.implicit import Implicit as Implicit
 from metatoolkit.hypergradients.linear_solvers import GMRES as GMRES

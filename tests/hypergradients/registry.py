@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
-from metatoolkit import hypergradients
 from metatoolkit.hypergradients import GMRES, MINRES, Estimator, EvoGrad, Implicit, Unrolled
 
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
@@ -21,12 +19,3 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
         MINRES(5, 1e-12), steps=2, through="parameters", warm_start=True
     ),
 }
-
-
-def exported() -> set[str]:
-    """Return the names of all concrete estimators that the package exports."""
-    return {
-        name
-        for name, value in vars(hypergradients).items()
-        if inspect.isclass(value) and issubclass(value, Estimator) and not inspect.isabstract(value)
-    }

@@ -1,0 +1,311 @@
+"""Estimators side by side on one problem: error, passes, memory and time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from metatoolkit.errors import (
+    ConfigurationError,
+    DataError,
+    UnsupportedError,
+    UnusedMetaParameterError,
+)
+from metatoolkit.hypergradients.base import Cost, Estimator
+from metatoolkit.hypergradients.unrolled import Unrolled
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.measure import count_flops, peak_memory
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import fold_in
+from metatoolkit.state import InnerState, Tensors
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatorComparison:
+    """What :func:`compare_estimators` found.
+
+    Attributes:
+        table: A row for each estimator, by name. ``cosine`` and ``relative_error`` compare one
+            call with the reference (averaged over the calls of a random estimator),
+            ``mean_cosine`` and ``mean_relative_error`` the mean of its calls. ``forward``,
+            ``backward``, ``jvp`` and ``hvp`` count passes; ``flops`` are floating-point
+            operations in units of one forward pass over a training batch; ``peak_bytes`` is
+            memory beyond what was there before, ``seconds`` the median time of a call.
+            ``residual`` and ``iterations`` are the solver's. ``note`` tells why a row is empty.
+        figure: Error, operations, memory and time as bars.
+    """
+
+    table: pandas.DataFrame
+    figure: Figure
+
+    def __str__(self) -> str:
+        """Return the table as text."""
+        return self.table.to_string(float_format=lambda value: f"{value:.3g}", na_rep="")
+
+
+def compare_estimators(
+    problem: BilevelProblem,
+    inner: InnerLearner,
+    estimators: Mapping[str, Estimator] | Sequence[Estimator],
+    train_batches: Sequence[Any],
+    valid_batch: Any,
+    state: InnerState | None = None,
+    reference: Estimator | Mapping[str, Tensor] | None = None,
+    draws: int = 20,
+    repeats: int = 3,
+    path: str | os.PathLike[str] | None = None,
+    show: bool = True,
+    progress: bool = True,
+) -> EstimatorComparison:
+    """Call each estimator at one inner state and compare what it returns and takes.
+
+    The problem, the state and the estimators stay as they are: each call is made on a copy of the
+    estimator, so that nothing is warm-started. An estimator that does not apply gets a row that
+    says why.
+
+    Args:
+        problem: The bilevel problem.
+        inner: Inner learner.
+        estimators: Estimators by name, or a list of them that is named by classes.
+        train_batches: As many training batches as the longest horizon needs; each estimator gets
+            as many of the first ones as its own horizon.
+        valid_batch: Batch for the outer loss.
+        state: State to start from; by default ``inner.init(problem)``.
+        reference: What is right: an estimator, or tensors by meta-parameter name, for instance a
+            closed form; by default the exact derivative through all ``train_batches``.
+        draws: Calls of an estimator whose traits say that it is random, each with another key.
+        repeats: Calls that are timed.
+        path: File to write the figure to.
+        show: Whether to print the table.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Table and figure.
+
+    Raises:
+        ConfigurationError: There is no estimator, a number is below 1, or there are fewer batches
+            than a horizon needs.
+        DataError: The reference does not fit the meta-parameters.
+    """
+    import pandas
+
+    named = dict(estimators) if isinstance(estimators, Mapping) else name_estimators(estimators)
+    longest = max((estimator.horizon for estimator in named.values()), default=0)
+    if not named or draws < 1 or repeats < 1 or len(train_batches) < longest:
+        raise ConfigurationError(
+            f"{len(named)} estimators with horizons up to {longest}, {len(train_batches)} "
+            f"train_batches, draws={draws}, repeats={repeats}; at least one estimator, as many "
+            "batches as the longest horizon, and numbers of at least 1 are needed."
+        )
+    state = inner.init(problem) if state is None else state.detach()
+    if reference is None:
+        reference = Unrolled(steps=len(train_batches))
+    if isinstance(reference, Estimator):
+        batches = train_batches[: reference.horizon]
+        reference = copy.deepcopy(reference)(problem, inner, state, batches, valid_batch).gradient
+    right = _flatten(problem, reference)
+    first, start = train_batches[0], state
+
+    def forward() -> None:
+        meta = problem.meta_parameters()
+        with torch.no_grad():
+            problem.evaluate_train(start.parameters, meta, start.buffers, first, start.key)
+
+    unit = count_flops(forward)
+    rows = {}
+    for name, estimator in tqdm(
+        named.items(), desc="estimators", disable=not progress, leave=False, dynamic_ncols=True
+    ):
+        call = _Call(problem, inner, estimator, state, train_batches, valid_batch)
+        try:
+            rows[name] = _measure(call, right, unit, draws, repeats)
+        except (UnsupportedError, UnusedMetaParameterError) as error:
+            rows[name] = {"note": str(error)}
+    columns = ["cosine", "relative_error", "mean_cosine", "mean_relative_error"]
+    columns += [field.name for field in dataclasses.fields(Cost)]
+    columns += ["flops", "peak_bytes", "seconds", "note"]
+    table = pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+    comparison = EstimatorComparison(table, draw(table))
+    if path is not None:
+        comparison.figure.savefig(path, dpi=120)
+    if show:
+        print_table(table)
+    return comparison
+
+
+def name_estimators(estimators: Sequence[Estimator]) -> dict[str, Estimator]:
+    """Name estimators by their classes, with a number where a class comes again.
+
+    Args:
+        estimators: The estimators.
+    """
+    named: dict[str, Estimator] = {}
+    for estimator in estimators:
+        base = name = type(estimator).__name__
+        count = 1
+        while name in named:
+            count += 1
+            name = f"{base} {count}"
+        named[name] = estimator
+    return named
+
+
+class _Call:
+    """One estimator with all that it is called with."""
+
+    def __init__(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        estimator: Estimator,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> None:
+        self.problem, self.inner, self.estimator = problem, inner, estimator
+        self.state = state
+        self.arguments = (list(train_batches[: estimator.horizon]), valid_batch)
+
+    def __call__(self, draw: int = 0) -> Any:
+        state = self.state
+        if draw:
+            state = dataclasses.replace(state, key=fold_in(state.key, draw))
+        estimator = copy.deepcopy(self.estimator)
+        return estimator(self.problem, self.inner, state, *self.arguments)
+
+
+def _measure(call: _Call, right: Tensor, unit: int, draws: int, repeats: int) -> dict[str, Any]:
+    first = call()
+    given = [_flatten(call.problem, first.gradient)]
+    if call.estimator.traits.kind == "stochastic":
+        given += [_flatten(call.problem, call(draw).gradient) for draw in range(1, draws)]
+    estimates = torch.stack(given)
+    seconds = []
+    for _ in range(repeats):
+        _synchronize()
+        started = time.perf_counter()
+        call()
+        _synchronize()
+        seconds.append(time.perf_counter() - started)
+    return {
+        **_distance(estimates, right, ""),
+        **_distance(estimates.mean(0, keepdim=True), right, "mean_"),
+        **dataclasses.asdict(first.cost),
+        "flops": count_flops(call) / unit if unit else float("nan"),
+        "peak_bytes": peak_memory(call),
+        "seconds": sorted(seconds)[len(seconds) // 2],
+    }
+
+
+def _distance(estimates: Tensor, right: Tensor, prefix: str) -> dict[str, float]:
+    cosine = torch.nn.functional.cosine_similarity(estimates, right[None], dim=1, eps=1e-300)
+    tiny = torch.finfo(torch.float64).tiny
+    error = (estimates - right).norm(dim=1) / right.norm().clamp_min(tiny)
+    return {
+        f"{prefix}cosine": float(cosine.mean()),
+        f"{prefix}relative_error": float(error.mean()),
+    }
+
+
+def _flatten(problem: BilevelProblem, gradient: Mapping[str, Tensor]) -> Tensor:
+    """Return one float64 vector in the order of the meta-parameters."""
+    meta: Tensors = problem.meta_parameters()
+    shapes = {name: tuple(tensor.shape) for name, tensor in meta.items()}
+    given = {name: tuple(tensor.shape) for name, tensor in gradient.items()}
+    if shapes != given:
+        raise DataError(f"reference has the shapes {given}; the meta-parameters have {shapes}.")
+    return torch.cat([gradient[name].detach().double().flatten().cpu() for name in meta])
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def draw(table: pandas.DataFrame) -> Figure:
+    """Draw a comparison as bars.
+
+    Args:
+        table: :attr:`EstimatorComparison.table`.
+
+    Returns:
+        A figure with the error, the operations, the memory and the time of each estimator.
+    """
+    from matplotlib.figure import Figure
+
+    shown = table[table["cosine"].notna()]
+    panels = [
+        ("relative_error", "relative error of a call", 1.0, True),
+        ("flops", "operations [forward passes]", 1.0, False),
+        ("peak_bytes", "peak memory [MiB]", 2.0**-20, False),
+        ("seconds", "time of a call [ms]", 1e3, False),
+    ]
+    figure = Figure(figsize=(14, 1.2 + 0.32 * len(shown)), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
+    places = range(len(shown))
+    for axis, (column, label, scale, logarithmic) in zip(axes, panels, strict=True):
+        values = shown[column].astype(float) * scale
+        if logarithmic:
+            # Below rounding all errors are the same.
+            values = values.clip(lower=1e-16)
+            axis.set_xscale("log")
+        axis.barh(places, values.fillna(0.0), color="tab:blue", alpha=0.6)
+        axis.set_xlabel(label)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].plot(
+        shown["mean_relative_error"].astype(float).clip(lower=1e-16),
+        places,
+        "k|",
+        markersize=9,
+        label="of the mean over draws",
+    )
+    axes[0].legend(fontsize="small")
+    axes[0].set_yticks(list(places), [str(name) for name in shown.index])
+    axes[0].invert_yaxis()
+    return figure
+
+
+def print_table(table: pandas.DataFrame) -> None:
+    """Print a comparison, as wide as the terminal.
+
+    Args:
+        table: :attr:`EstimatorComparison.table`.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title="Hypergradient estimators against the reference")
+    headings = ("estimator", "cosine", "rel. error", "fwd", "bwd", "jvp", "hvp")
+    for heading in (*headings, "FLOPs [F]", "peak [MiB]", "time [ms]"):
+        left = heading == "estimator"
+        shown.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    notes = []
+    for name, row in table.iterrows():
+        if row["cosine"] != row["cosine"]:
+            notes.append(f"{name}: {row['note']}")
+            continue
+        passes = [str(int(row[kind])) for kind in ("forward", "backward", "jvp", "hvp")]
+        flops = "" if row["flops"] != row["flops"] else f"{row['flops']:.1f}"
+        memory, milliseconds = row["peak_bytes"] / 2**20, 1e3 * row["seconds"]
+        figures = (flops, f"{memory:.2f}", f"{milliseconds:.2f}")
+        errors = (f"{row['cosine']:.4f}", f"{row['relative_error']:.1e}")
+        shown.add_row(str(name), *errors, *passes, *figures)
+    console = Console()
+    if not console.is_terminal:
+        # A pipe has no width of its own; take what the table needs.
+        console = Console(width=max(100, console.measure(shown).maximum))
+    console.print(shown)
+    for note in notes:
+        console.print(f"left out: {note}", markup=False, highlight=False)
