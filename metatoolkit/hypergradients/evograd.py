@@ -19,6 +19,7 @@ from metatoolkit.hypergradients.base import (
     check_finite,
     fill_gradients,
 )
+from metatoolkit.hypergradients.noise import standard_noise
 from metatoolkit.hypergradients.unrolled import valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -153,22 +154,10 @@ class EvoGrad(Estimator):
             for name in names:
                 yield name, self.noise(copy, name, state.parameters[name])
             return
-        kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
-        for name in names:
-            parameter = state.parameters[name]
-            kinds.setdefault((parameter.device, parameter.dtype), []).append(name)
         key = fold_in(state.key, state.step, _NOISE, self.seed, copy)
-        for (device, dtype), group in kinds.items():
-            generator = torch.Generator(device).manual_seed(key)
-            sizes = [state.parameters[name].numel() for name in group]
-            # One draw for all: many small ones cost more than the passes of a small network.
-            draw = torch.empty(sum(sizes), device=device, dtype=dtype)
-            if self.noise == "gaussian":
-                draw.normal_(generator=generator)
-            else:
-                draw.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
-            for name, part in zip(group, draw.split(sizes), strict=True):
-                yield name, part.view_as(state.parameters[name])
+        yield from standard_noise(
+            {name: state.parameters[name] for name in names}, self.noise, key
+        ).items()
 
     def _copy(self, state: InnerState, copy: int) -> Tensors:
         parameters = dict(state.parameters)
