@@ -9,6 +9,8 @@ from metatoolkit.hypergradients.check import check_hypergradient as check_hyperg
 from metatoolkit.hypergradients.comparison import EstimatorComparison as EstimatorComparison
 from metatoolkit.hypergradients.comparison import compare_estimators as compare_estimators
 from metatoolkit.hypergradients.evograd import EvoGrad as EvoGrad
+from metatoolkit.hypergradients.forward_gradient import ForwardGradient as ForwardGradient
+from metatoolkit.hypergradients.forward_mode import ForwardMode as ForwardMode
 from metatoolkit.hypergradients.implicit import Implicit as Implicit
 from metatoolkit.hypergradients.linear_solvers import GMRES as GMRES
 from metatoolkit.hypergradients.linear_solvers import MINRES as MINRES

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from metatoolkit.hypergradients import GMRES, MINRES, Estimator, EvoGrad, Implicit, Unrolled
+from metatoolkit.hypergradients import (
+    GMRES,
+    MINRES,
+    Estimator,
+    EvoGrad,
+    ForwardGradient,
+    ForwardMode,
+    Implicit,
+    Unrolled,
+)
 
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "EvoGrad": lambda: EvoGrad(2, 0.1, 0.5),
@@ -14,6 +23,9 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "Unrolled(3), mixed mode": lambda: Unrolled(3, product="forward_over_reverse"),
     "Unrolled(5), tree": lambda: Unrolled(5, checkpoint="tree", arity=2),
     "Unrolled(4), truncated": lambda: Unrolled(4, truncation=2, checkpoint="sqrt"),
+    "ForwardMode(3)": lambda: ForwardMode(3),
+    "ForwardMode(2), chunks": lambda: ForwardMode(2, chunk=1),
+    "ForwardGradient(3)": lambda: ForwardGradient(3, samples=4),
     "Implicit, GMRES": lambda: Implicit(GMRES(10, 1e-12)),
     "Implicit, MINRES": lambda: Implicit(
         MINRES(5, 1e-12), steps=2, through="parameters", warm_start=True

@@ -1,0 +1,159 @@
+"""(FG)²U: an unbiased hypergradient of T inner steps from random tangents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients.base import Estimator, Hypergradient, Traits
+from metatoolkit.hypergradients.tangents import forward_hypergradient
+from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import fold_in
+from metatoolkit.state import InnerState, Tensors
+
+_DIRECTIONS = -5
+
+
+class ForwardGradient(Estimator):
+    """Forward gradient unrolling (FG)²U (Shen et al. 2024, arXiv 2406.14095, section 3).
+
+    For a random direction v in λ with mean zero and covariance I, ⟨dF/dλ, v⟩ v has the mean dF/dλ;
+    the derivative of the inner state along v goes along with the steps. ``samples`` directions are
+    averaged. The direct gradient of the outer loss in λ is added as it is; meta-parameters that no
+    inner step reads have it alone.
+
+    It is unbiased for what :class:`Unrolled` computes. Its mean square error is
+    (N − 1) / ``samples`` times the squared norm of the part through the steps with signs, and
+    (N + 1) / ``samples`` with normal numbers, for N meta-parameters.
+
+    Cost with F one forward pass: 3 F for each step and up to 6 F more for each direction; 3 F for
+    the outer loss. Memory, for any T and N: ``samples`` times the inner state and λ, and the
+    double backward of one step for ``chunk`` directions at once.
+
+    Args:
+        steps: Number of inner steps T.
+        samples: Number of random directions.
+        noise: ``"sign"`` (±1, the least variance) or ``"gaussian"``.
+        chunk: Number of directions that a step is differentiated along at a time; see
+            :class:`ForwardMode`.
+        seed: Seed of the directions, beside the state's own key.
+
+    Raises:
+        ConfigurationError: A number is below 1, or the noise is unknown.
+
+    Example:
+        >>> ForwardGradient(100, samples=8).horizon
+        100
+    """
+
+    traits = Traits(
+        kind="stochastic",
+        computes="derivative through T inner steps",
+        assumes="second derivatives of the training loss; many samples or small outer steps",
+        passes="(3 + 6 S) F for each step with S samples, 3 F for the outer loss",
+        memory="S inner states and the graph of one step, for any T",
+        paper="Shen et al. 2024, arXiv 2406.14095",
+    )
+
+    def __init__(
+        self,
+        steps: int = 1,
+        samples: int = 1,
+        noise: Literal["sign", "gaussian"] = "sign",
+        chunk: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("steps", steps), ("samples", samples), ("chunk", chunk)):
+            if value < 1:
+                raise ConfigurationError(f"{name} is {value}; a number of at least 1 is needed.")
+        if noise not in ("sign", "gaussian"):
+            raise ConfigurationError(f"noise is {noise!r}; accepted: 'sign', 'gaussian'.")
+        self.horizon = steps
+        self.samples = samples
+        self.noise = noise
+        self.chunk = chunk
+        self.seed = seed
+
+    def estimate(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> Hypergradient:
+        """Return an unbiased estimate of the derivative of the outer loss; see the class.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner, differentiated through.
+            state: Detached state to start from.
+            train_batches: T training batches.
+            valid_batch: Batch for the outer loss.
+        """
+        drawn = self._draw(problem, state)
+
+        def directions(first: int, last: int) -> list[Tensor]:
+            return [direction[first:last] for direction in drawn.values()]
+
+        def combine(slopes: Tensor) -> Tensors:
+            return {
+                name: torch.tensordot(slopes.to(direction.dtype), direction, 1) / self.samples
+                for name, direction in drawn.items()
+            }
+
+        return forward_hypergradient(
+            problem,
+            inner,
+            state,
+            train_batches,
+            valid_batch,
+            directions,
+            self.samples,
+            self.chunk,
+            combine,
+        )
+
+    def _draw(self, problem: BilevelProblem, state: InnerState) -> Tensors:
+        """Return the directions in each meta-parameter, (samples, *shape)."""
+        key = fold_in(state.key, state.step, _DIRECTIONS, self.seed)
+        generators: dict[torch.device, torch.Generator] = {}
+        drawn = {}
+        for name, tensor in problem.meta_parameters().items():
+            if tensor.device not in generators:
+                generators[tensor.device] = torch.Generator(tensor.device).manual_seed(key)
+            direction = tensor.detach().new_empty(self.samples, *tensor.shape)
+            if self.noise == "gaussian":
+                direction.normal_(generator=generators[tensor.device])
+            else:
+                direction.bernoulli_(0.5, generator=generators[tensor.device]).mul_(2.0).sub_(1.0)
+            drawn[name] = direction
+        return drawn
+
+    def objective(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+        meta: Tensors,
+    ) -> Tensor:
+        """Return the outer loss after T steps, whose derivative is the mean of the estimates.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner.
+            state: State to start from.
+            train_batches: T training batches.
+            valid_batch: Batch for the outer loss.
+            meta: Meta-parameters by name.
+        """
+        final = roll_out(problem, inner, state, meta, train_batches)
+        return outer_loss(problem, final, meta, valid_batch)

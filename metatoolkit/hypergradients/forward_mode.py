@@ -1,0 +1,143 @@
+"""The exact hypergradient of T inner steps in forward mode, at a memory that T does not change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients.base import Estimator, Hypergradient, Traits
+from metatoolkit.hypergradients.tangents import forward_hypergradient
+from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.state import InnerState, Tensors
+
+
+class ForwardMode(Estimator):
+    """Forward-mode differentiation through ``steps`` inner steps, for few meta-parameters.
+
+    Franceschi et al. 2017, arXiv 1703.01785, algorithm 2: the derivatives of θ and of the
+    optimizer's state in each of the N meta-parameters go along with the steps. It is exact, like
+    :class:`Unrolled`, under the same conditions; the steps may be as many as one likes.
+
+    Cost with F one forward pass: 3 F for each step and up to 6 F more for each meta-parameter; 3 F
+    for the outer loss. Memory, for any T: N times the inner state, and the double backward of one
+    step for ``chunk`` meta-parameters at once.
+
+    Args:
+        steps: Number of inner steps T.
+        chunk: Number of meta-parameters that a step is differentiated in at a time. The passes of
+            a chunk are batched by ``vmap``; 1 does without it, and needs the least memory.
+        max_bytes: Largest size of all derivatives; beyond it a call is an error, before it starts.
+
+    Raises:
+        ConfigurationError: A number is below 1.
+
+    Example:
+        >>> ForwardMode(10_000).horizon
+        10000
+    """
+
+    traits = Traits(
+        kind="exact",
+        computes="derivative through T inner steps",
+        assumes="few meta-parameters N; second derivatives of the training loss",
+        passes="(3 + 6 N) F for each step, 3 F for the outer loss",
+        memory="N inner states and the graph of one step, for any T",
+        paper="Franceschi et al. 2017, arXiv 1703.01785",
+    )
+
+    def __init__(self, steps: int = 1, chunk: int = 64, max_bytes: int = 4 * 2**30) -> None:
+        for name, value in (("steps", steps), ("chunk", chunk), ("max_bytes", max_bytes)):
+            if value < 1:
+                raise ConfigurationError(f"{name} is {value}; a number of at least 1 is needed.")
+        self.horizon = steps
+        self.chunk = chunk
+        self.max_bytes = max_bytes
+
+    def estimate(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> Hypergradient:
+        """Return the exact derivative of the outer loss after T steps; see the class.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner, differentiated through.
+            state: Detached state to start from.
+            train_batches: T training batches.
+            valid_batch: Batch for the outer loss.
+
+        Raises:
+            UnsupportedError: The derivatives would take more than ``max_bytes``.
+        """
+        meta = problem.meta_parameters()
+        sizes = [tensor.numel() for tensor in meta.values()]
+        count = sum(sizes)
+        needed = count * sum(tensor.nbytes for tensor in state.tensors())
+        if needed > self.max_bytes:
+            raise UnsupportedError(
+                f"forward mode in {count:,} meta-parameters would take {needed / 2**30:,.1f} GiB "
+                f"for the derivatives of the inner state, and max_bytes allows "
+                f"{self.max_bytes / 2**30:,.1f} GiB. Use Unrolled, whose memory does not depend on "
+                "their number (with checkpoint='tree' for long horizons), or ForwardGradient, "
+                "which takes random directions."
+            )
+
+        def directions(first: int, last: int) -> list[Tensor]:
+            """Return rows of the identity, cut into meta-parameters."""
+            rows = torch.zeros(last - first, count)
+            rows[torch.arange(last - first), torch.arange(first, last)] = 1.0
+            parts = rows.split(sizes, dim=1)
+            return [
+                part.to(tensor).view(last - first, *tensor.shape)
+                for part, tensor in zip(parts, meta.values(), strict=True)
+            ]
+
+        def combine(slopes: Tensor) -> Tensors:
+            return {
+                name: part.to(tensor.dtype).view_as(tensor)
+                for (name, tensor), part in zip(meta.items(), slopes.split(sizes), strict=True)
+            }
+
+        return forward_hypergradient(
+            problem,
+            inner,
+            state,
+            train_batches,
+            valid_batch,
+            directions,
+            count,
+            self.chunk,
+            combine,
+        )
+
+    def objective(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+        meta: Tensors,
+    ) -> Tensor:
+        """Return the outer loss after T steps from ``state`` under ``meta``.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner.
+            state: State to start from.
+            train_batches: T training batches.
+            valid_batch: Batch for the outer loss.
+            meta: Meta-parameters by name.
+        """
+        final = roll_out(problem, inner, state, meta, train_batches)
+        return outer_loss(problem, final, meta, valid_batch)
