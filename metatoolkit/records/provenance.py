@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +15,7 @@ from typing import Any
 from metatoolkit.records.clean import redact
 
 GIT_SECONDS = 5.0
+_METADATA = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.(?:dist-info|egg-info)")
 _FOREIGN = ("/site-packages/", "/dist-packages/")
 
 
@@ -98,16 +99,42 @@ def package_versions() -> list[str]:
 
 @functools.cache
 def _installed() -> dict[str, list[str]]:
-    """Map the name of every importable module to the packages that bring it."""
+    """Map the name of every importable module to the packages that bring it.
+
+    It is read from the folders' names and the lists of files: parsing the metadata of a few
+    hundred packages would hold up the start of every run for a second.
+    """
     installed: dict[str, list[str]] = {}
-    for module, names in importlib.metadata.packages_distributions().items():
-        for name in set(names):
-            try:
-                version = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            installed.setdefault(module, []).append(f"{name}=={version}")
+    seen: set[str] = set()
+    for directory in dict.fromkeys(sys.path):
+        try:
+            entries = sorted(os.listdir(directory or "."))
+        except OSError:
+            continue
+        for entry in entries:
+            match = _METADATA.fullmatch(entry)
+            if match and match["name"].lower() not in seen:
+                seen.add(match["name"].lower())
+                package = f"{match['name']}=={match['version']}"
+                for module in _modules(os.path.join(directory, entry), match["name"]):
+                    installed.setdefault(module, []).append(package)
     return installed
+
+
+def _modules(metadata: str, package: str) -> set[str]:
+    """List the top-level modules of an installed package."""
+    modules = {package.replace("-", "_")}
+    try:
+        with open(os.path.join(metadata, "RECORD"), encoding="utf-8") as file:
+            for line in file:
+                path = line.partition(",")[0].strip('"')
+                first, slash, _ = path.partition("/")
+                if slash or first.endswith((".py", ".so", ".pyd")):
+                    modules.add(first if slash else first.partition(".")[0])
+    except OSError:
+        # An egg-info folder has no such list; its own name has to do.
+        return modules
+    return modules
 
 
 def gpu_information() -> dict[str, Any] | None:

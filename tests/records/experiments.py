@@ -1,9 +1,7 @@
 """Small experiments for the tests, and processes that run them."""
 
 import multiprocessing
-import os
 import sys
-import time
 from pathlib import Path
 
 from metatoolkit import records
@@ -43,27 +41,3 @@ def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["metatoolkit.records.experiments", "torch", "pymongo"])
     return context
-
-
-def log_until_killed(home, path, environment=()):
-    """In a process: log for ever, and tell the uuid and how many values were logged."""
-    os.environ.update(environment)
-    os.environ["METATOOLKIT_HOME"] = str(home)
-
-    def main(_run):
-        for step in range(10_000):
-            _run.log_scalar("loss", float(step), step)
-            print("step", step)
-            new = path.with_suffix(".new")
-            new.write_text(f"{records.run_uuid(_run)} {step + 1}")
-            new.replace(path)
-            time.sleep(0.01)
-
-    run(main)
-
-
-def run_once(home, number, gate):
-    """In a process: wait for the others, then record a run."""
-    os.environ["METATOOLKIT_HOME"] = str(home)
-    gate.wait(60)
-    run(count_up, number=number)

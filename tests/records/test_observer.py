@@ -12,13 +12,13 @@ import torch
 
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, StorageError
-from metatoolkit.records import observer, pusher
+from metatoolkit.records import observer
 from metatoolkit.records.observer import RunRecorder
 from metatoolkit.records.replay import sync
 from metatoolkit.records.server import ManagedServer
-from metatoolkit.records.spool import spool_directory, spooled_runs
+from metatoolkit.records.spool import spool_directory
 
-from .experiments import UNREACHABLE, count_up, log_until_killed, make, processes, run, stored
+from .experiments import UNREACHABLE, count_up, make, run, stored
 
 
 class Color(enum.Enum):
@@ -55,33 +55,6 @@ def test_a_run_is_in_the_database_in_sacreds_schema_and_out_of_the_spool(home, d
     assert artifact["filename"] == "artifact://runs/1/weights.txt"
     assert artifact["contentType"] == "text/plain"
     assert list(spool_directory(home).iterdir()) == []
-
-
-def test_values_of_every_kind_are_kept(database):
-    kinds = [
-        float("nan"),
-        float("inf"),
-        2**70,
-        -(2**63),
-        10**400,
-        True,
-        torch.tensor(0.5),
-        torch.tensor(0.25, dtype=torch.bfloat16, requires_grad=True),
-        np.float32(0.125),
-        np.int64(7),
-        np.array(3.0),
-        torch.arange(3),
-    ]
-
-    def main(_run):
-        for step, value in enumerate(kinds):
-            _run.log_scalar("odd $.name", value, torch.tensor(step))
-
-    _, values = stored(database, records.run_uuid(run(main)), "odd $.name")
-    assert math.isnan(values[0])
-    assert values[1:] == [
-        math.inf, float(2**70), -(2**63), math.inf, True, 0.5, 0.25, 0.125, 7, 3.0, [0, 1, 2]
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [{"loss": 1.0}, "0.5", None, 1j, object()])
@@ -180,77 +153,6 @@ def test_a_signal_interrupts_the_run_and_its_record_is_complete(database, number
         assert document["status_note"] == f"ended by {number.name}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_killed_run_is_recognized_and_loses_nothing(home, database, tmp_path, number):
-    told = tmp_path / "told"
-    process = processes().Process(target=log_until_killed, args=(home, told))
-    process.start()
-    deadline = time.monotonic() + 60
-    try:
-        while not (told.exists() and int(told.read_text().split()[1]) >= 20):
-            assert time.monotonic() < deadline and process.is_alive()
-            time.sleep(0.05)
-        assert sync(home).live, "a live run was taken for a dead one"
-        os.kill(process.pid, number)
-    finally:
-        process.join(0.2)
-        process.kill()
-        process.join(20)
-    uuid, count = told.read_text().split()
-    with records.connect() as connection:
-        found = connection[uuid]
-        values = found.metrics["loss"]
-        assert found.status == "INTERRUPTED"
-        assert f"process {process.pid}" in found.details()["status_note"]
-        # What was logged after the last note of the count is there as well.
-        assert len(values) - int(count) in (0, 1)
-        assert list(values) == [float(step) for step in range(len(values))]
-        assert f"step {len(values) - 2}\n" in found.output
-    assert list(spooled_runs(home)) == []
-
-
-def test_a_server_killed_in_mid_run_loses_nothing(home, server, monkeypatch):
-    monkeypatch.setattr(pusher, "BEAT_SECONDS", 0.1)
-
-    def main(_run):
-        for step in range(100):
-            if step == 30:
-                while not server.status()["answers"]:
-                    time.sleep(0.05)
-                os.kill(server.status()["pid"], signal.SIGKILL)
-            _run.log_scalar("loss", float(step), step)
-            time.sleep(0.01)
-
-    run(main)
-    with records.connect() as connection:
-        found = connection.find()[0]
-        assert found.status == "COMPLETED"
-        assert list(found.metrics["loss"]) == [float(step) for step in range(100)]
-    assert list(spooled_runs(home)) == []
-
-
-def test_a_server_killed_for_good_leaves_the_run_in_the_spool(home, server, monkeypatch, capsys):
-    # A configured server is not ours to restart.
-    uri = server.running_uri()
-    monkeypatch.setenv("METATOOLKIT_MONGO_URI", uri)
-    monkeypatch.setattr(pusher, "END_WAIT_SECONDS", 3.0)
-
-    def main(_run):
-        count_up(_run, 10)
-        time.sleep(0.2)
-        os.kill(server.status()["pid"], signal.SIGKILL)
-        count_up(_run, 10)
-
-    run(main)
-    assert "`metatoolkit records sync`" in capsys.readouterr().err
-    assert len(list(spooled_runs(home))) == 1
-    monkeypatch.delenv("METATOOLKIT_MONGO_URI")
-    with records.connect() as connection:
-        assert len(connection.find()[0].metrics["loss"]) == 20
-        assert connection.find()[0].status == "COMPLETED"
-    assert list(spooled_runs(home)) == []
-
-
 def test_an_unreachable_server_is_one_line_and_the_run_goes_on(home, mongod, monkeypatch, capsys):
     monkeypatch.setenv("METATOOLKIT_MONGO_URI", UNREACHABLE)
     begun = time.monotonic()
@@ -269,66 +171,6 @@ def test_an_unreachable_server_is_one_line_and_the_run_goes_on(home, mongod, mon
         assert len(connection[1].metrics["loss"]) == 20
 
 
-def test_a_frozen_server_does_not_hold_the_run_up(home, server, monkeypatch):
-    monkeypatch.setattr(pusher, "END_WAIT_SECONDS", 3.0)
-    pid = server.status()["pid"]
-
-    def main(_run):
-        os.kill(pid, signal.SIGSTOP)
-        return count_up(_run)
-
-    begun = time.monotonic()
-    done = run(main)
-    try:
-        assert time.monotonic() - begun < 12
-        assert len(list(spooled_runs(home))) == 1
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    deadline = time.monotonic() + 20
-    while list(spooled_runs(home)) and time.monotonic() < deadline:
-        sync(home)
-        time.sleep(0.2)
-    with records.connect() as connection:
-        found = connection[records.run_uuid(done)]
-        assert (found.status, len(found.metrics["loss"])) == ("COMPLETED", 20)
-
-
-def test_a_server_that_refuses_writes_leaves_the_run_in_the_spool(home, database):
-    database.create_collection("runs", validator={"never": {"$exists": True}})
-    done = run(count_up)
-    assert done.status == "COMPLETED"
-    assert len(list(spooled_runs(home))) == 1
-    database.command("collMod", "runs", validator={})
-    assert sync(home).pushed
-    assert len(stored(database, records.run_uuid(done))[1]) == 20
-
-
-def test_eighteen_megabytes_of_output_are_kept(database):
-    line = "x" * 1023 + "\n"
-
-    def main(_run):
-        for _ in range(18 * 1024):
-            print(line, end="")
-        print("the end")
-
-    experiment = make(main)
-    with open(os.devnull, "w") as nowhere:
-        import sys
-
-        original, sys.stdout = sys.stdout, nowhere
-        try:
-            done = experiment.run()
-        finally:
-            sys.stdout = original
-    with records.connect() as connection:
-        found = connection[records.run_uuid(done)]
-        assert found.status == "COMPLETED"
-        assert len(found.output) < 1_100_000
-        full = found.artifacts["cout.txt"].read()
-    assert full.count(line.encode()) == 18 * 1024
-    assert b"the end\n" in full
-
-
 def test_what_is_too_large_for_a_document_becomes_an_artifact(database):
     def main(_run):
         _run.info["small"] = 1
@@ -342,50 +184,6 @@ def test_what_is_too_large_for_a_document_becomes_an_artifact(database):
         assert found.info["large"] == {"artifact": "info.large.json"}
         assert found.result["accuracy"] == 1.0
         assert len(found.artifacts["result.trace.json"].read()) > 17_000_000
-
-
-def test_a_clock_that_goes_backwards_does_no_harm(database, monkeypatch):
-    real = time.time
-    shift = [0.0]
-    monkeypatch.setattr(time, "time", lambda: real() + shift[0])
-    monkeypatch.setattr(observer, "utcnow", lambda: observer_time(shift[0]))
-
-    def main(_run):
-        for step in range(20):
-            shift[0] = -3600.0 * step
-            _run.log_scalar("loss", float(step), step)
-
-    document, values = stored(database, records.run_uuid(run(main)))
-    assert values == [float(step) for step in range(20)]
-    assert document["stop_time"] >= document["start_time"]
-    assert document["duration"] >= 0
-
-
-def observer_time(shift):
-    import datetime
-
-    from metatoolkit.records import spool
-
-    return spool.utcnow() + datetime.timedelta(seconds=shift)
-
-
-def test_processes_that_start_at_once_get_ids_of_their_own(home, mongod):
-    from .experiments import run_once
-
-    context = processes()
-    gate = context.Barrier(8)
-    workers = [context.Process(target=run_once, args=(home, number, gate)) for number in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(100)
-    assert [worker.exitcode for worker in workers] == [0] * 8
-    with records.connect() as connection:
-        runs = connection.find().runs()
-        assert sorted(one.id for one in runs) == list(range(1, 9))
-        assert sorted(one.config["number"] for one in runs) == list(range(8))
-        assert all(len(one.metrics["loss"]) == 20 for one in runs)
-        assert {one.status for one in runs} == {"COMPLETED"}
 
 
 def test_a_data_directory_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):

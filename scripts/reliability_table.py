@@ -1,0 +1,72 @@
+"""Writes the figures of the fault suite as a page of the documentation."""
+
+import datetime
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+HEAD = """\
+# Reliability of the records
+
+Every row is one fault, made on purpose with a real MongoDB server: how many values a run had
+recorded, and how many the database holds afterwards, each exactly once and in order. A run that
+could not reach its database was replayed by `metatoolkit records sync` once the server was back.
+
+"Extra time" is by how much recording made the run longer than its own work, all of it included:
+collecting sources and package versions, the first push, the last push, reading everything back. A
+run waits for its database for {start:.0f} s at its start and {end:.0f} s at its end, and no longer;
+"allowed" is what of that applies to the case, and the suite fails beyond 5 s more than it.
+
+| fault | recorded | found | status | extra time | allowed |
+|---|---:|---:|---|---:|---:|
+"""
+TAIL = """
+Full disks are small file systems that are mounted for the test and filled while the run goes on.
+The clock is the one that the process sees: the machine's own is left alone.
+
+Measured on {date} with Python {python}, {system}, {processor}, {cores} cores shared with other
+work. `scripts/reliability` measures again and writes this page.
+"""
+
+
+def processor() -> str:
+    """Name the processor, as Linux calls it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def main(figures: str, page: str) -> None:
+    """Write the page.
+
+    Args:
+        figures: What the fault suite has noted, one JSON object a line.
+        page: Where to.
+    """
+    from metatoolkit.records.pusher import END_WAIT_SECONDS, START_WAIT_SECONDS
+
+    text = HEAD.format(start=START_WAIT_SECONDS, end=END_WAIT_SECONDS)
+    for line in Path(figures).read_text().splitlines():
+        one = json.loads(line)
+        extra = "" if one["extra"] is None else f"{one['extra']:.1f} s"
+        allowed = "" if one["extra"] is None else f"{one['limit']:.0f} s"
+        text += (
+            f"| {one['case']} | {one['sent']:,} | {one['found']:,} | {one['status']} "
+            f"| {extra} | {allowed} |\n"
+        )
+    text += TAIL.format(
+        date=datetime.date.today().isoformat(),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        processor=processor(),
+        cores=os.cpu_count(),
+    )
+    Path(page).write_text(text)
+    print(page)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,415 @@
+"""Faults on purpose: what breaks, and what is found afterwards of what a run has recorded."""
+
+import dataclasses
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pymongo
+
+from metatoolkit import records
+from metatoolkit.records import pusher
+from metatoolkit.records.replay import sync
+from metatoolkit.records.server import ManagedServer
+from metatoolkit.records.spool import spooled_runs
+
+from .experiments import make, processes
+
+VALUES = 100
+PAUSE = 0.015
+# A run waits so long for its database at its beginning and at its end (docs/records.md).
+START_LIMIT = pusher.START_WAIT_SECONDS
+END_LIMIT = pusher.END_WAIT_SECONDS
+GRACE = 5.0
+
+
+@dataclasses.dataclass
+class Figures:
+    """What a case has shown.
+
+    Args:
+        case: What was done.
+        sent: How many values the run had recorded.
+        found: How many of them the database holds afterwards, each exactly once.
+        status: The run's status in the database.
+        expected: The status that it should have.
+        extra: By how many seconds recording made the run longer; None for a run that was killed.
+        limit: What the documentation allows.
+    """
+
+    case: str
+    sent: int
+    found: int
+    status: str
+    expected: str
+    extra: float | None = None
+    limit: float = 0.0
+
+    def check(self):
+        assert self.found == self.sent > 0, self
+        assert self.status == self.expected, self
+        assert self.extra is None or self.extra < self.limit + GRACE, self
+
+
+class Worker:
+    """A process that records a run, and tells how far it is.
+
+    Args:
+        folder: Where the process leaves its notes.
+        target: What it does; gets the folder.
+    """
+
+    def __init__(self, folder, target):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        # The process is forked from one that may have seen an earlier test's environment.
+        names = ("METATOOLKIT_HOME", "METATOOLKIT_MONGO_URI")
+        environment = {name: os.environ.get(name, "") for name in names}
+        self.process = processes().Process(target=_work, args=(target, folder, environment))
+        self.process.start()
+
+    def wait_for(self, count):
+        deadline = time.monotonic() + 60
+        while self.sent() < count:
+            assert time.monotonic() < deadline and self.process.is_alive(), self.note("error")
+            time.sleep(0.01)
+
+    def join(self, seconds=90):
+        self.process.join(seconds)
+        assert not self.process.is_alive()
+
+    def kill(self, number):
+        os.kill(self.process.pid, number)
+
+    def sent(self):
+        return int(self.note("sent") or 0)
+
+    @property
+    def uuid(self):
+        return self.note("uuid")
+
+    @property
+    def extra(self):
+        return float(self.note("extra"))
+
+    def note(self, name):
+        path = self.folder / name
+        return path.read_text() if path.exists() else ""
+
+
+def _work(target, folder, environment):
+    os.environ.update(environment)
+    for name, value in environment.items():
+        if not value:
+            del os.environ[name]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pusher.BEAT_SECONDS = 0.2
+    try:
+        target(folder)
+    except Exception as error:
+        (folder / "error").write_text(repr(error))
+        raise
+
+
+def _note(folder, name, value):
+    new = folder / f"{name}.new"
+    new.write_text(str(value))
+    new.replace(folder / name)
+
+
+def record(folder, body, **config):
+    """Record a run, and note by how much longer it took than its own body."""
+    taken = []
+
+    def main(_run):
+        _note(folder, "uuid", records.run_uuid(_run))
+        begun = time.monotonic()
+        try:
+            return body(_run, folder)
+        finally:
+            taken.append(time.monotonic() - begun)
+
+    begun = time.monotonic()
+    try:
+        return make(main, **config).run()
+    finally:
+        _note(folder, "extra", time.monotonic() - begun - sum(taken))
+
+
+def log_values(_run, folder, values=VALUES, pause=PAUSE):
+    # The note is taken after the value: a kill in between leaves one value more than noted.
+    for step in range(values):
+        _run.log_scalar("loss", float(step), step)
+        _note(folder, "sent", step + 1)
+        time.sleep(pause)
+    return {"accuracy": 0.9}
+
+
+def plain(folder):
+    record(folder, log_values)
+
+
+def slow_start(folder):
+    """Log only once the test says so."""
+
+    def body(_run, folder):
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+        return log_values(_run, folder)
+
+    record(folder, body)
+
+
+def heavy(folder):
+    """Log, and add an artifact that a full disk cannot take."""
+
+    def body(_run, folder):
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+        path = folder / "weights.bin"
+        path.write_bytes(os.urandom(30_000_000))
+        _run.add_artifact(path)
+        return log_values(_run, folder)
+
+    record(folder, body)
+
+
+def endless(folder):
+    def body(_run, folder):
+        return log_values(_run, folder, values=10**6, pause=0.005)
+
+    record(folder, body)
+
+
+def failing(folder):
+    def body(_run, folder):
+        log_values(_run, folder, pause=0)
+        raise ValueError("the reason")
+
+    try:
+        record(folder, body)
+    except ValueError:
+        return
+
+
+def limited(folder):
+    """Hit a limit on the size of files, which is how a full disk looks to one process."""
+
+    def body(_run, folder):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+        try:
+            return log_values(_run, folder, values=400, pause=0.002)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+    record(folder, body)
+
+
+def filling(folder):
+    """Fill the disk that the spool lies on."""
+
+    def body(_run, folder):
+        filler = Path(os.environ["METATOOLKIT_HOME"]) / "filler"
+        try:
+            with open(filler, "wb", buffering=0) as file:
+                while file.write(b"x" * 65536):
+                    pass
+        except OSError as error:
+            _note(folder, "full", error.strerror)
+        return log_values(_run, folder, values=400, pause=0.002)
+
+    record(folder, body)
+
+
+def verbose(folder):
+    def body(_run, folder):
+        for number in range(18 * 1024):
+            print(f"{number:>6} {'x' * 1016}")
+        return log_values(_run, folder, pause=0)
+
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    record(folder, body)
+
+
+def odd_kinds():
+    import numpy
+    import torch
+
+    return [
+        float("nan"), float("inf"), -float("inf"), 2**70, -(2**63), 10**400, True, 0.1 + 0.2,
+        torch.tensor(0.5), torch.tensor(0.25, dtype=torch.bfloat16, requires_grad=True),
+        numpy.float32(0.125), numpy.int64(7), numpy.array(3.0), torch.arange(3), 5e-324,
+    ]  # fmt: skip
+
+
+PLAIN_KINDS = [
+    float("nan"), float("inf"), -float("inf"), float(2**70), -(2**63), float("inf"), True,
+    0.1 + 0.2, 0.5, 0.25, 0.125, 7, 3.0, [0, 1, 2], 5e-324,
+]  # fmt: skip
+
+
+def odd(folder):
+    def body(_run, folder):
+        kinds = odd_kinds()
+        for step, value in enumerate(kinds):
+            _run.log_scalar("loss", value, step)
+        _note(folder, "sent", len(kinds))
+        return {"nan": float("nan"), "huge": 2**70, "tensor": kinds[8]}
+
+    record(folder, body)
+
+
+HOSTILE_NAMES = ["a.b", "$c", "$where", "a.$.b", "．", "", " ", "x\0y", "é", "\ud800", "_id", "0"]
+
+
+def dotted(folder):
+    def body(_run, folder):
+        for name in HOSTILE_NAMES:
+            _run.log_scalar(name, 1.0, 0)
+            _run.info[name] = {name: 1}
+        _note(folder, "sent", len(HOSTILE_NAMES))
+        return {name: 1.0 for name in HOSTILE_NAMES}
+
+    record(folder, body)
+
+
+def gated(folder):
+    gate = folder.parent / "gate"
+    while not gate.exists():
+        time.sleep(0.001)
+
+    def body(_run, folder):
+        return log_values(_run, folder, values=20, pause=0.002)
+
+    record(folder, body, number=int(folder.name))
+
+
+def backwards(folder):
+    import datetime
+
+    from metatoolkit.records import observer
+
+    real_time, real_now = time.time, observer.utcnow
+    shift = [0.0]
+    time.time = lambda: real_time() - shift[0]
+    observer.utcnow = lambda: real_now() - datetime.timedelta(seconds=shift[0])
+
+    def body(_run, folder):
+        for step in range(VALUES):
+            shift[0] += 600.0
+            _run.log_scalar("loss", float(step), step)
+            _note(folder, "sent", step + 1)
+            time.sleep(0.002)
+
+    record(folder, body)
+
+
+class External:
+    """A server that is configured rather than managed, so that nobody but the test restarts it."""
+
+    def __init__(self, home):
+        self.server = ManagedServer(home)
+        self.uri = self.server.start()
+
+    @property
+    def pid(self):
+        return self.server._state()["pid"]
+
+    def kill(self):
+        process = psutil.Process(self.pid)
+        process.kill()
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.005)
+
+    def back(self):
+        assert self.server.start() == self.uri
+
+    def freeze(self):
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self):
+        os.kill(self.pid, signal.SIGCONT)
+
+    @contextmanager
+    def database(self):
+        with pymongo.MongoClient(self.uri, serverSelectionTimeoutMS=20_000) as client:
+            yield client.get_default_database()
+
+
+def replay(home, uri):
+    """Sync until nothing is spooled, as a user's next commands would."""
+    deadline = time.monotonic() + 40
+    while list(spooled_runs(home)):
+        sync(home, uri)
+        assert time.monotonic() < deadline
+    assert not (home / "spool" / "bad").exists()
+
+
+def count_up(found):
+    """Say how many of the values 0, 1, 2, ... are there, or -1 if one is wrong or there twice."""
+    values = [value for part in found for value in part["values"]]
+    right = values == [float(step) for step in range(len(values))]
+    return len(values) if right else -1
+
+
+def figures(case, worker, external, expected="COMPLETED", limit=0.0, killed=False):
+    """Bring the spool into the database and count what is there."""
+    home = Path(os.environ["METATOOLKIT_HOME"])
+    replay(home, external.uri)
+    with external.database() as database:
+        document = database["runs"].find_one({"run_uuid": worker.uuid})
+        assert document is not None, worker.note("error")
+        assert database["runs"].count_documents({"run_uuid": worker.uuid}) == 1
+        parts = database["metrics"].find({"run_id": document["_id"], "name": "loss"})
+        found = count_up(parts.sort("part", 1))
+    sent = worker.sent()
+    if killed and found == sent + 1:
+        sent += 1
+    extra = None if killed else worker.extra
+    return Figures(case, sent, found, document["status"], expected, extra, limit)
+
+
+def same(values, wanted):
+    return len(values) == len(wanted) and all(
+        (one == other or (one != one and other != other))
+        and isinstance(one, bool) == isinstance(other, bool)
+        for one, other in zip(values, wanted, strict=True)
+    )
+
+
+def isnan(value):
+    return isinstance(value, float) and math.isnan(value)
+
+
+@contextmanager
+def small_disk(path, megabytes):
+    """Mount a file system of a few megabytes; yields False where the system does not allow it."""
+    path.mkdir(parents=True, exist_ok=True)
+    options = f"size={megabytes}m,mode=0700"
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def note_figures(found):
+    """Add figures to the file that METATOOLKIT_FIGURES names, for the table in the docs."""
+    path = os.environ.get("METATOOLKIT_FIGURES")
+    print(found)
+    if path:
+        with open(path, "a") as file:
+            file.write(json.dumps(dataclasses.asdict(found)) + "\n")
