@@ -9,6 +9,7 @@ from metatoolkit.hypergradients.check import check_hypergradient as check_hyperg
 from metatoolkit.hypergradients.comparison import EstimatorComparison as EstimatorComparison
 from metatoolkit.hypergradients.comparison import compare_estimators as compare_estimators
 from metatoolkit.hypergradients.evograd import EvoGrad as EvoGrad
+from metatoolkit.hypergradients.finite_difference import FiniteDifference as FiniteDifference
 from metatoolkit.hypergradients.forward_gradient import ForwardGradient as ForwardGradient
 from metatoolkit.hypergradients.forward_mode import ForwardMode as ForwardMode
 from metatoolkit.hypergradients.implicit import Implicit as Implicit
@@ -20,4 +21,6 @@ from metatoolkit.hypergradients.linear_solvers import LinearSolver as LinearSolv
 from metatoolkit.hypergradients.linear_solvers import Neumann as Neumann
 from metatoolkit.hypergradients.linear_solvers import NormalEquationCG as NormalEquationCG
 from metatoolkit.hypergradients.linear_solvers import Nystrom as Nystrom
+from metatoolkit.hypergradients.one_step import OneStep as OneStep
+from metatoolkit.hypergradients.sama import SAMA as SAMA
 from metatoolkit.hypergradients.unrolled import Unrolled as Unrolled

@@ -23,9 +23,10 @@ from metatoolkit.hypergradients.linearization import (
     StepLinearization,
     Through,
     check_through,
-    outer_gradients,
+    finite_outer_gradient,
+    learning_rates,
 )
-from metatoolkit.hypergradients.unrolled import valid_key
+from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.sgd import SGD
 from metatoolkit.problem import BilevelProblem
@@ -135,12 +136,11 @@ class Implicit(Estimator):
         """
         meta = problem.meta_leaves()
         # Before a pass is spent on a combination that cannot work.
-        rates = _learning_rates(problem, inner, state, self) if self.solver.symmetric else None
-        for batch in train_batches[: self.steps]:
-            state, _ = inner.step(problem, state, meta, batch)
-        valid_loss, adjoint, direct = outer_gradients(problem, state, meta, valid_batch)
+        rates = _symmetric_factor(problem, inner, state, self) if self.solver.symmetric else None
+        state = roll_out(problem, inner, state, meta, train_batches[: self.steps])
+        valid_loss, adjoint, direct = finite_outer_gradient(problem, state, meta, valid_batch)
         step = StepLinearization(problem, inner, state, meta, train_batches[-1], self.through)
-        rhs = step.flatten(adjoint)
+        rhs = step.flatten(adjoint[: len(step.names)])
         factor = None if rates is None else step.flatten(rates)
 
         def checked(image: Tensor) -> Tensor:
@@ -239,8 +239,7 @@ class Implicit(Estimator):
             UnsupportedError: The iteration does not converge.
         """
         present = problem.meta_parameters()
-        for batch in train_batches[: self.steps]:
-            state, _ = inner.step(problem, state, present, batch)
+        state = roll_out(problem, inner, state, present, train_batches[: self.steps])
         for _ in range(_FIXED_POINT_STEPS):
             after, _ = inner.step(problem, state, meta, train_batches[-1])
             pairs = zip(after.tensors(), state.tensors(), strict=True)
@@ -255,10 +254,7 @@ class Implicit(Estimator):
                 "there is nothing to compare an implicit hypergradient with; take an inner "
                 "learner that contracts, such as SGD with a lower learning rate."
             )
-        with torch.no_grad():
-            return problem.evaluate_valid(
-                state.parameters, meta, state.buffers, valid_batch, valid_key(state)
-            )
+        return outer_loss(problem, state, meta, valid_batch)
 
 
 def _distance(step: StepLinearization, state: InnerState) -> Tensor:
@@ -269,26 +265,16 @@ def _distance(step: StepLinearization, state: InnerState) -> Tensor:
     return (after - before).norm() / size
 
 
-def _learning_rates(
+def _symmetric_factor(
     problem: BilevelProblem, inner: InnerLearner, state: InnerState, estimator: Implicit
 ) -> list[Tensor]:
     """Return D of a step θ − D g(θ), by parameter, or raise where the step is another map."""
-    solver = type(estimator.solver).__name__
     if type(inner) is not SGD or (inner.has_momentum and estimator.through == "state"):
         raise UnsupportedError(
-            f"{solver} needs a symmetric system, which only a plain gradient step gives, but the "
-            f"inner learner is {inner!r}. Use FixedPoint, NormalEquationCG or GMRES, which take "
-            "any map; or SGD without momentum; or, for SGD with momentum, through='parameters'."
+            f"{type(estimator.solver).__name__} needs a symmetric system, which only a plain "
+            f"gradient step gives, but the inner learner is {inner!r}. Use FixedPoint, "
+            "NormalEquationCG or GMRES, which take any map; or SGD without momentum; or, for SGD "
+            "with momentum, through='parameters'."
         )
-    meta = {name: tensor.detach() for name, tensor in problem.meta_parameters().items()}
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.parameters.items()}
     state = dataclasses.replace(state, step=state.step + estimator.steps)
-    sensitivity = inner.gradient_sensitivity(problem, state, meta, zeros)
-    for name, diagonal in sensitivity.items():
-        if not bool((diagonal < 0).all()):
-            raise UnsupportedError(
-                f"the learning rate of {name!r} is not above 0, so that the inner step does not "
-                f"determine it and {solver} has no system to solve; freeze it with "
-                "requires_grad_(False), or give it a learning rate."
-            )
-    return [-diagonal for diagonal in sensitivity.values()]
+    return list(learning_rates(problem, inner, state).values())

@@ -9,21 +9,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import add_gradients, check_finite, double_backward_kernels
-from metatoolkit.hypergradients.unrolled import valid_key
+from metatoolkit.hypergradients.trajectory import Adjoint, outer_gradient
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.sgd import SGD
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
-Gradients = list[Tensor | None]
 Through = Literal["state", "parameters"]
 
 
-def outer_gradients(
+def finite_outer_gradient(
     problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any
-) -> tuple[Tensor, Gradients, Gradients]:
-    """Return the outer loss at a state with its gradients, ``None`` where nothing flows.
+) -> tuple[Tensor, Adjoint, Adjoint]:
+    """Return what :func:`~metatoolkit.hypergradients.trajectory.outer_gradient` does, checked.
 
     Args:
         problem: The bilevel problem.
@@ -31,30 +31,20 @@ def outer_gradients(
         meta: Meta-parameters by name, leaves that require a gradient.
         batch: Batch for the outer loss.
 
-    Returns:
-        The loss (a detached scalar), its gradients in the parameters of the state, and its direct
-        gradients in the meta-parameters. Cost: 3 F.
-
     Raises:
-        NonFiniteError: The loss or one of the gradients in the parameters is NaN or infinite.
+        NonFiniteError: The loss or its gradient in a parameter is NaN or infinite.
     """
-    point = {name: tensor.detach().requires_grad_() for name, tensor in state.parameters.items()}
-    inputs = [*point.values(), *meta.values()]
-    with torch.enable_grad():
-        loss = problem.evaluate_valid(point, meta, state.buffers, batch, valid_key(state))
-    gradients: Gradients = [None] * len(inputs)
-    if loss.requires_grad:
-        gradients = list(torch.autograd.grad(loss, inputs, allow_unused=True))
-    inner = gradients[: len(point)]
+    loss, adjoint, direct = outer_gradient(problem, state, meta, batch)
+    named = zip(state.parameters, adjoint, strict=False)
     check_finite(
-        {"the validation loss": loss}
+        {"the validation loss": loss.detach()}
         | {
             f"the gradient of the validation loss in {name!r}": gradient
-            for name, gradient in zip(point, inner, strict=True)
+            for name, gradient in named
             if gradient is not None
         }
     )
-    return loss.detach(), inner, gradients[len(point) :]
+    return loss.detach(), adjoint, direct
 
 
 class StepLinearization:
@@ -187,7 +177,7 @@ class StepLinearization:
         self.transposed_products += 1
         return self._pull_back(vector, False, False)[0]
 
-    def pull_back(self, vector: Tensor) -> tuple[Tensor, Gradients]:
+    def pull_back(self, vector: Tensor) -> tuple[Tensor, Adjoint]:
         """Return (I − ∂Φ)ᵀ u, a vector, and uᵀ ∂Φ/∂λ, in one double backward pass.
 
         Args:
@@ -195,6 +185,20 @@ class StepLinearization:
         """
         self.transposed_products += 1
         return self._pull_back(vector, True, False)
+
+    def meta_product(self, vector: Tensor) -> Adjoint:
+        """Return uᵀ ∂Φ/∂λ alone, ``None`` where nothing flows.
+
+        Args:
+            vector: The vector u.
+        """
+        found = _grad(
+            self._outputs, [*self._leaves, *self._gradient_leaves], self.unflatten(vector), False
+        )
+        count = len(self._leaves)
+        second = _grad(self._gradients, self._leaves, found[count:], False)
+        names = [str(index) for index in range(count)]
+        return list(add_gradients(names, found[:count], second).values())
 
     def product(self, vector: Tensor) -> Tensor:
         """Return (I − ∂Φ) x, a vector; the derivative of the transposed product, which is linear.
@@ -214,7 +218,7 @@ class StepLinearization:
 
     def _pull_back(
         self, vector: Tensor, with_meta: bool, create_graph: bool
-    ) -> tuple[Tensor, Gradients]:
+    ) -> tuple[Tensor, Adjoint]:
         leaves = self._leaves if with_meta else []
         count = len(self._inputs)
         cotangents: list[Tensor | None] = list(self.unflatten(vector))
@@ -236,7 +240,7 @@ def _grad(
     inputs: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
     create_graph: bool,
-) -> Gradients:
+) -> Adjoint:
     """Return a product with a Jacobian, ``None`` where nothing flows; the graph is kept."""
     pairs = [
         (output, cotangent)
@@ -256,6 +260,38 @@ def _grad(
             allow_unused=True,
         )
     )
+
+
+def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerState) -> Tensors:
+    """Return D of θ⁺ = θ − D g(θ) + …, the factor of the gradient in a step of SGD.
+
+    Args:
+        problem: The bilevel problem.
+        inner: Inner learner, SGD.
+        state: State before the step.
+
+    Returns:
+        One tensor of the shape of the parameter for each parameter name, above 0.
+
+    Raises:
+        UnsupportedError: The learner is not SGD, or a learning rate is not above 0.
+    """
+    if type(inner) is not SGD:
+        raise UnsupportedError(
+            f"the step of {inner!r} is no gradient step with a learning rate; use SGD, or "
+            "FixedPoint, NormalEquationCG or GMRES in Implicit, which take any map."
+        )
+    meta = {name: tensor.detach() for name, tensor in problem.meta_parameters().items()}
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.parameters.items()}
+    sensitivity = inner.gradient_sensitivity(problem, state, meta, zeros)
+    for name, diagonal in sensitivity.items():
+        if not bool((diagonal < 0).all()):
+            raise UnsupportedError(
+                f"the learning rate of {name!r} is not above 0, so that the inner step does not "
+                "determine it and has no inverse; freeze it with requires_grad_(False), or give "
+                "it a learning rate."
+            )
+    return {name: -diagonal for name, diagonal in sensitivity.items()}
 
 
 def check_through(through: str) -> None:

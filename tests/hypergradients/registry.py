@@ -7,11 +7,14 @@ from collections.abc import Callable
 from metatoolkit.hypergradients import (
     GMRES,
     MINRES,
+    SAMA,
     Estimator,
     EvoGrad,
+    FiniteDifference,
     ForwardGradient,
     ForwardMode,
     Implicit,
+    OneStep,
     Unrolled,
 )
 
@@ -30,4 +33,8 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "Implicit, MINRES": lambda: Implicit(
         MINRES(5, 1e-12), steps=2, through="parameters", warm_start=True
     ),
+    "OneStep": lambda: OneStep(),
+    "OneStep, at θ": lambda: OneStep(lookahead=False),
+    "FiniteDifference": lambda: FiniteDifference(),
+    "SAMA": lambda: SAMA(),
 }

@@ -147,7 +147,7 @@ def dense_hypergradient(case, state):
 
     point = torch.cat([p.flatten() for p in state.parameters.values()]).requires_grad_()
     jacobian = torch.autograd.functional.jacobian(lambda v: step(v, meta), point)
-    key = mt.hypergradients.unrolled.valid_key(state)
+    key = mt.hypergradients.trajectory.valid_key(state)
     loss = problem.evaluate_valid(unflatten(point), meta, state.buffers, case.valid_batch, key)
     outer, *direct = torch.autograd.grad(loss, [point, *meta.values()], allow_unused=True)
     u = torch.linalg.solve((torch.eye(len(point), dtype=F64) - jacobian).T, outer)

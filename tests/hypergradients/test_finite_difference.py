@@ -1,0 +1,207 @@
+"""DARTS' finite difference against the exact one-step hypergradient."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import metatoolkit as mt
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients import SAMA, FiniteDifference, OneStep
+from tests import bank
+from tests.hypergradients.test_cost import Setup
+
+F64 = torch.float64
+both = pytest.mark.parametrize(
+    ("estimator", "limit_of"),
+    [(FiniteDifference, OneStep(True)), (SAMA, OneStep(False))],
+    ids=["finite difference", "SAMA"],
+)
+LEARNERS = {
+    "SGD": lambda: mt.inner.SGD(lr=0.1),
+    "momentum": lambda: mt.inner.SGD(lr=0.1, momentum=0.9, dampening=0.2, weight_decay=0.1),
+    "Nesterov": lambda: mt.inner.SGD(lr=0.1, momentum=0.9, nesterov=True),
+    "Adam": lambda: mt.inner.Adam(lr=0.01, weight_decay=0.1),
+    "AdamW": lambda: mt.inner.AdamW(lr=0.01),
+    "RMSprop": lambda: mt.inner.RMSprop(lr=0.01, momentum=0.5),
+}
+
+
+def flat(result):
+    return torch.cat([gradient.flatten() for gradient in result.gradient.values()])
+
+
+def relative_error(result, expected):
+    return float((flat(result) - flat(expected)).norm() / flat(expected).norm())
+
+
+def cosine(result, expected):
+    return float(torch.cosine_similarity(flat(result), flat(expected), dim=0))
+
+
+def later(case, steps=3):
+    """The state after some steps, where no optimizer state is zero."""
+    state = case.state
+    for batch in case.batches(steps):
+        state, _ = case.inner.step(case.problem, state, case.problem.meta_parameters(), batch)
+    return state
+
+
+@both
+@pytest.mark.parametrize("name", bank.CASES)
+def test_tends_to_the_exact_one_step_hypergradient(name, estimator, limit_of):
+    case = bank.CASES[name]()
+    state = later(case)
+    result, exact = case.call(estimator(), state), case.call(limit_of, state)
+    assert relative_error(result, exact) < 1e-7
+    assert torch.equal(result.valid_loss, exact.valid_loss)
+    assert result.state.step == state.step + 1
+
+
+@both
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_adapts_to_the_optimizer(learner, estimator, limit_of):
+    case = bank.small_net()
+    case = bank.Case(case.problem, LEARNERS[learner](), case.train_batches, case.valid_batch)
+    state = later(case)
+    assert relative_error(case.call(estimator(), state), case.call(limit_of, state)) < 1e-6
+
+
+@both
+def test_the_error_falls_with_the_square_of_the_radius(estimator, limit_of):
+    case = bank.small_net()
+    exact = case.call(limit_of)
+    errors = [relative_error(case.call(estimator(radius)), exact) for radius in (0.1, 0.05)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+@both
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("radius", [None, 0.01])
+def test_dropout_masks_are_common_to_the_passes(rate, radius, estimator, limit_of, monkeypatch):
+    # With masks of their own, the difference of the two passes is noise: cosine 0.1 and below.
+    torch.manual_seed(3)
+    case = bank.small_net()
+    model = nn.Sequential(
+        nn.Linear(6, 64), nn.Dropout(rate), nn.Tanh(), nn.Linear(64, 64), nn.Dropout(rate),
+        nn.Tanh(), nn.Linear(64, 3),
+    )  # fmt: skip
+    meta = bank.Weights()
+    problem = mt.BilevelProblem(
+        model, meta, case.problem.train_loss, case.problem.valid_loss, "eval"
+    )
+    batches = [(x.float(), y) for x, y in case.train_batches]
+    inputs, targets = case.valid_batch
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), batches, (inputs.float(), targets))
+    keys = []
+    real = problem.evaluate_train
+
+    def spy(parameters, meta, buffers, batch, key):
+        keys.append(key)
+        return real(parameters, meta, buffers, batch, key)
+
+    monkeypatch.setattr(problem, "evaluate_train", spy)
+    state = case.state
+    result = case.call(estimator(radius), state)
+    assert len(keys) == 3 and len(set(keys)) == 1
+    assert cosine(result, case.call(limit_of, state)) > 0.99
+
+
+@both
+@pytest.mark.parametrize(("where", "passes"), [("loss", 8.0), ("input", 12.0)])
+def test_at_most_three_passes_beyond_the_base_step(where, passes, estimator, limit_of):
+    setup = Setup(where, 2)
+    base = mt.measure.count_flops(setup.base_step)
+    total = mt.measure.count_flops(lambda: setup.call(estimator()))
+    assert total - base <= 3 * base
+    assert setup.passes(estimator()) == pytest.approx(passes, abs=0.3) or where == "input"
+    assert setup.passes(estimator()) <= passes
+    cost = setup.call(estimator()).cost
+    assert (cost.forward, cost.backward, cost.hvp) == (4, 4, 0)
+
+
+@both
+def test_a_zero_outer_gradient_gives_zero(estimator, limit_of):
+    case = bank.ridge()
+    problem = mt.BilevelProblem(
+        case.problem.model,
+        case.problem.meta,
+        case.problem.train_loss,
+        lambda model, meta, batch: 0.0 * model.value.sum(),
+    )
+    result = bank.Case(problem, case.inner, case.train_batches, None).call(estimator())
+    assert bool((result.gradient["value"] == 0).all())
+
+
+@both
+@pytest.mark.parametrize(("dtype", "limit"), [(F64, 1e-7), (torch.float32, 1e-2)], ids=str)
+def test_a_dead_coordinate_under_adam(dtype, limit, estimator, limit_of):
+    # Its gradient would be amplified by 1/ε, and its share of the radius with it.
+    problem = mt.BilevelProblem(
+        bank.Value([0.5, -1.0, 2.0], dtype),
+        bank.Value(0.3, dtype),
+        lambda model, meta, batch: (meta.value * model.value[:2].square()).sum(),
+        lambda model, meta, batch: model.value.square().sum(),
+    )
+    case = bank.Case(problem, mt.inner.Adam(lr=0.1), [None], None)
+    for state in (case.state, later(case)):
+        result, exact = case.call(estimator(), state), case.call(limit_of, state)
+        difference = float((flat(result) - flat(exact)).abs())
+        assert difference < limit * max(float(flat(exact).abs()), 1e-2)
+
+
+@both
+def test_bfloat16(estimator, limit_of):
+    case = bank.logistic()
+    theta = case.problem.model.value
+    theta.data += 1.0
+    exact = case.call(limit_of)
+    case.problem.model.to(torch.bfloat16)
+    case.problem.meta.to(torch.bfloat16)
+    low = bank.Case(
+        case.problem,
+        case.inner,
+        [tuple(t.bfloat16() for t in batch) for batch in case.train_batches],
+        tuple(t.bfloat16() for t in case.valid_batch),
+    )
+    result = low.call(estimator())
+    assert result.gradient["value"].dtype == torch.bfloat16
+    error = result.gradient["value"].double() - exact.gradient["value"]
+    assert float(error.norm() / exact.gradient["value"].norm()) < 0.2
+
+
+class Unknown(mt.inner.InnerLearner):
+    """A learner that does not tell its adaptation."""
+
+    def init_slots(self, parameters):
+        return {}
+
+    def update(self, parameter, gradient, slots, hyperparameters, step):
+        return parameter - 0.1 * gradient.sign(), {}
+
+
+class TwoGradients(mt.inner.SGD):
+    """A learner with a step of its own."""
+
+    def step(self, problem, state, meta, batch, create_graph=False):
+        middle, _ = super().step(problem, state, meta, batch, create_graph)
+        return super().step(problem, middle, meta, batch, create_graph)
+
+
+@both
+@pytest.mark.parametrize(
+    ("inner", "match"), [(Unknown({}), "Unknown"), (TwoGradients(lr=0.1), "OneStep or Unrolled")]
+)
+def test_an_optimizer_whose_adaptation_is_not_known(inner, match, estimator, limit_of):
+    case = bank.ridge()
+    case = bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+    with pytest.raises(UnsupportedError, match=match):
+        case.call(estimator())
+
+
+@pytest.mark.parametrize("estimator", [FiniteDifference, SAMA])
+@pytest.mark.parametrize("radius", [0.0, -1.0, math.inf])
+def test_arguments_out_of_range(estimator, radius):
+    with pytest.raises(ConfigurationError, match="radius"):
+        estimator(radius)
