@@ -1,0 +1,168 @@
+"""The guided variant of EvoGrad: two copies along the validation gradient, none at random."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients.base import (
+    Cost,
+    Hypergradient,
+    add_gradients,
+    check_finite,
+    fill_gradients,
+)
+from metatoolkit.hypergradients.linearization import finite_outer_gradient
+from metatoolkit.hypergradients.trajectory import Adjoint, outer_loss
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import fold_in
+from metatoolkit.state import InnerState, Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """The copies θ ± σ d with d the unit vector along the gradient g of the outer loss at θ.
+
+    With the weights w = softmax(−ℓ/τ) of the copies' training losses, θ⁺ = θ + σ (w₊ − w₋) d and
+    ⟨g, θ₊ − θ⁺⟩ = 2 w₋ σ ‖g‖, so that EvoGrad's sum is c (∂ℓ₊/∂λ − ∂ℓ₋/∂λ) with
+    c = −2 w₊ w₋ σ ‖g‖ / τ. For small σ it is −(σ²/τ) ∂²ℓ/∂λ∂θ · g, the one-step hypergradient of
+    plain SGD with the learning rate σ²/τ and the outer gradient at θ.
+
+    Args:
+        names: Inner parameters to perturb.
+        sigma: Norm σ of the perturbation.
+        temperature: Temperature τ of the softmax.
+        factor: Factor of what flows through the training loss.
+    """
+
+    names: Sequence[str]
+    sigma: float
+    temperature: float
+    factor: float
+
+    def estimate(
+        self, problem: BilevelProblem, state: InnerState, batch: Any, valid_batch: Any
+    ) -> Hypergradient:
+        """Return the guided estimate. Cost: the outer loss, 3 F, and a pass for each copy.
+
+        Args:
+            problem: The bilevel problem.
+            state: Detached state, returned as it is.
+            batch: Training batch on which both copies are scored.
+            valid_batch: Batch for the outer loss.
+
+        Raises:
+            ConfigurationError: The perturbation is lost in the rounding of the parameters.
+        """
+        meta = problem.meta_leaves()
+        names, leaves = list(meta), list(meta.values())
+        valid_loss, direction, norm, direct = self._direction(problem, state, meta, valid_batch)
+        losses, sides = [], []
+        for copy in self._copies(state, direction):
+            with torch.enable_grad():
+                loss = self._train_loss(problem, state, copy, meta, batch)
+            side: Adjoint = [None] * len(leaves)
+            if loss.requires_grad:
+                side = list(torch.autograd.grad(loss, leaves, allow_unused=True))
+            losses.append(loss.detach())
+            sides.append(side)
+        values = torch.stack(losses)
+        check_finite({"the training loss of a perturbed copy": values})
+        values = values.to(norm.dtype)
+        weights = self._weights(values)
+        coefficient = (-2 * self.factor * self.sigma / self.temperature) * weights.prod() * norm
+        through = [
+            None if up is None or down is None else (coefficient * (up - down)).to(up.dtype)
+            for up, down in zip(*sides, strict=True)
+        ]
+        total = add_gradients(names, direct, through)
+        return Hypergradient(
+            gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
+            valid_loss=valid_loss,
+            state=state,
+            cost=Cost(forward=3, backward=3),
+            details={
+                "weights": weights,
+                "coefficients": torch.stack([coefficient, -coefficient]),
+                "train_losses": values,
+            },
+        )
+
+    def objective(
+        self,
+        problem: BilevelProblem,
+        state: InnerState,
+        batch: Any,
+        valid_batch: Any,
+        meta: Tensors,
+    ) -> Tensor:
+        """Return L(θ, λ) + ⟨g, θ⁺(λ) − θ⟩, with g and d those of the present λ.
+
+        Args:
+            problem: The bilevel problem.
+            state: Detached state.
+            batch: Training batch.
+            valid_batch: Batch for the outer loss.
+            meta: Meta-parameters by name.
+        """
+        present = problem.meta_leaves()
+        _, direction, norm, _ = self._direction(problem, state, present, valid_batch)
+        with torch.no_grad():
+            losses = [
+                self._train_loss(problem, state, copy, meta, batch)
+                for copy in self._copies(state, direction)
+            ]
+        weights = self._weights(torch.stack(losses).to(norm.dtype))
+        shift = self.sigma * (weights[0] - weights[1]) * norm
+        return outer_loss(problem, state, meta, valid_batch) + shift
+
+    def _direction(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, valid_batch: Any
+    ) -> tuple[Tensor, Tensors, Tensor, Adjoint]:
+        """Return the outer loss, d, ‖g‖ and the direct gradient in λ."""
+        loss, adjoint, direct = finite_outer_gradient(problem, state, meta, valid_batch)
+        found = zip(state.parameters, adjoint, strict=False)
+        outer = {name: g for name, g in found if g is not None and name in self.names}
+        dtype = torch.promote_types(loss.dtype, torch.float32)
+        norm = torch.zeros((), dtype=dtype, device=loss.device)
+        if outer:
+            parts = [torch.linalg.vector_norm(g, dtype=dtype) for g in outer.values()]
+            norm = torch.linalg.vector_norm(torch.stack(parts))
+        inverse = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
+        return loss, {name: inverse * g for name, g in outer.items()}, norm, direct
+
+    def _copies(self, state: InnerState, direction: Tensors) -> list[Tensors]:
+        copies = []
+        for sign in (1.0, -1.0):
+            copies.append(
+                {
+                    name: tensor + sign * self.sigma * direction[name]
+                    if name in direction
+                    else tensor
+                    for name, tensor in state.parameters.items()
+                }
+            )
+        lost = [(copies[0][n] == copies[1][n]).all() & (d != 0).any() for n, d in direction.items()]
+        if direction and bool(torch.stack(lost).all()):
+            dtype = str(next(iter(direction.values())).dtype).removeprefix("torch.")
+            raise ConfigurationError(
+                f"sigma is {self.sigma}, and a perturbation of that norm is lost in the rounding "
+                f"of {dtype} parameters; raise sigma."
+            )
+        return copies
+
+    @staticmethod
+    def _train_loss(
+        problem: BilevelProblem, state: InnerState, copy: Tensors, meta: Tensors, batch: Any
+    ) -> Tensor:
+        # The masks of the base step, common to both copies.
+        key = fold_in(state.key, state.step)
+        return problem.evaluate_train(copy, meta, state.buffers, batch, key)[0]
+
+    def _weights(self, losses: Tensor) -> Tensor:
+        return torch.softmax(-losses / self.temperature, dim=0)

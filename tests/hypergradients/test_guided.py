@@ -1,0 +1,171 @@
+"""Guided EvoGrad against its formula, its limit for small σ and finite differences."""
+
+import math
+
+import pytest
+import torch
+
+import metatoolkit as mt
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients import EvoGrad, OneStep
+from tests import bank
+from tests.hypergradients.test_cost import Setup
+
+F64 = torch.float64
+NAMES = ["illustration", "ridge", "small_net", "inside_model", "tied"]
+
+
+def guided(sigma=1e-4, temperature=0.5, **kwargs):
+    return EvoGrad(2, sigma, temperature, guided=True, **kwargs)
+
+
+def flat(result):
+    return torch.cat([gradient.flatten() for gradient in result.gradient.values()])
+
+
+def relative_error(result, expected):
+    return float((flat(result) - flat(expected)).norm() / flat(expected).norm())
+
+
+def with_inner(case, inner):
+    return bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+
+
+def test_hand_computed_values():
+    # x = 0.3 has the outer gradient −0.4, so that the copies are x₊ = −0.7 and x₋ = 1.3.
+    result = bank.illustration().call(guided(1.0, 0.5))
+    losses = [1.7**2 + 0.4 * 0.7**2, 0.3**2 + 0.4 * 1.3**2]
+    plus = 1 / (1 + math.exp((losses[0] - losses[1]) / 0.5))
+    coefficient = -2 * plus * (1 - plus) * 1.0 * 0.4 / 0.5
+    expected = coefficient * (0.7**2 - 1.3**2)
+    assert float(result.gradient["value"]) == pytest.approx(expected, rel=1e-12)
+    assert result.details["weights"].tolist() == pytest.approx([plus, 1 - plus], rel=1e-12)
+    assert result.details["train_losses"].tolist() == pytest.approx(losses, rel=1e-12)
+    assert float(result.valid_loss) == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("sigma", "temperature", "rescale"), [(1e-4, 0.05, None), (1e-3, 2, 0.7)])
+def test_limit_is_the_one_step_hypergradient_at_theta(name, sigma, temperature, rescale):
+    estimator = guided(sigma, temperature, rescale=rescale)
+    lr = sigma**2 / temperature if rescale is None else rescale
+    assert estimator.learning_rate == pytest.approx(lr)
+    case = with_inner(bank.CASES[name](), mt.inner.SGD(lr=lr))
+    state = case.state
+    result, exact = case.call(estimator, state), case.call(OneStep(lookahead=False), state)
+    for key, gradient in result.gradient.items():
+        norm = float(exact.gradient[key].norm())
+        assert float((gradient - exact.gradient[key]).norm()) <= 1e-3 * norm
+    assert torch.equal(result.valid_loss, exact.valid_loss)
+
+
+def test_the_error_falls_with_the_square_of_sigma():
+    case = with_inner(bank.ridge(), mt.inner.SGD(lr=1.0))
+    exact = case.call(OneStep(lookahead=False))
+    errors = [
+        relative_error(case.call(guided(sigma, 5.0, rescale=1.0)), exact) for sigma in (0.2, 0.1)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_the_derivative_of_its_objective(name):
+    case = bank.CASES[name]()
+    check = mt.check_hypergradient(
+        case.problem, case.inner, guided(0.3, 0.5), case.train_batches[:1], case.valid_batch
+    )
+    assert check.relative_error < 1e-6
+
+
+def test_is_evograd_with_these_copies_where_the_outer_loss_is_linear():
+    case = bank.ridge()
+    slope = torch.linspace(-1, 2, 5, dtype=F64)
+    problem = mt.BilevelProblem(
+        case.problem.model,
+        case.problem.meta,
+        case.problem.train_loss,
+        lambda model, meta, batch: model.value.dot(slope),
+    )
+    case = bank.Case(problem, case.inner, case.train_batches, None)
+    unit = slope / slope.norm()
+    random = EvoGrad(2, 0.3, 0.5, noise=lambda copy, name, p: unit if copy == 0 else -unit)
+    one, other = case.call(guided(0.3, 0.5)), case.call(random)
+    assert relative_error(one, other) < 1e-12
+    torch.testing.assert_close(one.details["coefficients"], other.details["coefficients"])
+
+
+def test_nothing_is_random():
+    case = bank.small_net()
+    state = case.state
+    one, other = case.call(guided(0.1), state), case.call(guided(0.1, seed=5), state)
+    assert torch.equal(flat(one), flat(other))
+
+
+def test_both_copies_have_the_masks_of_the_base_step(monkeypatch):
+    case = bank.small_net()
+    keys, real = [], case.problem.evaluate_train
+
+    def spy(parameters, meta, buffers, batch, key):
+        keys.append(key)
+        return real(parameters, meta, buffers, batch, key)
+
+    monkeypatch.setattr(case.problem, "evaluate_train", spy)
+    state = case.state
+    case.inner.step(case.problem, state, case.problem.meta_parameters(), case.train_batches[0])
+    case.call(guided(), state)
+    assert len(keys) == 3 and len(set(keys)) == 1
+
+
+@pytest.mark.parametrize(("where", "passes"), [("loss", 5.1), ("input", 9.1)])
+def test_at_most_three_passes(where, passes):
+    setup = Setup(where, 2)
+    base = mt.measure.count_flops(setup.base_step)
+    assert mt.measure.count_flops(lambda: setup.call(guided(1e-2))) <= 3 * base
+    assert setup.passes(guided(1e-2)) < passes
+    cost = setup.call(guided(1e-2)).cost
+    assert (cost.forward, cost.backward, cost.hvp) == (3, 3, 0)
+
+
+def test_perturb_moves_only_what_it_names():
+    case = bank.small_net()
+    some, everything = case.call(guided(perturb=["4.*"])), case.call(guided())
+    assert relative_error(some, everything) > 1e-2
+    with pytest.raises(ConfigurationError, match="matches no inner parameter"):
+        case.call(guided(perturb=["head.*"]))
+
+
+def test_a_zero_outer_gradient_gives_zero():
+    case = bank.ridge()
+    problem = mt.BilevelProblem(
+        case.problem.model,
+        case.problem.meta,
+        case.problem.train_loss,
+        lambda model, meta, batch: 0.0 * model.value.sum(),
+    )
+    result = bank.Case(problem, case.inner, case.train_batches, None).call(guided())
+    assert bool((result.gradient["value"] == 0).all())
+
+
+def test_a_perturbation_that_rounding_swallows_is_an_error():
+    case = bank.ridge()
+    case.problem.model.value.data += 10
+    case.problem.model.to(torch.bfloat16)
+    case.problem.meta.to(torch.bfloat16)
+    low = bank.Case(
+        case.problem,
+        case.inner,
+        [tuple(t.bfloat16() for t in batch) for batch in case.train_batches],
+        tuple(t.bfloat16() for t in case.valid_batch),
+    )
+    with pytest.raises(ConfigurationError, match=r"rounding of bfloat16.*raise sigma"):
+        low.call(guided(1e-3))
+    assert low.call(guided(1.0)).gradient["value"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"candidates": 3}, {"noise": "gaussian"}, {"common_random_numbers": False}]
+)
+def test_arguments_that_contradict(arguments):
+    (name,) = arguments
+    with pytest.raises(ConfigurationError, match=name):
+        EvoGrad(guided=True, **arguments)
