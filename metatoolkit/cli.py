@@ -22,6 +22,7 @@ expressions:
 """
 _SERVICE = "metatoolkit.records.service_commands"
 _RUNS = "metatoolkit.records.commands"
+_EDITS = "metatoolkit.records.edit_commands"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,7 +147,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     comparing = _command(commands, "compare", "print what differs", f"{_RUNS}:compare_runs")
     comparing.add_argument("ids", metavar="ID", nargs="+", help="the runs")
     plot = _command(commands, "plot", "draw a metric's curves", f"{_RUNS}:plot_runs")
-    plot.add_argument("ids", metavar="ID", nargs="+", help="the runs")
+    _add_named(plot)
     plot.add_argument("--metric", required=True, help="the metric's name")
     plot.add_argument("--output", required=True, help="a png, pdf or svg file")
     plot.add_argument("--over", metavar="KEY", help="average over this entry, such as seed")
@@ -154,12 +155,70 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     plot.add_argument("--log-y", action="store_true", help="logarithmic values")
     export = _command(commands, "export", "write a table of runs", f"{_RUNS}:export_runs")
     _add_selection(export, limit=None)
+    export.add_argument("--metric", help="one row per value of this metric, instead of per run")
     export.add_argument("--format", choices=("csv", "parquet", "latex"), default="csv")
     export.add_argument("--output", help="a file; by default the terminal")
     artifacts = _command(commands, "artifacts", "list or save files", f"{_RUNS}:artifacts_of")
     artifacts.add_argument("id", metavar="ID", help="the run")
     artifacts.add_argument("name", nargs="*", help="only these")
     artifacts.add_argument("--save", metavar="DIR", help="write them into this directory")
+    _add_answers(commands)
+    _add_edits(commands)
+
+
+def _add_answers(commands: Any) -> None:
+    best = _command(commands, "best", "print which run is best", f"{_RUNS}:best_run")
+    group = _command(
+        commands, "group", "print mean and interval over seeds, say", f"{_RUNS}:group_runs"
+    )
+    for one in (best, group):
+        one.add_argument("what", help="a field such as result.test_accuracy, or a metric's name")
+        one.add_argument("--experiment", help="only runs of this experiment")
+        one.add_argument("--where", metavar="EXPRESSION", help="only runs for which this holds")
+        one.add_argument(
+            "--at", choices=("last", "min", "max"), default="last", help="which value of a metric"
+        )
+        one.epilog = EXPRESSIONS
+    best.add_argument("--min", action="store_true", help="the smallest is best")
+    group.add_argument(
+        "--by", metavar="FIELDS", required=True, help="what the runs of a group share"
+    )
+    group.add_argument("--sort", metavar="COLUMN", help="for instance -mean")
+    report = _command(
+        commands, "report", "write runs as one self-contained page", f"{_RUNS}:report_runs"
+    )
+    _add_named(report)
+    report.add_argument("--output", default="report.html", help="default report.html")
+    report.add_argument("--title", default="Runs", help="what the page is called")
+
+
+def _add_edits(commands: Any) -> None:
+    tag = _command(commands, "tag", "put tags on runs", f"{_EDITS}:tag_runs")
+    tag.add_argument("tag", help="a tag, or several with commas between them")
+    tag.add_argument("ids", metavar="ID", nargs="+", help="the runs")
+    tag.add_argument("--remove", action="store_true", help="take them off")
+    note = _command(commands, "note", "print or replace notes", f"{_EDITS}:note_run")
+    note.add_argument("id", metavar="ID", help="the run")
+    note.add_argument("text", nargs="?", help="the new notes; without, they are printed")
+    remove = _command(commands, "rm", "delete runs, after asking", f"{_EDITS}:remove_runs")
+    remove.add_argument("ids", metavar="ID", nargs="*", help="the runs")
+    remove.add_argument("--where", metavar="EXPRESSION", help="all runs for which this holds")
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    tail = _command(commands, "tail", "follow a run that goes on", f"{_EDITS}:tail_run")
+    tail.add_argument("id", metavar="ID", nargs="?", help="the run; default the newest that runs")
+    tail.add_argument("--metric", action="append", help="only this metric; may be repeated")
+    tail.add_argument("--quiet", action="store_true", help="metrics only, not what it prints")
+    rerun = _command(commands, "rerun", "run again with the same configuration", f"{_EDITS}:rerun")
+    rerun.add_argument("id", metavar="ID", help="the run")
+    rerun.add_argument("--script", help="what to start, where it is not an application")
+    rerun.add_argument(
+        "updates", nargs=argparse.REMAINDER, help="for instance: with seed=4", metavar="with ..."
+    )
+
+
+def _add_named(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", metavar="ID", nargs="*", help="the runs; else those selected")
+    _add_selection(parser, limit=None, columns=False)
 
 
 def _add_database(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +235,13 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _command(commands, "sync", "push spooled runs to the database", f"{_SERVICE}:sync_spool")
     _command(commands, "doctor", "say what is wrong", f"{_SERVICE}:doctor")
+    copy = _command(commands, "copy", "copy all runs to a server", f"{_SERVICE}:copy_records")
+    copy.add_argument(
+        "--to", metavar="URI", required=True, help="a connection string, or a variable holding one"
+    )
+    _command(
+        commands, "omniboard", "print the command that starts Omniboard", f"{_SERVICE}:omniboard"
+    )
 
 
 def _command(commands: Any, name: str, purpose: str, handler: str) -> argparse.ArgumentParser:
@@ -189,7 +255,9 @@ def _command(commands: Any, name: str, purpose: str, handler: str) -> argparse.A
     return parser
 
 
-def _add_selection(parser: argparse.ArgumentParser, limit: int | None) -> None:
+def _add_selection(
+    parser: argparse.ArgumentParser, limit: int | None, columns: bool = True
+) -> None:
     parser.epilog = EXPRESSIONS
     parser.add_argument("--experiment", help="only runs of this experiment")
     parser.add_argument("--where", metavar="EXPRESSION", help="only runs for which this holds")
@@ -200,7 +268,10 @@ def _add_selection(parser: argparse.ArgumentParser, limit: int | None) -> None:
     parser.add_argument(
         "--limit", type=int, default=limit, help=f"at most so many runs; default {shown}"
     )
-    parser.add_argument("--columns", metavar="FIELDS", help="for instance id,config.lr,result.loss")
+    if columns:
+        parser.add_argument(
+            "--columns", metavar="FIELDS", help="for instance id,config.lr,result.loss"
+        )
 
 
 if __name__ == "__main__":

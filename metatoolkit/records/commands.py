@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.records.clean import decode_key
 from metatoolkit.records.comparison import compare
 from metatoolkit.records.display import heading, print_pairs, print_table, span, text
 from metatoolkit.records.expressions import parse_field
-from metatoolkit.records.fields import duration, flatten
-from metatoolkit.records.query import RunSet, connect
-from metatoolkit.records.run import Run
-from metatoolkit.records.table import value_of
+from metatoolkit.records.fields import duration, flatten, lookup
+from metatoolkit.records.query import Database, RunSet, connect, value_field
+from metatoolkit.records.run import Run, section
+from metatoolkit.records.table import series, value_of
 
 ESSENTIAL = ["id", "experiment", "status", "started", "duration"]
 
@@ -56,9 +57,8 @@ def show_run(options: argparse.Namespace) -> int:
         run = database[options.id]
         details = run.details()
         document = run.document
-        host = details.get("host") or {}
-        process = details.get("proc") or {}
-        gpus = [gpu.get("model") for gpu in (host.get("gpus") or {}).get("gpus", [])]
+        host, process = section(details, "host"), section(details, "proc")
+        gpus = [str(gpu) for gpu in lookup(host, "gpus.gpus.model")]
         pairs: list[tuple[str, Any]] = [
             ("run", run.id),
             ("experiment", run.experiment),
@@ -72,10 +72,12 @@ def show_run(options: argparse.Namespace) -> int:
             ("gpu", gpus or None),
             ("python", host.get("python_version")),
             ("code", _code(details)),
-            ("resumed from", (details.get("meta") or {}).get("resumed_from")),
-            ("comment", (details.get("meta") or {}).get("comment")),
+            ("resumed from", section(details, "meta").get("resumed_from")),
+            ("comment", section(details, "meta").get("comment")),
             ("tags", run.tags or None),
+            ("notes", run.notes or None),
             ("uuid", run.uuid),
+            ("files that were lost", details.get("missing_files")),
             ("in the spool only", "yes" if document.get("spooled") else None),
         ]
         print_pairs([(name, value) for name, value in pairs if value not in (None, "")])
@@ -129,9 +131,70 @@ def plot_runs(options: argparse.Namespace) -> int:
         The exit code.
     """
     with connect() as database:
-        comparison = compare(options.ids, options.metric, database)
+        ids = [run.id for run in _named(options, database)]
+        comparison = compare(ids, options.metric, database)
         path = comparison.plot(options.output, options.over, options.log_x, options.log_y)
     print(path)
+    return 0
+
+
+def best_run(options: argparse.Namespace) -> int:
+    """Print which run is best, and how good.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    mode = "min" if options.min else "max"
+    with connect() as database:
+        run = database.best(options.what, options.experiment, options.where, mode, options.at)
+        field = value_field(options.what, options.at)
+        pairs = [("run", run.id), (field.name, value_of(run, field)), ("status", run.status)]
+        print_pairs([*pairs, *flatten(run.config, "config").items()])
+    return 0
+
+
+def group_runs(options: argparse.Namespace) -> int:
+    """Print a value's mean, deviation and interval over runs that share other things.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    by = [name.strip() for name in options.by.split(",")]
+    with connect() as database:
+        table = database.find(options.where, options.experiment).group(by, options.what, options.at)
+        if table.empty:
+            print("no run has a number there")
+            return 0
+        if options.sort:
+            downward = options.sort.startswith("-")
+            name = options.sort.lstrip("-")
+            if name not in table.columns:
+                raise UnknownNameError("column", name, list(table.columns))
+            table = table.sort_values(name, ascending=not downward)
+        print_table(list(table.columns), table.astype(object).values.tolist())
+    return 0
+
+
+def report_runs(options: argparse.Namespace) -> int:
+    """Write runs as one page that a browser shows without a server.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    from metatoolkit.records.report import write_report
+
+    with connect() as database:
+        runs = _named(options, database)
+        print(write_report(runs, options.output, options.title))
     return 0
 
 
@@ -149,7 +212,8 @@ def export_runs(options: argparse.Namespace) -> int:
     """
     columns = [name.strip() for name in options.columns.split(",")] if options.columns else None
     with connect() as database:
-        table = _selected(options, database).table(columns)
+        runs = _selected(options, database)
+        table = series(runs.runs(), options.metric) if options.metric else runs.table(columns)
     output = options.output
     if options.format == "csv":
         table.to_csv(output or sys.stdout, index=False)
@@ -182,8 +246,6 @@ def artifacts_of(options: argparse.Namespace) -> int:
     with connect() as database:
         artifacts = database[options.id].artifacts
         if options.name:
-            from metatoolkit.errors import UnknownNameError
-
             for name in options.name:
                 if name not in artifacts:
                     raise UnknownNameError("artifact", name, artifacts)
@@ -193,6 +255,13 @@ def artifacts_of(options: argparse.Namespace) -> int:
         if not artifacts:
             print("the run has no artifacts")
     return 0
+
+
+def _named(options: argparse.Namespace, database: Database) -> list[Run]:
+    """Find the runs that the command line names, or else selects."""
+    if options.ids:
+        return [database[one] for one in options.ids]
+    return _selected(options, database).runs()
 
 
 def _selected(options: argparse.Namespace, database: Any) -> RunSet:
@@ -240,21 +309,22 @@ def _section(title: str, entries: dict[str, Any]) -> None:
 
 
 def _print_metrics(run: Run) -> None:
-    summary = run.document.get("summary") or {}
+    summary = section(run.document, "summary")
     if not summary:
         return
-    from metatoolkit.records.clean import decode_key
-
     heading("metrics")
     rows = [
         [decode_key(name), one.get("count"), one.get("last"), one.get("min"), one.get("max")]
         for name, one in summary.items()
+        if isinstance(one, dict)
     ]
     print_table(["name", "values", "last", "min", "max"], rows)
 
 
 def _code(details: dict[str, Any]) -> str | None:
-    for repository in (details.get("experiment") or {}).get("repositories") or []:
-        dirty = " with uncommitted changes" if repository.get("dirty") else ""
-        return f"{repository.get('url')} at {str(repository.get('commit'))[:12]}{dirty}"
+    for repository in lookup(details, "experiment.repositories"):
+        for one in repository if isinstance(repository, list) else []:
+            if isinstance(one, dict):
+                dirty = " with uncommitted changes" if one.get("dirty") else ""
+                return f"{one.get('url')} at {str(one.get('commit'))[:12]}{dirty}"
     return None

@@ -44,6 +44,19 @@ def text(value: Any) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in str(value))
 
 
+def plain(value: str) -> str:
+    """Make printed text harmless on a terminal, its lines and tabs kept.
+
+    Args:
+        value: What a run has printed.
+
+    Returns:
+        The text without other control characters; colors and the like show as blanks.
+    """
+    kept = "\n\t\r"
+    return "".join(one if one.isprintable() or one in kept else " " for one in value)
+
+
 def span(seconds: float | None) -> str:
     """Write a duration.
 

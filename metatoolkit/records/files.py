@@ -63,7 +63,7 @@ def upload(
     if waiting:
         _write(chunks, waiting)
     fields = {key: value for key, value in entry.items() if value is not None}
-    fields.update(length=size, chunkSize=CHUNK, uploadDate=utcnow())
+    fields = {"chunkSize": CHUNK, "uploadDate": utcnow(), **fields, "length": size}
     database["fs.files"].update_one({"_id": file_id}, {"$setOnInsert": fields}, upsert=True)
 
 

@@ -172,28 +172,16 @@ class Push:
                 entry["max"], entry["max_step"] = value, step
 
     def _enroll(self, database: Database[dict[str, Any]], document: dict[str, Any]) -> None:
-        from pymongo import ReturnDocument
         from pymongo.errors import DuplicateKeyError
 
-        runs, counters = database["runs"], database["counters"]
+        runs = database["runs"]
         ensure_indexes(database)
         while True:
             found = runs.find_one({"run_uuid": self.spool.uuid}, {"_id": 1})
             if found is not None:
                 self.run_id = found["_id"]
                 return
-            try:
-                counter = counters.find_one_and_update(
-                    {"_id": "runs"},
-                    {"$inc": {"last": 1}},
-                    upsert=True,
-                    return_document=ReturnDocument.AFTER,
-                )
-            except DuplicateKeyError:
-                # Two processes have created the counter at once; now it is there for both.
-                continue
-            assert counter is not None
-            number = int(counter["last"])
+            number = next_id(database)
             first = {
                 "_id": number,
                 "run_uuid": self.spool.uuid,
@@ -203,12 +191,7 @@ class Push:
             try:
                 runs.insert_one(first)
             except DuplicateKeyError:
-                # Somebody else numbers runs here too: move on past the largest number in use.
-                largest = runs.find_one(
-                    {"_id": {"$type": "number"}}, {"_id": 1}, sort=[("_id", -1)]
-                )
-                top = int(largest["_id"]) if largest is not None else 0
-                counters.update_one({"_id": "runs"}, {"$max": {"last": top}})
+                # Somebody else numbers runs here too, and has just taken this one.
                 continue
             self.run_id = number
             self._known = True
@@ -412,6 +395,39 @@ def metric_id(uuid: str, name: str, part: int) -> Any:
         A ``bson.ObjectId``.
     """
     return object_id(uuid, "metric", name, str(part))
+
+
+def next_id(database: Database[dict[str, Any]]) -> int:
+    """Reserve the number of a new run.
+
+    Args:
+        database: The database.
+
+    Returns:
+        A number above all that are in use; no other process gets the same one.
+    """
+    from pymongo import ReturnDocument
+    from pymongo.errors import DuplicateKeyError
+
+    runs, counters = database["runs"], database["counters"]
+    while True:
+        try:
+            counter = counters.find_one_and_update(
+                {"_id": "runs"},
+                {"$inc": {"last": 1}},
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
+            )
+        except DuplicateKeyError:
+            # Two processes have created the counter at once; now it is there for both.
+            continue
+        assert counter is not None
+        number = int(counter["last"])
+        if runs.find_one({"_id": number}, {"_id": 1}) is None:
+            return number
+        largest = runs.find_one({"_id": {"$type": "number"}}, {"_id": 1}, sort=[("_id", -1)])
+        top = int(largest["_id"]) if largest is not None else 0
+        counters.update_one({"_id": "runs"}, {"$max": {"last": top}})
 
 
 def ensure_indexes(database: Database[dict[str, Any]]) -> None:

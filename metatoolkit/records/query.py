@@ -186,7 +186,11 @@ class Database:
         return runs.fetch(position, [run_id])[0]
 
     def __getitem__(self, key: int | str) -> Run:
-        """Find one run by its id, or by the beginning of its uuid."""
+        """Find one run by its id, by the beginning of its uuid, or as ``"latest"``."""
+        if key == "latest":
+            for run in self.latest():
+                return run
+            raise QueryError("there are no runs yet")
         conditions: list[dict[str, Any]] = [{"_id": key}]
         text = str(key)
         if text.isdigit():

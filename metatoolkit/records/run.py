@@ -196,6 +196,14 @@ class Artifact:
     def __repr__(self) -> str:
         return f"<Artifact {self.name}>"
 
+    def blocks(self) -> Iterator[bytes]:
+        """Read the file block by block.
+
+        Returns:
+            Its bytes.
+        """
+        return self._run.store.content(self._run.document, self._entry)
+
     def read(self) -> bytes:
         """Read the file.
 
@@ -205,7 +213,7 @@ class Artifact:
         Raises:
             RecordsError: It is not stored.
         """
-        return b"".join(self._run.store.content(self._run.document, self._entry))
+        return b"".join(self.blocks())
 
     def save(self, directory: str | os.PathLike[str] = ".") -> Path:
         """Write the file into a directory, and never outside it, whatever its name says.
@@ -231,7 +239,7 @@ class Artifact:
                 raise StorageError(f"{target} leads out of {base}: not written")
             with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
                 partial = Path(file.name)
-                for block in self._run.store.content(self._run.document, self._entry):
+                for block in self.blocks():
                     file.write(block)
             partial.replace(target)
             partial = None

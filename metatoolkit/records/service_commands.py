@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import sys
 
-from metatoolkit.errors import MetatoolkitError
-from metatoolkit.records.address import URI_VARIABLE, database_errors, open_client, resolve
+from metatoolkit.errors import ConfigurationError, MetatoolkitError
+from metatoolkit.records.address import (
+    URI_VARIABLE,
+    Address,
+    database_errors,
+    open_client,
+    open_database,
+    resolve,
+)
 from metatoolkit.records.clean import redact
 from metatoolkit.records.display import print_pairs
 from metatoolkit.records.home import data_home
@@ -114,6 +122,76 @@ def doctor(options: argparse.Namespace) -> int:
             pairs.append((package, "not installed"))
     print_pairs(pairs)
     return 0 if healthy else 1
+
+
+def copy_records(options: argparse.Namespace) -> int:
+    """Copy all runs to another server.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigurationError: No target is named, or it is the source.
+    """
+    from metatoolkit.records.copying import copy_all
+
+    given = options.to
+    target = Address(given if "://" in given else os.environ.get(given, ""), managed=False)
+    if not target.uri:
+        raise ConfigurationError(
+            f"--to takes a connection string or the name of a variable that holds one, not "
+            f"{redact(given)!r}"
+        )
+    # With the variable set already, what is copied is what the managed server still holds.
+    configured = os.environ.get(URI_VARIABLE)
+    managed = not configured or configured == target.uri
+    source = Address(ManagedServer().start(), managed=True) if managed else resolve()
+    if managed:
+        sync(uri=source.uri)
+    if source.uri == target.uri:
+        raise ConfigurationError(f"source and target are the same: {target}")
+    print(f"from {source}\nto   {target}")
+    with open_client(source) as one, open_client(target) as other:
+        with database_errors(target):
+            other.admin.command("ping")
+            done = copy_all(open_database(one), open_database(other), _progress)
+    moved = [f"{one} -> {other}" for one, other in done.runs.items() if one != other]
+    print(
+        f"{len(done.runs)} runs with {done.values:,} metric values, {done.files} new files: copied "
+        "and read back"
+    )
+    if moved:
+        print(f"numbers that were taken there: {', '.join(moved)}")
+    for run in done.live:
+        print(f"run {run} still goes on: copy again once it has ended")
+    return 0
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{done} of {total}", end=end, file=sys.stderr, flush=True)
+
+
+def omniboard(options: argparse.Namespace) -> int:
+    """Print the command that starts Omniboard on the database that runs are recorded to.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    if os.environ.get(URI_VARIABLE):
+        # The variable, not what it holds: that may be a password.
+        uri = f'"${URI_VARIABLE}"'
+    else:
+        uri = f"'{ManagedServer().start()}'"
+    print(f"npx --yes omniboard@2.16.1 --mu {uri}")
+    return 0
 
 
 def _tell_about_uri() -> None:

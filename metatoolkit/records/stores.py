@@ -169,6 +169,17 @@ class SpoolStore:
                 continue
             self._spools[spool.uuid] = spool
 
+    def spool(self, document: Mapping[str, Any]) -> RunSpool:
+        """Find the folder of a run.
+
+        Args:
+            document: The run.
+
+        Returns:
+            Its folder.
+        """
+        return self._spools[document["run_uuid"]]
+
     def headers(self, condition: Mapping[str, Any], paths: Iterable[str]) -> list[dict[str, Any]]:
         """Select runs.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
+from metatoolkit.errors import UnknownNameError
 from metatoolkit.records.clean import decode
 from metatoolkit.records.expressions import Field, parse_field
 from metatoolkit.records.fields import duration, flatten, lookup
@@ -64,6 +66,33 @@ def group(runs: list[Run], by: list[Field], value: Field) -> pandas.DataFrame:
         rows.append([*key, mean, spread, count, mean - half, mean + half])
     names = [field.name for field in by]
     return pandas.DataFrame(rows, columns=[*names, "mean", "std", "count", "low95", "high95"])
+
+
+def series(runs: list[Run], metric: str) -> pandas.DataFrame:
+    """Put a metric's values into a table.
+
+    Args:
+        runs: The runs.
+        metric: The metric.
+
+    Returns:
+        One row per value: run, step, value, and the time (UTC) when it was logged.
+
+    Raises:
+        UnknownNameError: No run has the metric.
+    """
+    import pandas
+
+    found = [run for run in runs if metric in run.metrics]
+    if not found:
+        raise UnknownNameError("metric", metric, {name for run in runs for name in run.metrics})
+    rows = []
+    for run in found:
+        steps, values, times = run.store.metric(run.document, metric)
+        rows += [
+            (run.id, *one) for one in itertools.zip_longest(steps, values, times[: len(steps)])
+        ]
+    return pandas.DataFrame(rows, columns=["id", "step", metric, "time"])
 
 
 def value_of(run: Run, field: Field) -> Any:

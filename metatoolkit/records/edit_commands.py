@@ -1,0 +1,212 @@
+"""What changes, follows or repeats runs: `metatoolkit runs tag`, `note`, `rm`, `tail`, `rerun`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.errors import ConfigurationError, QueryError, RecordsError
+from metatoolkit.records import edits
+from metatoolkit.records.clean import HIDDEN, decode
+from metatoolkit.records.display import plain, text
+from metatoolkit.records.provenance import git_state
+from metatoolkit.records.query import Database, connect
+from metatoolkit.records.run import Run, section
+from metatoolkit.records.tail import Follower
+
+
+def tag_runs(options: argparse.Namespace) -> int:
+    """Put tags on runs, or take them off.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    tags = options.tag.split(",")
+    with connect() as database:
+        for run in [database[one] for one in options.ids]:
+            now = edits.tag(run, tags, options.remove)
+            print(f"run {run.id}: {text(now) or 'no tags'}")
+    return 0
+
+
+def note_run(options: argparse.Namespace) -> int:
+    """Print or replace a run's notes.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    with connect() as database:
+        run = database[options.id]
+        if options.text is not None:
+            edits.note(run, options.text)
+        for line in run.notes.splitlines():
+            print(text(line))
+    return 0
+
+
+def remove_runs(options: argparse.Namespace) -> int:
+    """Delete runs, after asking.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        0, or 1 if the answer was no.
+
+    Raises:
+        ConfigurationError: Nothing is selected, or nobody can be asked.
+    """
+    if not options.ids and not options.where:
+        raise ConfigurationError("name the runs to delete, or select them with --where")
+    with connect() as database:
+        runs = [database[one] for one in options.ids]
+        if options.where:
+            runs += [run for run in database.find(options.where) if run.id not in _ids(runs)]
+        if not runs:
+            print("no runs match")
+            return 0
+        if not options.yes and not _agreed(runs):
+            print("nothing was deleted")
+            return 1
+        edits.delete(runs)
+        print(f"deleted: {', '.join(text(run.id) for run in runs)}")
+    return 0
+
+
+def tail_run(options: argparse.Namespace) -> int:
+    """Follow a run until it ends.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        0 if it was completed, else 1.
+    """
+    with connect() as database:
+        run = database[options.id] if options.id else _running(database)
+        follower = Follower(database, run, names=options.metric, output=not options.quiet)
+        for news in follower.news():
+            if news.metric is None:
+                print(plain(news.value), end="", flush=True)
+            else:
+                print(
+                    f"{text(news.metric)}  step {text(news.step)}  {text(news.value)}", flush=True
+                )
+    print(f"run {text(run.id)}: {text(follower.status)}")
+    return 0 if follower.status == "COMPLETED" else 1
+
+
+def rerun(options: argparse.Namespace) -> int:
+    """Run again with the configuration of a recorded run.
+
+    Only an application of this toolkit, or a script that the user names, is started: what the
+    database says about files is not trusted.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code of the run.
+
+    Raises:
+        ConfigurationError: The run's experiment is no application and no script is named.
+        RecordsError: The record does not name a command.
+    """
+    from metatoolkit.cli import applications
+
+    with connect() as database:
+        run = database[options.id]
+        details = run.details()
+    experiment = section(details, "experiment")
+    if options.script:
+        program = [sys.executable, options.script]
+    elif run.experiment in applications():
+        program = [sys.executable, "-m", "metatoolkit.cli", "run", run.experiment]
+    else:
+        recorded = os.path.join(str(experiment.get("base_dir")), str(experiment.get("mainfile")))
+        raise ConfigurationError(
+            f"the experiment {run.experiment!r} is not one of the applications. It was started "
+            f"from {text(recorded)}: name the script that you trust with --script."
+        )
+    command = str(details.get("command") or "main")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", command):
+        raise RecordsError(f"run {run.id} has no usable command: {text(command)!r}")
+    config, hidden = _without_secrets(decode(section(details, "config")))
+    if hidden:
+        print(f"not recorded, so left to their defaults: {', '.join(hidden)}", file=sys.stderr)
+    _tell_changes(experiment)
+    with tempfile.TemporaryDirectory(prefix="metatoolkit-") as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config), "utf-8")
+        updates = [one for one in options.updates if one != "with"]
+        words = [*program, command, "--comment", f"rerun of {run.uuid or run.id}", "with"]
+        # As a child, so that the configuration's file is gone however the run ends.
+        return subprocess.run([*words, str(path), *updates], check=False).returncode
+
+
+def _without_secrets(config: dict[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    kept: dict[str, Any] = {}
+    hidden = []
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if value == HIDDEN:
+            hidden.append(name)
+        elif isinstance(value, dict) and value:
+            kept[key], more = _without_secrets(value, f"{name}.")
+            hidden += more
+        else:
+            kept[key] = value
+    return kept, hidden
+
+
+def _tell_changes(experiment: dict[str, Any]) -> None:
+    repositories = experiment.get("repositories")
+    recorded = repositories[0] if isinstance(repositories, list) and repositories else None
+    if not isinstance(recorded, dict):
+        return
+    now = git_state(Path.cwd())
+    if now is not None and (now["commit"] != recorded.get("commit") or recorded.get("dirty")):
+        dirty = " with uncommitted changes" if recorded.get("dirty") else ""
+        print(
+            f"the run was made at commit {text(recorded.get('commit'))[:12]}{dirty}; this is "
+            f"{now['commit'][:12]}",
+            file=sys.stderr,
+        )
+
+
+def _running(database: Database) -> Run:
+    for run in database.find("status == 'RUNNING'").sort("-start_time").limit(1):
+        return run
+    raise QueryError("no run goes on; name one to see what it printed")
+
+
+def _ids(runs: list[Run]) -> set[Any]:
+    return {run.id for run in runs}
+
+
+def _agreed(runs: list[Run]) -> bool:
+    for run in runs[:20]:
+        print(f"{text(run.id)}  {text(run.experiment)}  {run.status}  {text(_started(run))}")
+    if len(runs) > 20:
+        print(f"and {len(runs) - 20} more")
+    if not sys.stdin.isatty():
+        raise ConfigurationError("deleting asks first, and nobody can answer here: add --yes")
+    answer = input(f"Delete {len(runs)} run{'s' * (len(runs) > 1)} for good? [y/N] ")
+    return answer.strip().lower() in ("y", "yes")
+
+
+def _started(run: Run) -> Any:
+    return run.document.get("start_time")

@@ -1,0 +1,134 @@
+"""Following a run while it goes on: what it prints and what it logs, as it comes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metatoolkit.errors import RecordsError
+from metatoolkit.records.clean import decode_key
+from metatoolkit.records.query import Database
+from metatoolkit.records.run import Run, section, status_of
+from metatoolkit.records.spool import METRICS, OUTPUT, RunSpool, spooled_runs
+
+SPOOL_SECONDS = 0.2
+DATABASE_SECONDS = 2.0
+
+
+class News(NamedTuple):
+    """Something new of a run.
+
+    Args:
+        metric: The metric; None for output.
+        step: The step of its value.
+        value: The value, or the text.
+    """
+
+    metric: str | None
+    step: Any
+    value: Any
+
+
+class Follower:
+    """Reads what is new of a run, from its spool on this machine or else from the database.
+
+    Args:
+        database: The database.
+        run: The run.
+        home: The data directory.
+        names: The metrics to follow; all by default.
+        output: Whether to follow the output.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        run: Run,
+        home: Path | None = None,
+        names: Sequence[str] | None = None,
+        output: bool = True,
+    ) -> None:
+        self._database = database
+        self._run = run
+        self._home = home
+        self._names = names
+        self._output = output
+        self._printed = 0
+        self._offset = 0
+        self._logged: dict[str, int] = {}
+        self.status = run.status
+
+    def news(self) -> Iterator[News]:
+        """Follow the run until it has ended.
+
+        Yields:
+            What it has printed and logged; the end of the last one is when it has ended.
+        """
+        while True:
+            spool = self._spool()
+            try:
+                yield from self._from_spool(spool) if spool is not None else self._from_database()
+            except FileNotFoundError:
+                # It was completed, pushed and deleted in this moment: the database has the rest.
+                continue
+            if self.status != "RUNNING":
+                return
+            time.sleep(SPOOL_SECONDS if spool is not None else DATABASE_SECONDS)
+
+    def _spool(self) -> RunSpool | None:
+        for spool in spooled_runs(self._home):
+            if spool.uuid == self._run.uuid:
+                return spool
+        return None
+
+    def _from_spool(self, spool: RunSpool) -> Iterator[News]:
+        self.status = status_of(spool.read_document())
+        if self._output:
+            yield from self._text(_read(spool.path / OUTPUT, self._printed))
+        data = _read(spool.path / METRICS, self._offset)
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        for line in data[:end].splitlines():
+            try:
+                name, step, value, _ = json.loads(line)
+            except ValueError:
+                continue
+            self._logged[name] = self._logged.get(name, 0) + 1
+            if self._wanted(name):
+                yield News(name, step, value)
+
+    def _from_database(self) -> Iterator[News]:
+        found = self._run.store.documents([self._run.id], whole=True)
+        if not found:
+            raise RecordsError(f"run {self._run.id} has been deleted")
+        document = found[0]
+        self.status = status_of(document)
+        if self._output:
+            output = str(document.get("captured_out") or "").encode("utf-8")
+            yield from self._text(output[self._printed :])
+        for key, entry in section(document, "summary").items():
+            name = decode_key(key)
+            seen = self._logged.get(name, 0)
+            count = entry.get("count", 0) if isinstance(entry, dict) else 0
+            if count > seen and self._wanted(name):
+                steps, values, _ = self._run.store.metric(document, name)
+                self._logged[name] = len(values)
+                for step, value in list(zip(steps, values, strict=False))[seen:]:
+                    yield News(name, step, value)
+
+    def _text(self, data: bytes) -> Iterator[News]:
+        if data:
+            self._printed += len(data)
+            yield News(None, None, data.decode("utf-8", "replace"))
+
+    def _wanted(self, name: str) -> bool:
+        return self._names is None or name in self._names
+
+
+def _read(path: Path, offset: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read()
