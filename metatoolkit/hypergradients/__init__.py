@@ -22,5 +22,6 @@ from metatoolkit.hypergradients.linear_solvers import Neumann as Neumann
 from metatoolkit.hypergradients.linear_solvers import NormalEquationCG as NormalEquationCG
 from metatoolkit.hypergradients.linear_solvers import Nystrom as Nystrom
 from metatoolkit.hypergradients.one_step import OneStep as OneStep
+from metatoolkit.hypergradients.penalty import Penalty as Penalty
 from metatoolkit.hypergradients.sama import SAMA as SAMA
 from metatoolkit.hypergradients.unrolled import Unrolled as Unrolled

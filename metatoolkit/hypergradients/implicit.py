@@ -42,11 +42,11 @@ class Implicit(Estimator):
     """Implicit differentiation of the fixed point s* = Φ(s*, λ) of an inner step.
 
     With s the parameters and the optimizer's slots, the derivative of the outer loss L at s*(λ) is
-    ∂L/∂λ + uᵀ ∂Φ/∂λ with (I − ∂Φ/∂s)ᵀ u = ∂L/∂s (Grazzi et al. 2020, arXiv 2006.16218, section
-    3; for gradient descent Pedregosa 2016, arXiv 1602.02355). Φ is the inner learner's own step on
-    one batch with one dropout mask and the buffers held, and any regular map will do: whether s
-    moves by gradient descent, with momentum or by Adam. The estimate is exact at a fixed point of
-    Φ with the system solved; away from one it has an error of the size of the distance.
+    ∂L/∂λ + uᵀ ∂Φ/∂λ with (I − ∂Φ/∂s)ᵀ u = ∂L/∂s (Grazzi et al. 2020, arXiv 2006.16218; for
+    gradient descent Pedregosa 2016, arXiv 1602.02355). Φ is the inner learner's own step on one
+    batch with one dropout mask and the buffers held, and any regular map will do: whether s moves
+    by gradient descent, with momentum or by Adam. The estimate is exact at a fixed point of Φ with
+    the system solved; away from one it has an error of the size of the distance.
 
     Solvers for symmetric systems (ConjugateGradient, MINRES, Nystrom) need plain gradient steps,
     and see the system H w = ∂L/∂s with H the Hessian of the training loss, weight decay included,
@@ -272,9 +272,10 @@ def _symmetric_factor(
     if type(inner) is not SGD or (inner.has_momentum and estimator.through == "state"):
         raise UnsupportedError(
             f"{type(estimator.solver).__name__} needs a symmetric system, which only a plain "
-            f"gradient step gives, but the inner learner is {inner!r}. Use FixedPoint, "
-            "NormalEquationCG or GMRES, which take any map; or SGD without momentum; or, for SGD "
-            "with momentum, through='parameters'."
+            f"gradient step gives, but the inner learner is {type(inner).__name__}"
+            f"{' with momentum' if type(inner) is SGD else ''}. Use FixedPoint, NormalEquationCG "
+            "or GMRES, which take any map; or SGD without momentum; or, for SGD with momentum, "
+            "through='parameters'."
         )
     state = dataclasses.replace(state, step=state.step + estimator.steps)
     return list(learning_rates(problem, inner, state).values())

@@ -433,7 +433,7 @@ class FixedPoint(LinearSolver):
     """The adjoint fixed-point iteration x ← x + (b − M x), which is u ← ∂Φᵀ u + b for M = I − ∂Φᵀ.
 
     It converges for every contraction Φ, at the rate ρ, the spectral radius of ∂Φ (Grazzi et al.
-    2020, arXiv 2006.16218, section 3). One product per iteration; memory: three vectors.
+    2020, arXiv 2006.16218). One product per iteration; memory: three vectors.
 
     Args:
         iterations: Largest number of iterations.

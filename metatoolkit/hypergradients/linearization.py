@@ -278,8 +278,8 @@ def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerSta
     """
     if type(inner) is not SGD:
         raise UnsupportedError(
-            f"the step of {inner!r} is no gradient step with a learning rate; use SGD, or "
-            "FixedPoint, NormalEquationCG or GMRES in Implicit, which take any map."
+            f"the step of {type(inner).__name__} is no gradient step with a learning rate; use "
+            "SGD, or FixedPoint, NormalEquationCG or GMRES in Implicit, which take any map."
         )
     meta = {name: tensor.detach() for name, tensor in problem.meta_parameters().items()}
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.parameters.items()}

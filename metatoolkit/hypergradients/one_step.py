@@ -32,12 +32,12 @@ from metatoolkit.state import InnerState, Tensors
 class OneStep(Estimator):
     """The derivative through the last inner step alone, θ before it held.
 
-    T1−T2 (Luketina et al. 2016, arXiv 1511.06727, equation 5): λ descends the outer loss after one
+    T1−T2 (Luketina et al. 2016, arXiv 1511.06727): λ descends the outer loss after one
     inner step, and the dependence of θ on λ before that step is dropped. With Φ the inner
     learner's step and v the gradient of the outer loss L in θ it is ∂L/∂λ + vᵀ ∂Φ/∂λ; for SGD
     −``lr`` · vᵀ ∂²L_T/∂θ∂λ. Beside the implicit hypergradient it takes ``lr`` · I for the inverse
     of the Hessian H, or the identity for that of I − ∂Φ, with a relative error of the order of the
-    contraction rate of Φ (Bolte et al. 2023, arXiv 2305.13768, section 2). With
+    contraction rate of Φ (Bolte et al. 2023, arXiv 2305.13768). With
     ``inverse="identity"`` it takes I for the inverse of H, which is 1/``lr`` times as much.
 
     Cost with F one forward pass: 10 F, with λ at the input 11 F. Memory: the graph of one step,

@@ -15,6 +15,7 @@ from metatoolkit.hypergradients import (
     ForwardMode,
     Implicit,
     OneStep,
+    Penalty,
     Unrolled,
 )
 
@@ -38,4 +39,5 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "OneStep, at θ": lambda: OneStep(lookahead=False),
     "FiniteDifference": lambda: FiniteDifference(),
     "SAMA": lambda: SAMA(),
+    "Penalty": lambda: Penalty(3.0, steps=2),
 }

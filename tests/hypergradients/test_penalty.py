@@ -1,0 +1,165 @@
+"""The penalty method against the closed form of its optima and the implicit hypergradient."""
+
+import math
+
+import pytest
+import torch
+
+import metatoolkit as mt
+from metatoolkit.errors import CheckpointError, ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients import Penalty
+from tests import bank
+from tests.hypergradients.test_cost import Setup
+
+
+def optimum(case, weight):
+    """The minimizer of the training loss plus ``weight`` times the outer one, of ridge."""
+    (inputs, targets), (valid_inputs, valid_targets) = case.train_batches[0], case.valid_batch
+    penalty = case.problem.meta.value.detach().exp()
+    curvature = inputs.T @ inputs / len(inputs) + penalty.diag()
+    curvature = curvature + weight * valid_inputs.T @ valid_inputs / len(valid_inputs)
+    pull = inputs.T @ targets / len(inputs)
+    pull = pull + weight * valid_inputs.T @ valid_targets / len(valid_inputs)
+    return torch.linalg.solve(curvature, pull)
+
+
+def penalty_hypergradient(case, penalty):
+    """γ (∂L_T(z) − ∂L_T(y)) at the optima of ridge."""
+    y, z = optimum(case, 0.0), optimum(case, 1 / penalty)
+    return penalty * case.problem.meta.value.detach().exp() * (z.square() - y.square())
+
+
+def relative_error(gradient, expected):
+    return float((gradient - expected).norm() / expected.norm())
+
+
+def trained(case, estimator, calls=900):
+    """The last of several calls, y and z carried from each to the next."""
+    result = case.call(estimator)
+    for _ in range(calls):
+        result = case.call(estimator, result.state)
+    return result
+
+
+@pytest.mark.parametrize("penalty", [3.0, 1000.0])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_closed_form(penalty, steps):
+    case = bank.ridge()
+    result = trained(case, Penalty(penalty, steps), 900 // steps)
+    expected = penalty_hypergradient(case, penalty)
+    assert relative_error(result.gradient["value"], expected) < 1e-8
+    outer = case.problem.valid_loss(
+        bank.Value(optimum(case, 1 / penalty).tolist()), None, case.valid_batch
+    )
+    assert float(result.valid_loss) == pytest.approx(float(outer.detach()), rel=1e-8)
+    torch.testing.assert_close(result.state.parameters["value"], optimum(case, 0.0))
+
+
+def test_the_error_falls_as_one_over_the_penalty():
+    case = bank.ridge()
+    exact = bank.ridge_hypergradient(case)
+    errors = [
+        relative_error(trained(case, Penalty(penalty)).gradient["value"], exact)
+        for penalty in (50.0, 500.0, 5000.0)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(10, rel=0.02)
+    assert errors[2] < 1e-3
+
+
+@pytest.mark.parametrize("inner", [mt.inner.SGD(lr=0.05, weight_decay=0.5), None], ids=repr)
+def test_weight_decay_belongs_to_both_inner_problems(inner):
+    case = bank.ridge()
+    inner = inner or mt.inner.AdamW(lr=0.01, weight_decay=0.0)
+    case = bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+    if isinstance(inner, mt.inner.AdamW):
+        calls, limit, exact = 1500, 1e-2, bank.ridge_hypergradient(case)
+    else:
+        plain = bank.Case(
+            mt.BilevelProblem(
+                case.problem.model,
+                case.problem.meta,
+                lambda model, meta, batch: (
+                    case.problem.train_loss(model, meta, batch) + 0.25 * model.value.square().sum()
+                ),
+                case.problem.valid_loss,
+            ),
+            mt.inner.SGD(lr=0.05),
+            case.train_batches,
+            case.valid_batch,
+        )
+        calls, limit = 900, 1e-8
+        exact = trained(plain, Penalty(1000.0)).gradient["value"]
+    assert relative_error(trained(case, Penalty(1000.0), calls).gradient["value"], exact) < limit
+
+
+@pytest.mark.parametrize("name", [name for name in bank.CASES if name != "learned_rates"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_is_the_derivative_of_its_objective(name, steps):
+    case = bank.CASES[name]()
+    check = mt.check_hypergradient(
+        case.problem, case.inner, Penalty(3.0, steps), case.batches(steps), case.valid_batch
+    )
+    assert check.relative_error < 1e-6
+
+
+def test_no_second_derivative(monkeypatch):
+    real, asked = torch.autograd.grad, []
+
+    def grad(*args, **kwargs):
+        asked.append(kwargs.get("create_graph", False))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    bank.small_net().call(Penalty())
+    assert asked and not any(asked)
+
+
+def test_the_losses_that_are_subtracted_share_their_masks():
+    # At the first call without steps apart, y and z differ by L/γ alone.
+    case = bank.small_net()
+    result = case.call(Penalty(1e9))
+    assert abs(float(result.details["train_loss_gap"])) < 1e-6
+
+
+@pytest.mark.parametrize(("where", "passes"), [("loss", 12.1), ("input", 18.1)])
+def test_passes(where, passes):
+    setup = Setup(where, 2)
+    assert setup.passes(Penalty()) < passes
+    cost = setup.call(Penalty(steps=1)).cost
+    assert (cost.forward, cost.backward, cost.hvp) == (6, 6, 0)
+
+
+def test_z_is_carried_and_restored():
+    case = bank.small_net()
+    estimator = Penalty(5.0)
+    first = case.call(estimator)
+    saved = {name: dict(value) for name, value in estimator.state_dict().items()}
+    second = case.call(estimator, first.state)
+    resumed = Penalty(5.0)
+    resumed.load_state_dict(saved)
+    again = case.call(resumed, first.state)
+    fresh = case.call(Penalty(5.0), first.state)
+    key = "layers.0.weight"
+    assert torch.equal(second.gradient[key], again.gradient[key])
+    assert not torch.equal(second.gradient[key], fresh.gradient[key])
+
+
+def test_unsupported():
+    with pytest.raises(UnsupportedError, match="Unrolled, ForwardMode or Implicit"):
+        bank.learned_rates().call(Penalty())
+    estimator = Penalty()
+    bank.ridge().call(estimator)
+    with pytest.raises(ConfigurationError, match="make a new Penalty"):
+        bank.tied().call(estimator)
+    with pytest.raises(CheckpointError, match="Penalty"):
+        Penalty().load_state_dict({"u": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"penalty": 0.0}, {"penalty": math.inf}, {"penalty": -1.0}, {"steps": 0}]
+)
+def test_arguments_out_of_range(arguments):
+    (name,) = arguments
+    with pytest.raises(ConfigurationError, match=name):
+        Penalty(**arguments)
