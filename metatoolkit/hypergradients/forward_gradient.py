@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import Estimator, Hypergradient, Traits
+from metatoolkit.hypergradients.noise import standard_noise
 from metatoolkit.hypergradients.tangents import forward_hypergradient
 from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
@@ -123,18 +124,11 @@ class ForwardGradient(Estimator):
     def _draw(self, problem: BilevelProblem, state: InnerState) -> Tensors:
         """Return the directions in each meta-parameter, (samples, *shape)."""
         key = fold_in(state.key, state.step, _DIRECTIONS, self.seed)
-        generators: dict[torch.device, torch.Generator] = {}
-        drawn = {}
-        for name, tensor in problem.meta_parameters().items():
-            if tensor.device not in generators:
-                generators[tensor.device] = torch.Generator(tensor.device).manual_seed(key)
-            direction = tensor.detach().new_empty(self.samples, *tensor.shape)
-            if self.noise == "gaussian":
-                direction.normal_(generator=generators[tensor.device])
-            else:
-                direction.bernoulli_(0.5, generator=generators[tensor.device]).mul_(2.0).sub_(1.0)
-            drawn[name] = direction
-        return drawn
+        shapes = {
+            name: tensor.detach().expand(self.samples, *tensor.shape)
+            for name, tensor in problem.meta_parameters().items()
+        }
+        return standard_noise(shapes, self.noise, key)
 
     def objective(
         self,

@@ -65,7 +65,7 @@ def step_with_gradients(
         batch: Training batch. Cost: 3 F.
 
     Raises:
-        UnsupportedError: The inner learner's step is no update by the gradient.
+        UnsupportedError: The inner learner's step is another map than an update by the gradient.
     """
     if type(inner).step is not InnerLearner.step:
         raise UnsupportedError(
@@ -82,17 +82,8 @@ def step_with_gradients(
     return dataclasses.replace(after, buffers=buffers).detach(), gradients
 
 
-def pull_back_mixed(
-    problem: BilevelProblem,
-    inner: InnerLearner,
-    state: InnerState,
-    meta: Tensors,
-    batch: Any,
-    adjoint: Adjoint,
-    gradients: Tensors | None = None,
-    through_state: bool = True,
-) -> tuple[Adjoint, Adjoint]:
-    """Multiply an adjoint with the Jacobian of one step, by forward over reverse mode.
+class MixedStep:
+    """One inner step, of which vector-Jacobian products are taken by forward over reverse mode.
 
     MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793, section 3.2). The step is
     U(θ, slots, g(θ, λ), λ) with g the gradient of the training loss. The adjoint goes back through
@@ -111,46 +102,74 @@ def pull_back_mixed(
         state: Detached state before the step.
         meta: Meta-parameters by name, leaves that require a gradient.
         batch: Training batch.
-        adjoint: Derivative in the tensors of the state after the step.
-        gradients: Gradient of the training loss at ``state``; computed again, for 3 F, where it is
-            not given. Cost beyond it: 9 F, as in :meth:`StepGraph.pull_back` with its graph.
-        through_state: Whether the derivative in the state is needed, too.
+        gradients: Gradient of the training loss at ``state``; computed, for 3 F, where it is not
+            given.
+        through_state: Whether the product with the derivative in the state is needed, too.
 
-    Returns:
-        The derivative in the tensors of the state before the step (empty unless
-        ``through_state``), and in λ.
+    Attributes:
+        after: State after the step; its buffers have moved unless ``gradients`` were given.
 
     Raises:
-        UnsupportedError: The training loss has no forward mode.
+        UnsupportedError: The inner learner's step is no update by the gradient.
     """
-    if gradients is None:
-        _, gradients = step_with_gradients(problem, inner, state, meta, batch)
-    leaves = list(meta.values())
-    inputs = [tensor.detach().requires_grad_(through_state) for tensor in state.tensors()]
-    points = {name: tensor.detach().requires_grad_() for name, tensor in gradients.items()}
-    with torch.enable_grad():
-        after = inner.apply(problem, state.with_tensors(inputs), meta, points)
-    pairs = [
-        (tensor, cotangent)
-        for tensor, cotangent in zip(after.tensors(), adjoint, strict=True)
-        if cotangent is not None
-    ]
-    sources = inputs if through_state else []
-    if not pairs:
-        return [None] * len(sources), [None] * len(leaves)
-    outputs, cotangents = zip(*pairs, strict=True)
-    found = torch.autograd.grad(
-        outputs, [*sources, *leaves, *points.values()], cotangents, allow_unused=True
-    )
-    size, total = len(sources), len(sources) + len(leaves)
-    directions = dict(zip(points, found[total:], strict=True))
-    second = _directional(problem, state, meta, batch, directions, through_state)
-    names = [str(index) for index in range(total)]
-    # The gradient depends on the parameters and not on the slots.
-    slots = [None] * (size - len(points)) if through_state else []
-    by_update, by_gradient = found[:total], [*second[0], *slots, *second[1]]
-    summed = list(add_gradients(names, by_update, by_gradient).values())
-    return summed[:size], summed[size:]
+
+    def __init__(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        meta: Tensors,
+        batch: Any,
+        gradients: Tensors | None = None,
+        through_state: bool = True,
+    ) -> None:
+        buffers = state.buffers
+        if gradients is None:
+            moved, gradients = step_with_gradients(problem, inner, state, meta, batch)
+            buffers = moved.buffers
+        inputs = [tensor.detach().requires_grad_(through_state) for tensor in state.tensors()]
+        self._points = {name: g.detach().requires_grad_() for name, g in gradients.items()}
+        with torch.enable_grad():
+            after = inner.apply(problem, state.with_tensors(inputs), meta, self._points)
+        self.after = dataclasses.replace(after, buffers=buffers)
+        self._inputs = inputs if through_state else []
+        self._arguments = (problem, state, meta, batch)
+
+    def pull_back(self, adjoint: Adjoint) -> tuple[Adjoint, Adjoint]:
+        """Multiply an adjoint with the Jacobian of the step.
+
+        Args:
+            adjoint: Derivative in the tensors of the state after the step. Cost: 9 F.
+
+        Returns:
+            The derivative in the tensors of the state before it (empty unless
+            ``through_state``), and in λ.
+
+        Raises:
+            UnsupportedError: The training loss has no forward mode.
+        """
+        problem, state, meta, batch = self._arguments
+        pairs = [
+            (tensor, cotangent)
+            for tensor, cotangent in zip(self.after.tensors(), adjoint, strict=True)
+            if cotangent is not None
+        ]
+        size = len(self._inputs)
+        if not pairs:
+            return [None] * size, [None] * len(meta)
+        outputs, cotangents = zip(*pairs, strict=True)
+        sources = [*self._inputs, *meta.values()]
+        found = torch.autograd.grad(
+            outputs, [*sources, *self._points.values()], cotangents, allow_unused=True
+        )
+        directions = dict(zip(self._points, found[len(sources) :], strict=True))
+        second = _directional(problem, state, meta, batch, directions, bool(self._inputs))
+        # The gradient depends on the parameters and not on the slots.
+        slots = [None] * (size - len(second[0]))
+        names = [str(index) for index in range(len(sources))]
+        parts = (found[: len(sources)], [*second[0], *slots, *second[1]])
+        total = list(add_gradients(names, *parts).values())
+        return total[:size], total[size:]
 
 
 def _directional(

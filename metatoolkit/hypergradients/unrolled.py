@@ -18,7 +18,7 @@ from metatoolkit.hypergradients.base import (
     add_gradients,
     fill_gradients,
 )
-from metatoolkit.hypergradients.mixed_mode import pull_back_mixed, step_with_gradients
+from metatoolkit.hypergradients.mixed_mode import MixedStep, step_with_gradients
 from metatoolkit.hypergradients.trajectory import (
     StepGraph,
     Visit,
@@ -41,9 +41,9 @@ class Unrolled(Estimator):
 
     It follows Franceschi et al. 2017, arXiv 1703.01785, algorithm 1. The trajectory is run without
     a graph, and the adjoint runs backward over its states: each step is computed again with its
-    graph, differentiated, and its graph freed, so that never more than one step's graph is alive.
-    The last step keeps the graph of its first evaluation. Buffers, such as BatchNorm's running
-    statistics, are constants of the derivative.
+    graph, differentiated, and its graph freed, so that never more than one step's graph is alive
+    (or ``keep_graphs``). The last step keeps the graph of its first evaluation. Buffers, such as
+    BatchNorm's running statistics, are constants of the derivative.
 
     ``checkpoint`` says which states are kept; the result does not depend on it:
 
@@ -75,6 +75,8 @@ class Unrolled(Estimator):
         product: How adjoints are multiplied with Jacobians.
         arity: Number of parts k into which each level of the tree cuts a trajectory; read with
             ``checkpoint="tree"`` only.
+        keep_graphs: Number of last steps that keep the graph of their first evaluation. Each saves
+            3 F and holds the memory of one graph.
 
     Raises:
         ConfigurationError: A number is out of range, or a name is unknown.
@@ -100,6 +102,7 @@ class Unrolled(Estimator):
         checkpoint: Literal["every", "sqrt", "tree"] = "every",
         product: Literal["reverse_over_reverse", "forward_over_reverse"] = "reverse_over_reverse",
         arity: int = 8,
+        keep_graphs: int = 1,
     ) -> None:
         if steps < 1:
             raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
@@ -118,11 +121,16 @@ class Unrolled(Estimator):
             raise ConfigurationError(
                 f"arity is {arity}; a tree cuts a trajectory into at least 2 parts."
             )
+        if keep_graphs < 1:
+            raise ConfigurationError(
+                f"keep_graphs is {keep_graphs}; the graph of at least 1 last step is kept."
+            )
         self.horizon = steps
         self.truncation = truncation
         self.checkpoint = checkpoint
         self.product = product
         self.arity = arity
+        self.keep_graphs = keep_graphs
         self.traits = self._describe()
 
     def _describe(self) -> Traits:
@@ -192,52 +200,49 @@ class Unrolled(Estimator):
         window = self._window()
         skipped = len(train_batches) - window
         batches = train_batches[skipped:]
-        taken = 0
+        passes = skipped
 
         def advance(point: InnerState, index: int) -> Visit:
-            nonlocal taken
-            taken += 1
+            nonlocal passes
+            passes += 1
             if mixed:
                 return step_with_gradients(problem, inner, point, meta, batches[index])
             return inner.step(problem, point, meta, batches[index])[0], None
 
-        state = roll_out(problem, inner, state, meta, train_batches[:skipped])
-        visits = states_backward(advance, state, window - 1, self._arity(window))
-        del state
-
-        entry, _ = next(visits)
-        index = window - 1
-        graph, gradients = None, None
-        if mixed:
-            final, gradients = step_with_gradients(problem, inner, entry, meta, batches[index])
-        else:
-            graph = StepGraph(problem, inner, entry, meta, batches[index], index > 0)
-            final = graph.after.detach()
-        valid_loss, adjoint, direct = outer_gradient(problem, final, meta, valid_batch)
-        total = add_gradients(names, direct)
-        again = 0
-        while True:
+        def linearize(
+            point: InnerState, index: int, gradients: Tensors | None = None
+        ) -> StepGraph | MixedStep:
+            nonlocal passes
+            passes += gradients is None
+            arguments = (problem, inner, point, meta, batches[index])
             if mixed:
-                again += gradients is None
-                adjoint, part = pull_back_mixed(
-                    problem, inner, entry, meta, batches[index], adjoint, gradients, index > 0
-                )
+                return MixedStep(*arguments, gradients, through_state=index > 0)
+            return StepGraph(*arguments, through_state=index > 0)
+
+        state = roll_out(problem, inner, state, meta, train_batches[:skipped])
+        first = max(window - self.keep_graphs, 0)
+        visits = states_backward(advance, state, first, self._arity(first + 1))
+        state, _ = next(visits)
+        kept: list[StepGraph | MixedStep] = []
+        for index in range(first, window):
+            kept.append(linearize(state, index))
+            state = kept[-1].after.detach()
+        valid_loss, adjoint, direct = outer_gradient(problem, state, meta, valid_batch)
+        total = add_gradients(names, direct)
+        for index in reversed(range(window)):
+            if kept:
+                step = kept.pop()
             else:
-                if graph is None:
-                    again += 1
-                    graph = StepGraph(problem, inner, entry, meta, batches[index], index > 0)
-                adjoint, part = graph.pull_back(adjoint)
-                graph = None
+                point, gradients = next(visits)
+                step = linearize(point, index, gradients)
+            adjoint, part = step.pull_back(adjoint)
+            # Its graph must go before the next one is built.
+            del step
             total = add_gradients(names, list(total.values()), part)
-            if index == 0:
-                break
-            index -= 1
-            entry, gradients = next(visits)
-        passes = skipped + taken + again + 1
         return Hypergradient(
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=valid_loss,
-            state=final,
+            state=state,
             cost=Cost(forward=passes + 1, backward=passes + 1, hvp=window),
         )
 

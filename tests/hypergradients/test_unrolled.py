@@ -201,7 +201,12 @@ def test_every_way_gives_the_same(name, learner):
     case.inner = LEARNERS[learner]()
     steps = 7
     expected = case.call(Unrolled(steps))
-    ways = [{"checkpoint": "sqrt"}, *({"checkpoint": "tree", "arity": k} for k in (2, 3, 8))]
+    ways = [
+        {"checkpoint": "sqrt"},
+        *({"checkpoint": "tree", "arity": k} for k in (2, 3, 8)),
+        *({"keep_graphs": m} for m in (3, 7, 100)),
+        {"checkpoint": "tree", "arity": 2, "keep_graphs": 2},
+    ]
     for way in ways:
         result = case.call(Unrolled(steps, **way))
         assert torch.equal(flat(result), flat(expected))
@@ -402,13 +407,16 @@ def test_passes(product):
     again = setup.passes(Unrolled(16, product=product, checkpoint="sqrt"))
     again -= setup.passes(Unrolled(16, product=product))
     assert 0 < again / 16 < (3 if product == "reverse_over_reverse" else 4)
+    saved = setup.passes(Unrolled(4)) - setup.passes(Unrolled(4, keep_graphs=3))
+    assert 5.7 < saved <= 6
 
 
 @pytest.mark.parametrize("checkpoint", ["every", "sqrt", "tree"])
+@pytest.mark.parametrize("kept", [1, 4])
 @products
-def test_cost_is_what_ran(checkpoint, product, monkeypatch):
+def test_cost_is_what_ran(checkpoint, kept, product, monkeypatch):
     case = bank.ridge()
-    estimator = Unrolled(9, checkpoint=checkpoint, product=product, arity=3)
+    estimator = Unrolled(9, checkpoint=checkpoint, product=product, arity=3, keep_graphs=kept)
     calls = {"train": 0, "valid": 0}
     for kind in calls:
         real = getattr(case.problem, f"evaluate_{kind}")
@@ -450,6 +458,7 @@ def test_memory():
         ({"checkpoint": "all"}, "checkpoint is 'all'; accepted: every, sqrt, tree"),
         ({"product": "forward"}, "product is 'forward'"),
         ({"arity": 1}, "arity is 1"),
+        ({"keep_graphs": 0}, "keep_graphs is 0"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
