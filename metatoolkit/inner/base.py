@@ -349,4 +349,17 @@ def add_decay(gradient: Tensor, parameter: Tensor, decay: float | Tensor) -> Ten
         parameter: The parameter.
         decay: Factor of the penalty.
     """
-    return gradient + decay * parameter if is_used(decay) else gradient
+    return add_scaled(gradient, parameter, decay) if is_used(decay) else gradient
+
+
+def add_scaled(tensor: Tensor, other: Tensor, factor: float | Tensor) -> Tensor:
+    """Return ``tensor`` + ``factor`` · ``other``, in one operation where the factor is a number.
+
+    Args:
+        tensor: First summand.
+        other: Tensor of the same shape.
+        factor: A number, or a tensor that may be λ.
+    """
+    if isinstance(factor, Tensor):
+        return tensor + factor * other
+    return torch.add(tensor, other, alpha=factor)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.inner.base import Group, Hyperparameter, InnerLearner, add_decay, is_used
+from metatoolkit.inner.base import (
+    Group,
+    Hyperparameter,
+    InnerLearner,
+    add_decay,
+    add_scaled,
+    is_used,
+)
 from metatoolkit.state import Tensors
 
 
@@ -95,10 +102,12 @@ class SGD(InnerLearner):
         momentum = hyperparameters["momentum"]
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         if not self.has_momentum:
-            return parameter - hyperparameters["lr"] * gradient, {}
-        velocity = momentum * slots["velocity"] + self._weight(hyperparameters, step) * gradient
-        direction = gradient + momentum * velocity if self.nesterov else velocity
-        return parameter - hyperparameters["lr"] * direction, {"velocity": velocity}
+            return add_scaled(parameter, gradient, -hyperparameters["lr"]), {}
+        weight = self._weight(hyperparameters, step)
+        weighted = weight * gradient if is_used(weight - 1.0) else gradient
+        velocity = add_scaled(weighted, slots["velocity"], momentum)
+        direction = add_scaled(gradient, velocity, momentum) if self.nesterov else velocity
+        return add_scaled(parameter, direction, -hyperparameters["lr"]), {"velocity": velocity}
 
     @staticmethod
     def _weight(hyperparameters: dict[str, float | Tensor], step: int) -> float | Tensor:
