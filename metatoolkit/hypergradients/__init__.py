@@ -24,4 +24,5 @@ from metatoolkit.hypergradients.linear_solvers import Nystrom as Nystrom
 from metatoolkit.hypergradients.one_step import OneStep as OneStep
 from metatoolkit.hypergradients.penalty import Penalty as Penalty
 from metatoolkit.hypergradients.sama import SAMA as SAMA
+from metatoolkit.hypergradients.soba import SOBA as SOBA
 from metatoolkit.hypergradients.unrolled import Unrolled as Unrolled

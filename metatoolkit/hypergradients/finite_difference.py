@@ -41,7 +41,8 @@ class FiniteDifference(Estimator):
     all others (dead ones under Adam) are left out.
 
     Cost with F one forward pass: the base step, 3 F, the outer loss, 3 F, and two passes of 3 F
-    each with λ at the input and 1 F with λ in the loss alone. Memory: that of an ordinary step.
+    each with λ at the input and 1 F with λ in the loss alone. Memory: that of an ordinary step
+    and a few copies of θ.
 
     Args:
         radius: Norm of the perturbation ε v̂, 0.01 in the paper; ``None`` for the cube root of the
@@ -185,6 +186,7 @@ def adapted_hypergradient(
         outputs = [after.parameters[name] for name in moved]
         given = [outer[name] for name in moved]
         by_optimizer = list(torch.autograd.grad(outputs, leaves, given, allow_unused=True))
+    del gradients, sensitivity, outer, adjoint, after  # each as large as θ
     by_loss = _mixed_product(problem, state, meta, batch, direction, radius)
     total = add_gradients(names, direct, by_optimizer, by_loss)
     return Hypergradient(

@@ -22,6 +22,7 @@ from metatoolkit.hypergradients.linear_solvers import LinearSolver, LinearSystem
 from metatoolkit.hypergradients.linearization import (
     StepLinearization,
     Through,
+    carried_vector,
     check_through,
     finite_outer_gradient,
     learning_rates,
@@ -53,9 +54,10 @@ class Implicit(Estimator):
     and w = D u with D the learning rates, one per group. The others see I − ∂Φᵀ itself.
 
     Cost with F one forward pass: 3 F for each step taken, 6 F for the step that is linearized and
-    the outer loss, and 4 F for each product with (I − ∂Φ)ᵀ: one for each iteration and one for
-    the true residual with the derivative in λ. Memory: the graph of one step, about three times
-    that of an ordinary training step (six times for NormalEquationCG), and the solver's vectors.
+    the outer loss, and 6 F for each product with (I − ∂Φ)ᵀ: one for each iteration and one for
+    the true residual with the derivative in λ; NormalEquationCG takes 8 F more per iteration.
+    Memory: the graph of one step, about three times that of an ordinary training step (twice as
+    much for NormalEquationCG), and the solver's vectors.
 
     Args:
         solver: Solver of the linear system, for instance ``ConjugateGradient(iterations=20)``.
@@ -80,7 +82,7 @@ class Implicit(Estimator):
         kind="iterative",
         computes="derivative of the outer loss at the fixed point of the inner step",
         assumes="θ near a fixed point with I − ∂Φ regular; second derivatives",
-        passes="(3 T + 10) F + 4 F per product",
+        passes="(3 T + 6) F + 6 F per product",
         memory="graph of one step and the solver's vectors",
         paper="Grazzi et al. 2020, arXiv 2006.16218",
     )
@@ -157,7 +159,7 @@ class Implicit(Estimator):
                     checked(step.product(x)) if factor is None else product(x)
                 ),
                 right_hand_side=rhs,
-                start=self._start(rhs),
+                start=carried_vector("Implicit", self._carried, rhs),
                 key=fold_in(state.key, state.step, _SOLVER),
             )
         )
@@ -185,17 +187,6 @@ class Implicit(Estimator):
             ),
             details=dict(solution.details) | {"distance": _distance(step, state)},
         )
-
-    def _start(self, rhs: Tensor) -> Tensor | None:
-        """Return the vector that is carried, if there is one."""
-        if self._carried is None:
-            return None
-        if self._carried.shape != rhs.shape:
-            raise ConfigurationError(
-                f"the warm start has {self._carried.numel()} entries, but the inner state has "
-                f"{rhs.numel()}; make a new Implicit for another model or inner learner."
-            )
-        return self._carried.to(rhs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm start, if there is one."""

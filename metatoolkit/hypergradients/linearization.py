@@ -294,6 +294,27 @@ def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerSta
     return {name: -diagonal for name, diagonal in sensitivity.items()}
 
 
+def carried_vector(estimator: str, carried: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return a vector that an estimator carries, in the type and on the device of another.
+
+    Args:
+        estimator: Name of the estimator, for the message.
+        carried: The vector, or ``None`` before the first call.
+        like: Vector over the variables of the present step.
+
+    Raises:
+        ConfigurationError: The vector has another length.
+    """
+    if carried is None:
+        return None
+    if carried.shape != like.shape:
+        raise ConfigurationError(
+            f"the vector that {estimator} carries has {carried.numel()} entries, but the inner "
+            f"state has {like.numel()}; make a new {estimator} for another model or inner learner."
+        )
+    return carried.to(like)
+
+
 def check_through(through: str) -> None:
     """Raise unless ``through`` is known.
 

@@ -28,7 +28,7 @@ class SAMA(Estimator):
 
     Cost with F one forward pass: the base step, whose gradient is needed, 3 F, the outer loss,
     3 F, and two passes of 3 F each with λ at the input and 1 F with λ in the loss alone. Memory:
-    that of an ordinary step.
+    that of an ordinary step and a few copies of θ.
 
     Args:
         radius: Norm of the perturbation ε v̂, 1.0 in the paper; ``None`` for the cube root of the

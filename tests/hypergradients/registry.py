@@ -8,6 +8,7 @@ from metatoolkit.hypergradients import (
     GMRES,
     MINRES,
     SAMA,
+    SOBA,
     Estimator,
     EvoGrad,
     FiniteDifference,
@@ -39,5 +40,6 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "OneStep, at θ": lambda: OneStep(lookahead=False),
     "FiniteDifference": lambda: FiniteDifference(),
     "SAMA": lambda: SAMA(),
+    "SOBA": lambda: SOBA(0.3),
     "Penalty": lambda: Penalty(3.0, steps=2),
 }

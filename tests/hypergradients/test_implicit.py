@@ -24,8 +24,8 @@ from metatoolkit.hypergradients.linear_solvers import (
     Nystrom,
 )
 from metatoolkit.hypergradients.linearization import StepLinearization
-from metatoolkit.measure import count_flops
 from tests import bank
+from tests.hypergradients.test_cost import Setup
 
 F64 = torch.float64
 KRYLOV = [
@@ -480,40 +480,14 @@ def test_products_are_those_of_the_jacobian(name, through):
 
 
 def test_cost_in_passes():
-    case = bank.small_net()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(
-            torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64)
-        )
-    model[0].double(), model[2].double()
-    inputs = torch.randn(32, 64, dtype=F64, generator=torch.Generator().manual_seed(1))
-    targets = torch.arange(32)
-    problem = mt.BilevelProblem(
-        model, bank.Value(-2.0), weighted, lambda model, meta, batch: weighted(model, None, batch)
-    )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [(inputs, targets)], (inputs, targets))
-    state = case.state
-    forward = count_flops(lambda: model(inputs))
-
-    def cost(iterations):
-        return count_flops(lambda: case.call(Implicit(GMRES(iterations, 0.0)), state)) / forward
-
-    # 3 F for the outer loss, 3 F for the step, 4 F per product; inputs need no gradient.
-    assert cost(1) <= 6 + 2 * 4
-    assert cost(4) - cost(1) == pytest.approx(3 * (cost(2) - cost(1)), rel=1e-9)
-    assert cost(2) - cost(1) <= 4
-    result = case.call(Implicit(GMRES(4, 0.0)), state)
-    assert (result.cost.forward, result.cost.backward, result.cost.hvp) == (2, 2, 5)
-    result = case.call(Implicit(NormalEquationCG(4, 0.0)), state)
-    assert (result.cost.hvp, result.cost.jvp) == (5, 5)
-
-
-def weighted(model, meta, batch):
-    loss = torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
-    if meta is None:
-        return loss
-    return loss + meta.value.exp() * model[0].weight.square().sum()
+    setup = Setup("loss", 2)
+    costs = [setup.passes(Implicit(GMRES(k, 0.0))) for k in (1, 3)]
+    # 3 F for the outer loss, 3 F for the step, 6 F for each of k + 1 products.
+    assert costs == pytest.approx([6 + 2 * 6, 6 + 4 * 6], abs=0.1)
+    cost = setup.call(Implicit(GMRES(4, 0.0))).cost
+    assert (cost.forward, cost.backward, cost.hvp, cost.iterations) == (2, 2, 5, 4)
+    cost = setup.call(Implicit(NormalEquationCG(4, 0.0))).cost
+    assert (cost.hvp, cost.jvp) == (5, 5)
 
 
 @pytest.mark.parametrize(

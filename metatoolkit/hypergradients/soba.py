@@ -1,0 +1,171 @@
+"""SOBA: θ, the linear system and λ all move by one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients.base import (
+    Cost,
+    Estimator,
+    Hypergradient,
+    Traits,
+    add_gradients,
+    fill_gradients,
+)
+from metatoolkit.hypergradients.linearization import (
+    StepLinearization,
+    Through,
+    carried_vector,
+    check_through,
+    finite_outer_gradient,
+)
+from metatoolkit.hypergradients.trajectory import outer_loss
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.state import InnerState, Tensors
+
+
+class SOBA(Estimator):
+    """SOBA, the single-loop method of Dagréou et al. 2022, arXiv 2201.13409.
+
+    The solution of the linear system of implicit differentiation is a third variable beside θ and
+    λ, and each outer step moves all three once. With Φ the inner learner's step on the batch, L
+    the outer loss and s the inner state, a call returns ∂L/∂λ + uᵀ ∂Φ/∂λ and moves
+    u ← u + α (∂L/∂s − (I − ∂Φ/∂s)ᵀ u), which for gradient descent with the learning rate ``lr`` is
+    the paper's step for v = −``lr`` · u, at the rate α · ``lr``. u starts at zero, so that the
+    first hypergradient is the direct one; it needs no inner loop and no solver, and tends to the
+    exact one where θ and λ come to rest.
+
+    θ moves by the trainer's base step: before λ is seen to move with ``keep_lookahead=True``,
+    which is the paper's joint step and takes no pass of its own, else after it. Cost with F one
+    forward pass: 12 F, one product with second derivatives for both u and λ. Memory: the graph of
+    one step, about three times that of an ordinary training step, and u.
+
+    Args:
+        step_size: α, in units of the inner step.
+        through: ``"state"`` takes the optimizer's slots as variables of Φ, ``"parameters"`` as
+            constants; see :class:`Implicit`.
+
+    Raises:
+        ConfigurationError: An argument is out of range.
+    """
+
+    traits = Traits(
+        kind="iterative",
+        computes="derivative at the inner optimum, as θ, u and λ come to rest",
+        assumes="a contracting inner step and slow λ; second derivatives",
+        passes="12 F",
+        memory="graph of one step and u",
+        paper="Dagréou et al. 2022, arXiv 2201.13409",
+    )
+
+    def __init__(self, step_size: float = 1.0, through: Through = "state") -> None:
+        if not 0 < step_size < float("inf"):
+            raise ConfigurationError(f"step_size is {step_size}; a number above 0 is needed.")
+        check_through(through)
+        self.step_size = step_size
+        self.through: Through = through
+        self._carried: Tensor | None = None
+        self._used: Tensor | None = None
+
+    def estimate(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> Hypergradient:
+        """Return the hypergradient with the u that is carried, and move u; see the class.
+
+        The residual in its cost is that of the u it was made with.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner, whose step is differentiated.
+            state: Detached state to start from.
+            train_batches: One training batch.
+            valid_batch: Batch for the outer loss.
+
+        Raises:
+            NonFiniteError: A loss is not finite, or u is not any more.
+        """
+        (batch,) = train_batches
+        meta = problem.meta_leaves()
+        names = list(meta)
+        valid_loss, adjoint, direct = finite_outer_gradient(problem, state, meta, valid_batch)
+        step = StepLinearization(problem, inner, state, meta, batch, self.through)
+        rhs = step.flatten(adjoint[: len(step.names)])
+        carried = carried_vector("SOBA", self._carried, rhs)
+        u = torch.zeros_like(rhs) if carried is None else carried
+        image, through = step.pull_back(u)
+        residual = rhs - image
+        moved = u + self.step_size * residual
+        step.check("the linear system's variable", moved)
+        gradient = fill_gradients(
+            problem, add_gradients(names, direct, through), "train_loss and valid_loss"
+        )
+        self._carried, self._used = moved, u
+        norm = float(rhs.norm())
+        return Hypergradient(
+            gradient=gradient,
+            valid_loss=valid_loss,
+            state=step.after,
+            cost=Cost(
+                forward=2,
+                backward=2,
+                hvp=1,
+                residual=float(residual.norm()) / norm if norm > 0 else 0.0,
+                iterations=1,
+            ),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return u, if there is one."""
+        return {} if self._carried is None else {"u": self._carried}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned.
+
+        Args:
+            state_dict: What :meth:`state_dict` returned.
+
+        Raises:
+            CheckpointError: The state belongs to another estimator.
+        """
+        if set(state_dict) - {"u"}:
+            super().load_state_dict(state_dict)
+        self._carried = self._used = state_dict.get("u")
+
+    def objective(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+        meta: Tensors,
+    ) -> Tensor:
+        """Return L(s, λ) + uᵀ Φ(s, λ) with the u of the last call held.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner.
+            state: State s.
+            train_batches: One training batch.
+            valid_batch: Batch for the outer loss.
+            meta: Meta-parameters by name.
+        """
+        (batch,) = train_batches
+        loss = outer_loss(problem, state, meta, valid_batch)
+        if self._used is None:
+            return loss
+        after, _ = inner.step(problem, state, meta, batch)
+        moved = after.tensors() if self.through == "state" else list(after.parameters.values())
+        vector = torch.cat([tensor.reshape(-1) for tensor in moved])
+        return loss + self._used.to(vector).dot(vector)
