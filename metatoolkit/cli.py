@@ -212,8 +212,9 @@ def _add_edits(commands: Any) -> None:
     rerun.add_argument("id", metavar="ID", help="the run")
     rerun.add_argument("--script", help="what to start, where it is not an application")
     rerun.add_argument(
-        "updates", nargs=argparse.REMAINDER, help="for instance: with seed=4", metavar="with ..."
-    )
+        "--with", nargs="+", default=[], metavar="UPDATE", dest="updates",
+        help="what to change, for instance seed=4",
+    )  # fmt: skip
 
 
 def _add_named(parser: argparse.ArgumentParser) -> None:

@@ -62,6 +62,9 @@ def copy_all(
     ensure_indexes(target)
     copied = Copied()
     ids = [entry["_id"] for entry in source["runs"].find({}, {"_id": 1}).sort("_id", 1)]
+    # Runs that need another number get one above all of these, which keep theirs.
+    top = max((one for one in ids if isinstance(one, int)), default=0)
+    target["counters"].update_one({"_id": "runs"}, {"$max": {"last": top}}, upsert=True)
     for position, run_id in enumerate(ids):
         document = source["runs"].find_one({"_id": run_id})
         if document is None:
@@ -119,8 +122,6 @@ def _place(target: Database[dict[str, Any]], document: dict[str, Any]) -> Any:
         except DuplicateKeyError:
             number = next_id(target)
             continue
-        if isinstance(number, int):
-            target["counters"].update_one({"_id": "runs"}, {"$max": {"last": number}}, upsert=True)
         return number
 
 

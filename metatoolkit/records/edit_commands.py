@@ -151,10 +151,9 @@ def rerun(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="metatoolkit-") as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config), "utf-8")
-        updates = [one for one in options.updates if one != "with"]
         words = [*program, command, "--comment", f"rerun of {run.uuid or run.id}", "with"]
         # As a child, so that the configuration's file is gone however the run ends.
-        return subprocess.run([*words, str(path), *updates], check=False).returncode
+        return subprocess.run([*words, str(path), *options.updates], check=False).returncode
 
 
 def _without_secrets(config: dict[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:

@@ -4,6 +4,7 @@ config.method == 'evograd' and result.test_accuracy > 0.8
 0.01 <= config.lr < 1 and not status in ['FAILED', 'INTERRUPTED']
 metrics['val.loss'].min < 0.3 and 'paper' in tags and start_time > '2 days ago'
 matches(experiment, '^label') and exists(config.sigma) and duration > 3600
+start_time == 'last tuesday' and gpu
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import difflib
 import re
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from metatoolkit.errors import QueryError
 from metatoolkit.records.fields import DATES, FIELDS, stored_path
@@ -35,6 +36,8 @@ _OPERATORS: dict[type[ast.cmpop], str] = {
 _MIRRORED = {"$eq": "$eq", "$ne": "$ne", "$gt": "$lt", "$gte": "$lte", "$lt": "$gt", "$lte": "$gte"}
 _WORDS = {"true": True, "false": False, "null": None, "none": None, "nan": float("nan")}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w|second|minute|hour|day|week)s?(?:\s+ago)?")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -199,6 +202,13 @@ class _Parser:
         if _is_field(value):
             hint = f"put text into quotes: {ast.unparse(value)!r}"
             raise self._error(value, f"a field is compared with a value; {hint}")
+        if target.root in DATES and symbol in ("$eq", "$ne"):
+            day = self._day(value)
+            if day is not None:
+                within = {"$gte": _naive_utc(day), "$lt": _naive_utc(_next_day(day))}
+                return (
+                    {target.path: within} if symbol == "$eq" else {"$nor": [{target.path: within}]}
+                )
         constant = self._value(value, target)
         if symbol == "$eq" and isinstance(constant, list):
             return {target.path: {"$eq": constant}}
@@ -299,23 +309,51 @@ class _Parser:
 
     def _date(self, node: ast.expr, text: str) -> datetime.datetime:
         ago = _AGO.fullmatch(text.strip())
-        words = {"today": 0, "yesterday": 1}
         try:
             if ago:
                 seconds = float(ago.group(1)) * _SECONDS[ago.group(2)[0]]
                 return utcnow() - datetime.timedelta(seconds=seconds)
-            if text.strip().lower() in words:
-                midnight = (
-                    datetime.datetime.now()
-                    .astimezone()
-                    .replace(hour=0, minute=0, second=0, microsecond=0)
-                )
-                return _naive_utc(midnight - datetime.timedelta(days=words[text.strip().lower()]))
+            day = self._day(node)
+            if day is not None:
+                return _naive_utc(day)
             return _naive_utc(datetime.datetime.fromisoformat(text.strip()).astimezone())
         except (ValueError, OverflowError, OSError):
             raise self._error(
-                node, "not a time; write '2026-11-17', '2026-11-17 14:30', 'yesterday' or '2 days'"
+                node,
+                "not a time; write '2026-11-17', '2026-11-17 14:30', 'yesterday', 'last tuesday' "
+                "or '2 days'",
             ) from None
+
+    def _day(self, node: ast.expr) -> datetime.datetime | None:
+        """Read a whole day: its first moment here, or None for anything else."""
+        text = node.value.strip().lower() if _is_text(node) else ""
+        today = datetime.datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
+        if text in ("today", "yesterday"):
+            return _local(today - datetime.timedelta(days=text == "yesterday"))
+        weekday = text.removeprefix("last").strip()
+        if weekday in WEEKDAYS:
+            # The latest one that is over: on a Tuesday, `last tuesday` is a week ago.
+            days = (today.weekday() - WEEKDAYS.index(weekday) - 1) % 7 + 1
+            return _local(today - datetime.timedelta(days=days))
+        if _DATE.fullmatch(text):
+            try:
+                return _local(datetime.datetime.fromisoformat(text))
+            except ValueError:
+                return None
+        return None
+
+
+def _is_text(node: ast.expr) -> TypeGuard[Any]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _local(moment: datetime.datetime) -> datetime.datetime:
+    return moment.replace(tzinfo=None).astimezone()
+
+
+def _next_day(day: datetime.datetime) -> datetime.datetime:
+    # By the calendar, since days on which clocks change are not of 24 hours.
+    return _local(day.replace(tzinfo=None) + datetime.timedelta(days=1))
 
 
 def _naive_utc(moment: datetime.datetime) -> datetime.datetime:

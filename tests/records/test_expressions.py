@@ -122,6 +122,35 @@ def test_times_may_be_relative():
     assert parse("start_time > 'yesterday'").filter["start_time"]["$gt"] < now
 
 
+def test_a_day_is_all_of_its_hours():
+    import datetime
+
+    from metatoolkit.records.expressions import WEEKDAYS
+
+    def at(day, *clock):
+        moment = datetime.datetime.combine(day, datetime.time(*clock)).astimezone()
+        return {"start_time": moment.astimezone(datetime.UTC).replace(tzinfo=None)}
+
+    today = datetime.date.today()
+    for days in range(8):
+        day = today - datetime.timedelta(days=days)
+        name = WEEKDAYS[day.weekday()]
+        for text in {0: [str(day), "today"], 1: [str(day), "yesterday", f"last {name}"]}.get(
+            days, [str(day), name, f"last {name.title()}"]
+        ):
+            # Of seven days each name means one; today's own means the day a week ago.
+            within = days != 0 or text in ("today", str(day))
+            query = parse(f"start_time == '{text}'").filter
+            for clock in ((0, 0), (12, 30), (23, 59, 59)):
+                assert matches(at(day, *clock), query) == within, (text, clock)
+            for other in (-1, 1):
+                beside = day + datetime.timedelta(days=other)
+                assert not matches(at(beside, 12), query)
+            assert matches(at(day, 12), parse(f"start_time != '{text}'").filter) != within
+    with pytest.raises(QueryError, match="last tuesday"):
+        parse("start_time == '2026-02-31'")
+
+
 def test_field_names_are_translated():
     assert parse_field("result.test_accuracy").path == "result.test_accuracy"
     assert parse_field("metrics['val.loss'].min").path == "summary.val．loss.min"

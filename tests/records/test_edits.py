@@ -1,0 +1,197 @@
+"""Tags, notes, deletion, following and repeating runs, by hand and on the command line."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from metatoolkit import records
+from metatoolkit.cli import main
+from metatoolkit.errors import ConfigurationError, QueryError, RecordsError
+from metatoolkit.records import edit_commands, edits
+from metatoolkit.records.spool import spooled_runs, utcnow
+
+from . import faults
+from .experiments import count_up, make, run
+
+
+def add_artifact(path, content):
+    def body(_run):
+        count_up(_run)
+        path.write_bytes(content)
+        _run.add_artifact(path)
+        return {"accuracy": 0.9}
+
+    return body
+
+
+def test_tags_and_notes_are_stored_where_omniboard_keeps_them(database, capsys):
+    run(count_up)
+    run(count_up)
+    assert main(["runs", "tag", "paper, final", "1", "2"]) == 0
+    assert main(["runs", "tag", "final", "2", "--remove"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "run 2: paper"
+    assert main(["runs", "note", "latest", "the one in table 2"]) == 0
+    assert main(["runs", "note", "2"]) == 0
+    assert capsys.readouterr().out == "the one in table 2\n" * 2
+    stored = database["runs"].find_one({"_id": 2})["omniboard"]
+    assert stored == {"tags": ["paper"], "notes": "the one in table 2"}
+    with records.connect() as connection:
+        assert [one.id for one in connection.find("'final' in tags")] == [1]
+        assert connection.find("contains(notes, 'table')")[0].notes == "the one in table 2"
+        with pytest.raises(ConfigurationError, match="1 to 100 characters"):
+            edits.tag(connection[1], [" "])
+    database["runs"].insert_one({"_id": 9, "omniboard": "planted", "status": "COMPLETED"})
+    assert main(["runs", "tag", "paper", "9"]) == 0
+
+
+def test_a_run_in_the_spool_has_no_tags_but_can_be_deleted(home, monkeypatch, capsys):
+    monkeypatch.setenv("METATOOLKIT_MONGOD", "")
+    run(count_up)
+    with records.connect() as connection:
+        with pytest.raises(RecordsError, match="records sync"):
+            edits.tag(connection["latest"], ["paper"])
+    assert main(["runs", "rm", "latest", "--yes"]) == 0
+    assert list(spooled_runs(home)) == [] and list((home / "spool").iterdir()) == []
+    assert main(["runs", "show", "latest"]) == 2
+    assert "there are no runs yet" in capsys.readouterr().err
+
+
+def test_deletion_asks_and_leaves_what_others_need(database, tmp_path, monkeypatch, capsys):
+    for content in (b"one", b"two"):
+        run(add_artifact(tmp_path / "weights.bin", content))
+    others = database["runs"].find_one({"_id": 2})["artifacts"]
+    # A document that claims another run's file takes it with it no more than its own sources.
+    database["runs"].insert_one({"_id": 3, "status": "COMPLETED", "artifacts": others})
+    assert main(["runs", "rm", "1"]) == 2
+    assert "add --yes" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    for answer, code in {"": 1, "n": 1, "x": 1}.items():
+        monkeypatch.setattr("builtins.input", lambda prompt, answer=answer: answer)
+        assert main(["runs", "rm", "1", "3"]) == code
+    assert database["runs"].count_documents({}) == 3
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    assert main(["runs", "rm", "1", "3"]) == 0
+    assert "deleted: 1, 3" in capsys.readouterr().out
+    assert [one["_id"] for one in database["runs"].find()] == [2]
+    assert database["metrics"].distinct("run_id") == [2]
+    with records.connect() as connection:
+        assert connection[2].artifacts["weights.bin"].read() == b"two"
+        assert connection[2].details()["experiment"]["sources"]
+    assert database["fs.files"].count_documents({"filename": {"$regex": "^artifact"}}) == 1
+    used = database["fs.files"].distinct("_id", {"length": {"$gt": 0}})
+    assert set(database["fs.chunks"].distinct("files_id")) == set(used)
+    assert main(["runs", "rm"]) == 2
+    assert main(["runs", "rm", "--where", "status == 'FAILED'", "--yes"]) == 0
+    assert main(["runs", "rm", "--where", "id == 2", "--yes"]) == 0
+    assert database["fs.chunks"].count_documents({"files_id": {"$in": [others[0]["file_id"]]}}) == 0
+
+
+def test_a_run_that_goes_on_is_not_deleted(database, capsys):
+    database["runs"].insert_one({"_id": 1, "status": "RUNNING", "heartbeat": utcnow()})
+    assert main(["runs", "rm", "1", "--yes"]) == 2
+    assert "still running: 1" in capsys.readouterr().err
+
+
+def test_tail_follows_a_live_run_to_its_end(home, server, tmp_path):
+    worker = faults.Worker(tmp_path / "run", faults.plain)
+    while not worker.uuid:
+        time.sleep(0.01)
+    command = [sys.executable, "-m", "metatoolkit.cli", "runs", "tail"]
+    followed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    worker.join()
+    assert followed.returncode == 0, followed.stderr
+    lines = followed.stdout.splitlines()
+    values = [line for line in lines if line.startswith("loss  step ")]
+    assert values == [f"loss  step {step}  {step}" for step in range(faults.VALUES)]
+    assert any("Started" in line for line in lines)
+    assert lines[-1] == "run 1: COMPLETED"
+
+
+def test_tail_of_a_run_elsewhere_reads_the_database(database, capsys):
+    done = run(count_up)
+    uuid = records.run_uuid(done)
+    assert main(["runs", "tail", uuid[:8], "--metric", "loss", "--quiet"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 21 and shown[0] == "loss  step 0  1" and shown[-1] == "run 1: COMPLETED"
+    database["runs"].update_one({"_id": 1}, {"$set": {"status": "FAILED"}})
+    assert main(["runs", "tail", "1", "--quiet"]) == 1
+    assert main(["runs", "tail"]) == 2
+    assert "no run goes on" in capsys.readouterr().err
+
+
+SCRIPT = """
+    from metatoolkit import records
+
+    experiment = records.experiment("again")
+    experiment.add_config(
+        {"method": "plain", "seed": 1, "opt": {"lr": 0.1, "api_key": "hunter2"}, "none": None}
+    )
+
+    @experiment.command
+    def other(opt, seed, none):
+        return {"lr": opt["lr"], "seed": seed, "key": opt["api_key"] == "hunter2"}
+
+    @experiment.main
+    def main():
+        return {}
+
+    if __name__ == "__main__":
+        experiment.run_commandline()
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "again.py"
+    path.write_text(textwrap.dedent(SCRIPT))
+    return path
+
+
+def test_a_run_is_repeated_with_its_configuration(server, script, capsys):
+    words = ["other", "with", "opt.lr=0.25", "seed=7", "method=a.b"]
+    subprocess.run([sys.executable, str(script), *words], check=True, timeout=60)
+    assert main(["runs", "rerun", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "--script" in told and str(script) in told
+    assert main(["runs", "rerun", "1", "--script", str(script)]) == 0
+    assert main(["runs", "rerun", "1", "--script", str(script), "--with", "seed=8"]) == 0
+    assert "left to their defaults: opt.api_key" in capsys.readouterr().err
+    with records.connect() as connection:
+        first, second, third = connection.find().sort("id")
+        assert first.config == second.config
+        assert first.result == second.result == {"lr": 0.25, "seed": 7, "key": True}
+        assert third.result["seed"] == 8
+        assert third.document["meta"]["comment"] == f"rerun of {first.uuid}"
+        assert first.document["command"] == third.document["command"] == "other"
+
+
+def test_planted_documents_start_nothing(database, script, tmp_path, capsys):
+    flag = tmp_path / "flag"
+    for number, document in enumerate(
+        [
+            {"experiment": {"name": "label_noise/../../evil", "mainfile": str(script)}},
+            {"experiment": {"name": "; touch flag", "base_dir": "/", "mainfile": "x"}},
+            {"experiment": "text", "command": ["touch"]},
+        ]
+    ):
+        database["runs"].insert_one({"_id": number, "status": "COMPLETED", **document})
+        assert main(["runs", "rerun", str(number)]) == 2
+    planted = {"_id": 9, "command": "--file_storage=flag", "status": "COMPLETED", "experiment": {}}
+    database["runs"].insert_one(planted)
+    assert main(["runs", "rerun", "9", "--script", str(script)]) == 2
+    assert "no usable command" in capsys.readouterr().err
+    assert not flag.exists() and not os.path.exists("flag")
+
+
+def test_the_latest_run_has_a_name(database):
+    with records.connect() as connection:
+        with pytest.raises(QueryError, match="no runs yet"):
+            connection["latest"]
+    make(count_up).run()
+    with records.connect() as connection:
+        assert connection["latest"].id == 1
+    assert edit_commands._without_secrets({"a": {"b": "***", "c": 1}}) == ({"a": {"c": 1}}, ["a.b"])
