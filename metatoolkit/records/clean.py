@@ -105,6 +105,10 @@ def clean_metric(name: str, value: Any) -> Any:
         return value
     if kind is int:
         return _integer(value)
+    torch = sys.modules.get("torch")
+    if torch is not None and kind is torch.Tensor and value.dim() == 0 and not value.is_complex():
+        value = value.item()
+        return _integer(value) if type(value) is int else value
     if _is_array(value):
         _check_count(name, value.numel() if hasattr(value, "numel") else value.size)
         value = _array_as_data(value)

@@ -90,6 +90,7 @@ class RunRecorder:
         self._signals = TerminationSignals()
         self._document: dict[str, Any] = {}
         self._lock = threading.RLock()
+        self._names: dict[str, tuple[str, str]] = {}
         self._steps: dict[str, int] = {}
         self._digests: dict[Path, str] = {}
         self._replaced: set[str] = set()
@@ -160,16 +161,27 @@ class RunRecorder:
         Raises:
             ConfigurationError: The value or the step is not numeric.
         """
-        name = clean_text(metric_name if isinstance(metric_name, str) else str(metric_name))
-        value = clean_metric(name, value)
+        known = self._names.get(metric_name)
+        if known is None:
+            name = clean_text(str(metric_name))
+            known = self._names[metric_name] = (name, json.dumps(name))
+        name, quoted = known
+        if type(value) is not float:
+            value = clean_metric(name, value)
         if step is None:
             step = self._steps.get(name, -1) + 1
         elif type(step) is not int:
             step = clean_metric(f"{name}, step", step)
-        if isinstance(step, list):
-            raise ConfigurationError(f"the step of the metric {name!r} is one number, not {step}")
+            if isinstance(step, list):
+                raise ConfigurationError(
+                    f"the step of the metric {name!r} is one number, not {step}"
+                )
         self._steps[name] = step
-        line = json.dumps([name, step, value, time.time()]) + "\n"
+        # This is called in the innermost loops: what is common takes the short way.
+        if type(value) is float and value - value == 0.0 and type(step) is int:
+            line = f"[{quoted}, {step}, {value!r}, {time.time()!r}]\n"
+        else:
+            line = json.dumps([name, step, value, time.time()]) + "\n"
         self._metrics.append(line.encode("ascii"))
         if len(self.run.observers) > 1:
             self.run._metrics.log_scalar_metric(name, value, step)

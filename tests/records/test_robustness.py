@@ -159,10 +159,13 @@ def test_a_forked_child_neither_hangs_nor_ends_the_run(home, database):
             assert os.waitpid(child, 0)[1] == 0
         stop.set()
         thread.join()
+        reader, writer = os.pipe()
         lingering = os.fork()
         if lingering == 0:
+            os.write(writer, b"x")
             time.sleep(30)
             os._exit(0)
+        os.read(reader, 1)
         assert not next(spooled_runs(home)).lock()
         observer.recorder_of(_run).spool.unlock()
         assert next(spooled_runs(home)).lock()
