@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from metatoolkit.errors import ConfigurationError, ShapeError, UnusedMetaParameterError
+from metatoolkit.errors import (
+    ConfigurationError,
+    ShapeError,
+    UnknownNameError,
+    UnusedMetaParameterError,
+)
 from metatoolkit.randomness import seeded
 from metatoolkit.state import InnerState, Tensors, describe
 
@@ -31,10 +36,14 @@ class BilevelProblem:
         valid_loss: Outer loss, with the same signature.
         valid_mode: Mode of the modules in the outer loss: ``"train"``, ``"eval"``, or ``None``
             for the mode that each is in.
+        initial: Function ``(meta) -> mapping from names of inner parameters to tensors`` of the
+            values that these have in the initial state, for λ as an initialization (MAML); see
+            :class:`metatoolkit.metaparameters.Initialization`. ``None`` starts from the model's
+            present parameters.
 
     Raises:
-        ConfigurationError: ``meta`` or ``model`` has nothing to learn, or ``valid_mode`` is
-            unknown.
+        ConfigurationError: ``meta`` or ``model`` has nothing to learn, ``valid_mode`` is unknown,
+            or ``initial`` is no function.
 
     Example:
         >>> model, meta = torch.nn.Linear(2, 1), torch.nn.Linear(1, 1, bias=False)
@@ -54,7 +63,13 @@ class BilevelProblem:
         train_loss: Loss,
         valid_loss: Loss,
         valid_mode: Literal["train", "eval"] | None = None,
+        initial: Callable[[Any], Mapping[str, Tensor]] | None = None,
     ) -> None:
+        if initial is not None and not callable(initial):
+            raise ConfigurationError(
+                f"initial is {initial!r}; accepted: None, or a function (meta) -> mapping from "
+                "names of inner parameters to tensors."
+            )
         if valid_mode not in (None, "train", "eval"):
             raise ConfigurationError(
                 f"valid_mode is {valid_mode!r}; accepted: None, 'train', 'eval'."
@@ -69,6 +84,7 @@ class BilevelProblem:
         self.train_loss = train_loss
         self.valid_loss = valid_loss
         self.valid_mode = valid_mode
+        self.initial = initial
         self._roots = {"model": model, "meta": meta}
         self._index()
         owned = {id(parameter) for parameter in meta.parameters()}
@@ -196,6 +212,41 @@ class BilevelProblem:
         with self._exchanged({f"meta.{name}": tensor for name, tensor in meta.items()}):
             return function(self.meta)
 
+    def initial_parameters(self, meta: Tensors) -> Tensors:
+        """Return the inner parameters that λ sets in the initial state, differentiable in λ.
+
+        Args:
+            meta: Meta-parameters by name.
+
+        Returns:
+            Tensors by parameter name; empty without :attr:`initial`.
+
+        Raises:
+            UnknownNameError: ``initial`` names what is no inner parameter.
+            ShapeError: A value has another shape than its parameter.
+        """
+        if self.initial is None:
+            return {}
+        values = dict(self.evaluate_meta(self.initial, meta))
+        for name, value in values.items():
+            if name not in self.parameter_names:
+                raise UnknownNameError("inner parameter in initial", name, self.parameter_names)
+            shape = self._live(f"model.{name}").shape
+            if value.shape != shape:
+                raise ShapeError(
+                    f"initial gives {name!r} the shape {tuple(value.shape)}; the parameter has "
+                    f"{tuple(shape)}."
+                )
+        return values
+
+    def begins_with_meta(self, state: InnerState) -> bool:
+        """Return whether λ sets parameters of this state: it is the initial one.
+
+        Args:
+            state: Any inner state.
+        """
+        return self.initial is not None and state.step == 0
+
     def _index(self) -> None:
         """Find each place where a tensor stands, so that tied ones are exchanged together."""
         sites: dict[int, list[tuple[dict[str, Any], str]]] = {}
@@ -286,7 +337,13 @@ class BilevelProblem:
             losses: Which losses were differentiated, as words for the message.
         """
         names = ", ".join(self.meta_parameter_names[:5])
+        hint = ""
+        if self.initial is not None:
+            hint = (
+                " λ sets the initial state, which has a say in steps from a state of step 0 alone."
+            )
         return UnusedMetaParameterError(
             f"{losses} depend on no meta-parameter (meta holds: {names}). Use the `meta` that is "
             "passed to the loss, not one from an outer scope, and do not detach what it returns."
+            f"{hint}"
         )

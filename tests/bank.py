@@ -425,6 +425,48 @@ def schedule_hypergradient(case: Case, momentum: float = 0.6) -> Tensor:
     return torch.stack([final(step) @ outer for step in range(steps)])
 
 
+def initialized() -> Case:
+    """λ is the whole initial state, and nothing else depends on it."""
+    case = small_net()
+    model = case.problem.model
+    problem = mt.BilevelProblem(
+        model,
+        mt.metaparameters.Initialization(model),
+        _cross_entropy,
+        _cross_entropy,
+        initial=mt.metaparameters.Initialization.values,
+    )
+    return Case(problem, case.inner, case.train_batches, case.valid_batch)
+
+
+class Adapted(nn.Module):
+    """An initial state for some inner parameters, beside λ in the training loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.start = mt.metaparameters.Initialization(model, ["0.*", "4.weight"])
+        self.log_penalty = nn.Parameter(torch.tensor(-2.0, dtype=torch.float64))
+
+
+def adapted() -> Case:
+    """λ sets a part of the initial state and the strength that pulls θ to it (as in iMAML)."""
+    case = small_net()
+    model = case.problem.model
+    meta = Adapted(model)
+
+    def train_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        pull = (model[0].weight - meta.start.values()["0.weight"]).square().sum()
+        return _cross_entropy(model, meta, batch) + meta.log_penalty.exp() * pull
+
+    problem = mt.BilevelProblem(model, meta, train_loss, _cross_entropy, initial=initial_values)
+    return Case(problem, case.inner, case.train_batches, case.valid_batch)
+
+
+def initial_values(meta: Adapted) -> dict[str, Tensor]:
+    """The values of :func:`adapted`."""
+    return meta.start.values()
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "illustration": illustration,
     "ridge": ridge,
@@ -434,3 +476,6 @@ CASES: dict[str, Callable[[], Case]] = {
     "inside_model": inside_model,
     "tied": tied,
 }
+
+# The initial state is no concern of most estimators: the suite over all of them takes it, too.
+CONFORMANCE = CASES | {"initialized": initialized}

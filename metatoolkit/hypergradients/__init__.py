@@ -10,6 +10,7 @@ from metatoolkit.hypergradients.comparison import EstimatorComparison as Estimat
 from metatoolkit.hypergradients.comparison import compare_estimators as compare_estimators
 from metatoolkit.hypergradients.evograd import EvoGrad as EvoGrad
 from metatoolkit.hypergradients.finite_difference import FiniteDifference as FiniteDifference
+from metatoolkit.hypergradients.first_order import FirstOrder as FirstOrder
 from metatoolkit.hypergradients.forward_gradient import ForwardGradient as ForwardGradient
 from metatoolkit.hypergradients.forward_mode import ForwardMode as ForwardMode
 from metatoolkit.hypergradients.implicit import Implicit as Implicit
@@ -23,6 +24,7 @@ from metatoolkit.hypergradients.linear_solvers import NormalEquationCG as Normal
 from metatoolkit.hypergradients.linear_solvers import Nystrom as Nystrom
 from metatoolkit.hypergradients.one_step import OneStep as OneStep
 from metatoolkit.hypergradients.penalty import Penalty as Penalty
+from metatoolkit.hypergradients.reptile import Reptile as Reptile
 from metatoolkit.hypergradients.sama import SAMA as SAMA
 from metatoolkit.hypergradients.soba import SOBA as SOBA
 from metatoolkit.hypergradients.unrolled import Unrolled as Unrolled

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError
+from metatoolkit.errors import (
+    CheckpointError,
+    ConfigurationError,
+    NonFiniteError,
+    UnsupportedError,
+)
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -258,6 +263,25 @@ def fill_gradients(
         name: torch.zeros_like(live) if (g := gradients[name]) is None else g.detach()
         for name, live in problem.meta_parameters().items()
     }
+
+
+def refuse_initial_state(problem: BilevelProblem, state: InnerState, who: str, why: str) -> None:
+    """Raise where λ sets the initial state and a call starts there, for estimators that miss it.
+
+    Args:
+        problem: The bilevel problem.
+        state: State that the call starts from.
+        who: Name of the estimator, or of what it is made of.
+        why: What it does instead, as a clause.
+
+    Raises:
+        UnsupportedError: λ sets parameters of this state.
+    """
+    if problem.begins_with_meta(state):
+        raise UnsupportedError(
+            f"λ sets the initial state of this problem, but {who} {why}. Use Unrolled with "
+            "product='reverse_over_reverse', FirstOrder or Reptile."
+        )
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from metatoolkit.hypergradients.base import (
     add_gradients,
     check_finite,
     fill_gradients,
+    refuse_initial_state,
 )
 from metatoolkit.hypergradients.guided import Guide
 from metatoolkit.hypergradients.noise import standard_noise
@@ -234,6 +235,7 @@ class EvoGrad(Estimator):
         """
         del inner
         (batch,) = train_batches
+        refuse_initial_state(problem, state, "EvoGrad", "perturbs θ around a state that it holds")
         if self.guided:
             return self._guide(state).estimate(problem, state, batch, valid_batch)
         meta = problem.meta_leaves()

@@ -18,6 +18,7 @@ from metatoolkit.hypergradients.base import (
     add_gradients,
     check_finite,
     fill_gradients,
+    refuse_initial_state,
 )
 from metatoolkit.hypergradients.linearization import finite_outer_gradient
 from metatoolkit.hypergradients.one_step import OneStep
@@ -158,6 +159,7 @@ def adapted_hypergradient(
             "known how to adapt the outer gradient to it; use SGD, Adam, AdamW or RMSprop, or an "
             "estimator that differentiates the step itself, such as OneStep or Unrolled."
         )
+    refuse_initial_state(problem, state, "a finite difference", "holds θ before the step")
     meta = problem.meta_leaves()
     names, leaves = list(meta), list(meta.values())
     constants = {name: tensor.detach() for name, tensor in meta.items()}

@@ -17,6 +17,7 @@ from metatoolkit.hypergradients.base import (
     Traits,
     add_gradients,
     fill_gradients,
+    refuse_initial_state,
 )
 from metatoolkit.hypergradients.linear_solvers import LinearSolver, LinearSystem
 from metatoolkit.hypergradients.linearization import (
@@ -136,6 +137,9 @@ class Implicit(Estimator):
         Raises:
             UnsupportedError: The solver does not work for this inner learner at this state.
         """
+        if self.steps == 0:
+            why = "takes an inner optimum, where it is forgotten"
+            refuse_initial_state(problem, state, "Implicit with steps=0", why)
         meta = problem.meta_leaves()
         # Before a pass is spent on a combination that cannot work.
         rates = _symmetric_factor(problem, inner, state, self) if self.solver.symmetric else None

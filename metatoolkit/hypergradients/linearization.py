@@ -94,7 +94,8 @@ class StepLinearization:
         self._gradients: list[Tensor] = []
         self._gradient_leaves: list[Tensor] = []
         with double_backward_kernels(), torch.enable_grad():
-            if type(inner).step is InnerLearner.step:
+            parted = type(inner).step is InnerLearner.step and not problem.begins_with_meta(state)
+            if parted:
                 loss, gradients, buffers = inner.gradients(problem, entry, meta, batch, True)
                 cut = {name: g.detach().requires_grad_() for name, g in gradients.items()}
                 after = inner.apply(problem, entry, meta, cut)

@@ -14,7 +14,11 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients.base import add_gradients, double_backward_kernels
+from metatoolkit.hypergradients.base import (
+    add_gradients,
+    double_backward_kernels,
+    refuse_initial_state,
+)
 from metatoolkit.hypergradients.trajectory import Adjoint
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -73,6 +77,7 @@ def step_with_gradients(
             f"of the training loss, and that of {type(inner).__name__} is another map; use "
             "product='reverse_over_reverse'."
         )
+    refuse_initial_state(problem, state, "the mixed mode", "holds θ before the first step")
     meta = {name: tensor.detach() for name, tensor in meta.items()}
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in state.parameters.items()}
     entry = dataclasses.replace(state, parameters=leaves)

@@ -16,6 +16,7 @@ from metatoolkit.hypergradients.base import (
     Traits,
     add_gradients,
     fill_gradients,
+    refuse_initial_state,
 )
 from metatoolkit.hypergradients.linearization import (
     StepLinearization,
@@ -96,6 +97,8 @@ class SOBA(Estimator):
             NonFiniteError: A loss is not finite, or u is not any more.
         """
         (batch,) = train_batches
+        why = "takes an inner optimum, where it is forgotten"
+        refuse_initial_state(problem, state, "SOBA", why)
         meta = problem.meta_leaves()
         names = list(meta)
         valid_loss, adjoint, direct = finite_outer_gradient(problem, state, meta, valid_batch)

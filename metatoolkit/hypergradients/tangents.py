@@ -16,6 +16,7 @@ from metatoolkit.hypergradients.base import (
     add_gradients,
     double_backward_kernels,
     fill_gradients,
+    refuse_initial_state,
 )
 from metatoolkit.hypergradients.trajectory import Adjoint, outer_gradient
 from metatoolkit.inner.base import InnerLearner
@@ -68,6 +69,7 @@ class TangentBundle:
                 "forward mode needs an inner step that is an update by the gradient of the "
                 f"training loss, and that of {type(inner).__name__} is another map; use Unrolled."
             )
+        refuse_initial_state(problem, state, "forward mode", "starts with tangents of zero")
         self.problem = problem
         self.inner = inner
         self.state = state

@@ -104,6 +104,8 @@ class InnerLearner(ABC):
     def init(self, problem: BilevelProblem, seed: int = 0) -> InnerState:
         """Return the state before the first step, from the model's present parameters.
 
+        Those that λ sets (``initial`` of the problem) come from it.
+
         Args:
             problem: Problem whose model is read and left as it is.
             seed: Seed of the trajectory's random key.
@@ -119,6 +121,9 @@ class InnerLearner(ABC):
                         f"groups: {pattern!r} matches no inner parameter; there are "
                         f"{', '.join(parameters)}."
                     )
+        with torch.no_grad():
+            given = problem.initial_parameters(problem.meta_parameters())
+            parameters |= {name: tensor.clone() for name, tensor in given.items()}
         return InnerState(
             parameters=parameters,
             buffers=problem.buffers(),
@@ -126,6 +131,24 @@ class InnerLearner(ABC):
             step=0,
             key=fold_in(seed, 0),
         )
+
+    @staticmethod
+    def enter(problem: BilevelProblem, state: InnerState, meta: Tensors) -> InnerState:
+        """Return a state, with the parameters that λ sets where it is the initial one.
+
+        A step from a state of step 0 begins here, so that it depends on λ through them, too.
+
+        Args:
+            problem: Problem whose ``initial`` sets parameters.
+            state: State before a step.
+            meta: Meta-parameters by name.
+        """
+        if not problem.begins_with_meta(state):
+            return state
+        # As views: the gradient in θ must not take in what the loss has of λ itself.
+        given = {n: t.view_as(t) for n, t in problem.initial_parameters(meta).items()}
+        parameters = state.parameters | given
+        return dataclasses.replace(state, parameters=parameters)
 
     def step(
         self,
@@ -149,6 +172,8 @@ class InnerLearner(ABC):
             The state after the step, and the training loss before it (a scalar, detached unless
             ``create_graph``). Cost: one forward and one backward pass, 3 F.
         """
+        with torch.set_grad_enabled(create_graph):
+            state = self.enter(problem, state, meta)
         parameters = {
             name: tensor
             if create_graph and tensor.requires_grad

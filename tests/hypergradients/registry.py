@@ -12,11 +12,13 @@ from metatoolkit.hypergradients import (
     Estimator,
     EvoGrad,
     FiniteDifference,
+    FirstOrder,
     ForwardGradient,
     ForwardMode,
     Implicit,
     OneStep,
     Penalty,
+    Reptile,
     Unrolled,
 )
 
@@ -41,5 +43,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "FiniteDifference": lambda: FiniteDifference(),
     "SAMA": lambda: SAMA(),
     "SOBA": lambda: SOBA(0.3),
+    "FirstOrder": lambda: FirstOrder(2),
+    "Reptile": lambda: Reptile(2),
     "Penalty": lambda: Penalty(3.0, steps=2),
 }

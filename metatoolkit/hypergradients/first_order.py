@@ -1,0 +1,203 @@
+"""First-order MAML: the Jacobian of every inner step replaced by the identity."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients.base import (
+    Cost,
+    Estimator,
+    Hypergradient,
+    Traits,
+    add_gradients,
+    check_finite,
+    fill_gradients,
+)
+from metatoolkit.hypergradients.linearization import finite_outer_gradient
+from metatoolkit.hypergradients.trajectory import Adjoint, outer_loss, roll_out
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import fold_in
+from metatoolkit.state import InnerState, Tensors
+
+
+class FirstOrder(Estimator):
+    """First-order MAML (Finn et al. 2017, arXiv 1703.03400) over T inner steps.
+
+    With θ_T reached from θ_0 and v the gradient of the outer loss L at θ_T, the estimate is
+    ∂L/∂λ + vᵀ ∂θ_0/∂λ: the product of the steps' Jacobians is replaced by the identity, which
+    leaves out second derivatives of the training loss and, with them, all that λ does within the
+    steps. What remains is λ as the initial state (``initial`` of the problem, at a state of step
+    0) and the direct derivative. The error is of the order of T times the learning rate. A
+    meta-parameter that acts within the steps alone is an error, never a zero.
+
+    Cost with F one forward pass: (3 T + 3) F. Memory: that of an ordinary training step.
+
+    Args:
+        steps: Number of inner steps T.
+
+    Raises:
+        ConfigurationError: ``steps`` is below 1.
+    """
+
+    traits = Traits(
+        kind="approximate",
+        computes="derivative in the initial state, steps taken for the identity",
+        assumes="λ as the initial state or in the outer loss; small learning rates",
+        passes="(3 T + 3) F",
+        memory="graph of one pass",
+        paper="Finn et al. 2017, arXiv 1703.03400",
+    )
+
+    def __init__(self, steps: int = 1) -> None:
+        if steps < 1:
+            raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+        self.horizon = steps
+
+    def estimate(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> Hypergradient:
+        """Return the first-order hypergradient; see the class.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner that takes the steps.
+            state: Detached state to start from, of step 0 where λ sets it.
+            train_batches: T training batches.
+            valid_batch: Batch for the outer loss.
+
+        Raises:
+            UnsupportedError: A meta-parameter acts within the inner steps alone.
+        """
+        meta = problem.meta_leaves()
+        final = roll_out(problem, inner, state, meta, train_batches)
+        valid_loss, adjoint, direct = finite_outer_gradient(problem, final, meta, valid_batch)
+        cotangents = {
+            name: v for name, v in zip(final.parameters, adjoint, strict=False) if v is not None
+        }
+        through = initial_product(problem, state, meta, cotangents)
+        total = add_gradients(list(meta), direct, through)
+        refuse_inner_meta(problem, inner, final, meta, train_batches[-1], total, "FirstOrder")
+        steps = len(train_batches)
+        return Hypergradient(
+            gradient=fill_gradients(problem, total, "the initial state and valid_loss"),
+            valid_loss=valid_loss,
+            state=final,
+            cost=Cost(forward=steps + 1, backward=steps + 1),
+        )
+
+    def objective(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+        meta: Tensors,
+    ) -> Tensor:
+        """Return the outer loss at θ_T moved by as much as λ moves θ_0.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner.
+            state: State to start from.
+            train_batches: T training batches.
+            valid_batch: Batch for the outer loss.
+            meta: Meta-parameters by name.
+        """
+        present = problem.meta_parameters()
+        final = roll_out(problem, inner, state, present, train_batches)
+        with torch.no_grad():
+            one = inner.enter(problem, state, meta).parameters
+            other = inner.enter(problem, state, present).parameters
+            parameters = {n: t + (one[n] - other[n]) for n, t in final.parameters.items()}
+        moved = dataclasses.replace(final, parameters=parameters)
+        return outer_loss(problem, moved, meta, valid_batch)
+
+
+def initial_product(
+    problem: BilevelProblem, state: InnerState, meta: Tensors, cotangents: Tensors
+) -> Adjoint:
+    """Return vᵀ ∂θ_0/∂λ, ``None`` where nothing flows. Cost: no pass.
+
+    Args:
+        problem: Problem whose ``initial`` sets θ_0.
+        state: State that a call starts from; λ sets it where its step is 0.
+        meta: Meta-parameters by name, leaves that require a gradient.
+        cotangents: v by parameter name; missing ones are zeros.
+    """
+    nothing: Adjoint = [None] * len(meta)
+    if not problem.begins_with_meta(state):
+        return nothing
+    with torch.enable_grad():
+        given = problem.initial_parameters(meta)
+    pairs = [(t, cotangents[n]) for n, t in given.items() if n in cotangents and t.requires_grad]
+    if not pairs:
+        return nothing
+    outputs, vectors = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(outputs, list(meta.values()), vectors, allow_unused=True))
+
+
+def refuse_inner_meta(
+    problem: BilevelProblem,
+    inner: InnerLearner,
+    state: InnerState,
+    meta: Tensors,
+    batch: Any,
+    gradients: dict[str, Tensor | None],
+    who: str,
+    also: Sequence[Tensor] = (),
+) -> None:
+    """Raise where a meta-parameter without a gradient acts within an inner step.
+
+    Args:
+        problem: The bilevel problem.
+        inner: Inner learner.
+        state: State at which a step is looked at. Cost: at most 3 F, and nothing where every
+            meta-parameter has a gradient.
+        meta: Meta-parameters by name, leaves that require a gradient.
+        batch: Training batch.
+        gradients: The estimate by name, ``None`` where nothing flows.
+        who: Name of the estimator, for the message.
+        also: What else such a meta-parameter must not act on.
+
+    Raises:
+        UnsupportedError: There is such a meta-parameter.
+        NonFiniteError: A part of the estimate is not finite.
+    """
+    check_finite(
+        {f"the hypergradient of {n!r}": g for n, g in gradients.items() if g is not None}
+        or {"the hypergradient": torch.zeros(())}
+    )
+    missing = [name for name, gradient in gradients.items() if gradient is None]
+    if not missing:
+        return
+    leaves = [meta[name] for name in missing]
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.parameters.items()}
+    with torch.enable_grad():
+        key = fold_in(state.key, state.step)
+        loss, _ = problem.evaluate_train(state.parameters, meta, state.buffers, batch, key)
+        after = inner.apply(problem, state, meta, zeros)
+    outputs = [tensor for tensor in (loss, *after.tensors(), *also) if tensor.requires_grad]
+    if not outputs:
+        return
+    vectors = [torch.zeros_like(tensor) for tensor in outputs]
+    found = torch.autograd.grad(outputs, leaves, vectors, allow_unused=True)
+    acting = [name for name, part in zip(missing, found, strict=True) if part is not None]
+    if acting:
+        raise UnsupportedError(
+            f"meta-parameters ({', '.join(acting[:5])}) act where {who} does not differentiate, "
+            "within the inner steps or, for Reptile, on the outer loss; use Unrolled, OneStep, "
+            "SAMA or EvoGrad for these."
+        )

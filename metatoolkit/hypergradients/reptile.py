@@ -1,0 +1,135 @@
+"""Reptile: the initial state moves towards where the inner steps lead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients.base import (
+    Cost,
+    Estimator,
+    Hypergradient,
+    Traits,
+    check_finite,
+    fill_gradients,
+)
+from metatoolkit.hypergradients.first_order import initial_product, refuse_inner_meta
+from metatoolkit.hypergradients.trajectory import roll_out, valid_key
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.state import InnerState, Tensors
+
+
+class Reptile(Estimator):
+    """Reptile (Nichol et al. 2018, arXiv 1803.02999): θ_0 − θ_T for a hypergradient.
+
+    For λ that sets the initial state θ_0 it is ∂θ_0/∂λᵀ (θ_0 − θ_T), with θ_T reached by T inner
+    steps: the derivative of ½ ‖θ_0 − θ_T‖² with θ_T held. It sees the outer loss nowhere; the
+    validation batch only gives the value that is reported, so that the training batches should
+    hold all data of a task. For small learning rates ``lr`` and T > 1 its mean over batches is
+    that of ``lr`` · T gradients of the training loss and, in the next order, MAML's.
+
+    Cost with F one forward pass: (3 T + 1) F. Memory: that of an ordinary training step.
+
+    Args:
+        steps: Number of inner steps T.
+
+    Raises:
+        ConfigurationError: ``steps`` is below 1.
+    """
+
+    traits = Traits(
+        kind="approximate",
+        computes="way of the inner steps, from their end to the initial state",
+        assumes="λ as the initial state; training batches of the whole task",
+        passes="(3 T + 1) F",
+        memory="graph of one pass",
+        paper="Nichol et al. 2018, arXiv 1803.02999",
+    )
+
+    def __init__(self, steps: int = 5) -> None:
+        if steps < 1:
+            raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+        self.horizon = steps
+
+    def estimate(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> Hypergradient:
+        """Return θ_0 − θ_T pulled back to λ; see the class.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner that takes the steps.
+            state: Detached state of step 0.
+            train_batches: T training batches.
+            valid_batch: Batch for the outer loss that is reported.
+
+        Raises:
+            UnsupportedError: λ does not set this state, or a part of it acts elsewhere alone.
+        """
+        meta = problem.meta_leaves()
+        final = roll_out(problem, inner, state, meta, train_batches)
+        with torch.enable_grad():
+            valid_loss = problem.evaluate_valid(
+                final.parameters, meta, final.buffers, valid_batch, valid_key(final)
+            )
+        with torch.no_grad():
+            start = inner.enter(problem, state, meta).parameters
+            way = {name: start[name] - tensor for name, tensor in final.parameters.items()}
+        check_finite(
+            {"the validation loss": valid_loss.detach()}
+            | {f"the way of {name!r}": tensor for name, tensor in way.items()}
+        )
+        if not problem.begins_with_meta(state):
+            given = "has no initial" if problem.initial is None else f"is at step {state.step}"
+            raise UnsupportedError(
+                f"Reptile moves an initial state that λ sets, but the problem {given}: pass "
+                "initial=Initialization.values with meta=Initialization(model) to BilevelProblem, "
+                "and start from inner.init(problem)."
+            )
+        total = dict(zip(meta, initial_product(problem, state, meta, way), strict=True))
+        refuse_inner_meta(
+            problem, inner, final, meta, train_batches[-1], total, "Reptile", [valid_loss]
+        )
+        steps = len(train_batches)
+        return Hypergradient(
+            gradient=fill_gradients(problem, total, "the values that initial returns"),
+            valid_loss=valid_loss.detach(),
+            state=final,
+            cost=Cost(forward=steps + 1, backward=steps),
+        )
+
+    def objective(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+        meta: Tensors,
+    ) -> Tensor:
+        """Return ½ ‖θ_0(λ) − θ_T‖², with θ_T that of the problem's own λ.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner.
+            state: State of step 0.
+            train_batches: T training batches.
+            valid_batch: Not used.
+            meta: Meta-parameters by name.
+        """
+        del valid_batch
+        final = roll_out(problem, inner, state, problem.meta_parameters(), train_batches)
+        with torch.no_grad():
+            start = inner.enter(problem, state, meta).parameters
+            parts = [(start[n] - t).square().sum() for n, t in final.parameters.items()]
+            return torch.stack(parts).sum() / 2

@@ -1,0 +1,68 @@
+"""Initialization: λ is the initial value of the inner parameters (MAML and its kin)."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from metatoolkit.errors import ConfigurationError
+
+
+class Initialization(nn.Module):
+    """Initial values of a model's parameters, as meta-parameters with the same names.
+
+    MAML (Finn et al. 2017, arXiv 1703.03400) learns them. The model itself stays as it is; its
+    inner parameters take these values in every state of step 0.
+
+    Args:
+        model: Module whose present parameters are the first values; they are copied.
+        parameters: Name patterns, as in :mod:`fnmatch`, of those that λ sets; ``None`` for all
+            that require a gradient. The others start from the model's own values.
+
+    Raises:
+        ConfigurationError: A pattern matches no parameter.
+
+    Example:
+        >>> import torch, metatoolkit as mt
+        >>> model = torch.nn.Linear(3, 2)
+        >>> meta = Initialization(model)
+        >>> problem = mt.BilevelProblem(
+        ...     model, meta, mt.losses.cross_entropy, mt.losses.cross_entropy,
+        ...     initial=Initialization.values,
+        ... )
+        >>> problem.meta_parameter_names
+        ['weight', 'bias']
+    """
+
+    def __init__(self, model: nn.Module, parameters: Sequence[str] | None = None) -> None:
+        super().__init__()
+        if isinstance(parameters, str):
+            raise ConfigurationError(
+                f"parameters is {parameters!r}; give a list: [{parameters!r}]."
+            )
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        for pattern in parameters or ():
+            if not fnmatch.filter(named, pattern):
+                raise ConfigurationError(
+                    f"parameters: {pattern!r} matches no parameter that requires a gradient; "
+                    f"there are {', '.join(named)}."
+                )
+        for name, parameter in named.items():
+            if parameters is None or any(fnmatch.fnmatchcase(name, p) for p in parameters):
+                self._register(name, nn.Parameter(parameter.detach().clone()))
+
+    def _register(self, name: str, parameter: nn.Parameter) -> None:
+        """Put a parameter where its dotted name says, so that it keeps that name."""
+        *path, last = name.split(".")
+        module: nn.Module = self
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_parameter(last, parameter)
+
+    def values(self) -> dict[str, Tensor]:
+        """Return the initial values by the names that the parameters have in the model."""
+        return dict(self.named_parameters())

@@ -1,0 +1,153 @@
+"""First-order MAML and Reptile against closed forms; what they leave alone; what they refuse."""
+
+import pytest
+import torch
+
+import metatoolkit as mt
+from metatoolkit.errors import ConfigurationError, UnsupportedError, UnusedMetaParameterError
+from metatoolkit.hypergradients import FirstOrder, Reptile, Unrolled
+from metatoolkit.measure import count_flops
+from metatoolkit.metaparameters import Initialization
+from tests import bank
+from tests.hypergradients.test_cost import Setup
+from tests.metaparameters.test_initialization import maml
+
+both = pytest.mark.parametrize("estimator", [FirstOrder, Reptile])
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_closed_forms(steps):
+    case = maml()
+    curvature, shift = case.train_batches[0]
+    theta = start = case.problem.meta.value.detach().clone()
+    for _ in range(steps):
+        theta = theta - 0.1 * (curvature @ theta - shift)
+    first_order = case.call(FirstOrder(steps))
+    torch.testing.assert_close(first_order.gradient["value"], theta - case.valid_batch)
+    reptile = case.call(Reptile(steps))
+    torch.testing.assert_close(reptile.gradient["value"], start - theta)
+    outer = (theta - case.valid_batch).square().sum() / 2
+    for result in (first_order, reptile):
+        torch.testing.assert_close(result.valid_loss, outer)
+        torch.testing.assert_close(result.state.parameters["value"], theta)
+
+
+def test_the_error_of_first_order_is_that_of_the_learning_rate():
+    errors = []
+    for lr in (1e-2, 1e-3):
+        case = maml(mt.inner.SGD(lr=lr))
+        exact = case.call(Unrolled(3)).gradient["value"]
+        estimate = case.call(FirstOrder(3)).gradient["value"]
+        errors.append(float((estimate - exact).norm() / exact.norm()))
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
+
+
+def test_one_step_of_reptile_is_the_training_gradient():
+    case = maml(mt.inner.SGD(lr=0.1))
+    curvature, shift = case.train_batches[0]
+    expected = 0.1 * (curvature @ case.problem.meta.value.detach() - shift)
+    torch.testing.assert_close(case.call(Reptile(1)).gradient["value"], expected)
+
+
+@both
+@pytest.mark.parametrize("steps", [1, 3])
+def test_is_the_derivative_of_its_objective(estimator, steps):
+    case = bank.initialized()
+    check = mt.check_hypergradient(
+        case.problem, case.inner, estimator(steps), case.batches(steps), case.valid_batch
+    )
+    assert check.relative_error < 1e-6
+
+
+def test_an_initial_state_that_is_a_function_of_meta():
+    # θ_0 = Aλ: both estimates are those of θ_0, pulled back by Aᵀ.
+    base = maml()
+    matrix = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    problem = mt.BilevelProblem(
+        base.problem.model,
+        bank.Value([0.5, -1.0]),
+        base.problem.train_loss,
+        base.problem.valid_loss,
+        initial=lambda meta: {"value": matrix @ meta.value},
+    )
+    case = bank.Case(problem, base.inner, base.train_batches, base.valid_batch)
+    with torch.no_grad():
+        base.problem.meta.value.copy_(matrix @ problem.meta.value)
+    for estimator in (FirstOrder(3), Reptile(3), Unrolled(3)):
+        expected = matrix.T @ base.call(estimator).gradient["value"]
+        torch.testing.assert_close(case.call(estimator).gradient["value"], expected)
+
+
+@pytest.mark.parametrize(("estimator", "passes"), [(FirstOrder, 3 * 3 + 3), (Reptile, 3 * 3 + 1)])
+def test_passes(estimator, passes):
+    setup = Setup("loss", 2)
+    problem = mt.BilevelProblem(
+        setup.model,
+        Initialization(setup.model),
+        mt.losses.cross_entropy,
+        mt.losses.cross_entropy,
+        initial=Initialization.values,
+    )
+    batches = [setup.batch] * 3
+    state = setup.inner.init(problem)
+    flops = count_flops(lambda: estimator(3)(problem, setup.inner, state, batches, setup.batch))
+    assert flops / count_flops(setup.forward) == pytest.approx(passes, abs=0.1)
+    cost = estimator(3)(problem, setup.inner, state, batches, setup.batch).cost
+    assert cost.hvp == 0 and cost.forward + 2 * cost.backward == passes
+
+
+@both
+def test_meta_parameters_within_the_steps_are_an_error(estimator):
+    with pytest.raises(UnsupportedError, match="log_penalty"):
+        bank.adapted().call(estimator(2))
+    case = bank.initialized()
+    rates = bank.Rates()
+    rates.start = Initialization(case.problem.model)
+    problem = mt.BilevelProblem(
+        case.problem.model,
+        rates,
+        case.problem.train_loss,
+        case.problem.valid_loss,
+        initial=lambda meta: meta.start.values(),
+    )
+    inner = mt.inner.SGD(lr=rates.lr)
+    with pytest.raises(UnsupportedError, match=r"\(lr\)"):
+        bank.Case(problem, inner, case.train_batches, case.valid_batch).call(estimator(2))
+
+
+def test_reptile_needs_an_initial_state():
+    with pytest.raises(UnsupportedError, match="has no initial"):
+        bank.ridge().call(Reptile())
+    case = maml()
+    after, _ = case.inner.step(
+        case.problem, case.state, case.problem.meta_parameters(), case.train_batches[0]
+    )
+    with pytest.raises(UnsupportedError, match="is at step 1"):
+        case.call(Reptile(), after)
+    with pytest.raises(UnusedMetaParameterError, match="step 0"):
+        case.call(FirstOrder(), after)
+
+
+def test_first_order_keeps_the_direct_derivative_and_reptile_refuses_it():
+    case = maml()
+    meta = torch.nn.Module()
+    meta.start = Initialization(case.problem.model)
+    meta.direct = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+    problem = mt.BilevelProblem(
+        case.problem.model,
+        meta,
+        case.problem.train_loss,
+        lambda model, meta, batch: case.problem.valid_loss(model, meta, batch) + meta.direct.sin(),
+        initial=lambda meta: meta.start.values(),
+    )
+    other = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    gradient = other.call(FirstOrder(2)).gradient
+    assert float(gradient["direct"]) == pytest.approx(float(meta.direct.detach().cos()))
+    with pytest.raises(UnsupportedError, match=r"\(direct\)"):
+        other.call(Reptile(2))
+
+
+@both
+def test_arguments_out_of_range(estimator):
+    with pytest.raises(ConfigurationError, match="steps is 0"):
+        estimator(0)
