@@ -1,0 +1,350 @@
+"""Memory and time of hypergradients through long trajectories, side by side with higher.
+
+Run as ``python -m benchmarks.trajectory``; it writes a table and a figure to ``docs/benchmarks``.
+The peer comes with the extra ``benchmarks`` (``pip install -e .[benchmarks]``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import metatoolkit as mt
+from metatoolkit.hypergradients import ForwardMode, Unrolled
+from metatoolkit.measure import peak_memory
+
+BATCH = 64
+LR, MOMENTUM = 0.01, 0.9
+EXAMPLES = 1024
+
+
+class ExampleWeights(nn.Module):
+    """λ: one weight for each training example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(EXAMPLES))
+
+
+class Rates(nn.Module):
+    """λ: the hyper-parameters of SGD."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor([LR, MOMENTUM, 1e-4]))
+
+
+def learned_rate(index: int) -> Callable[[Any, int], Tensor]:
+    return lambda meta, step: meta.values[index]
+
+
+def weighted_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+    inputs, targets, indices = batch
+    losses = F.cross_entropy(model(inputs), targets, reduction="none")
+    return (meta.logits[indices].sigmoid() * losses).mean()
+
+
+def plain_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def convolutional_network() -> nn.Module:
+    layers: list[nn.Module] = []
+    for before, after in ((1, 16), (16, 32), (32, 32)):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, 10))
+
+
+def batches(steps: int, size: int = BATCH) -> tuple[list[Any], Any]:
+    """Return training batches with the indices of their examples, and a validation batch."""
+    generator = torch.Generator().manual_seed(0)
+    # Classes that can be learned: on noise, long trajectories are chaotic and rounding decides.
+    centers = torch.randn(10, 1, 28, 28, generator=generator)
+    targets = torch.randint(10, (EXAMPLES,), generator=generator)
+    inputs = centers[targets] + torch.randn(EXAMPLES, 1, 28, 28, generator=generator)
+    parts = torch.arange(EXAMPLES).split(size)
+    train = [(inputs[part], targets[part], part) for part in parts]
+    noise = torch.randn(size, 1, 28, 28, generator=generator)
+    valid = (centers[targets[:size]] + noise, targets[:size])
+    return [train[step % len(train)] for step in range(steps)], valid
+
+
+def ours(steps: int, **arguments: Any) -> Callable[[], Tensor]:
+    torch.manual_seed(0)
+    problem = mt.BilevelProblem(
+        convolutional_network(), ExampleWeights(), weighted_loss, plain_loss
+    )
+    inner = mt.inner.SGD(lr=LR, momentum=MOMENTUM)
+    state = inner.init(problem)
+    train, valid = batches(steps)
+    estimator = Unrolled(steps, **arguments)
+    return lambda: estimator(problem, inner, state, train, valid).gradient["logits"]
+
+
+def highers(steps: int) -> Callable[[], Tensor]:
+    import higher
+
+    torch.manual_seed(0)
+    model, meta = convolutional_network(), ExampleWeights()
+    train, valid = batches(steps)
+
+    def call() -> Tensor:
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+        with higher.innerloop_ctx(model, optimizer) as (functional, differentiable):
+            for batch in train:
+                differentiable.step(weighted_loss(functional, meta, batch))
+            loss = plain_loss(functional, meta, valid)
+            return torch.autograd.grad(loss, meta.logits)[0]
+
+    return call
+
+
+METHODS: dict[str, Callable[[int], Callable[[], Tensor]]] = {
+    "higher": highers,
+    "Unrolled": ours,
+    "Unrolled, all graphs": lambda steps: ours(steps, keep_graphs=steps),
+    "Unrolled, sqrt": lambda steps: ours(steps, checkpoint="sqrt"),
+    "Unrolled, tree": lambda steps: ours(steps, checkpoint="tree"),
+    "Unrolled, mixed mode": lambda steps: ours(steps, product="forward_over_reverse"),
+}
+
+
+SHORT = ("Unrolled, all graphs", "Unrolled, sqrt", "Unrolled, mixed mode")
+"""Methods that are left out of the longest trajectories, to save time."""
+
+
+def compare(steps: int, repeats: int, names: list[str]) -> dict[str, dict[str, float]]:
+    """Measure all methods in turn, ``repeats`` times, and return the least time of each."""
+    calls = {name: METHODS[name](steps) for name in names}
+    found: dict[str, dict[str, float]] = {name: {"seconds": float("inf")} for name in names}
+    gradients = {}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            gc.collect()
+            begin = time.process_time()
+            gradients[name] = call()
+            found[name]["seconds"] = min(found[name]["seconds"], time.process_time() - begin)
+    reference = gradients[names[0]]
+    for name, call in calls.items():
+        gap = (gradients[name] - reference).norm() / reference.norm()
+        found[name]["difference"] = float(gap)
+        gc.collect()
+        found[name]["bytes"] = peak_memory(call)
+    return found
+
+
+def long_run(kind: str, steps: int, results: Any) -> None:
+    """Take a long trajectory in a process of its own; put its growth in bytes and its seconds."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    learned = kind == "forward"
+    meta: nn.Module = Rates() if learned else ExampleWeights()
+    if learned:
+        inner = mt.inner.SGD(
+            lr=learned_rate(0),
+            momentum=learned_rate(1),
+            weight_decay=learned_rate(2),
+        )
+    else:
+        inner = mt.inner.SGD(lr=LR, momentum=MOMENTUM)
+    problem = mt.BilevelProblem(
+        perceptron(), meta, plain_loss if learned else weighted_loss, plain_loss
+    )
+    state = inner.init(problem)
+
+    def run(count: int) -> None:
+        train, valid = batches(count, 32)
+        estimator = ForwardMode(count) if learned else Unrolled(count, checkpoint="tree", arity=22)
+        estimator(problem, inner, state, train, valid)
+
+    run(5)
+    before = restart_peak()
+    begin = time.process_time()
+    run(steps)
+    seconds = time.process_time() - begin
+    peak = resident("VmHWM")
+    results.put({"bytes": peak - before, "total": peak, "seconds": seconds})
+
+
+def resident(entry: str) -> int:
+    """Return the resident memory of this process, now (VmRSS) or at most (VmHWM), in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{entry}:"):
+            return 1024 * int(line.split()[1])
+    raise LookupError(f"/proc/self/status has no {entry}")
+
+
+def restart_peak() -> int:
+    """Forget the largest resident memory so far, and return the present one."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def in_process(kind: str, steps: int) -> dict[str, float]:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=long_run, args=(kind, steps, results))
+    process.start()
+    found = results.get()
+    process.join()
+    return found
+
+
+def processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(found: dict[int, dict[str, dict[str, float]]], peer: str | None) -> list[str]:
+    lines = [
+        "| T | method | difference | peak memory (MiB) | to higher | time (s) | to higher |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for steps, rows in found.items():
+        for name, row in rows.items():
+            ratios = ["", ""]
+            if peer is not None:
+                other = rows[peer]
+                ratios = [
+                    f"1/{other['bytes'] / row['bytes']:.1f}",
+                    f"{row['seconds'] / other['seconds']:.2f}",
+                ]
+            lines.append(
+                f"| {steps} | {name} | {row['difference']:.0e} | {row['bytes'] / 2**20:.1f} "
+                f"| {ratios[0]} | {row['seconds']:.2f} | {ratios[1]} |"
+            )
+    return lines
+
+
+def draw(found: dict[int, dict[str, dict[str, float]]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    memory, seconds = figure.subplots(1, 2)
+    names = list(next(iter(found.values())))
+    for name in names:
+        steps = [count for count, rows in found.items() if name in rows]
+        rows = [found[count][name] for count in steps]
+        memory.plot(steps, [row["bytes"] / 2**20 for row in rows], marker="o", label=name)
+        seconds.plot(
+            steps, [1e3 * r["seconds"] / n for r, n in zip(rows, steps, strict=True)], marker="o"
+        )
+    memory.set(xscale="log", yscale="log", xlabel="inner steps T", ylabel="peak memory (MiB)")
+    seconds.set(xscale="log", xlabel="inner steps T", ylabel="time per step (ms)", ylim=(0, None))
+    memory.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+TEXT = """\
+# Long trajectories
+
+A convolutional network ({parameters:,} parameters) on inputs of MNIST's shape, batches of {batch},
+SGD with momentum, one weight per training example as λ, float32. Peak memory is what tensors hold
+beyond what was there before the call; time is processor time, the least of {repeats} calls, of one
+where T > 100. `higher` keeps one graph of all steps; the difference is to its hypergradient.
+Recomputing each step once takes 4/3 of its passes.
+
+{table}
+
+![Memory and time by the number of inner steps](trajectory.png)
+
+`Unrolled` keeps all states, `sqrt` and `tree` (of arity 8) few of them, and "all graphs" is
+`keep_graphs=T`. On this network the mixed mode costs as much as the double backward and holds more:
+PyTorch's forward mode carries each tangent next to its tensor.
+
+{long}
+
+Measured on {processor} with one thread, other work beside it, Python {python}, torch {torch},
+{peer}. `python -m benchmarks.trajectory` measures again and writes this page.
+"""
+
+
+def long_text(steps: int) -> str:
+    rows = []
+    for kind, name, count in (
+        ("forward", "`ForwardMode(T)`, three hyper-parameters of SGD", 10),
+        ("forward", "`ForwardMode(T)`, three hyper-parameters of SGD", steps),
+        ("tree", '`Unrolled(T, checkpoint="tree", arity=22)`, a weight per example', 10),
+        ("tree", '`Unrolled(T, checkpoint="tree", arity=22)`, a weight per example', steps),
+    ):
+        found = in_process(kind, count)
+        print(f"{name}, T={count}: grows by {found['bytes'] / 2**20:.0f} MiB", flush=True)
+        rows.append(
+            f"| {name} | {count:,} | {found['bytes'] / 2**20:.0f} | {found['total'] / 2**20:.0f} "
+            f"| {found['seconds']:.1f} |"
+        )
+    return "\n".join(
+        [
+            "A perceptron 784-32-10 on batches of 32, in a process of its own: what its resident "
+            "memory\ngrows by beyond a call with T = 5, and its whole peak, PyTorch included.",
+            "",
+            "| estimator | T | growth (MiB) | whole process (MiB) | time (s) |",
+            "|---|---:|---:|---:|---:|",
+            *rows,
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 50, 500])
+    parser.add_argument("--long", type=int, default=10_000, help="steps of the long runs")
+    parser.add_argument("--repeats", type=int, default=2, help="fewer are taken where T > 100")
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    names, peer, version = list(METHODS), "higher", "no peer"
+    if importlib.util.find_spec("higher") is None:
+        print(
+            "higher is not installed, so that there is nothing to compare with; install the extra: "
+            "pip install -e '.[benchmarks]'",
+            file=sys.stderr,
+        )
+        names.remove("higher")
+    else:
+        version = f"higher {importlib.metadata.version('higher')}"
+    found = {}
+    for steps in arguments.steps:
+        chosen = [name for name in names if steps <= 100 or name not in SHORT]
+        found[steps] = compare(steps, 1 if steps > 100 else arguments.repeats, chosen)
+        for line in table({steps: found[steps]}, peer if peer in names else None)[2:]:
+            print(line, flush=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    draw(found, arguments.output / "trajectory.png")
+    page = TEXT.format(
+        parameters=sum(p.numel() for p in convolutional_network().parameters()),
+        batch=BATCH,
+        repeats=arguments.repeats,
+        table="\n".join(table(found, peer if peer in names else None)),
+        long=long_text(arguments.long),
+        processor=processor(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        peer=version,
+    )
+    (arguments.output / "trajectory.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The benchmark of long trajectories runs, with its peer and without it."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from benchmarks import trajectory
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    # The number of threads is the whole process's.
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(trajectory.gc, "collect", lambda: 0)
+    monkeypatch.setattr(trajectory, "in_process", lambda kind, steps: dict(ONE))
+
+
+ONE = {"bytes": 2**20, "total": 2**29, "seconds": 1.0}
+
+
+def test_without_the_peer_it_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "higher", None)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "higher" else real(name)
+    )
+    chosen = {name: trajectory.METHODS[name] for name in ("higher", "Unrolled", "Unrolled, tree")}
+    monkeypatch.setattr(trajectory, "METHODS", chosen)
+    arguments = ["trajectory", "--steps", "1", "3", "--repeats", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    trajectory.main()
+    told = capsys.readouterr()
+    assert "higher is not installed" in told.err and "[benchmarks]" in told.err
+    page = (tmp_path / "trajectory.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith(("| 1 |", "| 3 |"))]
+    assert len(rows) == 2 * 2
+    # All ways agree with the first.
+    assert all(float(row.split("|")[3]) < 1e-5 for row in rows)
+    assert (tmp_path / "trajectory.png").stat().st_size > 1000
+
+
+def test_the_peer_agrees():
+    pytest.importorskip("higher")
+    found = trajectory.compare(3, 1, ["higher", "Unrolled"])
+    assert found["Unrolled"]["difference"] < 1e-5
