@@ -72,8 +72,8 @@ def main():
     text += f"| `_run.log_scalar` of a float, in a loop | {found['scalar'] * 1e6:.1f} µs |\n"
     text += f"| the same of a 0-d tensor on the CPU | {found['tensor'] * 1e6:.1f} µs |\n"
     text += f"| one training step without logging | {found['step'] * 1e3:.2f} ms |\n\n"
-    text += f"Training for {STEPS} steps, {ROUNDS} times each in turns; ratios of its CPU time, its pushing thread included, to that of "
-    text += "training that logs nothing:\n\n"
+    text += f"Training for {STEPS} steps, {ROUNDS} times each in turns; ratios of its CPU time, "
+    text += "its pushing thread included, to that of training that logs nothing:\n\n"
     text += "| | median of the rounds | least of the rounds |\n|---|---:|---:|\n"
     for name, label in {"with": "a value logged at every step", "control": "nothing"}.items():
         text += f"| {label} | {found[name][0]:.4f} | {found[name][1]:.4f} |\n"

@@ -165,6 +165,9 @@ class Metrics(Mapping[str, "pandas.Series[Any]"]):
         steps, _, times = self._read(name)
         return pandas.Series(times, index=pandas.Index(steps, name="step"), name=name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

@@ -116,6 +116,7 @@ def test_a_run_gives_its_configuration_metrics_and_artifacts(connection, tmp_pat
     assert series.tolist() == [1.0 / (step + 1) + 1 for step in range(5)]
     assert run.metrics.times("valid_loss").is_monotonic_increasing
     assert list(run.metrics) == ["valid_loss"]
+    assert "valid_loss" in run.metrics and "valid_los" not in run.metrics
     with pytest.raises(UnknownNameError, match="Did you mean 'valid_loss'"):
         run.metrics["valid_los"]
     assert run.artifacts["weights.bin"].read() == b"weights 1"
