@@ -79,8 +79,8 @@ class EvoGrad(Estimator):
             each other.
 
     Example:
-        >>> EvoGrad(candidates=2, sigma=1e-3, temperature=0.05).learning_rate
-        1e-05
+        >>> f"{EvoGrad(candidates=2, sigma=1e-3, temperature=0.05).learning_rate:.0e}"
+        '1e-05'
     """
 
     traits = Traits(

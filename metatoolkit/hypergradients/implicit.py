@@ -57,8 +57,8 @@ class Implicit(Estimator):
     Cost with F one forward pass: 3 F for each step taken, 6 F for the step that is linearized and
     the outer loss, and 6 F for each product with (I − ∂Φ)ᵀ: one for each iteration and one for
     the true residual with the derivative in λ; NormalEquationCG takes 8 F more per iteration.
-    Memory: the graph of one step, about three times that of an ordinary training step (twice as
-    much for NormalEquationCG), and the solver's vectors.
+    Memory: the graph of one step, three to four times that of an ordinary training step (twelve
+    for NormalEquationCG), and the solver's vectors.
 
     Args:
         solver: Solver of the linear system, for instance ``ConjugateGradient(iterations=20)``.

@@ -122,6 +122,12 @@ def test_at_most_three_passes_beyond_the_base_step(where, passes, estimator, lim
 
 
 @both
+def test_memory_of_an_ordinary_step(estimator, limit_of):
+    setup = Setup("loss", 8)
+    assert setup.memory(estimator()) < 1.3
+
+
+@both
 def test_a_zero_outer_gradient_gives_zero(estimator, limit_of):
     case = bank.ridge()
     problem = mt.BilevelProblem(

@@ -126,6 +126,10 @@ def test_at_most_three_passes(where, passes):
     assert (cost.forward, cost.backward, cost.hvp) == (3, 3, 0)
 
 
+def test_memory_of_an_ordinary_step():
+    assert Setup("loss", 8).memory(guided(1e-2)) < 1.1
+
+
 def test_perturb_moves_only_what_it_names():
     case = bank.small_net()
     some, everything = case.call(guided(perturb=["4.*"])), case.call(guided())
