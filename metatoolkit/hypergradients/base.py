@@ -279,8 +279,8 @@ def refuse_initial_state(problem: BilevelProblem, state: InnerState, who: str, w
     """
     if problem.begins_with_meta(state):
         raise UnsupportedError(
-            f"λ sets the initial state of this problem, but {who} {why}. Use Unrolled with "
-            "product='reverse_over_reverse', FirstOrder or Reptile."
+            f"λ sets the initial state of this problem, but {who} {why}. Use "
+            "Unrolled, FirstOrder or Reptile."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients.base import (
-    add_gradients,
-    double_backward_kernels,
-    refuse_initial_state,
-)
+from metatoolkit.hypergradients.base import add_gradients, double_backward_kernels
 from metatoolkit.hypergradients.trajectory import Adjoint
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -77,8 +73,8 @@ def step_with_gradients(
             f"of the training loss, and that of {type(inner).__name__} is another map; use "
             "product='reverse_over_reverse'."
         )
-    refuse_initial_state(problem, state, "the mixed mode", "holds θ before the first step")
     meta = {name: tensor.detach() for name, tensor in meta.items()}
+    state = inner.enter(problem, state, meta)
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in state.parameters.items()}
     entry = dataclasses.replace(state, parameters=leaves)
     _, gradients, buffers = inner.gradients(problem, entry, meta, batch)
@@ -132,6 +128,14 @@ class MixedStep:
         if gradients is None:
             moved, gradients = step_with_gradients(problem, inner, state, meta, batch)
             buffers = moved.buffers
+        # λ is read by the initial state, too, where it sets it: the adjoint goes on to it.
+        self._given: Tensors = {}
+        if problem.begins_with_meta(state):
+            with torch.enable_grad():
+                self._given = problem.initial_parameters(meta)
+            state = inner.enter(problem, state, meta).detach()
+        self._through_state = through_state
+        through_state = through_state or bool(self._given)
         inputs = [tensor.detach().requires_grad_(through_state) for tensor in state.tensors()]
         self._points = {name: g.detach().requires_grad_() for name, g in gradients.items()}
         with torch.enable_grad():
@@ -161,7 +165,7 @@ class MixedStep:
         ]
         size = len(self._inputs)
         if not pairs:
-            return [None] * size, [None] * len(meta)
+            return [None] * (size if self._through_state else 0), [None] * len(meta)
         outputs, cotangents = zip(*pairs, strict=True)
         sources = [*self._inputs, *meta.values()]
         found = torch.autograd.grad(
@@ -174,7 +178,23 @@ class MixedStep:
         names = [str(index) for index in range(len(sources))]
         parts = (found[: len(sources)], [*second[0], *slots, *second[1]])
         total = list(add_gradients(names, *parts).values())
-        return total[:size], total[size:]
+        before, direct = total[:size], total[size:]
+        at_start = self._through_initial_state(before[: len(self._points)])
+        direct = list(add_gradients(list(meta), direct, at_start).values())
+        return (before if self._through_state else []), direct
+
+    def _through_initial_state(self, adjoint: Adjoint) -> Sequence[Tensor | None]:
+        """Differentiate the parameters that λ sets, with the adjoint of all parameters."""
+        meta = self._arguments[2]
+        pairs = [
+            (self._given[name], cotangent)
+            for name, cotangent in zip(self._points, adjoint, strict=False)
+            if name in self._given and cotangent is not None and self._given[name].requires_grad
+        ]
+        if not pairs:
+            return [None] * len(meta)
+        outputs, cotangents = zip(*pairs, strict=True)
+        return torch.autograd.grad(outputs, list(meta.values()), cotangents, allow_unused=True)
 
 
 def _directional(

@@ -16,7 +16,6 @@ from metatoolkit.hypergradients.base import (
     add_gradients,
     double_backward_kernels,
     fill_gradients,
-    refuse_initial_state,
 )
 from metatoolkit.hypergradients.trajectory import Adjoint, outer_gradient
 from metatoolkit.inner.base import InnerLearner
@@ -40,7 +39,8 @@ class TangentBundle:
     Args:
         problem: The bilevel problem.
         inner: Inner learner.
-        state: Detached state to start from, which does not depend on λ.
+        state: Detached state to start from; it depends on λ where the problem says so.
+        meta: Meta-parameters by name, leaves that require a gradient.
         directions: Directions in λ.
         count: Number of directions.
         chunk: Number of directions that are pushed at a time; 1 does without ``vmap``.
@@ -60,6 +60,7 @@ class TangentBundle:
         problem: BilevelProblem,
         inner: InnerLearner,
         state: InnerState,
+        meta: Tensors,
         directions: Directions,
         count: int,
         chunk: int,
@@ -69,26 +70,55 @@ class TangentBundle:
                 "forward mode needs an inner step that is an update by the gradient of the "
                 f"training loss, and that of {type(inner).__name__} is another map; use Unrolled."
             )
-        refuse_initial_state(problem, state, "forward mode", "starts with tangents of zero")
         self.problem = problem
         self.inner = inner
-        self.state = state
+        self.meta = meta
+        self.state = inner.enter(problem, state, meta).detach()
         self.tangents = [tensor.new_zeros(count, *tensor.shape) for tensor in state.tensors()]
         self._directions = directions
         self._chunks = [(i, min(i + chunk, count)) for i in range(0, count, chunk)]
         self.reached: set[str] = set()
+        if problem.begins_with_meta(state):
+            self._begin()
 
-    def step(self, meta: Tensors, batch: Any) -> None:
+    def _begin(self) -> None:
+        """Set the tangents of the parameters that λ sets."""
+        with torch.enable_grad():
+            # Views, since a leaf would be no function of itself.
+            given = {
+                name: tensor.view_as(tensor)
+                for name, tensor in self.problem.initial_parameters(self.meta).items()
+                if tensor.requires_grad
+            }
+            if not given:
+                return
+            vectors = [torch.zeros_like(tensor).requires_grad_() for tensor in given.values()]
+            products = torch.autograd.grad(
+                list(given.values()),
+                list(self.meta.values()),
+                vectors,
+                create_graph=True,
+                allow_unused=True,
+            )
+        pairs = zip(self.meta, products, strict=True)
+        self.reached |= {name for name, product in pairs if product is not None}
+        places = [list(self.state.parameters).index(name) for name in given]
+        for first, last in self._chunks:
+            moved = batched_products(products, vectors, self._directions(first, last))
+            for place, tangent in zip(places, moved, strict=True):
+                self.tangents[place][first:last].copy_(tangent)
+
+    def step(self, batch: Any) -> None:
         """Move the state and its tangents by one inner step.
 
         Args:
-            meta: Meta-parameters by name, leaves that require a gradient.
             batch: Training batch. Cost: 3 F, and at most 6 F for each direction.
 
         Raises:
             UnsupportedError: An operation of the training loss is unknown to ``vmap``.
         """
-        problem, inner, leaves = self.problem, self.inner, list(meta.values())
+        problem, inner, meta = self.problem, self.inner, self.meta
+        leaves = list(meta.values())
         points = [tensor.detach().requires_grad_() for tensor in self.state.tensors()]
         entry = self.state.with_tensors(points)
         theta = list(entry.parameters.values())
@@ -166,9 +196,9 @@ def forward_hypergradient(
         UnusedMetaParameterError: No loss and no hyper-parameter depends on λ.
     """
     meta = problem.meta_leaves()
-    bundle = TangentBundle(problem, inner, state, directions, count, chunk)
+    bundle = TangentBundle(problem, inner, state, meta, directions, count, chunk)
     for batch in train_batches:
-        bundle.step(meta, batch)
+        bundle.step(batch)
     loss, adjoint, direct = outer_gradient(problem, bundle.state, meta, valid_batch)
     through: dict[str, Tensor | None] = dict.fromkeys(meta)
     found = combine(bundle.slopes(adjoint))

@@ -60,9 +60,9 @@ def test_equals_reverse_mode(name, learner):
             torch.testing.assert_close(buffer, expected.state.buffers[key])
 
 
-@pytest.mark.parametrize("name", ["learned_rates", "dead_coordinates"])
-def test_equals_reverse_mode_in_the_optimizer(name):
-    case = bank.CASES[name]()
+@pytest.mark.parametrize("name", ["learned_rates", "dead_coordinates", "initialized", "adapted"])
+def test_equals_reverse_mode_wherever_meta_enters(name):
+    case = getattr(bank, name)()
     assert error(flat(case.call(ForwardMode(6))), flat(case.call(Unrolled(6)))) < 1e-12
 
 

@@ -229,6 +229,19 @@ def test_learned_hyperparameters(product):
 
 
 @products
+@pytest.mark.parametrize("learner", ["Nesterov", "Adam"])
+@pytest.mark.parametrize("name", ["initialized", "adapted"])
+def test_meta_parameters_in_the_initial_state(name, learner, product):
+    case = getattr(bank, name)()
+    case.inner = LEARNERS[learner]()
+    estimator = Unrolled(3, product=product, checkpoint="tree", arity=2)
+    check = check_hypergradient(
+        case.problem, case.inner, estimator, case.batches(3), case.valid_batch, coordinates=12
+    )
+    assert check.relative_error < 1e-6, check
+
+
+@products
 @pytest.mark.parametrize("window", [1, 2, 5])
 def test_truncation_holds_earlier_steps_constant(window, product):
     case = bank.small_net()
