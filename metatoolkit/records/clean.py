@@ -46,6 +46,22 @@ def redact(text: str) -> str:
     return _SECRET_OPTIONS.sub(r"\1***", _CREDENTIALS.sub("", text))
 
 
+def hide_assignment(word: Any) -> Any:
+    """Hide what is assigned to a secret's name, as in ``api.password=...``.
+
+    Args:
+        word: A word of a command line.
+
+    Returns:
+        The word, with ``***`` as the value of a secret.
+    """
+    if isinstance(word, str) and "=" in word:
+        name = word.partition("=")[0]
+        if _SECRET_KEY.fullmatch(name.replace("．", ".").rpartition(".")[2].strip()):
+            return f"{name}={HIDDEN}"
+    return word
+
+
 def encode_key(key: object) -> str:
     """Write a dictionary key as MongoDB can store and query it.
 

@@ -14,7 +14,7 @@ from typing import Any
 from metatoolkit.errors import ConfigurationError, RecordsError, StorageError
 from metatoolkit.records import provenance
 from metatoolkit.records.capture import OutputTee
-from metatoolkit.records.clean import clean, clean_metric, clean_text
+from metatoolkit.records.clean import clean, clean_metric, clean_text, hide_assignment
 from metatoolkit.records.fields import duration
 from metatoolkit.records.push import Push
 from metatoolkit.records.pusher import BEAT_SECONDS, Pusher
@@ -384,7 +384,7 @@ class RunRecorder:
             document = self._document
             self._delete_replaced()
             document["meta"] = clean(self.run.meta_info)
-            _hide_urls(document["meta"])
+            _hide_secrets(document["meta"])
             document["info"] = clean(self.run.info)
             for section in SECTIONS:
                 if section in document:
@@ -476,11 +476,14 @@ def _length(data: Any) -> int:
     return len(json.dumps(data, default=str))
 
 
-def _hide_urls(meta: dict[str, Any]) -> None:
-    """Take credentials out of the addresses that Sacred's own observers are given."""
-    for option, value in (meta.get("options") or {}).items():
+def _hide_secrets(meta: dict[str, Any]) -> None:
+    """Take credentials out of what was typed on the command line."""
+    options: dict[str, Any] = meta.get("options") or {}
+    for option, value in options.items():
         if isinstance(value, str) and "@" in value and option in ("--mongo_db", "--sql"):
-            meta["options"][option] = value.rpartition("@")[2]
+            options[option] = value.rpartition("@")[2]
+        elif isinstance(value, list):
+            options[option] = [hide_assignment(one) for one in value]
 
 
 def recorder_of(run: Any) -> RunRecorder | None:

@@ -19,7 +19,7 @@ from metatoolkit.records.address import (
 )
 from metatoolkit.records.clean import redact
 from metatoolkit.records.push import Push
-from metatoolkit.records.spool import say
+from metatoolkit.records.spool import say, spooled_runs
 
 if TYPE_CHECKING:
     from pymongo import MongoClient
@@ -58,6 +58,7 @@ class Pusher:
         self._done = threading.Event()
         self._final = False
         self._no_server = False
+        self._replayed = False
         self._complaint: str | None = None
         # A daemon: a frozen server must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="records", daemon=True)
@@ -142,8 +143,25 @@ class Pusher:
                 self._complaint = None
             if final and not self.verified:
                 self.push.forget()
+            self._replay_others()
             return self.verified or not final
         return False
+
+    def _replay_others(self) -> None:
+        """Bring in what earlier runs have left, once, and without holding this one up."""
+        if not self._replayed:
+            self._replayed = True
+            if any(spool.uuid != self.push.spool.uuid for spool in spooled_runs(self._home)):
+                threading.Thread(target=self._replay, name="replay", daemon=True).start()
+
+    def _replay(self) -> None:
+        # Not at the top: replaying knows of pushing.
+        from metatoolkit.records.replay import sync
+
+        try:
+            sync(self._home)
+        except RecordsError as error:
+            say(f"earlier runs stay in the spool: {error}")
 
     def _retry_later(self, reason: str) -> None:
         self.push.forget()

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import os
 import sys
+from urllib.parse import quote
 
 from metatoolkit.errors import ConfigurationError, MetatoolkitError
 from metatoolkit.records.address import (
@@ -22,6 +23,14 @@ from metatoolkit.records.home import data_home
 from metatoolkit.records.replay import BAD, sync
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spool_directory, spooled_runs
+
+# Omniboard listens on every interface, without a password; this keeps it on this machine.
+LOOPBACK_ONLY = (
+    'import net from "node:net";const l=net.Server.prototype.listen;'
+    "net.Server.prototype.listen=function(p,...a){return "
+    'typeof p==="object"||typeof a[0]==="string"?l.call(this,p,...a)'
+    ':l.call(this,p,"127.0.0.1",...a)}'
+)
 
 
 def start_server(options: argparse.Namespace) -> int:
@@ -190,7 +199,9 @@ def omniboard(options: argparse.Namespace) -> int:
         uri = f'"${URI_VARIABLE}"'
     else:
         uri = f"'{ManagedServer().start()}'"
-    print(f"npx --yes omniboard@2.16.1 --mu {uri}")
+    option = f"--import=data:text/javascript,{quote(LOOPBACK_ONLY, safe='/:;=().,')}"
+    print(f"NODE_OPTIONS='{option}' npx --yes omniboard@2.16.1 --mu {uri}")
+    print("then open http://127.0.0.1:9000 (PORT=... chooses another one)", file=sys.stderr)
     return 0
 
 

@@ -135,8 +135,52 @@ def test_secrets_are_stored_nowhere(home, database, monkeypatch):
     assert document["config"]["api"] == {"key": "k", "hf_token": "***"}
     assert document["meta"]["comment"] == "see https://b"
     meta = {"options": {"--mongo_db": "me:hunter2@host:1:db"}}
-    observer._hide_urls(meta)
+    observer._hide_secrets(meta)
     assert meta == {"options": {"--mongo_db": "host:1:db"}}
+
+
+def test_secrets_of_the_command_line_are_stored_nowhere(database):
+    experiment = make(count_up, password="", api={"hf_token": ""})
+    words = ["x", "with", "password=hunter2", "api.hf_token='hunter2'", "seed=4"]
+    experiment.run_commandline(words)
+    document = database["runs"].find_one()
+    assert "hunter2" not in repr(document)
+    assert document["config"]["password"] == "***" and document["config"]["seed"] == 4
+    assert "seed=4" in document["meta"]["options"]["UPDATE"]
+
+
+def test_the_next_run_replays_what_lies_in_the_spool(home, mongod, monkeypatch):
+    monkeypatch.setenv("METATOOLKIT_MONGOD", "")
+    first = run(count_up)
+    monkeypatch.delenv("METATOOLKIT_MONGOD")
+
+    def main():
+        deadline = time.monotonic() + 30
+        while len(list(spooled_runs(home))) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    run(main)
+    with records.connect() as connection:
+        assert len(connection[records.run_uuid(first)].metrics["loss"]) == 20
+
+
+def test_gpus_are_recorded_once_they_are_used(monkeypatch):
+    import types
+
+    import torch
+
+    from metatoolkit.records.provenance import gpu_information
+
+    assert gpu_information() is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index: index * 3 * 2**20)
+    properties = types.SimpleNamespace(name="H200", total_memory=140 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    found = gpu_information()
+    # The first one is visible, and has held no tensor.
+    assert found["gpus"] == [{"model": "H200", "total_memory": 140 * 1024, "peak_memory": 3}]
 
 
 def test_a_forked_child_neither_hangs_nor_ends_the_run(home, database):
