@@ -29,7 +29,7 @@ class ForwardGradient(Estimator):
     averaged. The direct gradient of the outer loss in λ is added as it is; meta-parameters that no
     inner step reads have it alone.
 
-    It is unbiased for what :class:`Unrolled` computes. Its mean square error is
+    It is unbiased for what :class:`ForwardMode` computes. Its mean square error is
     (N − 1) / ``samples`` times the squared norm of the part through the steps with signs, and
     (N + 1) / ``samples`` with normal numbers, for N meta-parameters.
 
@@ -56,7 +56,7 @@ class ForwardGradient(Estimator):
     traits = Traits(
         kind="stochastic",
         computes="derivative through T inner steps",
-        assumes="second derivatives of the training loss; many samples or small outer steps",
+        assumes="symmetric second derivatives of the training loss; many samples or small steps",
         passes="(3 + 6 S) F for each step with S samples, 3 F for the outer loss",
         memory="S inner states and the graph of one step, for any T",
         paper="Shen et al. 2024, arXiv 2406.14095",

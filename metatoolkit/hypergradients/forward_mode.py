@@ -22,7 +22,9 @@ class ForwardMode(Estimator):
 
     Franceschi et al. 2017, arXiv 1703.01785, algorithm 2: the derivatives of θ and of the
     optimizer's state in each of the N meta-parameters go along with the steps. It is exact, like
-    :class:`Unrolled`, under the same conditions; the steps may be as many as one likes.
+    :class:`Unrolled`; the steps may be as many as one likes. It takes second derivatives of the
+    training loss as symmetric, which custom backward passes that are no gradients (straight-through
+    estimators) break: for these, use :class:`Unrolled`.
 
     Cost with F one forward pass: 3 F for each step and up to 6 F more for each meta-parameter; 3 F
     for the outer loss. Memory, for any T: N times the inner state, and the double backward of one
@@ -45,7 +47,7 @@ class ForwardMode(Estimator):
     traits = Traits(
         kind="exact",
         computes="derivative through T inner steps",
-        assumes="few meta-parameters N; second derivatives of the training loss",
+        assumes="few meta-parameters N; symmetric second derivatives of the training loss",
         passes="(3 + 6 N) F for each step, 3 F for the outer loss",
         memory="N inner states and the graph of one step, for any T",
         paper="Franceschi et al. 2017, arXiv 1703.01785",
