@@ -20,6 +20,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
     refuse_initial_state,
 )
+from metatoolkit.hypergradients.detached import RecordDetached, ReplayDetached
 from metatoolkit.hypergradients.linearization import finite_outer_gradient
 from metatoolkit.hypergradients.one_step import OneStep
 from metatoolkit.hypergradients.trajectory import Adjoint
@@ -38,8 +39,14 @@ class FiniteDifference(Estimator):
     gives the product as (∂L_T(θ + ε v̂)/∂λ − ∂L_T(θ − ε v̂)/∂λ) / 2ε. What λ does in the optimizer
     is added exactly. The error is of the order of (ε ‖v̂‖)², and rounding adds to it where that is
     small. Both passes have the dropout masks of the step, without which their difference is
-    noise. Coordinates with a gradient of exactly zero that the optimizer would amplify more than
-    all others (dead ones under Adam) are left out.
+    noise, and what the loss detaches is held as it was in the step, for a derivative takes it for a
+    constant. Coordinates with a gradient of exactly zero that the optimizer would amplify more
+    than all others (dead ones under Adam) are left out.
+
+    A loss whose gradient is not the derivative of its value for other reasons (a straight-through
+    estimator, values computed under ``no_grad``) has no meaningful difference. The detail
+    ``slope_error`` tells: (L_T(θ + ε v̂) − L_T(θ − ε v̂)) / 2ε less ⟨g, v̂⟩, over ‖g‖ ‖v̂‖, is near
+    zero else.
 
     Cost with F one forward pass: the base step, 3 F, the outer loss, 3 F, and two passes of 3 F
     each with λ at the input and 1 F with λ in the loss alone. Memory: that of an ordinary step
@@ -165,7 +172,8 @@ def adapted_hypergradient(
     constants = {name: tensor.detach() for name, tensor in meta.items()}
     point = {name: tensor.requires_grad_() for name, tensor in state.detach().parameters.items()}
     entry = dataclasses.replace(state, parameters=point)
-    train_loss, gradients, buffers = inner.gradients(problem, entry, constants, batch)
+    with RecordDetached() as detached:
+        train_loss, gradients, buffers = inner.gradients(problem, entry, constants, batch)
     check_finite(
         {"the training loss": train_loss.detach()}
         | {f"the gradient of the training loss in {n!r}": g for n, g in gradients.items()}
@@ -182,6 +190,8 @@ def adapted_hypergradient(
         for (name, tensor), v in zip(state.parameters.items(), adjoint, strict=False)
     }
     direction = _direction(sensitivity, gradients, outer)
+    slope = _dot(gradients, direction)
+    scale = _norm(gradients) * _norm(direction)
     by_optimizer: Adjoint = [None] * len(leaves)
     moved = [name for name, tensor in after.parameters.items() if tensor.requires_grad]
     if moved:
@@ -189,13 +199,14 @@ def adapted_hypergradient(
         given = [outer[name] for name in moved]
         by_optimizer = list(torch.autograd.grad(outputs, leaves, given, allow_unused=True))
     del gradients, sensitivity, outer, adjoint, after  # each as large as θ
-    by_loss = _mixed_product(problem, state, meta, batch, direction, radius)
+    by_loss, rise = _mixed_product(problem, state, meta, batch, direction, radius, detached.values)
     total = add_gradients(names, direct, by_optimizer, by_loss)
     return Hypergradient(
         gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
         valid_loss=valid_loss,
         state=final,
         cost=Cost(forward=4, backward=4),
+        details={"slope_error": torch.where(scale > 0, (rise - slope).abs() / scale, 0.0)},
     )
 
 
@@ -229,8 +240,9 @@ def _mixed_product(
     batch: Any,
     direction: Tensors,
     radius: float | None,
-) -> Adjoint:
-    """Return ∂²L_T/∂λ∂θ times a direction by a central difference, with common masks."""
+    detached: list[Tensor],
+) -> tuple[Adjoint, Tensor]:
+    """Return ∂²L_T/∂λ∂θ and ∂L_T/∂θ times a direction by a central difference, common masks."""
     parameters = state.parameters
     length = _norm(direction)
     if radius is None:
@@ -241,23 +253,36 @@ def _mixed_product(
     # Along a direction of zero both passes are the same, and their difference is zero.
     epsilon = torch.where(length > 0, distance / length, torch.ones_like(length))
     leaves = list(meta.values())
-    sides = []
+    losses, sides = [], []
     for sign in (1.0, -1.0):
         shifted = {
             name: tensor + (sign * epsilon * direction[name]).to(tensor.dtype)
             for name, tensor in parameters.items()
         }
-        with torch.enable_grad():
+        with torch.enable_grad(), ReplayDetached(detached):
             loss, _ = problem.evaluate_train(
                 shifted, meta, state.buffers, batch, fold_in(state.key, state.step)
             )
-        if not loss.requires_grad:
-            return [None] * len(leaves)
-        sides.append(torch.autograd.grad(loss, leaves, allow_unused=True))
-    return [
+        losses.append(loss.detach().to(epsilon.dtype))
+        side: Adjoint = [None] * len(leaves)
+        if loss.requires_grad:
+            side = list(torch.autograd.grad(loss, leaves, allow_unused=True))
+        sides.append(side)
+    product: Adjoint = [
         None if up is None or down is None else ((up - down) / (2 * epsilon)).to(up.dtype)
         for up, down in zip(*sides, strict=True)
     ]
+    return product, (losses[0] - losses[1]) / (2 * epsilon)
+
+
+def _dot(one: Tensors, other: Tensors) -> Tensor:
+    """Return the inner product over all entries, in float32 or more."""
+    return torch.stack(
+        [
+            (tensor * other[name]).sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+            for name, tensor in one.items()
+        ]
+    ).sum()
 
 
 def _norm(tensors: Tensors) -> Tensor:

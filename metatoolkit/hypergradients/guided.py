@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from metatoolkit.hypergradients.base import (
     check_finite,
     fill_gradients,
 )
+from metatoolkit.hypergradients.detached import RecordDetached, ReplayDetached
 from metatoolkit.hypergradients.linearization import finite_outer_gradient
 from metatoolkit.hypergradients.trajectory import Adjoint, outer_loss
 from metatoolkit.problem import BilevelProblem
@@ -31,7 +32,8 @@ class Guide:
     With the weights w = softmax(−ℓ/τ) of the copies' training losses, θ⁺ = θ + σ (w₊ − w₋) d and
     ⟨g, θ₊ − θ⁺⟩ = 2 w₋ σ ‖g‖, so that EvoGrad's sum is c (∂ℓ₊/∂λ − ∂ℓ₋/∂λ) with
     c = −2 w₊ w₋ σ ‖g‖ / τ. For small σ it is −(σ²/τ) ∂²ℓ/∂λ∂θ · g, the one-step hypergradient of
-    plain SGD with the learning rate σ²/τ and the outer gradient at θ.
+    plain SGD with the learning rate σ²/τ and the outer gradient at θ. What the loss detaches is
+    common to both copies, as are the dropout masks.
 
     Args:
         names: Inner parameters to perturb.
@@ -63,9 +65,7 @@ class Guide:
         names, leaves = list(meta), list(meta.values())
         valid_loss, direction, norm, direct = self._direction(problem, state, meta, valid_batch)
         losses, sides = [], []
-        for copy in self._copies(state, direction):
-            with torch.enable_grad():
-                loss = self._train_loss(problem, state, copy, meta, batch)
+        for loss in self._losses(problem, state, self._copies(state, direction), meta, batch):
             side: Adjoint = [None] * len(leaves)
             if loss.requires_grad:
                 side = list(torch.autograd.grad(loss, leaves, allow_unused=True))
@@ -113,10 +113,8 @@ class Guide:
         present = problem.meta_leaves()
         _, direction, norm, _ = self._direction(problem, state, present, valid_batch)
         with torch.no_grad():
-            losses = [
-                self._train_loss(problem, state, copy, meta, batch)
-                for copy in self._copies(state, direction)
-            ]
+            copies = self._copies(state, direction)
+            losses = [loss.detach() for loss in self._losses(problem, state, copies, meta, batch)]
         weights = self._weights(torch.stack(losses).to(norm.dtype))
         shift = self.sigma * (weights[0] - weights[1]) * norm
         return outer_loss(problem, state, meta, valid_batch) + shift
@@ -157,12 +155,20 @@ class Guide:
         return copies
 
     @staticmethod
-    def _train_loss(
-        problem: BilevelProblem, state: InnerState, copy: Tensors, meta: Tensors, batch: Any
-    ) -> Tensor:
-        # The masks of the base step, common to both copies.
+    def _losses(
+        problem: BilevelProblem,
+        state: InnerState,
+        copies: list[Tensors],
+        meta: Tensors,
+        batch: Any,
+    ) -> Iterator[Tensor]:
+        """Yield both losses with graphs in λ, with the masks of the base step."""
         key = fold_in(state.key, state.step)
-        return problem.evaluate_train(copy, meta, state.buffers, batch, key)[0]
+        recorded = RecordDetached()
+        for mode, copy in zip((recorded, ReplayDetached(recorded.values)), copies, strict=True):
+            with torch.enable_grad(), mode:
+                loss, _ = problem.evaluate_train(copy, meta, state.buffers, batch, key)
+            yield loss
 
     def _weights(self, losses: Tensor) -> Tensor:
         return torch.softmax(-losses / self.temperature, dim=0)

@@ -38,10 +38,13 @@ class Penalty(Estimator):
     arXiv 2209.08709) follows the same direction from one trajectory. z is carried from call to
     call, as is y by the trainer: with ``keep_lookahead=True`` nothing is computed twice.
 
-    The two losses that are subtracted have the same batch and dropout masks. λ may enter the model
-    and both losses, not the optimizer. Cost with F one forward pass: 9 F for each step (y 3 F, z
-    6 F), and three passes of 1 F to 3 F. Memory: z with its optimizer state, a second inner state,
-    and the graphs of a training and a validation pass.
+    L_T must be a function whose gradient moves y: what it detaches from θ, as Meta-Weight-Net does,
+    is taken for a function of θ. The two losses that are subtracted have the same batch and
+    dropout masks. λ may enter the model and both losses, not the optimizer.
+
+    Cost with F one forward pass: 9 F for each step (y 3 F, z 6 F), and three passes of 1 F to 3 F.
+    Memory: z with its optimizer state, a second inner state, and the graphs of a training and a
+    validation pass.
 
     Args:
         penalty: γ, above 0; the larger, the less bias and the more noise.
@@ -54,7 +57,7 @@ class Penalty(Estimator):
     traits = Traits(
         kind="approximate",
         computes="derivative at the inner optimum, up to O(1/γ)",
-        assumes="y and z near their optima; λ not in the optimizer; first derivatives only",
+        assumes="y and z near their optima; λ not in the optimizer; nothing detached",
         passes="9 T F + 3 passes",
         memory="a second inner state and the graph of two passes",
         paper="Kwon et al. 2023, arXiv 2301.10945",

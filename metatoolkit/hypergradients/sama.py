@@ -22,9 +22,11 @@ class SAMA(Estimator):
     the hypergradient is ∂L/∂λ + ∂²L_T/∂λ∂θ · v̂ with v̂ = ∂θ⁺/∂g · v = −∂u/∂g · v: the base
     Jacobian is the identity, and ∂u/∂g the optimizer's own adaptation, a diagonal that SGD, Adam,
     AdamW and RMSprop tell (``gradient_sensitivity``). The product is the central difference
-    (∂L_T(θ + ε v̂)/∂λ − ∂L_T(θ − ε v̂)/∂λ) / 2ε with the dropout masks of the step in both passes.
-    It is the limit of OneStep(lookahead=False) for small ε; with plain SGD, at an inner optimum,
-    it takes ``lr`` · I for the inverse Hessian. What λ does in the optimizer is added exactly.
+    (∂L_T(θ + ε v̂)/∂λ − ∂L_T(θ − ε v̂)/∂λ) / 2ε with the dropout masks of the step in both passes,
+    what the loss detaches held as it was, and the detail ``slope_error``, as FiniteDifference has
+    them. It is the limit of OneStep(lookahead=False) for small ε; with plain SGD, at an inner
+    optimum, it takes ``lr`` · I for the inverse Hessian. What λ does in the optimizer is added
+    exactly.
 
     Cost with F one forward pass: the base step, whose gradient is needed, 3 F, the outer loss,
     3 F, and two passes of 3 F each with λ at the input and 1 F with λ in the loss alone. Memory:

@@ -121,6 +121,62 @@ def test_at_most_three_passes_beyond_the_base_step(where, passes, estimator, lim
     assert (cost.forward, cost.backward, cost.hvp) == (4, 4, 0)
 
 
+class Twice(torch.autograd.Function):
+    """The identity with twice its gradient."""
+
+    @staticmethod
+    def forward(ctx, inputs):
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def weighted(how):
+    """Meta-Weight-Net, whose weights read the losses in one way or another."""
+    case = bank.small_net()
+
+    def train_loss(model, meta, batch):
+        losses = nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        if how == "detach":
+            seen = losses.detach()
+        elif how == "data":
+            seen = losses.data
+        elif how == "no_grad":
+            with torch.no_grad():
+                seen = losses * 1.0
+        else:
+            seen = Twice.apply(losses)
+        return (meta(seen) * losses).mean()
+
+    problem = mt.BilevelProblem(
+        case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
+    )
+    return bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+
+
+@both
+@pytest.mark.parametrize("how", ["detach", "data"])
+def test_what_the_loss_detaches_is_a_constant(how, estimator, limit_of):
+    case = weighted(how)
+    state = later(case)
+    result = case.call(estimator(), state)
+    assert relative_error(result, case.call(limit_of, state)) < 1e-7
+    assert float(result.details["slope_error"]) < 1e-8
+
+
+@both
+@pytest.mark.parametrize("how", ["no_grad", "twice"])
+def test_the_slope_tells_of_a_gradient_that_is_no_derivative(how, estimator, limit_of):
+    case = weighted(how)
+    state = later(case)
+    result = case.call(estimator(), state)
+    assert float(result.details["slope_error"]) > 1e-3
+    assert relative_error(result, case.call(limit_of, state)) > 1e-2
+    assert float(bank.small_net().call(estimator()).details["slope_error"]) < 1e-8
+
+
 @both
 def test_memory_of_an_ordinary_step(estimator, limit_of):
     setup = Setup("loss", 8)

@@ -10,6 +10,7 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import EvoGrad, OneStep
 from tests import bank
 from tests.hypergradients.test_cost import Setup
+from tests.hypergradients.test_finite_difference import weighted
 
 F64 = torch.float64
 NAMES = ["illustration", "ridge", "small_net", "inside_model", "tied"]
@@ -114,6 +115,20 @@ def test_both_copies_have_the_masks_of_the_base_step(monkeypatch):
     case.inner.step(case.problem, state, case.problem.meta_parameters(), case.train_batches[0])
     case.call(guided(), state)
     assert len(keys) == 3 and len(set(keys)) == 1
+
+
+@pytest.mark.parametrize("how", ["detach", "data"])
+def test_what_the_loss_detaches_is_a_constant(how):
+    case = with_inner(weighted(how), mt.inner.SGD(lr=1.0))
+    state = case.state
+    exact = case.call(OneStep(lookahead=False), state)
+    errors = [
+        relative_error(case.call(guided(sigma, 5.0, rescale=1.0), state), exact)
+        for sigma in (1e-3, 1e-4)
+    ]
+    # The constants are those of one of the copies: an error of the order of σ.
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
+    assert errors[1] < 1e-3
 
 
 @pytest.mark.parametrize(("where", "passes"), [("loss", 5.1), ("input", 9.1)])
