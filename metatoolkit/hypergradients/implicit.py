@@ -48,7 +48,8 @@ class Implicit(Estimator):
     gradient descent Pedregosa 2016, arXiv 1602.02355). Φ is the inner learner's own step on one
     batch with one dropout mask and the buffers held, and any regular map will do: whether s moves
     by gradient descent, with momentum or by Adam. The estimate is exact at a fixed point of Φ with
-    the system solved; away from one it has an error of the size of the distance.
+    the system solved; away from one it has an error of the size of the distance. What the loss
+    detaches is a constant of Φ.
 
     Solvers for symmetric systems (ConjugateGradient, MINRES, Nystrom) need plain gradient steps,
     and see the system H w = ∂L/∂s with H the Hessian of the training loss, weight decay included,
