@@ -110,8 +110,15 @@ def test_maml_in_closed_form(steps):
 
 @pytest.mark.parametrize(
     "estimator",
-    [Unrolled(1), Unrolled(3), Unrolled(4, checkpoint="sqrt"), OneStep()],
-    ids=["T=1", "T=3", "sqrt", "one step"],
+    [
+        Unrolled(1),
+        Unrolled(3),
+        Unrolled(4, checkpoint="sqrt"),
+        Unrolled(3, product="forward_over_reverse"),
+        ForwardMode(2),
+        OneStep(),
+    ],
+    ids=["T=1", "T=3", "sqrt", "mixed mode", "forward mode", "one step"],
 )
 @pytest.mark.parametrize("inner", [None, mt.inner.Adam(lr=0.01)], ids=["momentum", "Adam"])
 def test_through_the_steps_of_a_network(estimator, inner):
@@ -140,8 +147,6 @@ def test_implicit_differentiation_sees_the_pull_alone():
         (FiniteDifference(), "finite difference"),
         (SOBA(), "SOBA"),
         (Implicit(GMRES()), "Implicit with steps=0"),
-        (ForwardMode(2), "forward mode"),
-        (Unrolled(2, product="forward_over_reverse"), "mixed mode"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
