@@ -115,9 +115,10 @@ def test_at_most_three_passes_beyond_the_base_step(where, passes, estimator, lim
     base = mt.measure.count_flops(setup.base_step)
     total = mt.measure.count_flops(lambda: setup.call(estimator()))
     assert total - base <= 3 * base
-    assert setup.passes(estimator()) == pytest.approx(passes, abs=0.3) or where == "input"
-    assert setup.passes(estimator()) <= passes
-    cost = setup.call(estimator()).cost
+    # At the input λ needs less than a whole backward pass.
+    lower = passes - (0.1 if where == "loss" else 3)
+    assert lower < total / mt.measure.count_flops(setup.forward) <= passes
+    cost = bank.ridge().call(estimator()).cost
     assert (cost.forward, cost.backward, cost.hvp) == (4, 4, 0)
 
 

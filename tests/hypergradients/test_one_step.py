@@ -84,7 +84,7 @@ def test_identity_undoes_the_learning_rate_of_each_group():
 def test_passes():
     setup = Setup("loss", 2)
     assert setup.passes(OneStep()) < 10.1
-    cost = setup.call(OneStep()).cost
+    cost = bank.ridge().call(OneStep()).cost
     assert (cost.forward, cost.backward, cost.hvp) == (2, 2, 1)
 
 

@@ -133,7 +133,7 @@ def test_the_losses_that_are_subtracted_share_their_masks():
 def test_passes(where, passes):
     setup = Setup(where, 2)
     assert setup.passes(Penalty()) < passes
-    cost = setup.call(Penalty(steps=1)).cost
+    cost = bank.ridge().call(Penalty(steps=1)).cost
     assert (cost.forward, cost.backward, cost.hvp) == (6, 6, 0)
 
 

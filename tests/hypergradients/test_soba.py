@@ -129,10 +129,8 @@ def test_resumes_bitwise(tmp_path):
 
 def test_passes():
     setup = Setup("loss", 2)
-    estimator = SOBA()
-    setup.call(estimator)
-    assert setup.passes(estimator) == pytest.approx(12, abs=0.1)
-    cost = setup.call(estimator).cost
+    assert setup.passes(SOBA()) == pytest.approx(12, abs=0.1)
+    cost = bank.ridge().call(SOBA()).cost
     assert (cost.forward, cost.backward, cost.hvp, cost.iterations) == (2, 2, 1, 1)
 
 
