@@ -1,4 +1,4 @@
-"""The benchmark of long trajectories runs, with its peer and without it."""
+"""The benchmark of long trajectories runs, with its peers and without them."""
 
 import importlib.util
 import sys
@@ -20,19 +20,22 @@ def one_thread(monkeypatch):
 ONE = {"bytes": 2**20, "total": 2**29, "seconds": 1.0}
 
 
-def test_without_the_peer_it_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "higher", None)
+def test_without_peers_it_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "higher" else real(name)
+        importlib.util,
+        "find_spec",
+        lambda name: None if name in trajectory.PEERS.values() else real(name),
     )
-    chosen = {name: trajectory.METHODS[name] for name in ("higher", "Unrolled", "Unrolled, tree")}
+    names = ("higher", "TorchOpt", "Unrolled", "Unrolled, tree")
+    chosen = {name: trajectory.METHODS[name] for name in names}
     monkeypatch.setattr(trajectory, "METHODS", chosen)
     arguments = ["trajectory", "--steps", "1", "3", "--repeats", "1", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     trajectory.main()
     told = capsys.readouterr()
-    assert "higher is not installed" in told.err and "[benchmarks]" in told.err
+    for name in trajectory.PEERS:
+        assert f"{name} is not installed" in told.err and "[benchmarks]" in told.err
     page = (tmp_path / "trajectory.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith(("| 1 |", "| 3 |"))]
     assert len(rows) == 2 * 2
@@ -41,7 +44,8 @@ def test_without_the_peer_it_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "trajectory.png").stat().st_size > 1000
 
 
-def test_the_peer_agrees():
-    pytest.importorskip("higher")
-    found = trajectory.compare(3, 1, ["higher", "Unrolled"])
+@pytest.mark.parametrize("name", trajectory.PEERS)
+def test_peers_agree(name):
+    pytest.importorskip(trajectory.PEERS[name])
+    found = trajectory.compare(3, 1, [name, "Unrolled"])
     assert found["Unrolled"]["difference"] < 1e-5
