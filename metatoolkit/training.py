@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import time
@@ -18,9 +19,11 @@ from metatoolkit.errors import CheckpointError, ConfigurationError, DataError, N
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, tree_map
 
 Log = Callable[[str, float, int], None]
+_EPISODE = -8
 Evaluate = Callable[["MetaTrainer"], Mapping[str, float]]
 
 
@@ -101,6 +104,8 @@ class MetaTrainer:
             Meta-Weight-Net) or after (``"inner_first"``).
         keep_lookahead: Take over the state that the estimator reached, instead of base steps of
             its own, in outer steps where λ moves; for unrolled horizons without a second pass.
+        episode: Number of inner steps after which θ starts over from where the trainer found it,
+            with a random key of its own; ``None`` trains θ on and on. λ and its optimizer stay.
 
     Raises:
         ConfigurationError: Arguments contradict each other.
@@ -118,6 +123,7 @@ class MetaTrainer:
         meta_every: int = 1,
         order: Literal["meta_first", "inner_first"] = "meta_first",
         keep_lookahead: bool = False,
+        episode: int | None = None,
     ) -> None:
         if (estimator is None) != (meta_optimizer is None):
             raise ConfigurationError(
@@ -126,6 +132,8 @@ class MetaTrainer:
             )
         if meta_every < 1:
             raise ConfigurationError(f"meta_every is {meta_every}; at least 1 is needed.")
+        if episode is not None and episode < 1:
+            raise ConfigurationError(f"episode is {episode}; at least 1 inner step is needed.")
         if order not in ("meta_first", "inner_first"):
             raise ConfigurationError(f"order is {order!r}; accepted: 'meta_first', 'inner_first'.")
         if keep_lookahead and order == "inner_first":
@@ -145,7 +153,10 @@ class MetaTrainer:
         self.order = order
         self.keep_lookahead = keep_lookahead
         self.seed = seed
+        self.episode = episode
         self.state: InnerState = inner.init(problem, seed)
+        self.start = None if episode is None else self.state
+        self.episodes_done = 0
         self.steps_done = 0
         self.seconds = 0.0
         self.history: list[tuple[str, float, int]] = []
@@ -286,6 +297,11 @@ class MetaTrainer:
         return last
 
     def _outer_step(self, streams: dict[str, _Stream]) -> dict[str, Tensor]:
+        if self.episode is not None and self.state.step >= self.episode:
+            assert self.start is not None
+            self.episodes_done += 1
+            key = fold_in(self.start.key, _EPISODE, self.episodes_done)
+            self.state = dataclasses.replace(self.start, key=key)
         moves = self.estimator is not None and self.steps_done % self.meta_every == 0
         count = 1 if self.estimator is None else self.estimator.horizon
         batches = [self._place(streams["train_batches"].next()) for _ in range(count)]
@@ -321,6 +337,8 @@ class MetaTrainer:
             "seconds": self.seconds,
             "history": self.history,
             "state": self.state.state_dict(),
+            "start": self.start and self.start.state_dict(),
+            "episodes_done": self.episodes_done,
             "meta": self.problem.meta.state_dict(),
             "meta_optimizer": self.meta_optimizer and self.meta_optimizer.state_dict(),
             "estimator": self.estimator and self.estimator.state_dict(),
@@ -373,6 +391,9 @@ class MetaTrainer:
             ) from error
         device = next(iter(self.state.parameters.values())).device
         self.state = saved.to(device)
+        self.episodes_done = content["episodes_done"]
+        if self.episode is not None and content["start"] is not None:
+            self.start = InnerState.from_state_dict(content["start"]).to(device)
         if self.meta_optimizer is not None and content["meta_optimizer"] is not None:
             self.meta_optimizer.load_state_dict(content["meta_optimizer"])
         if self.estimator is not None and content["estimator"] is not None:

@@ -9,6 +9,9 @@ from metatoolkit.hypergradients.check import check_hypergradient as check_hyperg
 from metatoolkit.hypergradients.comparison import EstimatorComparison as EstimatorComparison
 from metatoolkit.hypergradients.comparison import compare_estimators as compare_estimators
 from metatoolkit.hypergradients.evograd import EvoGrad as EvoGrad
+from metatoolkit.hypergradients.evolution_strategies import (
+    EvolutionStrategies as EvolutionStrategies,
+)
 from metatoolkit.hypergradients.finite_difference import FiniteDifference as FiniteDifference
 from metatoolkit.hypergradients.first_order import FirstOrder as FirstOrder
 from metatoolkit.hypergradients.forward_gradient import ForwardGradient as ForwardGradient
@@ -22,8 +25,10 @@ from metatoolkit.hypergradients.linear_solvers import LinearSolver as LinearSolv
 from metatoolkit.hypergradients.linear_solvers import Neumann as Neumann
 from metatoolkit.hypergradients.linear_solvers import NormalEquationCG as NormalEquationCG
 from metatoolkit.hypergradients.linear_solvers import Nystrom as Nystrom
+from metatoolkit.hypergradients.noise_reuse_es import NoiseReuseES as NoiseReuseES
 from metatoolkit.hypergradients.one_step import OneStep as OneStep
 from metatoolkit.hypergradients.penalty import Penalty as Penalty
+from metatoolkit.hypergradients.persistent_es import PersistentES as PersistentES
 from metatoolkit.hypergradients.reptile import Reptile as Reptile
 from metatoolkit.hypergradients.sama import SAMA as SAMA
 from metatoolkit.hypergradients.soba import SOBA as SOBA

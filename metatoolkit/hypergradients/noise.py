@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from metatoolkit.randomness import fold_in
 from metatoolkit.state import Tensors
 
 
@@ -28,8 +29,8 @@ def standard_noise(
     for name, tensor in tensors.items():
         groups.setdefault((tensor.device, tensor.dtype), []).append(name)
     drawn: Tensors = {}
-    for (device, dtype), names in groups.items():
-        generator = torch.Generator(device).manual_seed(key)
+    for index, ((device, dtype), names) in enumerate(groups.items()):
+        generator = torch.Generator(device).manual_seed(fold_in(key, index))
         sizes = [tensors[name].numel() for name in names]
         # One draw for all: many small ones cost more than the passes of a small network.
         flat = torch.empty(sum(sizes), device=device, dtype=dtype)

@@ -17,6 +17,7 @@ from metatoolkit.errors import (
     UnusedMetaParameterError,
 )
 from metatoolkit.hypergradients import Traits
+from metatoolkit.hypergradients.evolution_strategies import AntitheticEvaluations
 from metatoolkit.hypergradients.listing import all_estimators
 from tests import bank
 from tests.hypergradients.registry import ESTIMATORS
@@ -157,8 +158,10 @@ def test_the_state_is_what_the_inner_learner_reaches(make):
 
 @estimators
 def test_a_part_of_meta_that_the_training_loss_ignores_has_its_direct_gradient(make):
-    case = bank.tied()
-    gradient = call(case, make()).gradient
+    case, estimator = bank.tied(), make()
+    if isinstance(estimator, AntitheticEvaluations):
+        pytest.skip("evaluations alone put noise into every coordinate")
+    gradient = call(case, estimator).gradient
     expected = case.problem.meta.direct.detach().cos()
     torch.testing.assert_close(gradient["direct"], expected, rtol=1e-9, atol=1e-12)
     assert bool((gradient["unused"] == 0).all())
@@ -194,6 +197,8 @@ def test_non_finite_losses_are_errors_and_never_zeros(make, where, value):
 
 @estimators
 def test_a_non_finite_hypergradient_names_its_parameter(make):
+    if isinstance(make(), AntitheticEvaluations):
+        pytest.skip("evaluations alone see values, and these are finite")
     case = bank.tied()
     problem = case.problem
     with torch.no_grad():
