@@ -8,11 +8,11 @@ METHODS = ("plain", "uniform_weights", "frozen_weights", "second_order", "evogra
 
 # Chosen by `python -m applications.label_noise.tuning`: see docs/label_noise.md.
 TUNED: dict[str, dict[str, Any]] = {
-    "plain": {"lr": 0.0063},
-    "uniform_weights": {"lr": 0.0079},
+    "plain": {"lr": 0.0079},
+    "uniform_weights": {"lr": 0.0063},
     "frozen_weights": {"lr": 0.0063},
     "second_order": {"lr": 0.013, "meta_lr": 6.5e-3},
-    "evograd": {"lr": 0.013, "meta_lr": 6.5e-3},
+    "evograd": {"lr": 0.0079, "meta_lr": 2.3e-3},
 }
 
 # A network's option that is None keeps the network's own default, and so does lr or meta_lr keep
