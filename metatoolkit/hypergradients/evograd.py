@@ -43,7 +43,9 @@ class EvoGrad(Estimator):
     no double backward, and no gradient to the inner parameters of the copies.
 
     For small σ its mean is the one-step hypergradient of plain SGD with the learning rate
-    σ²(K−1)/(Kτ), which at the paper's values is 1e-5; ``rescale`` sets that learning rate.
+    σ²(K−1)/(Kτ), which at the paper's values is 1e-5; ``rescale`` sets that learning rate. What a
+    training loss detaches from θ, as Meta-Weight-Net does with the losses that it weights, is each
+    copy's own, as in the paper's code: the mean then counts it as a function of θ.
 
     ``guided`` perturbs along the gradient of the outer loss at θ instead of at random: two copies
     θ ± σ g/‖g‖, with g in the place of the outer gradient at θ⁺, and nothing is random. Its limit

@@ -141,6 +141,27 @@ def test_memory_of_two_passes():
     assert Setup("loss", 8).memory(Penalty()) < 2.2
 
 
+def test_training_leads_to_the_optimum():
+    case = bank.quadratic(3.0, 6)
+    curvature, mixing, shift = case.train_batches[0]
+    response = torch.linalg.solve(curvature, mixing)
+    offset = case.valid_batch - torch.linalg.solve(curvature, shift)
+    optimum = torch.linalg.lstsq(response, offset.unsqueeze(1)).solution.squeeze(1)
+    estimator = Penalty(100.0)
+    trainer = mt.MetaTrainer(
+        case.problem,
+        mt.inner.SGD(lr=0.3, momentum=0.3),
+        estimator,
+        torch.optim.SGD(case.problem.meta.parameters(), lr=0.1),
+        keep_lookahead=True,
+    )
+    trainer.fit(case.train_batches, [case.valid_batch], 250, progress=False)
+    found = case.problem.meta.value.detach()
+    assert float((found - optimum).norm() / optimum.norm()) < 0.02
+    # The momentum of z lives on between the calls.
+    assert float(estimator.state_dict()["z"]["optimizer"]["velocity"]["value"].norm()) > 0
+
+
 def test_z_is_carried_and_restored():
     case = bank.small_net()
     estimator = Penalty(5.0)
