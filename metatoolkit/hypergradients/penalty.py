@@ -144,7 +144,7 @@ class Penalty(Estimator):
         return losses, parts
 
     def _start(self, state: InnerState) -> InnerState:
-        """Return z as it was carried, or y at the first call; its clock is always that of y."""
+        """Return z as it was carried, or y at the first call, with the type and clock of y."""
         carried = self._carried
         if carried is None:
             return state
@@ -154,8 +154,10 @@ class Penalty(Estimator):
                 "the parameters that Penalty carries have other shapes than the inner state; make "
                 "a new Penalty for another model or inner learner."
             )
-        device = next(iter(state.parameters.values())).device
-        return dataclasses.replace(carried.to(device), step=state.step, key=state.key)
+        pairs = zip(carried.tensors(), state.tensors(), strict=True)
+        moved = carried.with_tensors([tensor.to(like) for tensor, like in pairs])
+        buffers = {name: b.to(state.buffers[name]) for name, b in carried.buffers.items()}
+        return dataclasses.replace(moved, buffers=buffers, step=state.step, key=state.key)
 
     def state_dict(self) -> dict[str, Any]:
         """Return z, if there is one."""
@@ -203,7 +205,7 @@ class Penalty(Estimator):
             pairs = [(batch, valid_batch) for batch in train_batches]
             z = roll_out(_Penalized(problem, self.penalty), inner, state, present, pairs)
         else:
-            z = self._carried
+            z = self._start(state)
         with torch.no_grad():
             valid_loss, at_z, at_y = (
                 _loss(problem, at, meta, train_batches[-1], valid_batch, y, outer)

@@ -177,6 +177,29 @@ def test_z_is_carried_and_restored():
     assert not torch.equal(second.gradient[key], fresh.gradient[key])
 
 
+def test_a_trained_estimator_can_be_checked_in_float64():
+    case = bank.ridge()
+    case.problem.model.float()
+    case.problem.meta.float()
+    single = bank.Case(
+        case.problem,
+        case.inner,
+        [tuple(t.float() for t in batch) for batch in case.train_batches],
+        tuple(t.float() for t in case.valid_batch),
+    )
+    estimator = Penalty(3.0)
+    result = single.call(estimator)
+    check = mt.check_hypergradient(
+        single.problem,
+        single.inner,
+        estimator,
+        single.train_batches,
+        single.valid_batch,
+        state=result.state,
+    )
+    assert check.relative_error < 1e-6
+
+
 def test_unsupported():
     with pytest.raises(UnsupportedError, match="Unrolled, ForwardMode or Implicit"):
         bank.learned_rates().call(Penalty())
