@@ -229,6 +229,18 @@ def test_colors_and_width_are_for_terminals_only(filled, columns):
 
 
 @needs_mongod
+@pytest.mark.parametrize("words", [["list"], ["best", "result.test_accuracy"], ["show", "1"]])
+def test_answers_do_not_wait_for_what_they_do_not_need(filled, words):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "metatoolkit.cli", "runs", *words],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pymongo" in loaded
+    assert not loaded & {"torch", "pandas", "sacred", "numpy", "matplotlib", "scipy"}
+
+
+@needs_mongod
 def test_a_closed_pipe_is_no_error(filled):
     command = f"{sys.executable} -m metatoolkit.cli runs show 1 | head -1"
     done = subprocess.run(

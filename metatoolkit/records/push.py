@@ -52,6 +52,7 @@ class Push:
         self._artifacts: set[Any] = set()
         self._fields: dict[str, int] = {}
         self._known = False
+        self._shown = (0, "")
 
     def __call__(
         self, database: Database[dict[str, Any]], document: dict[str, Any], final: bool = False
@@ -346,11 +347,14 @@ class Push:
 
     def _captured_output(self) -> str:
         size = self._output.size()
-        if size <= 4 * OUTPUT_LIMIT:
-            return shorten(self._output.read(0))
-        head = self._output.read(0, OUTPUT_LIMIT)
-        tail = self._output.read(size - OUTPUT_LIMIT)
-        return shorten(head + tail, left_out=size - 2 * OUTPUT_LIMIT)
+        if size != self._shown[0]:
+            if size <= 4 * OUTPUT_LIMIT:
+                text = shorten(self._output.read(0))
+            else:
+                ends = self._output.read(0, OUTPUT_LIMIT) + self._output.read(size - OUTPUT_LIMIT)
+                text = shorten(ends, left_out=size - 2 * OUTPUT_LIMIT)
+            self._shown = size, text
+        return self._shown[1]
 
     def _push_document(
         self, database: Database[dict[str, Any]], document: dict[str, Any], final: bool

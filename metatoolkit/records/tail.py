@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.clean import decode_key
+from metatoolkit.records.push import shorten
 from metatoolkit.records.query import Database
 from metatoolkit.records.run import Run, section, status_of
 from metatoolkit.records.spool import METRICS, OUTPUT, RunSpool, spooled_runs
@@ -56,7 +57,7 @@ class Follower:
         self._home = home
         self._names = names
         self._output = output
-        self._printed = 0
+        self._printed = b""
         self._offset = 0
         self._logged: dict[str, int] = {}
         self.status = run.status
@@ -87,7 +88,7 @@ class Follower:
     def _from_spool(self, spool: RunSpool) -> Iterator[News]:
         self.status = status_of(spool.read_document())
         if self._output:
-            yield from self._text(_read(spool.path / OUTPUT, self._printed))
+            yield from self._text(_read(spool.path / OUTPUT, len(self._printed)))
         data = _read(spool.path / METRICS, self._offset)
         end = data.rfind(b"\n") + 1
         self._offset += end
@@ -107,8 +108,12 @@ class Follower:
         document = found[0]
         self.status = status_of(document)
         if self._output:
-            output = str(document.get("captured_out") or "").encode("utf-8")
-            yield from self._text(output[self._printed :])
+            # The database has the output without overwritten progress bars, and not the middle of
+            # a very long one: what is new is what follows the part that is the same.
+            output = str(document.get("captured_out") or "")
+            same = _same(shorten(self._printed), output)
+            self._printed = output[:same].encode("utf-8")
+            yield from self._text(output[same:].encode("utf-8"))
         for key, entry in section(document, "summary").items():
             name = decode_key(key)
             seen = self._logged.get(name, 0)
@@ -121,11 +126,19 @@ class Follower:
 
     def _text(self, data: bytes) -> Iterator[News]:
         if data:
-            self._printed += len(data)
+            self._printed += data
             yield News(None, None, data.decode("utf-8", "replace"))
 
     def _wanted(self, name: str) -> bool:
         return self._names is None or name in self._names
+
+
+def _same(former: str, now: str) -> int:
+    if now.startswith(former):
+        return len(former)
+    pairs = enumerate(zip(former, now, strict=False))
+    shorter = min(len(former), len(now))
+    return next((position for position, (one, other) in pairs if one != other), shorter)
 
 
 def _read(path: Path, offset: int) -> bytes:

@@ -123,6 +123,23 @@ def test_tail_of_a_run_elsewhere_reads_the_database(database, capsys):
     assert "no run goes on" in capsys.readouterr().err
 
 
+def test_what_follows_is_what_is_new(database):
+    from metatoolkit.records.tail import Follower
+
+    run(count_up)
+    runs = database["runs"]
+    now = {"status": "RUNNING", "heartbeat": utcnow(), "proc": {}}
+    runs.update_one({"_id": 1}, {"$set": {**now, "captured_out": "one\ntwo: 100%\n"}})
+    with records.connect() as connection:
+        follower = Follower(connection, connection[1])
+        # The first part has come from the spool, its progress bar included.
+        follower._printed = b"one\ntwo: 10%\rtwo: 100%\n"
+        assert [news.value for news in follower._from_database() if news.metric is None] == []
+        runs.update_one({"_id": 1}, {"$set": {"captured_out": "one\ntwo: 100%\nthree\n"}})
+        assert [news.value for news in follower._from_database()] == ["three\n"]
+        assert list(follower._from_database()) == []
+
+
 SCRIPT = """
     from metatoolkit import records
 
