@@ -295,8 +295,8 @@ hypergradient. Recomputing each step once takes 4/3 of its passes.
 
 `Unrolled` keeps all states, θ and its velocity, where `higher` keeps the activations of each step,
 too: the ratio of memory tends to that of the two. `sqrt` and `tree` (of arity 8) keep few states,
-and "all graphs" is `keep_graphs=T`. On this network the mixed mode costs as much as the double backward and holds more:
-PyTorch's forward mode carries each tangent next to its tensor.
+and "all graphs" is `keep_graphs=T`. On this network the mixed mode takes more time than the double
+backward and holds more: PyTorch's forward mode carries each tangent next to its tensor.
 
 {long}
 
