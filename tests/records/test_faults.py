@@ -138,7 +138,7 @@ def test_the_server_refuses_writes(external, tmp_path, check):
 def test_the_servers_disk_is_full(tmp_path, mongod, monkeypatch, check):
     with (
         tempfile.TemporaryDirectory(prefix="mt-") as name,
-        faults.small_disk(Path(name) / "disk", 60) as mounted,
+        faults.small_disk(Path(name) / "disk", 200) as mounted,
     ):
         if not mounted:
             pytest.skip("no small file system can be mounted here")
@@ -151,12 +151,13 @@ def test_the_servers_disk_is_full(tmp_path, mongod, monkeypatch, check):
                 time.sleep(0.01)
             filler = directory / "filler"
             with pytest.raises(OSError, match="No space"), open(filler, "wb", 0) as file:
-                while file.write(b"x" * 65536):
+                while file.write(b"x" * 1_000_000):
                     pass
             (tmp_path / "run" / "go").touch()
             worker.join()
             filler.unlink()
-            # It has ended by itself, as it does where its journal cannot grow.
+            # It ends by itself where its journal cannot grow, sooner or later.
+            external.kill()
             external.back()
             limit = faults.END_LIMIT
             check(figures("disk of the server full from mid-run on", worker, external, limit=limit))
