@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from benchmarks import estimators
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_page_is_written(tmp_path):
+    arguments = ["weights", "--draws", "1", "--repeats", "1", "--output", str(tmp_path)]
+    assert estimators.main(arguments) == 0
+    page = (tmp_path / "estimators.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| FiniteDifference"))
+    cosine, error = row.split("|")[2:4]
+    assert float(cosine) > 0.99 and float(error) < 0.05
+    assert (tmp_path / "estimators_weights.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("problem", estimators.PROBLEMS)
+def test_peers_give_the_same_hypergradient(problem):
+    setup = estimators.PROBLEMS[problem]()
+    if setup["peer_steps"] is None:
+        pytest.skip("peers take no hyper-parameter of the optimizer for λ here")
+    ours, *theirs = (
+        kind(2)
+        for kind in [
+            estimators.hg.Unrolled,
+            *(k for module, k in estimators.PEERS.values() if estimators.installed(module)),
+        ]
+    )
+    if not theirs:
+        pytest.skip("no peer is installed: pip install -e '.[benchmarks]'")
+    state = setup["inner"].init(setup["problem"])
+    batches = (setup["train_batches"] * 2)[:2]
+    results = [
+        estimator(setup["problem"], setup["inner"], state, batches, setup["valid_batch"])
+        for estimator in (ours, *theirs)
+    ]
+    for result in results[1:]:
+        for name, gradient in results[0].gradient.items():
+            error = (result.gradient[name] - gradient).norm() / gradient.norm()
+            assert float(error) < 1e-5
