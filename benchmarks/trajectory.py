@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metatoolkit as mt
+from benchmarks.machine import processor
 from metatoolkit.hypergradients import ForwardMode, Unrolled
 from metatoolkit.measure import peak_memory
 
@@ -229,15 +230,6 @@ def in_process(kind: str, steps: int) -> dict[str, float]:
     found = results.get()
     process.join()
     return found
-
-
-def processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def table(found: dict[int, dict[str, dict[str, float]]], peer: str | None) -> list[str]:

@@ -7,6 +7,8 @@ import platform
 import sys
 from pathlib import Path
 
+from benchmarks.machine import processor
+
 HEAD = """\
 # Reliability of the records
 
@@ -29,14 +31,6 @@ The clock is the one that the process sees: the machine's own is left alone.
 Measured on {date} with Python {python}, {system}, {processor}, {cores} cores shared with other
 work. `scripts/reliability` measures again and writes this page.
 """
-
-
-def processor() -> str:
-    """Name the processor, as Linux calls it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main(figures: str, page: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.records.queries import processor
+from benchmarks.machine import processor
 from metatoolkit import records
 from metatoolkit.records.server import ManagedServer
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy
 import pymongo
 
+from benchmarks.machine import processor
 from metatoolkit import records
 from metatoolkit.records.push import metric_id
 from metatoolkit.records.server import ManagedServer
@@ -163,13 +164,6 @@ def measure(connection, database, home):
         )
         rows.append((f"{name}, the whole process", f"{seconds:.3f}", "", ""))
     return rows
-
-
-def processor():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main():
