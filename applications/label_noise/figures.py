@@ -45,7 +45,7 @@ def learned_weights(trainer: mt.MetaTrainer, task: NoisyClassification) -> Tenso
 def write(
     trainer: mt.MetaTrainer, task: NoisyClassification, folder: Path, method: str
 ) -> list[Path]:
-    """Write the learned weight against the loss as a figure and as a table.
+    """Write the learned weight against the loss as a figure and a table, and the curves.
 
     Args:
         trainer: The trained trainer.
@@ -54,7 +54,8 @@ def write(
         method: Name for the title.
 
     Returns:
-        The files: ``weights.png`` and ``weights.csv`` (loss, weight, corrupted).
+        The files: ``weights.png`` and ``weights.csv`` (loss, weight, corrupted) of the training
+        examples, and ``curves.png``, each metric over the steps.
     """
     import matplotlib
 
@@ -86,4 +87,29 @@ def write(
         writer = csv.writer(file)
         writer.writerow(["loss", "weight", "corrupted"])
         writer.writerows(zip(losses.tolist(), weights.tolist(), corrupted.tolist(), strict=True))
-    return [picture, table]
+    return [picture, table, _draw_curves(trainer, folder / "curves.png")]
+
+
+def _draw_curves(trainer: mt.MetaTrainer, path: Path) -> Path:
+    from matplotlib.figure import Figure
+
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for name, value, step in trainer.history:
+        steps, values = curves.setdefault(name, ([], []))
+        steps.append(step)
+        values.append(value)
+    panels = {
+        "loss": [name for name in curves if name.endswith("loss")],
+        "accuracy": [name for name in curves if name.endswith("accuracy")],
+        "norm": [name for name in curves if name.endswith(("norm", "distance"))],
+    }
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    for axis, (label, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for name in names:
+            axis.plot(*curves[name], label=name.replace("_", " "), linewidth=1)
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(alpha=0.3)
+        if names:
+            axis.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    return path

@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         Exit code.
     """
     parser = argparse.ArgumentParser(prog="scripts/quickstart", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     parser.add_argument("--steps", type=int, help="training steps of each run")
     parser.add_argument("--processes", type=int, help="runs at once (default: one per core)")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the figure")

@@ -8,11 +8,11 @@ METHODS = ("plain", "uniform_weights", "frozen_weights", "second_order", "evogra
 
 # Chosen by `python -m applications.label_noise.tuning`: see docs/label_noise.md.
 TUNED: dict[str, dict[str, Any]] = {
-    "plain": {"lr": 0.0079},
-    "uniform_weights": {"lr": 0.0063},
-    "frozen_weights": {"lr": 0.0063},
-    "second_order": {"lr": 0.013, "meta_lr": 6.5e-3},
-    "evograd": {"lr": 0.0079, "meta_lr": 2.3e-3},
+    "plain": {"lr": 0.03},
+    "uniform_weights": {"lr": 0.024},
+    "frozen_weights": {"lr": 0.03},
+    "second_order": {"lr": 0.1, "meta_lr": 1.4e-3},
+    "evograd": {"lr": 0.067, "meta_lr": 8.3e-4},
 }
 
 # A network's option that is None keeps the network's own default, and so does lr or meta_lr keep
@@ -32,8 +32,8 @@ DEFAULT: dict[str, Any] = {
     "augment": False,
     "tuned": True,
     "lr": None,
-    "momentum": 0.9,
-    "nesterov": True,
+    "momentum": 0.0,
+    "nesterov": False,
     "weight_decay": 5e-4,
     "milestones": [0.67, 0.83],
     "meta_optimizer": "adam",
@@ -67,6 +67,8 @@ _PAPER: dict[str, Any] = {
     "augment": True,
     "tuned": False,
     "lr": 0.1,
+    "momentum": 0.9,
+    "nesterov": True,
     "meta_optimizer": "sgd",
     "meta_lr": 1e-3,
     "meta_weight_decay": 5e-4,

@@ -14,7 +14,7 @@ from typing import Any
 from applications.label_noise.quickstart import run_jobs
 from applications.label_noise.settings import METHODS
 
-RANGES = {"lr": (0.005, 0.2), "meta_lr": (3e-4, 3e-2)}
+RANGES = {"lr": (0.02, 0.5), "meta_lr": (3e-4, 3e-2)}
 META_METHODS = ("second_order", "evograd")
 FIRST_SEED = 101
 

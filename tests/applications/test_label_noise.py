@@ -44,6 +44,24 @@ def test_every_method_runs_and_records(method):
     assert ("peak_memory_bytes" in run.info) == meta_learns
 
 
+def test_figures_and_checkpoint_are_in_the_database(tmp_path):
+    run = _run(method="second_order", seed=8)
+    with records.connect() as database:
+        stored = database[records.run_id(run)]
+        assert set(stored.artifacts) == {
+            "weights.png",
+            "weights.csv",
+            "curves.png",
+            "checkpoint.pt",
+        }
+        assert len(stored.metrics["valid_loss"]) == 3
+        path = stored.artifacts["weights.csv"].save(tmp_path)
+    rows = path.read_text().splitlines()
+    assert rows[0] == "loss,weight,corrupted"
+    corrupted = sum(row.endswith("True") for row in rows[1:])
+    assert 0.35 < corrupted / (len(rows) - 1) < 0.45
+
+
 def test_same_seed_gives_the_same_result():
     assert _run(seed=5).result == _run(seed=5).result
     assert _run(seed=5).result != _run(seed=6).result
