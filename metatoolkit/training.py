@@ -103,7 +103,8 @@ class MetaTrainer:
         order: Whether λ moves before θ (``"meta_first"``: the base step sees the new λ, as in
             Meta-Weight-Net) or after (``"inner_first"``).
         keep_lookahead: Take over the state that the estimator reached, instead of base steps of
-            its own, in outer steps where λ moves; for unrolled horizons without a second pass.
+            its own, in outer steps where λ moves; for unrolled horizons without a second pass. It
+            needs an estimator that takes inner steps from the state it is given.
         episode: Number of inner steps after which θ starts over from where the trainer found it,
             with a random key of its own; ``None`` trains θ on and on. λ and its optimizer stay.
 
@@ -172,12 +173,17 @@ class MetaTrainer:
             ``valid_loss`` and ``hypergradient_norm``, 0-d tensors.
 
         Raises:
-            ConfigurationError: There is no estimator.
+            ConfigurationError: There is no estimator, or no look-ahead to keep.
         """
         if self.estimator is None or self.meta_optimizer is None:
             raise ConfigurationError("this trainer has no estimator, so λ cannot move.")
         result = self.estimator(self.problem, self.inner, self.state, train_batches, valid_batch)
         if self.keep_lookahead:
+            if result.state.step == self.state.step:
+                raise ConfigurationError(
+                    f"keep_lookahead=True, but {type(self.estimator).__name__} returns the state "
+                    "that it was given, so that θ would never move; leave keep_lookahead=False."
+                )
             self.state = result.state
         for name, parameter in self.problem.meta_parameters().items():
             parameter.grad = result.gradient[name]

@@ -7,7 +7,13 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError, ConfigurationError, DataError, NonFiniteError
-from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.hypergradients import (
+    GMRES,
+    EvoGrad,
+    EvolutionStrategies,
+    Implicit,
+    Unrolled,
+)
 from tests import bank
 
 
@@ -76,6 +82,19 @@ def test_the_lookahead_is_what_a_second_pass_gives_with_the_old_meta():
     fit(trainer, case, 1)
     for one, other in zip(trainer.state.tensors(), expected.tensors(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [EvoGrad(2, 0.1, 0.5), EvolutionStrategies(2, 2, 0.1), Implicit(GMRES(5))],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_a_lookahead_that_is_none_cannot_be_kept(estimator):
+    case = bank.small_net()
+    before = [parameter.detach().clone() for parameter in case.problem.meta.parameters()]
+    with pytest.raises(ConfigurationError, match=r"keep_lookahead.*θ would never move"):
+        fit(trainer_of(case, estimator, keep_lookahead=True), case, 1)
+    assert same(before, case.problem.meta.parameters())
 
 
 def test_without_an_estimator_theta_learns_alone():
