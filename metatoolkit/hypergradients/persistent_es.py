@@ -33,9 +33,9 @@ class PersistentES(AntitheticEvaluations):
     With Gaussian noise it is unbiased for the derivative of that loss, smoothed, through all
     windows since the beginning, not only through the last one.
 
-    A call at a state whose step number is not above that of the call before begins the inner
-    problem anew, at that state; ``MetaTrainer(episode=...)`` does so by itself. Between, the given
-    state is not read: the trajectories go on from their own.
+    A call at a state whose step number is not above that of the call before, or whose random key
+    is another, begins the inner problem anew, at that state; ``MetaTrainer(episode=...)`` does so
+    by itself. Between, the given state is not read: the trajectories go on from their own.
 
     Cost with F one forward pass: N pairs take 2N (3T + 1) F for T steps. Memory: 2N inner states
     and an ordinary inner step.
@@ -88,7 +88,11 @@ class PersistentES(AntitheticEvaluations):
             valid_batch: Batch for the outer loss.
         """
         meta = {name: tensor.detach() for name, tensor in problem.meta_parameters().items()}
-        begins = len(self._pairs) != self.pairs or state.step <= self._last_step
+        begins = (
+            len(self._pairs) != self.pairs
+            or state.step <= self._last_step
+            or state.key != self._pairs[0].up.key
+        )
         pairs, losses = [], []
         for index in range(self.pairs):
             if begins:

@@ -239,3 +239,19 @@ def test_arguments_out_of_range(estimator, arguments):
     (name,) = arguments
     with pytest.raises(ConfigurationError, match=name):
         estimator(**arguments)
+
+
+@pytest.mark.parametrize("estimator", [PersistentES, NoiseReuseES])
+def test_another_random_key_begins_anew_at_any_step(estimator):
+    case = bank.small_net()
+    carried = estimator(1, 2, 0.1)
+    case.call(carried)
+    state, _ = case.inner.step(
+        case.problem,
+        case.inner.init(case.problem, seed=6),
+        case.problem.meta_parameters(),
+        case.train_batches[0],
+    )
+    assert state.step == 1 and state.key != case.state.key
+    one, other = case.call(carried, state), case.call(estimator(1, 2, 0.1), state)
+    assert torch.equal(one.details["losses"], other.details["losses"])
