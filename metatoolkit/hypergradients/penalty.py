@@ -36,7 +36,8 @@ class Penalty(Estimator):
     ∂L(z)/∂λ + γ (∂L_T(z)/∂λ − ∂L_T(y)/∂λ). At both optima it differs from the implicit
     hypergradient by O(1/γ), and an error δ of y and z enters as γ δ. BOME (Liu et al. 2022,
     arXiv 2209.08709) follows the same direction from one trajectory. z is carried from call to
-    call, as is y by the trainer: with ``keep_lookahead=True`` nothing is computed twice.
+    call, as is y by the trainer: with ``keep_lookahead=True`` nothing is computed twice. Where the
+    random key of y is another, as in a new episode, z starts over from y.
 
     L_T must be a function whose gradient moves y: what it detaches from θ, as Meta-Weight-Net does,
     is taken for a function of θ. The two losses that are subtracted have the same batch and
@@ -144,9 +145,9 @@ class Penalty(Estimator):
         return losses, parts
 
     def _start(self, state: InnerState) -> InnerState:
-        """Return z as it was carried, or y at the first call, with the type and clock of y."""
+        """Return z as it was carried, with the type and step of y; y where there is no such z."""
         carried = self._carried
-        if carried is None:
+        if carried is None or carried.key != state.key:
             return state
         shapes = [tensor.shape for tensor in state.tensors()]
         if [tensor.shape for tensor in carried.tensors()] != shapes:
@@ -157,7 +158,7 @@ class Penalty(Estimator):
         pairs = zip(carried.tensors(), state.tensors(), strict=True)
         moved = carried.with_tensors([tensor.to(like) for tensor, like in pairs])
         buffers = {name: b.to(state.buffers[name]) for name, b in carried.buffers.items()}
-        return dataclasses.replace(moved, buffers=buffers, step=state.step, key=state.key)
+        return dataclasses.replace(moved, buffers=buffers, step=state.step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return z, if there is one."""
@@ -201,7 +202,7 @@ class Penalty(Estimator):
         """
         present = {name: p.detach() for name, p in problem.meta_parameters().items()}
         y = roll_out(problem, inner, state, present, train_batches)
-        if self._carried is None:
+        if self._carried is None or self._carried.key != state.key:
             pairs = [(batch, valid_batch) for batch in train_batches]
             z = roll_out(_Penalized(problem, self.penalty), inner, state, present, pairs)
         else:

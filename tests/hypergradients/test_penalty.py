@@ -177,6 +177,15 @@ def test_z_is_carried_and_restored():
     assert not torch.equal(second.gradient[key], fresh.gradient[key])
 
 
+def test_z_starts_over_with_a_new_episode():
+    case = bank.small_net()
+    carried = Penalty(5.0)
+    case.call(carried)
+    state = case.inner.init(case.problem, seed=6)
+    one, other = case.call(carried, state), case.call(Penalty(5.0), state)
+    assert all(torch.equal(g, other.gradient[name]) for name, g in one.gradient.items())
+
+
 def test_a_trained_estimator_can_be_checked_in_float64():
     case = bank.ridge()
     case.problem.model.float()
