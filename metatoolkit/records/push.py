@@ -24,6 +24,7 @@ OUTPUT_LIMIT = 1_000_000
 OUTPUT_ARTIFACT = "cout.txt"
 BLOCK = 1 << 20
 BATCH = 20_000
+LINES = 1_000
 _EPOCH = datetime.datetime(1970, 1, 1)
 
 
@@ -133,35 +134,57 @@ class Push:
         data = self._metrics.read(self._offset)
         end = data.rfind(b"\n") + 1
         self._offset += end
-        for line in data[:end].splitlines():
+        lines = data[:end].splitlines()
+        for start in range(0, len(lines), LINES):
+            for name, step, value, seconds in self._entries(lines[start : start + LINES]):
+                when = _EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000))
+                self._pending.setdefault(name, []).append([step, value, when])
+                self._assign(name, value)
+                self._summarize(name, step, value)
+
+    def _entries(self, lines: list[bytes]) -> list[list[Any]]:
+        """Parse many lines in one call: the run pays for every moment that is spent here."""
+        try:
+            entries: list[list[Any]] = json.loads(b"[" + b",".join(lines) + b"]")
+        except ValueError:
+            entries = []
+        if len(entries) == len(lines) and all(map(_is_entry, entries)):
+            return entries
+        entries = []
+        for line in lines:
             try:
-                name, step, value, seconds = json.loads(line)
+                entry = json.loads(line)
             except ValueError:
+                entry = None
+            if _is_entry(entry):
+                entries.append(entry)
+            else:
                 say(
                     f"{self.spool.path}/{METRICS} holds a damaged line, which is left out: {line!r}"
                 )
-                continue
-            when = _EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000))
-            self._pending.setdefault(name, []).append([step, value, when])
-            self._assign(name, value)
-            self._summarize(name, step, value)
+        return entries
 
     def _assign(self, name: str, value: Any) -> None:
         """Give a value its place in a document that stays far below 16 MiB.
 
         It follows from the order of the values alone, so that every attempt finds the same.
         """
-        size = count_entries(value)
-        parts = self._parts.setdefault(name, [0])
+        size = count_entries(value) if isinstance(value, list) else 1
         room = self._room.get(name, PART)
-        count = self._stored.get(name, 0) + len(self._pending[name])
-        if size > room and count - 1 > parts[-1]:
-            parts.append(count - 1)
-            room = PART
+        parts = self._parts.get(name)
+        if parts is None:
+            parts = self._parts[name] = [0]
+        if size > room:
+            count = self._stored.get(name, 0) + len(self._pending[name])
+            if count - 1 > parts[-1]:
+                parts.append(count - 1)
+                room = PART
         self._room[name] = room - size
 
     def _summarize(self, name: str, step: Any, value: Any) -> None:
-        entry = self._summary.setdefault(name, {"count": 0, "last": None, "step": None})
+        entry = self._summary.get(name)
+        if entry is None:
+            entry = self._summary[name] = {"count": 0, "last": None, "step": None}
         entry["count"] += 1
         if isinstance(value, list):
             return
@@ -490,3 +513,13 @@ def metric_lengths(database: Database[dict[str, Any]], run_id: Any) -> dict[str,
         {"$group": {"_id": "$name", "length": {"$sum": "$length"}}},
     ]
     return {entry["_id"]: entry["length"] for entry in database["metrics"].aggregate(stages)}
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        type(entry) is list
+        and len(entry) == 4
+        and type(entry[0]) is str
+        and isinstance(entry[2], int | float | list)
+        and isinstance(entry[3], int | float)
+    )

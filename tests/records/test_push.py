@@ -156,13 +156,15 @@ def test_ids_go_on_after_those_that_somebody_else_gave(database, spool):
 def test_a_damaged_line_is_left_out_and_said(database, spool, capsys):
     log(spool, "loss", 0, 3)
     with open(spool.path / "metrics.jsonl", "ab") as file:
-        file.write(b"\0\0\0\n")
+        file.write(b"\0\0\0\n12\n[]\n{}\n[[1], 3, 0.5, 1.0]\n")
+        file.write(b'["loss", 3, null, 1.0]\n["a", 1, 2, 3], ["b", 1, 2, 3]\n')
     log(spool, "loss", 3, 3)
     metrics, output = spool.open_metrics(), spool.open_output()
     push = Push(spool, metrics, output)
     push(database, spool.read_document(), final=True)
-    assert database["metrics"].find_one()["values"] == [step + 0.5 for step in range(6)]
-    assert "damaged line" in capsys.readouterr().err
+    (found,) = database["metrics"].find()
+    assert found["values"] == [step + 0.5 for step in range(6)]
+    assert capsys.readouterr().err.count("damaged line") == 7
     metrics.close()
     output.close()
 
