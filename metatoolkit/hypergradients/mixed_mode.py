@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.functional import mse_loss
 from torch.overrides import TorchFunctionMode
 
 from metatoolkit.errors import UnsupportedError
@@ -27,9 +28,23 @@ class _NoTangents(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.is_grad_enabled():
+            if func is mse_loss:
+                # The derivative of its backward pass fails where either has no tangent.
+                return _mse_loss_of_duals(*args, **(kwargs or {}))
             return func(*args, **(kwargs or {}))
         with forward_ad._set_fwd_grad_enabled(False):
             return func(*args, **(kwargs or {}))
+
+
+def _mse_loss_of_duals(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return mse_loss(_with_tangent(input), _with_tangent(target), *args, **kwargs)
+
+
+def _with_tangent(tensor: Tensor) -> Tensor:
+    """Return a tensor with a tangent, of zeros where it has none."""
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        return tensor
+    return forward_ad.make_dual(tensor, torch.zeros_like(tensor))
 
 
 @contextlib.contextmanager
@@ -43,8 +58,8 @@ def forward_over_reverse() -> Iterator[None]:
         with warnings.catch_warnings(), double_backward_kernels(), forward_ad.dual_level():
             warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
             yield
-    except NotImplementedError as error:
-        if "forward AD" not in str(error):
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("forward AD", "ZeroTensors are immutable")):
             raise
         raise UnsupportedError(
             f"the training loss has no forward mode ({error}); use "

@@ -320,6 +320,41 @@ def test_fused_kernels_in_both_modes(kind):
     assert check.relative_error < 1e-6, check
 
 
+LOSSES = {
+    "mse_loss": F.mse_loss,
+    "mse_loss by name": lambda outputs, targets: F.mse_loss(
+        target=targets[:, 1:2], input=outputs[:, :1]
+    ),
+    "mse_loss of constants": lambda outputs, targets: (
+        F.mse_loss(targets, outputs) + F.mse_loss(targets, targets / 2) * outputs.square().mean()
+    ),
+    "l1_loss": F.l1_loss,
+    "smooth_l1_loss": F.smooth_l1_loss,
+    "kl_div": lambda outputs, targets: F.kl_div(
+        outputs.log_softmax(1), targets, reduction="batchmean"
+    ),
+    "binary_cross_entropy": lambda outputs, targets: F.binary_cross_entropy(
+        outputs.sigmoid(), targets
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_torch_in_mixed_mode(name):
+    case = bank.small_net()
+
+    def train_loss(model, meta, batch):
+        loss = LOSSES[name](model(batch[0]), F.one_hot(batch[1], 3).double())
+        return loss + meta.log_penalty.exp() * model[0].weight.square().sum()
+
+    problem = mt.BilevelProblem(
+        case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
+    )
+    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    one, other = (flat(case.call(Unrolled(3, product=product))) for product in PRODUCTS)
+    assert error(one, other) < 1e-12
+
+
 def test_what_has_no_forward_mode_is_an_error():
     case = with_model(nn.Sequential(nn.Linear(6, 4), nn.SiLU(), nn.Linear(4, 3)).double())
     case.call(Unrolled(2))
