@@ -11,7 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from metatoolkit.errors import ConfigurationError, UnknownNameError, UnsupportedError
+from metatoolkit.errors import (
+    ConfigurationError,
+    ShapeError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
@@ -240,17 +245,28 @@ class InnerLearner(ABC):
             state: State before the step.
             meta: Meta-parameters by name.
             gradients: Gradient of the training loss by parameter name.
+
+        Raises:
+            ShapeError: A hyper-parameter is a tensor that does not expand to a parameter's shape.
         """
         new_parameters: Tensors = {}
         new_slots: dict[str, Tensors] = {slot: {} for slot in state.optimizer}
         resolved = self._resolve(problem, meta, state.step)
         for name, parameter in state.parameters.items():
             slots = {slot: values[name] for slot, values in state.optimizer.items()}
-            new_parameters[name], updated = self.update(
+            moved, updated = self.update(
                 parameter, gradients[name], slots, resolved(name), state.step
             )
+            if moved.shape != parameter.shape:
+                raise ShapeError(
+                    f"a step turns {name!r} of shape {tuple(parameter.shape)} into one of shape "
+                    f"{tuple(moved.shape)}: a hyper-parameter that is a tensor must be 0-d or "
+                    "expand to the shape of each parameter; reshape it, or give it to a group."
+                )
+            # A hyper-parameter of higher precision must not carry over to the state.
+            new_parameters[name] = moved.to(parameter.dtype)
             for slot, tensor in updated.items():
-                new_slots[slot][name] = tensor
+                new_slots[slot][name] = tensor.to(state.optimizer[slot][name].dtype)
         return dataclasses.replace(
             state, parameters=new_parameters, optimizer=new_slots, step=state.step + 1
         )

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from metatoolkit.errors import ConfigurationError, UnknownNameError, UnsupportedError
-from metatoolkit.inner import SGD, InnerLearner, multistep
+from metatoolkit.errors import ConfigurationError, ShapeError, UnknownNameError, UnsupportedError
+from metatoolkit.hypergradients import Unrolled
+from metatoolkit.inner import SGD, Adam, AdamW, InnerLearner, RMSprop, multistep
+from metatoolkit.problem import BilevelProblem
+from tests import bank
 from tests.inner import reference
 
 OPTIONS = [
@@ -65,6 +68,44 @@ def test_learned_hyperparameters(nesterov):
         )
 
     reference.assert_differences(make, values)
+
+
+LEARNERS = {
+    "SGD": lambda rate: SGD(lr=rate, momentum=rate),
+    "Adam": lambda rate: Adam(lr=rate, betas=(rate, 0.9)),
+    "AdamW": lambda rate: AdamW(lr=rate, betas=(rate, 0.9)),
+    "RMSprop": lambda rate: RMSprop(lr=rate, momentum=rate, alpha=rate),
+}
+
+
+@pytest.mark.parametrize("make", LEARNERS.values(), ids=LEARNERS)
+@pytest.mark.parametrize("value", [0.1, [0.1]], ids=["0-d", "1-d"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_hyperparameter_of_higher_precision_leaves_the_types_as_they_are(make, value, dtype):
+    meta = bank.Value(value)
+
+    def loss(model, meta, batch):
+        return model.value.square().sum() + meta.value.sum()
+
+    problem = BilevelProblem(bank.Value(1.0 if value == 0.1 else [1.0], dtype), meta, loss, loss)
+    inner = make(meta.value)
+    state = inner.init(problem)
+    result = Unrolled(3)(problem, inner, state, [None] * 3, None)
+    assert result.gradient["value"].dtype == torch.float64
+    for one, other in zip(result.state.tensors(), state.tensors(), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+
+
+@pytest.mark.parametrize("make", LEARNERS.values(), ids=LEARNERS)
+def test_a_hyperparameter_that_would_change_a_shape_is_an_error(make):
+    case = bank.illustration()
+    meta = bank.Value([0.1])
+    problem = BilevelProblem(
+        case.problem.model, meta, case.problem.valid_loss, case.problem.valid_loss
+    )
+    inner = make(meta.value)
+    with pytest.raises(ShapeError, match=r"'value' of shape \(\) into one of shape \(1,\).*0-d"):
+        inner.step(problem, inner.init(problem), problem.meta_parameters(), None)
 
 
 def test_no_closed_form_is_an_error():
