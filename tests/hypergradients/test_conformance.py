@@ -234,10 +234,12 @@ def test_lower_precision_points_the_same_way(name, make, dtype):
     )
     result = call(low, make())
     assert all(g.dtype == dtype for g in result.gradient.values())
-    if dtype == torch.float32 and type(make()).traits.kind == "exact":
-        one = torch.cat([g.flatten() for g in exact.gradient.values()])
-        other = torch.cat([g.flatten().double() for g in result.gradient.values()])
-        assert float((one - other).norm()) < 1e-3 * float(one.norm())
+    if make().traits.kind == "stochastic":
+        return  # Noise is drawn anew in each type.
+    one = torch.cat([g.flatten() for g in exact.gradient.values()])
+    other = torch.cat([g.flatten().double() for g in result.gradient.values()])
+    limit = {torch.float32: 1e-3, torch.bfloat16: 0.3}[dtype]
+    assert float((one - other).norm()) <= limit * (float(one.norm()) + 1e-2)
 
 
 @estimators
