@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.errors import ConfigurationError, StorageError, UnknownNameError
 from metatoolkit.records.clean import decode_key
 from metatoolkit.records.comparison import compare
-from metatoolkit.records.display import heading, print_pairs, print_table, span, text
-from metatoolkit.records.expressions import parse_field
+from metatoolkit.records.display import heading, plain, print_pairs, print_table, span, text
 from metatoolkit.records.fields import duration, flatten, lookup
 from metatoolkit.records.query import Database, RunSet, connect, value_field
 from metatoolkit.records.run import Run, section
@@ -30,13 +30,15 @@ def list_runs(options: argparse.Namespace) -> int:
         The exit code.
     """
     with connect() as database:
-        runs = _selected(options, database).runs()
+        selected = _selected(options, database)
+        runs = selected.runs()
         if not runs:
-            print("no runs match" if options.where or options.experiment else "no runs yet")
+            chosen = options.where or options.experiment or options.limit == 0
+            print("no runs match" if chosen else "no runs yet")
             return 0
         if options.columns:
-            names = [name.strip() for name in options.columns.split(",")]
-            fields = [parse_field(name) for name in names]
+            names = _names(options.columns)
+            fields = selected.fields(names)
             rows = [[_cell(run, field) for field in fields] for run in runs]
             print_table(names, rows)
         else:
@@ -129,9 +131,14 @@ def plot_runs(options: argparse.Namespace) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        ConfigurationError: There are no runs.
     """
     with connect() as database:
         ids = [run.id for run in _named(options, database)]
+        if not ids:
+            raise ConfigurationError("no runs match: there is nothing to draw")
         comparison = compare(ids, options.metric, database)
         path = comparison.plot(options.output, options.over, options.log_x, options.log_y)
     print(path)
@@ -165,7 +172,7 @@ def group_runs(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    by = [name.strip() for name in options.by.split(",")]
+    by = _names(options.by)
     with connect() as database:
         table = database.find(options.where, options.experiment).group(by, options.what, options.at)
         if table.empty:
@@ -209,29 +216,39 @@ def export_runs(options: argparse.Namespace) -> int:
 
     Raises:
         ConfigurationError: Parquet needs a file.
+        StorageError: The file cannot be written.
     """
-    columns = [name.strip() for name in options.columns.split(",")] if options.columns else None
+    columns = _names(options.columns) if options.columns else None
     with connect() as database:
         runs = _selected(options, database)
         table = series(runs.runs(), options.metric) if options.metric else runs.table(columns)
-    output = options.output
-    if options.format == "csv":
-        table.to_csv(output or sys.stdout, index=False)
-    elif options.format == "latex":
-        written = table.to_latex(index=False, escape=True)
-        if output:
-            Path(output).write_text(written, "utf-8")
-        else:
-            print(written, end="")
-    else:
-        if not output:
+    output = Path(options.output) if options.output else None
+    if output is None:
+        if options.format == "parquet":
             raise ConfigurationError("a Parquet file is binary: name it with --output")
+        written = StringIO()
+        _write_table(table, options.format, written)
+        shown = written.getvalue()
+        print(plain(shown) if sys.stdout.isatty() else shown, end="")
+        return 0
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _write_table(table, options.format, output)
+    except OSError as error:
+        raise StorageError(f"cannot write {output}: {error.strerror or error}") from error
+    print(output)
+    return 0
+
+
+def _write_table(table: Any, form: str, target: Any) -> None:
+    if form == "csv":
+        table.to_csv(target, index=False)
+    elif form == "latex":
+        table.to_latex(target, index=False, escape=True)
+    else:
         mixed = [name for name in table.columns if table[name].dtype.kind == "O"]
         table[mixed] = table[mixed].astype(str)
-        table.to_parquet(output, index=False)
-    if output:
-        print(output)
-    return 0
+        table.to_parquet(target, index=False)
 
 
 def artifacts_of(options: argparse.Namespace) -> int:
@@ -266,9 +283,12 @@ def _named(options: argparse.Namespace, database: Database) -> list[Run]:
 
 def _selected(options: argparse.Namespace, database: Any) -> RunSet:
     runs: RunSet = database.find(options.where, options.experiment)
-    keys = options.sort.split(",") if options.sort else ["-start_time"]
-    runs = runs.sort(*(key.strip() for key in keys))
+    runs = runs.sort(*(_names(options.sort) if options.sort else ["-start_time"]))
     return runs.limit(options.limit) if options.limit is not None else runs
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def _cell(run: Run, field: Any) -> Any:

@@ -117,6 +117,7 @@ class Comparison:
 
         Raises:
             ConfigurationError: No metric was named, or the format is unknown.
+            UnknownNameError: No run has ``over`` in its configuration.
             StorageError: The file cannot be written.
         """
         target = Path(path)
@@ -157,6 +158,10 @@ class Comparison:
 
     def _groups(self, over: str | None) -> list[tuple[str, pandas.DataFrame]]:
         table = self.table()
+        if over is not None:
+            known = {name for run in self.runs for name in flatten(run.config)}
+            if over.removeprefix("config.") not in known:
+                raise UnknownNameError("configuration entry", over, known)
         differing = [
             str(name)
             for name in self.differences().index
@@ -165,8 +170,9 @@ class Comparison:
         labels = {}
         for run in self.runs:
             config = flatten(run.config, "config")
-            told = [f"{name[7:]}={config.get(name)}" for name in differing if name != "config.seed"]
+            told = [f"{name[7:]}={config.get(name)}" for name in differing]
             if over is None:
+                told = [one for one in told if not one.startswith("seed=")]
                 labels[run.id] = f"{run.id}: {', '.join(told[:3])}" if told else f"run {run.id}"
             else:
                 labels[run.id] = ", ".join(told) or run.experiment

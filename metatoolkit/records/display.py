@@ -100,7 +100,9 @@ def print_table(
 
     widths = _widths(columns, cells)
     shown = _fitting(widths, len(columns) if essential is None else essential)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    # One blank and the box's own column make the gap that widths are reckoned with.
+    padding = (0, GAP - 1, 0, 0)
+    table = Table(box=SIMPLE_HEAD, padding=padding, pad_edge=False, show_edge=False)
     for column in columns[:shown]:
         table.add_column(Text(column), overflow="fold")
     for row in cells:
@@ -141,7 +143,7 @@ def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]
 
 def _fitting(widths: list[int], essential: int) -> int:
     available = shutil.get_terminal_size().columns
-    used = sum(width + GAP for width in widths[:essential])
+    used = sum(width + GAP for width in widths[:essential]) - GAP
     shown = essential
     for width in widths[essential:]:
         used += width + GAP

@@ -267,8 +267,9 @@ class _Parser:
                 raise self._error(inner, "a field such as config.lr is expected")
         root = inner.id
         if root not in FIELDS:
-            near = difflib.get_close_matches(root, FIELDS, 1, 0.5)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            near = difflib.get_close_matches(root, FIELDS, 1, 0.7)
+            meant = near[0] if near else f"config.{root}, result.{root} or metrics.{root}"
+            hint = f" Did you mean {meant}?"
             known = ", ".join(FIELDS)
             raise self._error(inner, f"there is no field {root!r}.{hint} There are: {known}")
         deep = FIELDS[root][1]

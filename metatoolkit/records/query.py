@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from metatoolkit.errors import (
     DatabaseUnavailableError,
     QueryError,
     RecordsError,
+    UnknownNameError,
 )
 from metatoolkit.records.address import (
     Address,
@@ -163,7 +164,9 @@ class Database:
 
         Raises:
             ConfigurationError: ``mode`` or ``at`` is something else.
-            RecordsError: No run has it.
+            RecordsError: No run has a number there.
+            QueryError: No such field, or no run has it.
+            UnknownNameError: No run has the metric.
         """
         if mode not in ("max", "min") or at not in POINTS:
             raise ConfigurationError(
@@ -178,6 +181,10 @@ class Database:
             if isinstance(value, int | float) and value == value
         }
         if not numbers:
+            runs.check([field])
+            if not values:
+                chosen = where or experiment is not None
+                raise RecordsError("no runs match" if chosen else "there are no runs yet")
             raise RecordsError(
                 f"none of the {len(values)} selected runs has a number at {field.name}"
             )
@@ -292,7 +299,27 @@ class RunSet:
         """
         from metatoolkit.records.table import table
 
+        if columns is not None:
+            self.fields(columns)
         return table(self.runs(), columns)
+
+    def fields(self, names: Sequence[str]) -> list[Field]:
+        """Read the names of fields of these runs.
+
+        Args:
+            names: The names.
+
+        Returns:
+            The fields.
+
+        Raises:
+            QueryError: No such field, or none of these runs nor any other one has it.
+            UnknownNameError: No run has the metric.
+        """
+        found = [parse_field(name) for name in names]
+        runs = self.runs()
+        self.check([one for one in found if not any(lookup(r.document, one.path) for r in runs)])
+        return found
 
     def group(self, by: str | list[str], metric: str, at: str = "last") -> pandas.DataFrame:
         """Aggregate a value over runs that differ in other things, such as the seed.
@@ -311,8 +338,12 @@ class RunSet:
         """
         from metatoolkit.records.table import group
 
-        fields = [parse_field(one) for one in ([by] if isinstance(by, str) else by)]
-        return group(self.runs(), fields, value_field(metric, at))
+        fields = self.fields([by] if isinstance(by, str) else by)
+        value = value_field(metric, at)
+        found = group(self.runs(), fields, value)
+        if found.empty:
+            self.check([value])
+        return found
 
     def values(self, field: Field) -> dict[tuple[int, Any], Any]:
         """Read one field of every selected run.
@@ -363,8 +394,10 @@ class RunSet:
                 (with_value if found else without).append((one, found))
             with_value.sort(key=lambda pair: order(pair[1][0]), reverse=downward)
             chosen = [one for one, _ in [*with_value, *without]]
+            if chosen and not with_value:
+                self.check([field])
         if not chosen:
-            self._check_fields()
+            self.check(self._query.fields)
         if self._limit is not None:
             chosen = chosen[: self._limit]
         runs: dict[tuple[int, Any], Run] = {}
@@ -383,22 +416,35 @@ class RunSet:
         dead = [header["_id"] for header in running if status_of(header) == "PROBABLY_DEAD"]
         return with_dead(self._query.filter, dead) if dead else self._query.filter
 
-    def _check_fields(self) -> None:
-        """Tell a misspelled field from one that merely has other values."""
-        for field in self._query.fields:
-            if not FIELDS[field.root][1]:
+    def check(self, fields: Sequence[Field]) -> None:
+        """Tell misspelled fields from those that merely have no value here.
+
+        Args:
+            fields: Fields that were asked for in vain.
+
+        Raises:
+            QueryError: A field occurs in no run at all, while others of its kind do.
+            UnknownNameError: No run has the metric.
+        """
+        stores = self._database.stores
+        for field in fields:
+            root, deep = FIELDS[field.root]
+            if not deep:
                 continue
-            stores = self._database.stores
             if any(store.headers({field.path: {"$exists": True}}, []) for store in stores):
                 continue
-            root = FIELDS[field.root][0]
             known: set[str] = set()
             for store in stores:
                 for header in store.headers({root: {"$exists": True}}, [root])[-200:]:
                     known.update(flatten(header.get(root)))
-            names = sorted(f"{field.root}.{decode_key(name)}" for name in known)
-            if not names:
+            if not known:
                 return
+            if field.root == "metrics":
+                metrics = {decode_key(name.partition(".")[0]) for name in known}
+                metric = decode_key(field.path.split(".")[1]) if "." in field.path else ""
+                if metric not in metrics:
+                    raise UnknownNameError("metric", metric, metrics)
+            names = sorted(f"{field.root}.{decode_key(name)}" for name in known)
             near = difflib.get_close_matches(field.name, names, 1, 0.5)
             hint = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(names[:20])}"
             raise QueryError(f"no run has the field {field.name}.{hint}")

@@ -10,7 +10,7 @@ from metatoolkit.errors import UnknownNameError
 from metatoolkit.records.clean import decode
 from metatoolkit.records.expressions import Field, parse_field
 from metatoolkit.records.fields import duration, flatten, lookup
-from metatoolkit.records.run import Run
+from metatoolkit.records.run import Run, section
 
 if TYPE_CHECKING:
     import pandas
@@ -50,7 +50,9 @@ def group(runs: list[Run], by: list[Field], value: Field) -> pandas.DataFrame:
         mean, std, count, and the ends of the 95 % interval of the mean, per group.
     """
     import pandas
-    from scipy import stats
+
+    # Not scipy.stats, which takes a second to load.
+    from scipy.special import stdtrit
 
     samples: dict[tuple[Any, ...], list[float]] = {}
     for run in runs:
@@ -62,7 +64,7 @@ def group(runs: list[Run], by: list[Field], value: Field) -> pandas.DataFrame:
     for key in sorted(samples, key=lambda one: [str(part) for part in one]):
         numbers = pandas.Series(samples[key])
         count, mean, spread = len(numbers), numbers.mean(), numbers.std()
-        half = stats.t.ppf(0.975, count - 1) * spread / math.sqrt(count) if count > 1 else math.nan
+        half = stdtrit(count - 1, 0.975) * spread / math.sqrt(count) if count > 1 else math.nan
         rows.append([*key, mean, spread, count, mean - half, mean + half])
     names = [field.name for field in by]
     return pandas.DataFrame(rows, columns=[*names, "mean", "std", "count", "low95", "high95"])
@@ -122,7 +124,7 @@ def _everything(run: Run) -> dict[str, Any]:
         "status": run.status,
         "start_time": document.get("start_time"),
         "duration": duration(document),
-        "host": (document.get("host") or {}).get("hostname"),
+        "host": section(document, "host").get("hostname"),
         **flatten(run.config, "config"),
         **(flatten(result, "result") if result is not None else {}),
     }

@@ -1,5 +1,6 @@
 import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +101,10 @@ def test_the_best_run_by_a_result_and_by_a_metric(connection):
     assert connection.best("result.test_accuracy", mode="min").id == 1
     assert connection.best("valid_loss", mode="min", at="min").id == 4
     assert connection.best("valid_loss", mode="max", at="last", experiment="tested").id == 7
-    with pytest.raises(RecordsError, match="none of the 8 selected runs"):
-        connection.best("result.nothing")
+    with pytest.raises(RecordsError, match="none of the 1 selected runs"):
+        connection.best("result.test_accuracy", where="config.method == 'broken'")
+    with pytest.raises(RecordsError, match="no runs match"):
+        connection.best("result.test_accuracy", experiment="other")
     with pytest.raises(ConfigurationError, match="'max' or 'min'"):
         connection.best("valid_loss", mode="most")
 
@@ -178,6 +181,11 @@ def test_runs_are_compared_and_drawn(filled, tmp_path, connection):
     assert [label for label, _ in over._groups("seed")] == ["method=plain", "method=evograd"]
     assert {curves.shape for _, curves in over._groups("seed")} == {(5, 3)}
     over.plot(tmp_path / "seeds.png", over="seed", log_x=True, log_y=True)
+    # Averaged over methods, two seeds are two curves.
+    labels = [label for label, _ in over._groups("method")]
+    assert labels == ["seed=1", "seed=2", "seed=3"]
+    with pytest.raises(UnknownNameError, match="Did you mean 'seed'"):
+        over.plot(tmp_path / "wrong.png", over="sed")
     with pytest.raises(ConfigurationError, match="must end in"):
         comparison.plot(tmp_path / "curves.exe")
     with pytest.raises(UnknownNameError, match="valid_loss"):
@@ -190,6 +198,69 @@ def test_a_misspelled_field_is_told_from_one_without_matches(connection):
         connection.find("config.methd == 'x'").runs()
     with pytest.raises(QueryError, match=r"There are: .*result\.test_accuracy"):
         connection.find("result.zzzz > 1").runs()
+    with pytest.raises(QueryError, match=r"Did you mean config\.seed, result\.seed"):
+        connection.find().group("seed", "valid_loss")
+
+
+def test_a_misspelled_field_is_told_wherever_it_is_asked_for(connection):
+    everything = connection.find()
+    for asked in (
+        lambda: everything.sort("-result.test_acuracy").runs(),
+        lambda: everything.table(["id", "result.test_acuracy"]),
+        lambda: everything.group("config.method", "result.test_acuracy"),
+        lambda: connection.best("result.test_acuracy"),
+    ):
+        with pytest.raises(QueryError, match=r"Did you mean result\.test_accuracy\?"):
+            asked()
+    with pytest.raises(QueryError, match=r"Did you mean config\.method\?"):
+        everything.group("config.methd", "valid_loss")
+    for asked in (
+        lambda: connection.best("valid_los"),
+        lambda: everything.group("config.method", "valid_los"),
+    ):
+        with pytest.raises(UnknownNameError, match="Did you mean 'valid_loss'"):
+            asked()
+    # What other runs have is no mistake here.
+    broken = connection.find("config.method == 'broken'")
+    assert broken.table(["result.test_accuracy"])["result.test_accuracy"].tolist() == [None]
+    assert broken.group("config.method", "result.test_accuracy").empty
+    assert len(broken.sort("result.test_accuracy")) == 1
+
+
+def test_what_cannot_be_written_is_told_in_one_line(filled, tmp_path, monkeypatch, capsys):
+    from metatoolkit.cli import main
+
+    monkeypatch.setenv("METATOOLKIT_HOME", str(filled))
+    (tmp_path / "file").write_text("")
+    for form in ("csv", "latex", "parquet"):
+        target = tmp_path / "file" / f"runs.{form}"
+        assert main(["runs", "export", "--format", form, "--output", str(target)]) == 2
+        assert f"error: cannot write {target}: " in capsys.readouterr().err
+        target = tmp_path / "new" / f"runs.{form}"
+        assert main(["runs", "export", "--format", form, "--output", str(target)]) == 0
+        assert target.stat().st_size > 100
+    capsys.readouterr()
+    assert main(["runs", "list", "--limit", "0"]) == 0
+    assert capsys.readouterr().out == "no runs match\n"
+    assert main(["runs", "list", "--columns", "id, ,config.method,"]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["id", "config.method"]
+    nothing = ["--where", "id == 77", "--metric", "valid_loss", "--output", "x.png"]
+    assert main(["runs", "plot", *nothing]) == 2
+    assert "no runs match" in capsys.readouterr().err
+
+
+def test_a_table_that_just_fits_the_terminal_is_not_folded(monkeypatch, capsys):
+    from metatoolkit.records.display import print_table
+
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    columns, row = ["aaaaaa", "bbbbbb", "cccccc", "dddddd"], ["1" * 6, "2" * 6, "3" * 6, "4" * 6]
+    print_table(columns, [row], essential=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split() == row and len(lines[-1]) == 30
+    print_table([*columns, "e"], [[*row, "5"]], essential=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split() == row and lines[-1] == "1 more: e"
 
 
 def test_a_silent_run_is_probably_dead():
@@ -245,7 +316,7 @@ def test_documents_of_stock_sacred_are_read_too(server):
         assert connection.find("config.lr == 1").table()["experiment"].tolist() == ["old"]
 
 
-def test_planted_documents_are_data_and_nothing_else(server, capsys):
+def test_planted_documents_are_data_and_nothing_else(server, monkeypatch, capsys):
     import pymongo
 
     from metatoolkit.cli import main
@@ -254,12 +325,18 @@ def test_planted_documents_are_data_and_nothing_else(server, capsys):
     with pymongo.MongoClient(server.running_uri()) as client:
         client.get_default_database()["runs"].insert_one(
             {"_id": 1, "experiment": {"name": "\x1b[31m[red]e[/red]"}, "status": "COMPLETED",
-             "config": {"x": evil, "$(touch y)": 1}, "result": evil, "start_time": utcnow()}
+             "config": {"x": evil, "$(touch y)": 1}, "result": evil, "start_time": utcnow(),
+             "host": "no dictionary"}
         )  # fmt: skip
     with records.connect() as connection:
         assert connection[1].config["x"] == evil
         assert connection[1].result == evil
     assert main(["runs", "list"]) == main(["runs", "show", "1"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert main(["runs", "export"]) == 0
+    assert "\x1b[31m[red]e" in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["runs", "export"]) == 0
     assert "\x1b" not in capsys.readouterr().out
 
 
