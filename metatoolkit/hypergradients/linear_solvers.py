@@ -196,7 +196,10 @@ class NormalEquationCG(LinearSolver):
         done = 0
         while done < self.iterations and float(residual.norm()) > target and float(square) > 0:
             image = system.product(direction)
-            step = square / (image.dot(image) + self.damping * direction.dot(direction))
+            curvature = image.dot(image) + self.damping * direction.dot(direction)
+            if float(curvature) == 0:
+                break
+            step = square / curvature
             x = x + step * direction
             residual = residual - step * image
             gradient = system.transposed_product(residual) - self.damping * x

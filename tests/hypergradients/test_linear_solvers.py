@@ -227,6 +227,18 @@ def test_conjugate_gradient_notices_a_singular_matrix():
         ConjugateGradient(20, 1e-12).solve(case.system)
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [ConjugateGradient(400, 0.0), NormalEquationCG(400, 0.0), MINRES(400, 0.0), GMRES(400, 0.0)],
+    ids=lambda solver: type(solver).__name__,
+)
+@pytest.mark.parametrize("condition", [1.0, 10.0, 1e3])
+def test_goes_on_to_rounding_without_a_tolerance(condition, solver):
+    case = symmetric(torch.logspace(0, math.log10(condition), 12))
+    solution = solver.solve(case.system)
+    assert float((solution.vector - case.solution).norm() / case.solution.norm()) < 1e-11
+
+
 def test_damped_normal_equations():
     case = symmetric([2.0, 1.0, 0.0])
     x = NormalEquationCG(50, 0.0, damping=0.1).solve(case.system).vector
