@@ -60,6 +60,7 @@ class InnerLearner(ABC):
                     f"groups: {group!r} has no list 'parameters'; give the names or patterns, "
                     "for instance {'parameters': ['head.*'], 'lr': 0.01}."
                 )
+            group["parameters"] = list(patterns)
             own = {name: value for name, value in group.items() if name != "parameters"}
             for name in own:
                 if name not in hyperparameters:
@@ -72,6 +73,11 @@ class InnerLearner(ABC):
                 raise ConfigurationError(
                     f"{name} is {value}; accepted: a number of at least 0 and below 1, a tensor or "
                     "a function (meta, step) -> number or tensor."
+                )
+            if not isinstance(value, int | float | Tensor) and not callable(value):
+                raise ConfigurationError(
+                    f"{name} is {value!r}; accepted: a finite number of at least 0, a tensor or a "
+                    "function (meta, step) -> number or tensor."
                 )
             if isinstance(value, int | float) and not 0 <= value < float("inf"):
                 raise ConfigurationError(

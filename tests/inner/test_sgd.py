@@ -70,6 +70,14 @@ def test_learned_hyperparameters(nesterov):
     reference.assert_differences(make, values)
 
 
+def test_patterns_may_come_from_an_iterator():
+    case = bank.illustration()
+    inner = SGD(lr=0.1, groups=[{"parameters": iter(["value"]), "lr": 0.5}])
+    state = inner.init(case.problem)
+    after, _ = inner.step(case.problem, state, case.problem.meta_parameters(), None)
+    assert float(after.parameters["value"]) == pytest.approx(0.3 - 0.5 * (-1.4 + 0.24))
+
+
 LEARNERS = {
     "SGD": lambda rate: SGD(lr=rate, momentum=rate),
     "Adam": lambda rate: Adam(lr=rate, betas=(rate, 0.9)),
@@ -128,6 +136,8 @@ def test_no_closed_form_is_an_error():
     [
         ({"lr": -1.0}, "lr is -1.0"),
         ({"lr": float("nan")}, "lr is nan"),
+        ({"lr": None}, "lr is None; accepted"),
+        ({"lr": "fast"}, "lr is 'fast'; accepted"),
         ({"lr": 1.0, "nesterov": True}, "Nesterov"),
         ({"lr": 1.0, "momentum": 0.9, "dampening": 0.1, "nesterov": True}, "Nesterov"),
         ({"lr": 1.0, "groups": [{"lr": 0.1}]}, "no list 'parameters'"),
