@@ -219,7 +219,7 @@ class BilevelProblem:
             meta: Meta-parameters by name.
 
         Returns:
-            Tensors by parameter name; empty without :attr:`initial`.
+            Tensors by parameter name, of the parameters' types; empty without :attr:`initial`.
 
         Raises:
             UnknownNameError: ``initial`` names what is no inner parameter.
@@ -231,12 +231,13 @@ class BilevelProblem:
         for name, value in values.items():
             if name not in self.parameter_names:
                 raise UnknownNameError("inner parameter in initial", name, self.parameter_names)
-            shape = self._live(f"model.{name}").shape
-            if value.shape != shape:
+            live = self._live(f"model.{name}")
+            if value.shape != live.shape:
                 raise ShapeError(
                     f"initial gives {name!r} the shape {tuple(value.shape)}; the parameter has "
-                    f"{tuple(shape)}."
+                    f"{tuple(live.shape)}."
                 )
+            values[name] = value.to(live.dtype)
         return values
 
     def begins_with_meta(self, state: InnerState) -> bool:

@@ -246,7 +246,9 @@ def _mixed_product(
     parameters = state.parameters
     length = _norm(direction)
     if radius is None:
-        rounding = max(torch.finfo(tensor.dtype).eps for tensor in parameters.values())
+        # The difference is one of gradients in λ.
+        dtypes = {tensor.dtype for tensors in (parameters, meta) for tensor in tensors.values()}
+        rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
         distance = rounding ** (1 / 3) * _norm(parameters).clamp_min(1.0)
     else:
         distance = torch.full_like(length, radius)

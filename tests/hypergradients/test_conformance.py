@@ -243,6 +243,32 @@ def test_lower_precision_points_the_same_way(name, make, dtype):
 
 
 @estimators
+@pytest.mark.parametrize("name", ["ridge", "learned_rates", "tied", "initialized"])
+@pytest.mark.parametrize(
+    ("theta", "meta"), [(torch.float32, torch.float64), (torch.float64, torch.float32)]
+)
+def test_meta_parameters_of_another_type_than_the_model(theta, meta, name, make):
+    expected = call(bank.CONFORMANCE[name](), make())
+    case = bank.CONFORMANCE[name]()
+    case.problem.model.to(theta)
+    case.problem.meta.to(meta)
+
+    def cast(tensor):
+        return tensor.to(theta) if tensor.is_floating_point() else tensor
+
+    batches = [mt.state.tree_map(cast, batch) for batch in case.train_batches]
+    case = bank.Case(case.problem, case.inner, batches, mt.state.tree_map(cast, case.valid_batch))
+    result = call(case, make())
+    assert all(gradient.dtype == meta for gradient in result.gradient.values())
+    assert all(tensor.dtype == theta for tensor in result.state.tensors())
+    if make().traits.kind == "stochastic":
+        return  # Noise is drawn anew in each type.
+    one = torch.cat([g.flatten() for g in expected.gradient.values()])
+    other = torch.cat([g.flatten().double() for g in result.gradient.values()])
+    assert float((one - other).norm()) <= 1e-3 * (float(one.norm()) + 1e-2)
+
+
+@estimators
 def test_memory_does_not_grow(make):
     pairs = []
     for build in bank.CONFORMANCE.values():
