@@ -1,7 +1,8 @@
 """All estimators on three problems, beside higher and TorchOpt where they are installed.
 
 Run as ``python -m benchmarks.estimators``; it writes tables and figures to ``docs/benchmarks``.
-The peers come with the extra ``benchmarks`` (``pip install -e .[benchmarks]``).
+The peers higher and TorchOpt come with the extra ``benchmarks`` (``pip install -e .[benchmarks]``);
+Betty (``betty-ml``) and hypertorch are measured where they can be imported.
 """
 
 from __future__ import annotations
@@ -18,14 +19,38 @@ from torch import Tensor, nn
 
 import metatoolkit as mt
 from benchmarks.machine import describe_machine
-from benchmarks.peers import Higher, Peer, TorchOpt, installed
+from benchmarks.peers import Betty, Higher, Hypertorch, Peer, TorchOpt, installed
 from metatoolkit import hypergradients as hg
 from metatoolkit.tasks import load_dataset
 
-PEERS: dict[str, tuple[str, type[Peer]]] = {
-    "higher": ("higher", Higher),
-    "TorchOpt": ("torchopt", TorchOpt),
+PEERS: dict[str, tuple[str, Callable[[int], dict[str, Peer]]]] = {
+    "higher": ("higher", lambda steps: {f"higher, {steps} steps": Higher(steps)}),
+    "TorchOpt": ("torchopt", lambda steps: {f"TorchOpt, {steps} steps": TorchOpt(steps)}),
+    "Betty": (
+        "betty",
+        lambda steps: (
+            {"Betty, darts": Betty("darts", scale=0.01)}
+            if steps == 1
+            else {
+                "Betty, cg of 20": Betty("cg", 20),
+                "Betty, cg of 20, cg_alpha=0.1": Betty("cg", 20, 0.1),
+                "Betty, neumann of 50": Betty("neumann", 50, 0.3),
+            }
+        ),
+    ),
+    "hypertorch": (
+        "hypergrad",
+        lambda steps: (
+            {}
+            if steps == 1
+            else {
+                "hypertorch, CG of 20": Hypertorch("CG", 20),
+                "hypertorch, fixed_point of 50": Hypertorch("fixed_point", 50),
+            }
+        ),
+    ),
 }
+"""The module of each peer, and the estimators that it brings to a problem of so many steps."""
 
 
 class Penalties(nn.Module):
@@ -84,7 +109,7 @@ def penalties() -> dict[str, Any]:
         "Implicit, MINRES": hg.Implicit(hg.MINRES(50, 1e-12)),
         "Implicit, Neumann of 50": hg.Implicit(hg.Neumann(50)),
         "Implicit, fixed point of 50": hg.Implicit(hg.FixedPoint(50)),
-        "Implicit, Nyström of rank 10": hg.Implicit(hg.Nystrom(10)),
+        "Implicit, Nyström of rank 20": hg.Implicit(hg.Nystrom(20, damping=0.1)),
         "SOBA, first step": hg.SOBA(),
         "OneStep": hg.OneStep(),
         "FiniteDifference": hg.FiniteDifference(),
@@ -99,7 +124,9 @@ def penalties() -> dict[str, Any]:
         "about": "Logistic regression on the breast cancer data (30 features), one log-penalty "
         "per feature as λ, plain gradient descent, float64, θ at its optimum. The reference is "
         "the exact derivative of the optimum, by Newton's method and dense matrices. One step sees "
-        "one step of it: its size is wrong, and its direction only roughly right.",
+        "one step of it: its size is wrong, and its direction only roughly right. The conjugate "
+        "gradient of Betty's release updates its direction with the residual before the step, and "
+        "does not converge.",
         "problem": problem,
         "inner": inner,
         "estimators": estimators,
@@ -143,7 +170,7 @@ def weights() -> dict[str, Any]:
         "FiniteDifference": hg.FiniteDifference(),
         "SAMA": hg.SAMA(),
         "OneStep": hg.OneStep(),
-        "EvoGrad": hg.EvoGrad(2, 0.03, 0.05, rescale=0.05),
+        "EvoGrad, graphs kept": hg.EvoGrad(2, 0.03, 0.05, rescale=0.05, streamed=False),
         "EvoGrad, streamed": hg.EvoGrad(2, 0.03, 0.05, rescale=0.05, streamed=True),
         "EvoGrad of 8": hg.EvoGrad(8, 0.03, 0.05, rescale=0.05),
         "EvoGrad, guided": hg.EvoGrad(2, 0.03, 0.05, rescale=0.05, guided=True),
@@ -237,7 +264,8 @@ def as_markdown(table: Any) -> str:
         if row["cosine"] != row["cosine"]:
             notes.append(f"- {name} is left out: {row['note']}")
             continue
-        passes = " | ".join(str(int(row[kind])) for kind in ("forward", "backward", "jvp", "hvp"))
+        counts = [int(row[kind]) for kind in ("forward", "backward", "jvp", "hvp")]
+        passes = " | ".join(str(count) if any(counts) else "" for count in counts)
         lines.append(
             f"| {name} | {row['cosine']:.3f} | {row['relative_error']:.1e} | {passes} "
             f"| {row['flops']:.1f} | {row['peak_bytes'] / 2**20:.2f} | {1e3 * row['seconds']:.1f} |"
@@ -261,10 +289,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    present = {}
-    for name, (module, peer) in PEERS.items():
+    present = []
+    for name, (module, peers) in PEERS.items():
         if installed(module):
-            present[name] = peer
+            present.append(peers)
         else:
             print(f"{name} is not installed and is left out.", file=sys.stderr)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -273,9 +301,8 @@ def main(argv: list[str] | None = None) -> int:
         setup = PROBLEMS[name]()
         title, about, steps = (setup.pop(key) for key in ("title", "about", "peer_steps"))
         if steps is not None:
-            setup["estimators"] |= {
-                f"{peer}, {steps} steps": kind(steps) for peer, kind in present.items()
-            }
+            for peers in present:
+                setup["estimators"] |= peers(steps)
         comparison = mt.compare_estimators(
             **setup,
             draws=arguments.draws,

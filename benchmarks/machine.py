@@ -25,7 +25,7 @@ def describe_machine() -> str:
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     parts += [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
-    for name in ("higher", "torchopt"):
+    for name in ("higher", "torchopt", "betty-ml"):
         try:
             parts.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import types
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,14 +74,16 @@ class Peer(Estimator):
             raise UnsupportedError("peers are compared on a fixed learning rate alone.")
         own = copy.deepcopy(problem)
         own.load(state)
-        with seeded(fold_in(state.key, state.step)):
+        with seeded(fold_in(state.key, state.step)), warnings.catch_warnings():
+            # What a peer's sources warn of is no news here.
+            warnings.simplefilter("ignore")
             loss, gradients = self.run(own, lr, train_batches, valid_batch)
         names = own.meta_parameter_names
         return Hypergradient(
             gradient=dict(zip(names, gradients, strict=True)),
             valid_loss=loss,
             state=state,
-            cost=Cost(forward=self.horizon + 1, backward=self.horizon + 1, hvp=self.horizon),
+            cost=Cost(),  # peers count nothing; their FLOPs are measured
         )
 
     def run(
@@ -163,3 +167,107 @@ class TorchOpt(Peer):
             optimizer.step(problem.train_loss(problem.model, problem.meta, batch))
         loss = problem.valid_loss(problem.model, problem.meta, valid_batch)
         return loss.detach(), torch.autograd.grad(loss, list(problem.meta.parameters()))
+
+
+class ImplicitPeer(Peer):
+    """The implicit hypergradient by another library, for its fixed point at the given state.
+
+    Args:
+        method: Name of the library's function.
+        iterations: Iterations of its solver.
+        scale: Its step size, where it has one.
+    """
+
+    def __init__(self, method: str, iterations: int = 50, scale: float = 1.0) -> None:
+        super().__init__(1)
+        self.method = method
+        self.iterations = iterations
+        self.scale = scale
+
+
+class Betty(ImplicitPeer):
+    """A function of ``betty.hypergradient``, called with the two problems that it reads."""
+
+    def run(
+        self, problem: BilevelProblem, lr: float, train_batches: Sequence[Any], valid_batch: Any
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """See :meth:`Peer.run`.
+
+        Args:
+            problem: A copy that may be changed.
+            lr: Not used: Betty differentiates the training loss's minimum.
+            train_batches: One training batch.
+            valid_batch: Batch for the outer loss.
+        """
+        del lr
+        function = getattr(
+            importlib.import_module(f"betty.hypergradient.{self.method}"), self.method
+        )
+        model, meta = problem.model, problem.meta
+        parameters, leaves = list(model.parameters()), list(meta.parameters())
+        config = types.SimpleNamespace(
+            cg_iterations=self.iterations,
+            cg_alpha=self.scale,
+            neumann_iterations=self.iterations,
+            neumann_alpha=self.scale,
+            darts_alpha=self.scale,
+        )
+        lower = types.SimpleNamespace(
+            paths=[],
+            config=config,
+            cur_batch=train_batches[0],
+            training_step_exec=lambda batch: problem.train_loss(model, meta, batch),
+            parameters=lambda: parameters,
+            trainable_parameters=lambda: parameters,
+        )
+        upper = types.SimpleNamespace(trainable_parameters=lambda: leaves)
+        loss = problem.valid_loss(model, meta, valid_batch)
+        gradients = torch.autograd.grad(loss, [*parameters, *leaves], allow_unused=True)
+        vector, direct = gradients[: len(parameters)], gradients[len(parameters) :]
+        implicit = function(vector, lower, upper)
+        return loss.detach(), [
+            part if own is None else part + own for part, own in zip(implicit, direct, strict=True)
+        ]
+
+
+class Hypertorch(ImplicitPeer):
+    """A function of hypertorch's ``hypergrad``, on the map of one plain gradient step."""
+
+    def run(
+        self, problem: BilevelProblem, lr: float, train_batches: Sequence[Any], valid_batch: Any
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """See :meth:`Peer.run`.
+
+        Args:
+            problem: A copy that may be changed.
+            lr: Learning rate of the gradient step that is the map.
+            train_batches: One training batch.
+            valid_batch: Batch for the outer loss.
+        """
+        import hypergrad
+
+        names, meta_names = problem.parameter_names, problem.meta_parameter_names
+        buffers = problem.buffers()
+
+        def named(values: Sequence[Tensor], keys: Sequence[str]) -> Tensors:
+            return dict(zip(keys, values, strict=True))
+
+        def fixed_point_map(parameters: list[Tensor], meta: list[Tensor]) -> list[Tensor]:
+            loss, _ = problem.evaluate_train(
+                named(parameters, names), named(meta, meta_names), buffers, train_batches[0], 0
+            )
+            gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+            return [p - lr * g for p, g in zip(parameters, gradients, strict=True)]
+
+        def outer_loss(parameters: list[Tensor], meta: list[Tensor]) -> Tensor:
+            return problem.evaluate_valid(
+                named(parameters, names), named(meta, meta_names), buffers, valid_batch, 0
+            )
+
+        point = [tensor.requires_grad_() for tensor in problem.parameters().values()]
+        leaves = list(problem.meta_leaves().values())
+        function = getattr(hypergrad, self.method)
+        gradients = function(
+            point, leaves, self.iterations, fixed_point_map, outer_loss, set_grad=False
+        )
+        return outer_loss(point, leaves).detach(), gradients

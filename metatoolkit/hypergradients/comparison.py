@@ -247,19 +247,20 @@ def draw(table: pandas.DataFrame) -> Figure:
 
     shown = table[table["cosine"].notna()]
     panels = [
-        ("relative_error", "relative error of a call", 1.0, True),
-        ("flops", "operations [forward passes]", 1.0, False),
-        ("peak_bytes", "peak memory [MiB]", 2.0**-20, False),
-        ("seconds", "time of a call [ms]", 1e3, False),
+        ("relative_error", "relative error of a call", 1.0),
+        ("flops", "operations [forward passes]", 1.0),
+        ("peak_bytes", "peak memory [MiB]", 2.0**-20),
+        ("seconds", "time of a call [ms]", 1e3),
     ]
     figure = Figure(figsize=(14, 1.2 + 0.32 * len(shown)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
     places = range(len(shown))
-    for axis, (column, label, scale, logarithmic) in zip(axes, panels, strict=True):
+    for axis, (column, label, scale) in zip(axes, panels, strict=True):
         values = shown[column].astype(float) * scale
-        if logarithmic:
+        if column == "relative_error":
             # Below rounding all errors are the same.
             values = values.clip(lower=1e-16)
+        if bool((values > 0).any()):
             axis.set_xscale("log")
         axis.barh(places, values.fillna(0.0), color="tab:blue", alpha=0.6)
         axis.set_xlabel(label)

@@ -26,13 +26,9 @@ def test_peers_give_the_same_hypergradient(problem):
     setup = estimators.PROBLEMS[problem]()
     if setup["peer_steps"] is None:
         pytest.skip("peers take no hyper-parameter of the optimizer for λ here")
-    ours, *theirs = (
-        kind(2)
-        for kind in [
-            estimators.hg.Unrolled,
-            *(k for module, k in estimators.PEERS.values() if estimators.installed(module)),
-        ]
-    )
+    kinds = {"higher": estimators.Higher, "torchopt": estimators.TorchOpt}
+    ours = estimators.hg.Unrolled(2)
+    theirs = [kind(2) for module, kind in kinds.items() if estimators.installed(module)]
     if not theirs:
         pytest.skip("no peer is installed: pip install -e '.[benchmarks]'")
     state = setup["inner"].init(setup["problem"])
@@ -45,3 +41,18 @@ def test_peers_give_the_same_hypergradient(problem):
         for name, gradient in results[0].gradient.items():
             error = (result.gradient[name] - gradient).norm() / gradient.norm()
             assert float(error) < 1e-5
+
+
+@pytest.mark.parametrize("peer", ["betty", "hypergrad"])
+def test_implicit_peers_give_the_same_hypergradient(peer):
+    if not estimators.installed(peer):
+        pytest.skip(f"{peer} is not installed")
+    setup = estimators.penalties()
+    # Betty's released conjugate gradient does not converge; its Neumann series does.
+    kind = estimators.Betty("neumann", 600, 0.3) if peer == "betty" else None
+    kind = kind or estimators.Hypertorch("CG", 20)
+    state = setup["inner"].init(setup["problem"])
+    arguments = (setup["problem"], setup["inner"], state, setup["train_batches"][:1])
+    result = kind(*arguments, setup["valid_batch"])
+    error = (result.gradient["log"] - setup["reference"]["log"]).norm()
+    assert float(error / setup["reference"]["log"].norm()) < 1e-5
