@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import importlib.util
 import os
@@ -53,6 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, such as `head`, has seen enough; keep Python from flushing once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        if arguments is None:
+            _leave_at_once()
+
+
+def _leave_at_once() -> None:
+    """Keep pymongo from waiting half a second at exit for threads that sleep, and are daemons."""
+    waiting = getattr(sys.modules.get("pymongo.synchronous.monitor"), "_shutdown_resources", None)
+    if waiting is not None:
+        atexit.unregister(waiting)
 
 
 def _joined(arguments: list[str]) -> list[str]:

@@ -1,3 +1,4 @@
+import atexit
 import os
 import pty
 import re
@@ -247,6 +248,18 @@ def test_a_closed_pipe_is_no_error(filled):
         command, shell=True, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.startswith("run") and done.stderr == ""
+
+
+def test_a_command_does_not_wait_for_sleeping_threads_when_it_ends(filled, monkeypatch, capsys):
+    from pymongo.synchronous import monitor
+
+    gone = []
+    monkeypatch.setattr(atexit, "unregister", gone.append)
+    assert main(["runs", "list"]) == 0
+    assert gone == []
+    monkeypatch.setattr(sys, "argv", ["metatoolkit", "runs", "list"])
+    assert main() == 0
+    assert gone == [monitor._shutdown_resources]
 
 
 def test_applications_are_found():
