@@ -234,7 +234,7 @@ def test_conjugate_gradient_notices_a_singular_matrix():
 )
 @pytest.mark.parametrize("condition", [1.0, 10.0, 1e3])
 def test_goes_on_to_rounding_without_a_tolerance(condition, solver):
-    case = symmetric(torch.logspace(0, math.log10(condition), 12))
+    case = symmetric(torch.logspace(0, math.log10(condition), 12) / condition)
     solution = solver.solve(case.system)
     assert float((solution.vector - case.solution).norm() / case.solution.norm()) < 1e-11
 
