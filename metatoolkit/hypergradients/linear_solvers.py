@@ -136,6 +136,9 @@ class ConjugateGradient(LinearSolver):
             image = damped.product(direction)
             curvature = direction.dot(image)
             if float(curvature) <= rounding * float(direction.norm() * image.norm()):
+                if float(square.sqrt()) <= rounding * float(system.right_hand_side.norm()):
+                    # Rounding is all that is left, which tells nothing of M.
+                    break
                 relative = curvature / direction.dot(direction)
                 if self.negative_curvature == "error":
                     raise UnsupportedError(_indefinite(float(relative), self.damping))
