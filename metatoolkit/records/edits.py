@@ -8,6 +8,7 @@ from typing import Any
 
 from metatoolkit.errors import ConfigurationError, RecordsError
 from metatoolkit.records.address import database_errors
+from metatoolkit.records.clean import clean_text
 from metatoolkit.records.files import remove
 from metatoolkit.records.run import Run
 from metatoolkit.records.spool import VERIFIED
@@ -31,7 +32,7 @@ def tag(run: Run, tags: Iterable[str], take_off: bool = False) -> list[str]:
         ConfigurationError: A tag is blank or longer than 100 characters.
         RecordsError: The run is not in a database.
     """
-    given = [str(one).strip() for one in tags]
+    given = [clean_text(str(one)).strip() for one in tags]
     for one in given:
         if not one or len(one) > LONGEST_TAG:
             raise ConfigurationError(f"a tag has 1 to {LONGEST_TAG} characters, not {one[:20]!r}")
@@ -50,7 +51,7 @@ def note(run: Run, text: str) -> None:
     Raises:
         RecordsError: The run is not in a database.
     """
-    _set(run, "notes", text.strip())
+    _set(run, "notes", clean_text(text).strip())
 
 
 def delete(runs: Sequence[Run]) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from metatoolkit.errors import QueryError
+from metatoolkit.records.clean import clean_text
 from metatoolkit.records.fields import DATES, FIELDS, stored_path
 from metatoolkit.records.spool import utcnow
 
@@ -127,6 +128,8 @@ class _Parser:
                 return ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
             raise self._syntax_error(error) from None
+        except UnicodeEncodeError:
+            raise QueryError("the expression is no valid text") from None
         except (ValueError, RecursionError, MemoryError) as error:
             raise QueryError(f"the expression cannot be read: {error}") from None
 
@@ -306,6 +309,8 @@ class _Parser:
             return float(value) if abs(value) < 10**300 else float("inf")
         if isinstance(value, str) and "\0" in value:
             raise self._error(node, "text cannot hold a null character")
+        if isinstance(value, str) and clean_text(value) != value:
+            raise self._error(node, "text cannot hold half a character (a lone surrogate)")
         return value
 
     def _date(self, node: ast.expr, text: str) -> datetime.datetime:

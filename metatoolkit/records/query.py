@@ -23,7 +23,7 @@ from metatoolkit.records.address import (
     open_database,
     resolve,
 )
-from metatoolkit.records.clean import decode_key
+from metatoolkit.records.clean import clean_text, decode_key
 from metatoolkit.records.expressions import Field, Query, parse, parse_field
 from metatoolkit.records.fields import FIELDS, flatten, lookup
 from metatoolkit.records.matching import matches, order
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
 POINTS = ("last", "min", "max")
+LONGEST_NUMBER = 19
 LIFE = ("status", "proc", "heartbeat", "start_time")
 
 
@@ -128,6 +129,7 @@ class Database:
         """
         query = parse(expression)
         if experiment is not None:
+            experiment = clean_text(experiment)
             query.filter = {"$and": [query.filter, {"experiment.name": {"$eq": experiment}}]}
         return RunSet(self, query)
 
@@ -198,9 +200,9 @@ class Database:
             for run in self.latest():
                 return run
             raise QueryError("there are no runs yet")
-        conditions: list[dict[str, Any]] = [{"_id": key}]
-        text = str(key)
-        if text.isdigit():
+        text = clean_text(str(key))
+        conditions: list[dict[str, Any]] = [{"_id": text if isinstance(key, str) else key}]
+        if text.isascii() and text.isdigit() and len(text) < LONGEST_NUMBER:
             conditions.append({"_id": int(text)})
         if len(text) >= 4 and all(letter in "0123456789abcdef" for letter in text):
             conditions.append({"run_uuid": {"$regex": f"^{text}"}})

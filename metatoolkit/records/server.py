@@ -99,12 +99,20 @@ class ManagedServer:
             The connection string of a server that answers.
 
         Raises:
+            ConfigurationError: It is no port, or the server runs already and elsewhere.
             NoServerError: No ``mongod`` is installed.
             DatabaseUnavailableError: It does not start; the message holds the reason.
             StorageError: The data directory cannot be written.
         """
+        if port is not None and not 0 < port < 65536:
+            raise ConfigurationError(f"a port is one of 1 to 65535, not {port}")
         uri = self._answering()
         if uri is not None:
+            if port is not None and not uri.startswith(f"mongodb://127.0.0.1:{port}/"):
+                raise ConfigurationError(
+                    f"the server runs already, at {uri}. Stop it with `metatoolkit db stop` before "
+                    "starting it elsewhere."
+                )
             return uri
         program = find_mongod()
         if program is None:

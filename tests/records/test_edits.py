@@ -37,6 +37,11 @@ def test_tags_and_notes_are_stored_where_omniboard_keeps_them(database, capsys):
     assert main(["runs", "note", "latest", "the one in table 2"]) == 0
     assert main(["runs", "note", "2"]) == 0
     assert capsys.readouterr().out == "the one in table 2\n" * 2
+    # What a shell may hand over that is no text.
+    assert main(["runs", "tag", "\udcff", "1"]) == main(["runs", "note", "1", "\udcff"]) == 0
+    assert capsys.readouterr().out == "run 1: paper, final, \\udcff\n\\udcff\n"
+    assert main(["runs", "tag", "\udcff", "1", "--remove"]) == 0
+    capsys.readouterr()
     stored = database["runs"].find_one({"_id": 2})["omniboard"]
     assert stored == {"tags": ["paper"], "notes": "the one in table 2"}
     with records.connect() as connection:

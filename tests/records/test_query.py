@@ -227,6 +227,28 @@ def test_a_misspelled_field_is_told_wherever_it_is_asked_for(connection):
     assert len(broken.sort("result.test_accuracy")) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show", "²"],
+        ["show", "9" * 30],
+        ["show", "9" * 5000],
+        ["show", "\udcff"],
+        ["list", "--where", "config.method == '\udcff'"],
+        ["list", "--where", "config.method == '\\ud800'"],
+        ["best", "\udcff"],
+    ],
+)
+def test_odd_text_is_a_mistake_like_any_other(filled, monkeypatch, capsys, words):
+    from metatoolkit.cli import main
+
+    monkeypatch.setenv("METATOOLKIT_HOME", str(filled))
+    assert main(["runs", *words]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert main(["runs", "list", "--experiment", "\udcff"]) == 0
+    assert capsys.readouterr().out == "no runs match\n"
+
+
 def test_what_cannot_be_written_is_told_in_one_line(filled, tmp_path, monkeypatch, capsys):
     from metatoolkit.cli import main
 

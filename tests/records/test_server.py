@@ -104,6 +104,11 @@ def test_a_port_may_be_chosen_and_one_in_use_is_said(home, mongod, monkeypatch):
     monkeypatch.setenv("METATOOLKIT_DB_PORT", str(port))
     server = ManagedServer(home)
     assert server.start() == f"mongodb://127.0.0.1:{port}/metatoolkit"
+    assert server.start(port) == server.running_uri()
+    with pytest.raises(ConfigurationError, match="db stop"):
+        server.start(port + 1 if port < 65535 else port - 1)
+    with pytest.raises(ConfigurationError, match="1 to 65535, not 99999"):
+        server.start(99999)
     process = psutil.Process(server.status()["pid"])
     assert {one.laddr.ip for one in process.net_connections("inet")} == {"127.0.0.1"}
     monkeypatch.setenv("METATOOLKIT_DB_PORT", "many")
