@@ -230,7 +230,10 @@ def test_colors_and_width_are_for_terminals_only(filled, columns):
 
 
 @needs_mongod
-@pytest.mark.parametrize("words", [["list"], ["best", "result.test_accuracy"], ["show", "1"]])
+@pytest.mark.parametrize(
+    "words",
+    [["list"], ["best", "result.test_accuracy"], ["show", "1"], ["compare", "1", "2"]],
+)
 def test_answers_do_not_wait_for_what_they_do_not_need(filled, words):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "metatoolkit.cli", "runs", *words],

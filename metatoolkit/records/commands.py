@@ -114,12 +114,9 @@ def compare_runs(options: argparse.Namespace) -> int:
         The exit code.
     """
     with connect() as database:
-        table = compare(options.ids, database=database).differences()
-        columns = ["", *(str(column) for column in table.columns)]
-        print_table(
-            columns,
-            [[name, *row] for name, row in zip(table.index, table.values.tolist(), strict=True)],
-        )
+        comparison = compare(options.ids, database=database)
+        columns = ["", *(text(run.id) for run in comparison.runs)]
+        print_table(columns, [[name, *row] for name, row in comparison.differing().items()])
     return 0
 
 

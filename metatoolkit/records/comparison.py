@@ -65,6 +65,16 @@ class Comparison:
         """
         import pandas
 
+        columns = [run.id for run in self.runs]
+        rows = self.differing()
+        return pandas.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=object)
+
+    def differing(self) -> dict[str, list[Any]]:
+        """Say the same as :meth:`differences`, without loading pandas.
+
+        Returns:
+            The entries, each with one value per run.
+        """
         configs = [flatten(run.config, "config") for run in self.runs]
         names = list(dict.fromkeys(name for config in configs for name in config))
         rows: dict[str, list[Any]] = {}
@@ -77,8 +87,7 @@ class Comparison:
         ]
         for name in dict.fromkeys(name for result in results for name in result):
             rows[name] = [result.get(name) for result in results]
-        columns = [run.id for run in self.runs]
-        return pandas.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=object)
+        return rows
 
     def table(self) -> pandas.DataFrame:
         """Put the metric's curves into a table.
