@@ -106,7 +106,8 @@ class MetaTrainer:
             its own, in outer steps where λ moves; for unrolled horizons without a second pass. It
             needs an estimator that takes inner steps from the state it is given.
         episode: Number of inner steps after which θ starts over from where the trainer found it,
-            with a random key of its own; ``None`` trains θ on and on. λ and its optimizer stay.
+            with a random key of its own, rounded up to whole outer steps; ``None`` trains θ on and
+            on. λ and its optimizer stay.
 
     Raises:
         ConfigurationError: Arguments contradict each other.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError, UnusedMetaParameterError
+from metatoolkit.errors import CheckpointError, ConfigurationError, UnusedMetaParameterError
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -61,6 +61,28 @@ class AntitheticEvaluations(Estimator):
         self.noise = noise
         self.seed = seed
 
+    _moved = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether a perturbation has changed the outer loss so far."""
+        return {"moved": self._moved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned.
+
+        Args:
+            state_dict: What :meth:`state_dict` returned.
+
+        Raises:
+            CheckpointError: The state belongs to another estimator.
+        """
+        if set(state_dict) != {"moved"}:
+            raise CheckpointError(
+                f"the checkpoint is not one of {type(self).__name__}; make the trainer with the "
+                "estimator it had."
+            )
+        self._moved = state_dict["moved"]
+
     def _draw(self, meta: Mapping[str, Tensor], state: InnerState, pair: int) -> Tensors:
         key = fold_in(state.key, state.step, _NOISE, self.seed, pair)
         return standard_noise(meta, self.noise, key)
@@ -90,11 +112,15 @@ class AntitheticEvaluations(Estimator):
         losses: list[tuple[Tensor, Tensor]],
         directions: list[Tensors],
     ) -> Hypergradient:
-        """Return the mean over the pairs of (ℓ₊ − ℓ₋) / (2σ) times the direction."""
+        """Return the mean over the pairs of (ℓ₊ − ℓ₋) / (2σ) times the direction.
+
+        A difference of zero is what a plateau has; it is an error as long as there was no other.
+        """
         pairs = torch.stack([torch.stack(pair) for pair in losses])
         check_finite({"the outer loss at a perturbed λ": pairs})
         slopes = (pairs[:, 0] - pairs[:, 1]) / (2 * self.sigma)
-        if not bool(slopes.any()):
+        self._moved = self._moved or bool(slopes.any())
+        if not self._moved:
             raise UnusedMetaParameterError(
                 f"no outer loss changed when λ moved by sigma={self.sigma}: nothing depends on "
                 f"the meta-parameters ({', '.join(problem.meta_parameter_names[:5])}), or they "
@@ -150,7 +176,8 @@ class EvolutionStrategies(AntitheticEvaluations):
     With ε standard noise in λ the estimate is (L(λ + σε) − L(λ − σε)) / (2σ) · ε, averaged over
     ``pairs``, where L is the outer loss after T inner steps. With Gaussian noise its mean is the
     derivative of L smoothed by a Gaussian of width σ in λ. Nothing is differentiated in λ, which
-    may stand where no derivative exists. Both runs of a pair share their random numbers.
+    may stand where no derivative exists. Both runs of a pair share their random numbers. A call in
+    which no loss differs is an error until a first one does.
 
     From a state in the middle of training it sees these T steps alone, and so has the bias of
     truncation; :class:`PersistentES` and :class:`NoiseReuseES` do not.

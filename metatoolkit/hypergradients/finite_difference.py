@@ -54,7 +54,8 @@ class FiniteDifference(Estimator):
 
     Args:
         radius: Norm of the perturbation ε v̂, 0.01 in the paper; ``None`` for the cube root of the
-            rounding unit times max(1, ‖θ‖).
+            rounding unit times max(1, ‖θ‖). Under autocast the unit is that of its type; a loss
+            that turns autocast on by itself needs a radius, about 0.2 times ‖θ‖ for bfloat16.
 
     Raises:
         ConfigurationError: The radius is not above 0.
@@ -248,6 +249,10 @@ def _mixed_product(
     if radius is None:
         # The difference is one of gradients in λ.
         dtypes = {tensor.dtype for tensors in (parameters, meta) for tensor in tensors.values()}
+        kinds = {tensor.device.type for tensor in parameters.values()}
+        dtypes |= {
+            torch.get_autocast_dtype(kind) for kind in kinds if torch.is_autocast_enabled(kind)
+        }
         rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
         distance = rounding ** (1 / 3) * _norm(parameters).clamp_min(1.0)
     else:

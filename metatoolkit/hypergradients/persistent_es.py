@@ -35,7 +35,8 @@ class PersistentES(AntitheticEvaluations):
 
     A call at a state whose step number is not above that of the call before, or whose random key
     is another, begins the inner problem anew, at that state; ``MetaTrainer(episode=...)`` does so
-    by itself. Between, the given state is not read: the trajectories go on from their own.
+    by itself. Between, the given state is not read: the trajectories go on from their own, and see
+    the batches of the calls alone, so that ``meta_every`` is to be 1.
 
     Cost with F one forward pass: N pairs take 2N (3T + 1) F for T steps. Memory: 2N inner states
     and an ordinary inner step.
@@ -118,6 +119,7 @@ class PersistentES(AntitheticEvaluations):
     def state_dict(self) -> dict[str, Any]:
         """Return the trajectories and their perturbations."""
         return {
+            **super().state_dict(),
             "last_step": self._last_step,
             "pairs": [
                 {"up": p.up.state_dict(), "down": p.down.state_dict(), "total": dict(p.total)}
@@ -134,14 +136,13 @@ class PersistentES(AntitheticEvaluations):
         Raises:
             CheckpointError: The state belongs to another estimator, or to another number of pairs.
         """
-        if set(state_dict) != {"last_step", "pairs"} or len(state_dict["pairs"]) not in (
-            0,
-            self.pairs,
-        ):
+        fits = set(state_dict) == {"moved", "last_step", "pairs"}
+        if not fits or len(state_dict["pairs"]) not in (0, self.pairs):
             raise CheckpointError(
                 f"the checkpoint is not one of {type(self).__name__} with {self.pairs} pairs; make "
                 "the trainer with the estimator it had."
             )
+        super().load_state_dict({"moved": state_dict["moved"]})
         self._last_step = state_dict["last_step"]
         self._pairs = tuple(
             _Pair(

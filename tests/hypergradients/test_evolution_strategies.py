@@ -171,6 +171,22 @@ def test_a_plateau_is_told_and_no_zero(estimator):
         bank.Case(flat, case.inner, [None], None).call(estimator())
 
 
+@pytest.mark.parametrize("estimator", ALL)
+def test_a_plateau_after_a_slope_has_a_gradient_of_zero(estimator):
+    case, flat = drift(), drift()
+    flat.problem = mt.BilevelProblem(
+        case.problem.model,
+        case.problem.meta,
+        case.problem.train_loss,
+        lambda model, meta, batch: (model.value > -1e9).double(),
+    )
+    used = estimator()
+    assert float(case.call(used).gradient["value"]) != 0
+    again = estimator()
+    again.load_state_dict(used.state_dict())
+    assert float(flat.call(again).gradient["value"]) == 0
+
+
 def test_cost_is_that_of_plain_passes():
     case = bank.small_net()
     result = case.call(EvolutionStrategies(3, 2, 0.1))

@@ -268,3 +268,17 @@ def test_an_optimizer_whose_adaptation_is_not_known(inner, match, estimator, lim
 def test_arguments_out_of_range(estimator, radius):
     with pytest.raises(ConfigurationError, match="radius"):
         estimator(radius)
+
+
+@pytest.mark.parametrize("make", [FiniteDifference, SAMA])
+def test_autocast_widens_the_default_radius(make):
+    case = bank.small_net()
+    case.problem.model.float()
+    case.problem.meta.float()
+    case.train_batches = [(inputs.float(), targets) for inputs, targets in case.train_batches]
+    case.valid_batch = (case.valid_batch[0].float(), case.valid_batch[1])
+    exact = case.call(make()).gradient
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = case.call(make()).gradient
+    one, other = (torch.cat([g.flatten() for g in each.values()]) for each in (exact, rounded))
+    assert float((one - other).norm() / one.norm()) < 0.4
