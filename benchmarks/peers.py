@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import types
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,6 +87,7 @@ class Peer(Estimator):
             cost=Cost(),  # peers count nothing; their FLOPs are measured
         )
 
+    @abstractmethod
     def run(
         self, problem: BilevelProblem, lr: float, train_batches: Sequence[Any], valid_batch: Any
     ) -> tuple[Tensor, Sequence[Tensor]]:
@@ -97,7 +99,6 @@ class Peer(Estimator):
             train_batches: Training batches.
             valid_batch: Batch for the outer loss.
         """
-        raise NotImplementedError
 
     def objective(
         self,
