@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from metatoolkit.errors import DataError, ShapeError
+from metatoolkit.errors import ConfigurationError, DataError, NonFiniteError, ShapeError
+from metatoolkit.randomness import fold_in, seeded
 from metatoolkit.tasks.batches import Transform, evaluation_batches
+from metatoolkit.tasks.episodes import Episode
 
 
 def accuracy(
@@ -76,3 +82,77 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+class FewShotAccuracy(NamedTuple):
+    """Accuracy over episodes.
+
+    Attributes:
+        mean: Mean accuracy, from 0 to 1.
+        interval: Half width of its 95 % confidence interval, 1.96 standard deviations of the
+            episodes' accuracies over the square root of their number.
+        accuracies: Accuracy in each episode, float64 of shape (episodes,).
+    """
+
+    mean: float
+    interval: float
+    accuracies: Tensor
+
+
+def few_shot_accuracy(
+    score: Callable[[Episode], Tensor],
+    episodes: Iterable[Episode],
+    count: int,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    description: str = "evaluation",
+) -> FewShotAccuracy:
+    """Return the accuracy over few-shot episodes with its 95 % confidence interval.
+
+    Args:
+        score: Maps an episode to logits of shape (ways * queries, ways), whose rows follow
+            ``episode.query.flatten(0, 1)``. It is called without gradients, and whatever it draws
+            at random comes from ``seed``, never from the global random state.
+        episodes: Episodes, at least ``count``.
+        count: Number of episodes; 1,000 or 600 are usual.
+        seed: Seed of what ``score`` draws.
+        progress: Whether to show a progress bar.
+        description: Words in front of the bar.
+
+    Returns:
+        Mean, interval and the accuracy in each episode.
+
+    Raises:
+        ConfigurationError: ``count`` is less than 2, with which there is no interval.
+        DataError: There are fewer episodes.
+        ShapeError: The logits have another shape.
+        NonFiniteError: A logit is NaN.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+        raise ConfigurationError(
+            f"count is {count!r}; an integer from 2 on is needed, an interval takes two episodes."
+        )
+    accuracies: list[float] = []
+    taken = itertools.islice(episodes, count)
+    bar = tqdm(
+        taken, total=count, desc=description, disable=not progress, dynamic_ncols=True, leave=False
+    )
+    for number, episode in enumerate(bar):
+        ways, queries = episode.query.shape[:2]
+        with torch.no_grad(), seeded(fold_in(seed, number), [episode.query.device]):
+            logits = score(episode)
+        if logits.shape != (ways * queries, ways):
+            raise ShapeError(
+                f"logits have shape {tuple(logits.shape)}; {ways} ways of {queries} queries need "
+                f"({ways * queries}, {ways})."
+            )
+        if logits.isnan().any():
+            raise NonFiniteError(f"logits of episode {number} hold NaN; the model has diverged.")
+        labels = torch.arange(ways, device=logits.device).repeat_interleave(queries)
+        accuracies.append(float((logits.argmax(dim=1) == labels).double().mean()))
+    if len(accuracies) < count:
+        raise DataError(f"there are {len(accuracies)} episodes, but count is {count}; lower it.")
+    values = torch.tensor(accuracies, dtype=torch.float64)
+    interval = 1.96 * float(values.std()) / math.sqrt(count)
+    return FewShotAccuracy(float(values.mean()), interval, values)

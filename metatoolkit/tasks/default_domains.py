@@ -1,0 +1,141 @@
+"""Small domains that need no download, and how to get any of them by name."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from metatoolkit.errors import ConfigurationError, MissingDependencyError, UnknownNameError
+from metatoolkit.tasks import drawn_images
+from metatoolkit.tasks.domains import Domain, ImageSet, domain_of
+
+# Digits of one split are no digits of another, in whatever orientation.
+_DIGITS = {"train": (0, 3, 6, 9), "valid": (1, 4, 7), "test": (2, 5, 8)}
+
+
+def default_domains(
+    names: Iterable[str] | None = None,
+    size: int = 28,
+    root: str | os.PathLike[str] | None = None,
+) -> dict[str, Domain]:
+    """Return domains of small gray images, uint8 of shape (1, size, size).
+
+    ``"digits"`` are scikit-learn's handwritten digits, ``"glyphs"`` invented characters of curved
+    strokes, ``"letters"`` Georgian, Armenian and Cyrillic print, ``"textures"`` gratings,
+    checkerboards and noise, ``"photos"`` parts of two photographs.
+
+    Args:
+        names: Names of domains.
+        size: Side of an image in pixels.
+        root: Folder of data sets; ``None`` takes the environment variable ``METATOOLKIT_DATA``,
+            else the user's data directory.
+
+    Returns:
+        Domains by name. They are computed once per process and size.
+
+    Raises:
+        ConfigurationError: ``size`` is less than 8.
+        UnknownNameError: There is no such domain.
+        MissingDependencyError: A package that a domain needs is not installed.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 8:
+        raise ConfigurationError(f"size is {size!r}; an integer from 8 on is needed.")
+    chosen = list(_DOMAINS) if names is None else list(names)
+    for name in chosen:
+        if name not in _DOMAINS:
+            raise UnknownNameError("domain", name, _DOMAINS)
+    return {name: _DOMAINS[name](size) for name in chosen}
+
+
+@functools.cache
+def _digits(size: int) -> Domain:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the domain 'digits' needs scikit-learn: pip install scikit-learn."
+        ) from error
+    bunch = load_digits()
+    pixels = torch.from_numpy(bunch.images).to(torch.float32).div(16).unsqueeze(1)
+    pixels = interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False)
+    images = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    labels = torch.from_numpy(bunch.target).to(torch.int64)
+    both = ImageSet(
+        torch.cat((images, images.rot90(1, (2, 3)))),
+        torch.cat((labels, labels + 10)),
+        tuple(f"{digit} {way}" for way in ("upright", "turned") for digit in range(10)),
+    )
+    parts = {
+        split: both.select([*digits, *(digit + 10 for digit in digits)])
+        for split, digits in _DIGITS.items()
+    }
+    return Domain("digits", **parts)
+
+
+@functools.cache
+def _glyphs(size: int) -> Domain:
+    return domain_of("glyphs", drawn_images.glyphs(size))
+
+
+@functools.cache
+def _letters(size: int) -> Domain:
+    return domain_of("letters", drawn_images.letters(size))
+
+
+@functools.cache
+def _textures(size: int) -> Domain:
+    return domain_of("textures", drawn_images.textures(size))
+
+
+@functools.cache
+def _photos(size: int) -> Domain:
+    """Cut two photographs into cells: a class is a cell, an image a part of it."""
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the domain 'photos' needs scikit-learn: pip install scikit-learn."
+        ) from error
+    rows, columns, per_class = 7, 10, 40
+    rng = np.random.default_rng(0)
+    images, names = [], []
+    for number, photo in enumerate(load_sample_images().images):
+        gray = torch.from_numpy(photo.mean(axis=2)).to(torch.float32)
+        high, wide = gray.shape[0] // rows, gray.shape[1] // columns
+        for row in range(rows):
+            for column in range(columns):
+                cell = gray[row * high : (row + 1) * high, column * wide : (column + 1) * wide]
+                # A cell of plain sky looks like any other.
+                if cell.std() < 12:
+                    continue
+                names.append(f"photo {number} row {row} column {column}")
+                images.append(_crops(cell, size, per_class, rng))
+    labels = torch.arange(len(names)).repeat_interleave(per_class)
+    return domain_of("photos", ImageSet(torch.cat(images), labels, tuple(names)))
+
+
+def _crops(cell: Tensor, size: int, count: int, rng: np.random.Generator) -> Tensor:
+    crops = []
+    for _ in range(count):
+        side = int(min(cell.shape) * rng.uniform(0.6, 0.9))
+        top, left = (rng.integers(length - side + 1) for length in cell.shape)
+        crop = cell[None, None, top : top + side, left : left + side]
+        crop = interpolate(crop, size=(size, size), mode="bilinear", antialias=True)
+        crop = (crop - crop.mean()) * rng.uniform(0.7, 1.3) + crop.mean() + rng.uniform(-25, 25)
+        crops.append(crop.clamp(0, 255).round().to(torch.uint8))
+    return torch.cat(crops)
+
+
+_DOMAINS: dict[str, Callable[[int], Domain]] = {
+    "digits": _digits,
+    "glyphs": _glyphs,
+    "letters": _letters,
+    "textures": _textures,
+    "photos": _photos,
+}

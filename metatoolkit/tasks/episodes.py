@@ -1,0 +1,303 @@
+"""Few-shot episodes from domains, drawn through learn2learn's tasksets."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DataError,
+    MissingDependencyError,
+    ShapeError,
+)
+from metatoolkit.randomness import fold_in
+from metatoolkit.tasks.batches import Transform
+from metatoolkit.tasks.domains import Domain, LabeledImages, as_domains
+from metatoolkit.tasks.image_transforms import ImageTransform
+
+_PLACE = ("domains", "split", "ways", "shots", "queries", "role", "period")
+
+
+class Episode(NamedTuple):
+    """A few-shot task; the label of an image is its place in the first dimension.
+
+    Attributes:
+        support: Images to learn from, of shape (ways, shots, channels, height, width).
+        query: Images to classify, of shape (ways, queries, channels, height, width).
+    """
+
+    support: Tensor
+    query: Tensor
+
+
+class EpisodeBatches:
+    """An endless iterator over episodes, whose place can be stored and found again.
+
+    An episode draws its domain, then its classes, then their images, each without replacement.
+    Episode i depends on the seed and on i alone: learn2learn's tasksets load it, and a task
+    transform of ours chooses its images, because learn2learn's own transforms draw from Python's
+    global random state, which every thread of the process shares.
+
+    Args:
+        domains: Domains to draw from, alone or by name; their order is of no consequence.
+        split: ``"train"``, ``"valid"`` or ``"test"``.
+        ways: Classes per episode.
+        shots: Support images per class.
+        queries: Query images per class.
+        seed: Seed of the draws and of the transform.
+        transform: Called as ``transform(images, generator)`` with all images of an episode,
+            which share their class in runs of ``shots + queries``; ``None`` scales uint8 images to
+            [0, 1].
+        device: Device to yield episodes on; ``None`` leaves them where they are.
+
+    Raises:
+        ConfigurationError: ``ways``, ``shots`` or ``queries`` is out of range.
+        UnknownNameError: There is no such split.
+        DataError: A domain has fewer classes than ``ways``, or a class has fewer images than
+            ``shots + queries``.
+        MissingDependencyError: learn2learn is not installed.
+    """
+
+    def __init__(
+        self,
+        domains: Mapping[str, Domain] | Iterable[Domain],
+        split: str,
+        ways: int,
+        shots: int,
+        queries: int,
+        seed: int = 0,
+        transform: Transform | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        for name, number, least in (
+            ("ways", ways, 2),
+            ("shots", shots, 1),
+            ("queries", queries, 1),
+        ):
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ConfigurationError(
+                    f"{name} is {number!r}; an integer from {least} on is needed."
+                )
+        self.domains = as_domains(domains)
+        self.split = split
+        self.ways, self.shots, self.queries = ways, shots, queries
+        self.seed = seed
+        self.transform: Transform = ImageTransform() if transform is None else transform
+        self.device = device
+        self.role: int | None = None
+        self.period = 1
+        self.next_episode = 0
+        self._tasks = [_Tasks(domain, split, ways, shots + queries) for domain in self.domains]
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Return this iterator itself: it goes on where it is."""
+        return self
+
+    def __next__(self) -> Episode:
+        """Return the next episode."""
+        number = self.next_episode
+        key = fold_in(self.seed, 1 + (self.role or 0), number)
+        loaded = self._tasks[self._domain(number)].sample(fold_in(key, 0))
+        if self.device is not None:
+            if isinstance(loaded, Tensor):
+                loaded = loaded.to(self.device, non_blocking=True)
+            else:
+                loaded = [image.to(self.device, non_blocking=True) for image in loaded]
+        images = self.transform(loaded, torch.Generator().manual_seed(fold_in(key, 1)))
+        if not isinstance(images, Tensor):
+            raise ShapeError(
+                "the images of this domain differ in size; pass a transform that resizes them, "
+                "for instance PhotoTransform."
+            )
+        self.next_episode += 1
+        images = images.unflatten(0, (self.ways, self.shots + self.queries))
+        return Episode(images[:, : self.shots], images[:, self.shots :])
+
+    def domain_of(self, number: int) -> str:
+        """Return the name of the domain of an episode.
+
+        Args:
+            number: Number of the episode, from 0 on.
+        """
+        return self.domains[self._domain(number)].name
+
+    def _domain(self, number: int) -> int:
+        count = len(self.domains)
+        if self.role is None:
+            return random.Random(fold_in(self.seed, 0, number)).randrange(count)
+        pair = random.Random(fold_in(self.seed, 0, number // self.period))
+        return pair.sample(range(count), 2)[self.role]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place of this iterator; the data are not part of it."""
+        place = {name: getattr(self, name) for name in _PLACE if name != "domains"}
+        place["domains"] = [domain.name for domain in self.domains]
+        return {**place, "seed": self.seed, "next_episode": self.next_episode}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a stored place: the next episodes are bitwise those that followed it.
+
+        Args:
+            state_dict: What :meth:`state_dict` of an iterator over the same domains returned.
+
+        Raises:
+            CheckpointError: It belongs to episodes of other domains, splits or sizes.
+        """
+        try:
+            mine = self.state_dict()
+            for name in _PLACE:
+                if state_dict[name] != mine[name]:
+                    raise CheckpointError(
+                        f"the stored episodes have {name}={state_dict[name]!r}, these have "
+                        f"{name}={mine[name]!r}; make them with the stored value."
+                    )
+            place = state_dict["seed"], state_dict["next_episode"]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"this is no state of EpisodeBatches ({error!r}); pass what state_dict() returned."
+            ) from error
+        self.seed, self.next_episode = place
+
+
+def pseudo_domains(
+    domains: Mapping[str, Domain] | Iterable[Domain],
+    split: str,
+    ways: int,
+    shots: int,
+    queries: int,
+    seed: int = 0,
+    transform: Transform | None = None,
+    valid_transform: Transform | None = None,
+    device: torch.device | str | None = None,
+    period: int = 1,
+) -> tuple[EpisodeBatches, EpisodeBatches]:
+    """Return episodes of pseudo-seen and of pseudo-unseen domains.
+
+    The i-th episodes of the two iterators come from two different domains, drawn at random, as in
+    Tseng et al. (2020, arXiv:2001.08735, algorithm 1): meta-parameters that are learned on the
+    first and judged on the second are rewarded for what carries over to a domain not seen.
+
+    Args:
+        domains: At least two domains to draw from, alone or by name.
+        split: As in :class:`EpisodeBatches`.
+        ways: As in :class:`EpisodeBatches`.
+        shots: As in :class:`EpisodeBatches`.
+        queries: As in :class:`EpisodeBatches`.
+        seed: Seed of the pairs, the episodes and the transforms.
+        transform: Transform of the pseudo-seen episodes.
+        valid_transform: Transform of the pseudo-unseen episodes; ``None`` takes ``transform``.
+        device: As in :class:`EpisodeBatches`.
+        period: Episodes between draws of a pair; the published code takes 100, to open few files.
+
+    Returns:
+        Pseudo-seen and pseudo-unseen episodes.
+
+    Raises:
+        ConfigurationError: There is one domain only, or a number is out of range.
+        UnknownNameError: There is no such split.
+        DataError: As in :class:`EpisodeBatches`.
+        MissingDependencyError: learn2learn is not installed.
+    """
+    given = as_domains(domains)
+    if len(given) < 2:
+        raise ConfigurationError(
+            f"only the domain {given[0].name!r} was given; a pseudo-seen and a pseudo-unseen "
+            "domain are two."
+        )
+    if period < 1:
+        raise ConfigurationError(f"period is {period}; at least 1 is needed.")
+    transforms = (transform, transform if valid_transform is None else valid_transform)
+    seen, unseen = (
+        EpisodeBatches(given, split, ways, shots, queries, seed, chosen, device)
+        for chosen in transforms
+    )
+    for role, batches in enumerate((seen, unseen)):
+        batches.role, batches.period = role, period
+    return seen, unseen
+
+
+class _Tasks:
+    """learn2learn's taskset over one split of one domain, drawn from by key."""
+
+    def __init__(self, domain: Domain, split: str, ways: int, images_per_class: int) -> None:
+        images = domain.split(split)
+        members = _members(domain.name, split, images, ways, images_per_class)
+        data = _learn2learn_data()
+        dataset = data.MetaDataset(_Places(len(images.labels)), labels_to_indices=members)
+        self._chosen: list[int] = []
+
+        def describe(_: Any) -> list[Any]:
+            return [data.DataDescription(index) for index in self._chosen]
+
+        self._members = members
+        self._ways, self._images_per_class = ways, images_per_class
+        self._taskset = data.Taskset(
+            dataset,
+            task_transforms=[describe, data.transforms.LoadData(dataset)],
+            task_collate=images.load,
+        )
+
+    def sample(self, key: int) -> Any:
+        draw = random.Random(key)
+        self._chosen = [
+            index
+            for label in draw.sample(range(len(self._members)), self._ways)
+            for index in draw.sample(self._members[label], self._images_per_class)
+        ]
+        return self._taskset[0]
+
+
+class _Places(torch.utils.data.Dataset[int]):
+    """The place of each image instead of the image, so that an episode is loaded in one go."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def _members(
+    name: str, split: str, images: LabeledImages, ways: int, images_per_class: int
+) -> dict[int, list[int]]:
+    classes = images.class_names
+    if len(classes) < ways:
+        raise DataError(
+            f"the split {split!r} of domain {name!r} has {len(classes)} classes, fewer than the "
+            f"{ways} ways of an episode; lower ways or leave the domain out."
+        )
+    members: dict[int, list[int]] = {label: [] for label in range(len(classes))}
+    for index, label in enumerate(images.labels.tolist()):
+        members[label].append(index)
+    for label, indices in members.items():
+        if len(indices) < images_per_class:
+            raise DataError(
+                f"class {classes[label]!r} in the split {split!r} of domain {name!r} has "
+                f"{len(indices)} images, fewer than the {images_per_class} of shots and queries; "
+                "lower these."
+            )
+    return members
+
+
+def _learn2learn_data() -> Any:
+    try:
+        # Importing gym, on which learn2learn depends, prints that it is unmaintained.
+        with contextlib.redirect_stderr(io.StringIO()):
+            import learn2learn
+    except ImportError as error:
+        raise MissingDependencyError(
+            "learn2learn is not installed; run `pip install --no-deps -r "
+            "requirements-learn2learn.txt` in the repository."
+        ) from error
+    return learn2learn.data
