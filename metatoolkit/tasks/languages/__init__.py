@@ -1,0 +1,39 @@
+"""Text in several languages: corpora, tokenizers, and batches of encoded text."""
+
+from metatoolkit.tasks.languages.conll import load_conll, load_masakhaner, read_conll
+from metatoolkit.tasks.languages.corpus import (
+    Corpus,
+    Document,
+    Sentence,
+    bio_labels,
+    common_labels,
+)
+from metatoolkit.tasks.languages.generated import generated_languages
+from metatoolkit.tasks.languages.hub import load_amazon_reviews, load_wikiann
+from metatoolkit.tasks.languages.token_batches import TokenBatches, evaluation_token_batches
+from metatoolkit.tasks.languages.tokenization import (
+    TokenDataset,
+    check_tokenizer,
+    encode,
+    train_tokenizer,
+)
+
+__all__ = [
+    "Corpus",
+    "Document",
+    "Sentence",
+    "TokenBatches",
+    "TokenDataset",
+    "bio_labels",
+    "check_tokenizer",
+    "common_labels",
+    "encode",
+    "evaluation_token_batches",
+    "generated_languages",
+    "load_amazon_reviews",
+    "load_conll",
+    "load_masakhaner",
+    "load_wikiann",
+    "read_conll",
+    "train_tokenizer",
+]
