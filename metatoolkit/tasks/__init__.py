@@ -1,4 +1,4 @@
-"""Sources of tasks: data sets, domains and episodes, label corruption and batches."""
+"""Sources of tasks: data sets, text in several languages, label corruption and batches."""
 
 from metatoolkit.tasks.batches import Batches, evaluation_batches
 from metatoolkit.tasks.datasets import Classification, Split, load_dataset
@@ -14,11 +14,29 @@ from metatoolkit.tasks.label_corruption import (
     split_meta,
     transition_matrix,
 )
+from metatoolkit.tasks.languages import (
+    Corpus,
+    Document,
+    Sentence,
+    TokenBatches,
+    TokenDataset,
+    check_tokenizer,
+    common_labels,
+    encode,
+    generated_languages,
+    load_amazon_reviews,
+    load_conll,
+    load_masakhaner,
+    load_wikiann,
+    train_tokenizer,
+)
 
 __all__ = [
     "Batches",
     "Classification",
+    "Corpus",
     "CorruptedLabels",
+    "Document",
     "Domain",
     "Episode",
     "EpisodeBatches",
@@ -26,15 +44,27 @@ __all__ = [
     "ImageTransform",
     "LabeledImages",
     "NoisyClassification",
+    "Sentence",
     "Split",
+    "TokenBatches",
+    "TokenDataset",
+    "check_tokenizer",
+    "common_labels",
     "corrupt_labels",
     "default_domains",
     "domain_of",
+    "encode",
     "evaluation_batches",
+    "generated_languages",
     "label_noise_task",
+    "load_amazon_reviews",
+    "load_conll",
     "load_dataset",
+    "load_masakhaner",
+    "load_wikiann",
     "pseudo_domains",
     "split_classes",
     "split_meta",
+    "train_tokenizer",
     "transition_matrix",
 ]
