@@ -36,6 +36,9 @@ _TEST_FRACTION = 0.2
 
 _CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 _CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+_MNIST_MEAN = (0.1307,)
+_MNIST_STD = (0.3081,)
+_TORCHVISION = ("cifar10", "cifar100", "mnist")
 
 
 class Split(NamedTuple):
@@ -138,17 +141,17 @@ def load_dataset(
     """Load a data set.
 
     ``"digits"`` is scikit-learn's: 1,797 handwritten digits of 8×8 pixels, standardized by the
-    mean and standard deviation of its training part. ``"cifar10"`` and ``"cifar100"`` come from
-    torchvision. ``"folder:<path>"`` is a folder with one folder of images per class, or with two
-    such trees named ``train`` and ``test`` (others beside these are left alone). Where there is no
-    test part, evenly spaced examples of each class, in file order, make it, so that the parts
-    never depend on a seed.
+    mean and standard deviation of its training part. ``"cifar10"``, ``"cifar100"`` and ``"mnist"``
+    come from torchvision. ``"folder:<path>"`` is a folder with one folder of images per class, or
+    with two such trees named ``train`` and ``test`` (others beside these are left alone). Where
+    there is no test part, evenly spaced examples of each class, in file order, make it, so that the
+    parts never depend on a seed.
 
     Args:
-        name: ``"digits"``, ``"cifar10"``, ``"cifar100"`` or ``"folder:<path>"``.
-        root: Folder of the CIFAR files; ``None`` takes the environment variable
+        name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"mnist"`` or ``"folder:<path>"``.
+        root: Folder of the CIFAR or MNIST files; ``None`` takes the environment variable
             ``METATOOLKIT_DATA``, else the user's data directory.
-        download: Whether to download CIFAR where it is missing.
+        download: Whether to download CIFAR or MNIST where it is missing.
         image_size: Side, or height and width, to which images of a folder are resized; ``None``
             needs them to have equal sizes.
         grayscale: Whether images of a folder become one channel rather than three.
@@ -172,9 +175,9 @@ def load_dataset(
         return _load_folder(Path(name[len(_FOLDER) :]).expanduser(), size, grayscale, test_fraction)
     if name == "digits":
         return _load_digits(test_fraction)
-    if name in ("cifar10", "cifar100"):
-        return _load_cifar(name, data_root(root), download)
-    raise UnknownNameError("data set", name, ["digits", "cifar10", "cifar100", "folder:<path>"])
+    if name in _TORCHVISION:
+        return _load_torchvision(name, data_root(root), download)
+    raise UnknownNameError("data set", name, ["digits", *_TORCHVISION, "folder:<path>"])
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -261,41 +264,55 @@ def _test_mask(labels: Tensor, class_names: list[str], fraction: float) -> Tenso
     return mask
 
 
-def _load_cifar(name: str, root: Path, download: bool) -> Classification:
+def _load_torchvision(name: str, root: Path, download: bool) -> Classification:
     try:
         from torchvision import datasets
     except ImportError as error:
         raise MissingDependencyError(
             f"the data set {name!r} needs torchvision: pip install torchvision."
         ) from error
-    source = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    sources = {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "mnist": datasets.MNIST,
+    }
+    source = sources[name]
+    # What must be downloaded, and the folder that torchvision looks for it in.
+    if name == "mnist":
+        address = ", ".join(source.mirrors[0] + file for file, _ in source.resources)
+        folder = root / source.__name__ / "raw"
+    else:
+        address, folder = source.url, root / source.base_folder
     parts = []
     for train in (True, False):
         try:
             with warnings.catch_warnings():
                 # The published files name a type as numpy 1 wrote it.
                 warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-                parts.append(_open_cifar(source, root, train, download))
-        except (OSError, RuntimeError, EOFError) as error:
+                parts.append(_open_torchvision(source, root, train, download))
+        except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:
             raise DataError(
-                f"{name} is not in {root} and could not be downloaded ({error}). Get {source.url}, "
-                f"unpack it in that folder so that {root / source.base_folder} exists, or point "
+                f"{name} cannot be read from {root} or downloaded ({error!r}). Get {address}, "
+                f"unpack it in that folder so that {folder} exists, or point "
                 f"{DATA_VARIABLE} or root at a folder that holds it."
             ) from error
-    train_part, test_part = parts
+    pixels = [np.asarray(part.data) for part in parts]
+    # MNIST's have no axis of channels.
+    images = [_channels_first(p if p.ndim == 4 else p[..., None]) for p in pixels]
+    labels = [torch.as_tensor(part.targets, dtype=torch.int64) for part in parts]
     return Classification(
         name=name,
-        train_images=_channels_first(train_part.data),
-        train_labels=torch.tensor(train_part.targets, dtype=torch.int64),
-        test_images=_channels_first(test_part.data),
-        test_labels=torch.tensor(test_part.targets, dtype=torch.int64),
-        class_names=tuple(train_part.classes),
-        mean=_CIFAR_MEAN,
-        std=_CIFAR_STD,
+        train_images=images[0],
+        train_labels=labels[0],
+        test_images=images[1],
+        test_labels=labels[1],
+        class_names=tuple(parts[0].classes),
+        mean=_MNIST_MEAN if name == "mnist" else _CIFAR_MEAN,
+        std=_MNIST_STD if name == "mnist" else _CIFAR_STD,
     )
 
 
-def _open_cifar(source: Any, root: Path, train: bool, download: bool) -> Any:
+def _open_torchvision(source: Any, root: Path, train: bool, download: bool) -> Any:
     try:
         return source(root=str(root), train=train, download=False)
     except RuntimeError:
@@ -305,7 +322,7 @@ def _open_cifar(source: Any, root: Path, train: bool, download: bool) -> Any:
 
     root.mkdir(parents=True, exist_ok=True)
     # Two runs that start together would write the same archive.
-    with FileLock(root / f".{source.base_folder}.lock"):
+    with FileLock(root / f".{source.__name__}.lock"):
         return source(root=str(root), train=train, download=True)
 
 

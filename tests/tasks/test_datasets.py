@@ -188,6 +188,46 @@ def test_cifar_is_read_as_uint8(
     assert -2 < batch.min() < batch.max() < 2.2
 
 
+def write_mnist(root: Path) -> None:
+    """Write 12 training and 3 test images in MNIST's format: each holds its number."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 12), ("t10k", 3)):
+        images = np.repeat(np.arange(count, dtype=np.uint8), 28 * 28)
+        header = np.array([0x803, count, 28, 28], dtype=">i4")
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header.tobytes() + images.tobytes())
+        labels = np.arange(count, dtype=np.uint8) % 10
+        header = np.array([0x801, count], dtype=">i4")
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header.tobytes() + labels.tobytes())
+
+
+def test_mnist_is_read_as_uint8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mnist(tmp_path)
+    monkeypatch.setenv("METATOOLKIT_DATA", str(tmp_path))
+    data = load_dataset("mnist", download=False)
+    assert data.train_images.dtype == torch.uint8
+    assert data.train_images.shape == (12, 1, 28, 28)
+    assert data.train_images[:, 0, 27, 27].tolist() == list(range(12))
+    assert data.train_labels.tolist() == [*range(10), 0, 1]
+    assert data.test_labels.tolist() == [0, 1, 2]
+    assert data.classes == 10
+    assert (data.mean, data.std) == ((0.1307,), (0.3081,))
+
+
+@pytest.mark.parametrize("length", [0, 8, 100])
+def test_damaged_mnist_is_an_error(tmp_path: Path, length: int) -> None:
+    write_mnist(tmp_path)
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(DataError, match=r"mnist cannot be read.*train-images-idx3-ubyte\.gz"):
+        load_dataset("mnist", tmp_path, download=False)
+
+
+def test_missing_mnist_says_where_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ubyte\.gz.*MNIST/raw exists.*METATOOLKIT_DATA"):
+        load_dataset("mnist", tmp_path, download=False)
+
+
 def test_cifar_that_cannot_be_downloaded_says_where_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
