@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_DETACHING = (torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
+DETACHING = (torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
 class RecordDetached(TorchFunctionMode):
@@ -27,7 +27,7 @@ class RecordDetached(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _DETACHING:
+        if func in DETACHING:
             self.values.append(result)
         return result
 
@@ -50,7 +50,7 @@ class ReplayDetached(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _DETACHING:
+        if func in DETACHING:
             known = next(self._values, result)
             return known if known.shape == result.shape else result
         return result

@@ -23,6 +23,7 @@ from metatoolkit.hypergradients.base import (
 )
 from metatoolkit.hypergradients.guided import Guide
 from metatoolkit.hypergradients.noise import standard_noise
+from metatoolkit.hypergradients.prefix import Prefix, share_prefix
 from metatoolkit.hypergradients.unrolled import valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -75,6 +76,9 @@ class EvoGrad(Estimator):
         seed: Seed of the noise, beside the state's own key.
         guided: Whether the two copies lie along the gradient of the outer loss; σ is then the norm
             of the perturbation, and ``noise``, ``streamed`` and ``seed`` have no say.
+        prefix: Function ``(model, meta, batch) -> features`` that depends neither on λ nor on
+            perturbed parameters; the losses must take the features as well as a batch, which
+            base steps give them. Integers that it makes of either are beyond what is checked.
 
     Raises:
         ConfigurationError: A number is out of range, a name is unknown, or arguments contradict
@@ -106,6 +110,7 @@ class EvoGrad(Estimator):
         common_random_numbers: bool = True,
         seed: int = 0,
         guided: bool = False,
+        prefix: Prefix | None = None,
     ) -> None:
         if candidates < 2:
             raise ConfigurationError(
@@ -128,6 +133,16 @@ class EvoGrad(Estimator):
                 f"common_random_numbers={common_random_numbers}; there are two copies along the "
                 "validation gradient with common masks: leave these three arguments out."
             )
+        if prefix is not None and not callable(prefix):
+            raise ConfigurationError(
+                f"prefix is {prefix!r}; accepted: None, or a function (model, meta, batch) -> "
+                "features."
+            )
+        if prefix is not None and not common_random_numbers:
+            raise ConfigurationError(
+                "prefix with common_random_numbers=False: the copies share the features and their "
+                "dropout masks; leave one of the two out."
+            )
         self.candidates = candidates
         self.sigma = sigma
         self.temperature = temperature
@@ -138,6 +153,7 @@ class EvoGrad(Estimator):
         self.common_random_numbers = common_random_numbers
         self.seed = seed
         self.guided = guided
+        self.prefix = prefix
         if guided:
             self.traits = dataclasses.replace(
                 self.traits,
@@ -238,9 +254,11 @@ class EvoGrad(Estimator):
         del inner
         (batch,) = train_batches
         refuse_initial_state(problem, state, "EvoGrad", "perturbs θ around a state that it holds")
-        if self.guided:
-            return self._guide(state).estimate(problem, state, batch, valid_batch)
         meta = problem.meta_leaves()
+        problem, batch, valid_batch = self._shared(problem, state, meta, batch, valid_batch)
+        if self.guided:
+            result = self._guide(state).estimate(problem, state, batch, valid_batch)
+            return dataclasses.replace(result, cost=self._with_prefix(result.cost))
         leaves = list(meta.values())
         losses, graphs = self._score(problem, state, meta, batch)
         values = torch.stack([loss.detach() for loss in losses])
@@ -268,12 +286,27 @@ class EvoGrad(Estimator):
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=valid_loss,
             state=state,
-            cost=Cost(
-                forward=(1 if graphs else 2) * self.candidates + 1,
-                backward=self.candidates + 1,
+            cost=self._with_prefix(
+                Cost(
+                    forward=(1 if graphs else 2) * self.candidates + 1,
+                    backward=self.candidates + 1,
+                )
             ),
             details={"weights": weights, "coefficients": coefficients, "train_losses": values},
         )
+
+    def _shared(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any, valid: Any
+    ) -> tuple[BilevelProblem, Any, Any]:
+        """Return problem and batches as the copies take them: features where there is a prefix."""
+        if self.prefix is None:
+            return problem, batch, valid
+        names = self._names(state.parameters)
+        return share_prefix(self.prefix, problem, state, meta, names, batch, valid)
+
+    def _with_prefix(self, cost: Cost) -> Cost:
+        """Count the passes of the prefix; the others are then passes of what follows it."""
+        return cost if self.prefix is None else dataclasses.replace(cost, forward=cost.forward + 2)
 
     def _score(
         self, problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any
@@ -337,8 +370,8 @@ class EvoGrad(Estimator):
         outputs, cotangents = zip(*pairs, strict=True)
         return torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
 
-    @staticmethod
     def _outer(
+        self,
         problem: BilevelProblem,
         state: InnerState,
         offspring: Tensors,
@@ -346,18 +379,21 @@ class EvoGrad(Estimator):
         batch: Any,
     ) -> tuple[Tensor, Tensors, Sequence[Tensor | None]]:
         """Return the outer loss at θ⁺, its gradient there, and its direct gradient in λ."""
-        point = {name: tensor.detach().requires_grad_() for name, tensor in offspring.items()}
+        # The coefficients need the gradient in what is perturbed alone.
+        names = set(self._names(state.parameters))
+        point = {n: tensor.detach().requires_grad_(n in names) for n, tensor in offspring.items()}
+        inner = [tensor for tensor in point.values() if tensor.requires_grad]
         leaves = list(meta.values())
         with torch.enable_grad():
             loss = problem.evaluate_valid(point, meta, state.buffers, batch, valid_key(state))
         if not loss.requires_grad:
             return loss, {}, [None] * len(leaves)
-        gradients = torch.autograd.grad(loss, [*point.values(), *leaves], allow_unused=True)
-        inner = zip(point, gradients[: len(point)], strict=True)
+        gradients = torch.autograd.grad(loss, [*inner, *leaves], allow_unused=True)
+        named = zip([n for n in point if n in names], gradients[: len(inner)], strict=True)
         return (
             loss.detach(),
-            {name: gradient for name, gradient in inner if gradient is not None},
-            gradients[len(point) :],
+            {name: gradient for name, gradient in named if gradient is not None},
+            gradients[len(inner) :],
         )
 
     def objective(
@@ -386,6 +422,7 @@ class EvoGrad(Estimator):
         """
         del inner
         (batch,) = train_batches
+        problem, batch, valid_batch = self._shared(problem, state, meta, batch, valid_batch)
         if self.guided:
             return self._guide(state).objective(problem, state, batch, valid_batch, meta)
         with torch.no_grad():

@@ -1,0 +1,277 @@
+"""EvoGrad with features that are computed once against EvoGrad without."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import metatoolkit as mt
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients import EvoGrad
+from metatoolkit.measure import count_flops, peak_memory
+from metatoolkit.metaparameters.representation_transform import RepresentationTransform
+
+F64 = torch.float64
+
+
+class Counted(nn.Sequential):
+    """Layers that count their passes."""
+
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.passes = 0
+
+    def forward(self, inputs):
+        self.passes += 1
+        return super().forward(inputs)
+
+
+class Network(nn.Module):
+    def __init__(self, dropout=0.3, width=8):
+        super().__init__()
+        self.encoder = Counted(
+            nn.Linear(6, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Dropout(dropout)
+        )
+        self.head = Counted(nn.Dropout(dropout), nn.Linear(width, 3))
+
+
+def encode(model, meta, batch):
+    """The prefix; what it returned passes unchanged."""
+    return batch if "hidden" in batch else {**batch, "hidden": model.encoder(batch["inputs"])}
+
+
+def train_loss(model, meta, batch):
+    features = encode(model, meta, batch)
+    return F.cross_entropy(model.head(meta(features["hidden"])), features["labels"])
+
+
+def valid_loss(model, meta, batch):
+    features = encode(model, meta, batch)
+    penalty = sum(parameter.square().sum() for parameter in meta.parameters())
+    return F.cross_entropy(model.head(features["hidden"]), features["labels"]) + 1e-3 * penalty
+
+
+def draw(generator, examples=10):
+    return {
+        "inputs": torch.randn(examples, 6, generator=generator, dtype=F64),
+        "labels": torch.randint(3, (examples,), generator=generator),
+    }
+
+
+class Setup:
+    def __init__(self, dropout=0.3, valid_mode=None):
+        torch.manual_seed(0)
+        self.model = Network(dropout).double()
+        self.meta = RepresentationTransform(8).double()
+        self.problem = mt.BilevelProblem(self.model, self.meta, train_loss, valid_loss, valid_mode)
+        self.inner = mt.inner.SGD(lr=0.1)
+        self.state = self.inner.init(self.problem)
+        generator = torch.Generator().manual_seed(1)
+        self.batches = draw(generator), draw(generator)
+
+    def call(self, **arguments):
+        estimator = EvoGrad(sigma=0.1, temperature=0.5, **arguments)
+        train, valid = self.batches
+        return estimator(self.problem, self.inner, self.state, [train], valid)
+
+
+HEAD = {"perturb": ["head.*"]}
+
+
+@pytest.mark.parametrize("valid_mode", [None, "eval", "train"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"candidates": 2},
+        {"candidates": 5, "streamed": True},
+        {"candidates": 3, "streamed": False, "rescale": 0.1},
+        {"guided": True},
+    ],
+)
+def test_equals_evograd_without_prefix(arguments, dropout, valid_mode):
+    setup = Setup(dropout, valid_mode)
+    plain = setup.call(**HEAD, **arguments)
+    cached = setup.call(**HEAD, **arguments, prefix=encode)
+    for name, gradient in plain.gradient.items():
+        error = float((cached.gradient[name] - gradient).norm())
+        assert error < 1e-10 * float(gradient.norm())
+    for name in ("weights", "coefficients", "train_losses"):
+        torch.testing.assert_close(
+            cached.details[name], plain.details[name], rtol=1e-10, atol=1e-14
+        )
+    torch.testing.assert_close(cached.valid_loss, plain.valid_loss, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_is_the_derivative_of_its_objective(guided):
+    setup = Setup()
+    train, valid = setup.batches
+    estimator = EvoGrad(sigma=0.1, temperature=0.5, guided=guided, **HEAD, prefix=encode)
+    check = mt.check_hypergradient(setup.problem, setup.inner, estimator, [train], valid)
+    assert check.relative_error < 1e-6
+
+
+@pytest.mark.parametrize(("streamed", "heads"), [(True, 9), (False, 5)])
+def test_the_encoder_sees_each_batch_once(streamed, heads):
+    setup = Setup()
+    setup.model.encoder.passes = setup.model.head.passes = 0
+    result = setup.call(candidates=4, streamed=streamed, **HEAD, prefix=encode)
+    assert setup.model.encoder.passes == 2
+    assert setup.model.head.passes == heads
+    assert result.cost.forward == 2 + heads
+    setup.model.encoder.passes = 0
+    setup.call(candidates=4, streamed=streamed, **HEAD)
+    assert setup.model.encoder.passes == heads
+
+
+def test_global_state_stays():
+    setup = Setup()
+    before = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}
+    torch.manual_seed(7)
+    place = torch.get_rng_state()
+    setup.call(**HEAD, prefix=encode)
+    assert torch.equal(torch.get_rng_state(), place)
+    for name, tensor in setup.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    for module in (setup.model, setup.meta):
+        assert all(p.grad is None and p.requires_grad for p in module.parameters())
+    assert setup.problem.train_loss is train_loss and setup.problem.valid_loss is valid_loss
+    assert torch.is_grad_enabled()
+
+
+class Wide(nn.Module):
+    """An encoder of four layers that costs far more than the head."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Linear(6, 128)]
+        for _ in range(4):
+            layers += [nn.Tanh(), nn.Linear(128, 128)]
+        self.encoder = nn.Sequential(*layers)
+        self.head = nn.Linear(128, 3)
+
+
+@pytest.fixture
+def wide():
+    torch.manual_seed(0)
+    model = Wide().double()
+    meta = RepresentationTransform(128, 2).double()
+    problem = mt.BilevelProblem(model, meta, train_loss, valid_loss)
+    inner = mt.inner.SGD(lr=0.1)
+    state = inner.init(problem)
+    generator = torch.Generator().manual_seed(1)
+    train, valid = draw(generator, 64), draw(generator, 64)
+
+    def encoder():
+        with torch.no_grad():
+            model.encoder(train["inputs"])
+
+    def call(estimator):
+        return estimator(problem, inner, state, [train], valid)
+
+    def base_step():
+        return inner.step(problem, state, problem.meta_parameters(), train)
+
+    return encoder, call, base_step
+
+
+@pytest.mark.parametrize("copies", [2, 4, 8])
+def test_flops_are_two_passes_of_the_encoder_and_the_heads(wide, copies):
+    encoder, call, _ = wide
+    one = count_flops(encoder)
+    cached = EvoGrad(copies, **HEAD, streamed=True, prefix=encode)
+    per_copy = [
+        count_flops(
+            lambda number=number: call(EvoGrad(number, **HEAD, streamed=True, prefix=encode))
+        )
+        for number in (2, 3)
+    ]
+    # What the passes of the prefix leave is proportional to the copies, and small.
+    heads = per_copy[1] - per_copy[0]
+    total = count_flops(lambda: call(cached))
+    assert total == 2 * one + copies * heads + (per_copy[0] - 2 * one - 2 * heads)
+    assert total < 2 * one * (1 + 0.06 * copies)
+    plain = count_flops(lambda: call(EvoGrad(copies, **HEAD, streamed=True)))
+    assert plain > (2 * copies + 1) * one
+    second_order = count_flops(lambda: call(mt.hypergradients.Unrolled(1)))
+    assert total < 0.4 * second_order
+
+
+def test_memory_is_below_that_of_a_base_step(wide):
+    _, call, base_step = wide
+    reference = peak_memory(base_step)
+    for copies in (2, 8):
+        estimator = EvoGrad(copies, **HEAD, prefix=encode)
+        assert peak_memory(lambda estimator=estimator: call(estimator)) < 0.7 * reference
+
+
+def with_meta(model, meta, batch):
+    return {**batch, "hidden": meta(model.encoder(batch["inputs"]))}
+
+
+def with_head(model, meta, batch):
+    return {**batch, "hidden": model.encoder(batch["inputs"]), "logits": model.head[1].bias + 1}
+
+
+def with_detached_head(model, meta, batch):
+    return {**batch, "hidden": model.encoder(batch["inputs"]), "bias": model.head[1].bias.detach()}
+
+
+def with_data(model, meta, batch):
+    return {**batch, "hidden": model.encoder(batch["inputs"]), "bias": model.head[1].bias.data}
+
+
+@torch.no_grad()
+def without_graph(model, meta, batch):
+    return {**batch, "hidden": meta(model.encoder(batch["inputs"]))}
+
+
+def meta_itself(model, meta, batch):
+    return {**batch, "hidden": model.encoder(batch["inputs"]), "meta": next(meta.parameters())}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (with_meta, r"prefix depends on the meta-parameters networks\.0\.0\.weight"),
+        (without_graph, r"the meta-parameters networks\.0\.0\.weight"),
+        (meta_itself, r"the meta-parameters networks\.0\.0\.weight, so"),
+        (with_head, r"inner parameters that are perturbed, head\.1\.bias, so.*name in perturb"),
+        (with_detached_head, r"inner parameters that are perturbed, head\.1\.bias"),
+        (with_data, r"inner parameters that are perturbed, head\.1\.bias"),
+    ],
+)
+def test_features_that_differ_between_copies_are_refused(prefix, message):
+    setup = Setup()
+    with pytest.raises(ConfigurationError, match=message):
+        setup.call(**HEAD, prefix=prefix)
+    with pytest.raises(ConfigurationError, match=message):
+        setup.call(**HEAD, prefix=prefix, guided=True)
+    assert torch.is_grad_enabled()
+
+
+def test_a_prefix_below_all_that_is_perturbed_only():
+    setup = Setup()
+    with pytest.raises(ConfigurationError, match=r"perturbed, encoder\.0\.weight.*name in perturb"):
+        setup.call(prefix=encode)
+
+
+def test_a_prefix_may_compute_more_than_it_returns():
+    def generous(model, meta, batch):
+        features = encode(model, meta, batch)
+        meta(model.head[1](features["hidden"].repeat(1, 2)[:, :8]).repeat(1, 3)[:, :8])
+        with torch.no_grad():
+            return features
+
+    setup = Setup(dropout=0.0)
+    plain, cached = setup.call(**HEAD), setup.call(**HEAD, prefix=generous)
+    for name, gradient in plain.gradient.items():
+        torch.testing.assert_close(cached.gradient[name], gradient, rtol=1e-10, atol=1e-16)
+
+
+def test_arguments_that_contradict():
+    with pytest.raises(ConfigurationError, match="prefix is 'encoder'"):
+        EvoGrad(prefix="encoder")
+    with pytest.raises(ConfigurationError, match="prefix with common_random_numbers=False"):
+        EvoGrad(**HEAD, prefix=encode, common_random_numbers=False)
