@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metatoolkit.errors import DataError, ShapeError
 from metatoolkit.metaparameters.weight_net import normalize_weights
+from metatoolkit.networks.metric_heads import query_labels
 from metatoolkit.tasks.labels import check_label_range, check_label_type
 
 
@@ -66,6 +67,59 @@ def weighted_cross_entropy(
     if normalize:
         return (normalize_weights(weights) * losses).sum()
     return (weights * losses).mean()
+
+
+def episode_cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
+    """Return the mean cross-entropy of an episode's queries.
+
+    Args:
+        model: Called as ``model(support, query)``; returns logits of shape (ways · queries, ways),
+            the queries class by class, as :class:`metatoolkit.networks.FewShotNetwork` does.
+        meta: Not used; its transforms act from inside the model.
+        batch: A :class:`metatoolkit.tasks.Episode`, or any pair of support, of shape
+            (ways, shots, ...), and query, of shape (ways, queries, ...).
+
+    Returns:
+        A scalar tensor.
+
+    Raises:
+        DataError: The batch is no such pair.
+        ShapeError: The logits have another shape.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise DataError(
+            f"the batch is a {type(batch).__name__}; an episode (support, query) is needed."
+        )
+    support, query = batch
+    ways, queries = query.shape[:2]
+    logits = model(support, query)
+    if logits.shape != (ways * queries, ways):
+        raise ShapeError(
+            f"the model returned {tuple(logits.shape)} for {ways} ways with {queries} queries; "
+            f"logits of shape {(ways * queries, ways)} are needed."
+        )
+    return F.cross_entropy(logits, query_labels(ways, queries, logits.device))
+
+
+def transformed_cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
+    """Return the mean cross-entropy of a batch whose inputs go through ``meta`` first.
+
+    Args:
+        model: Maps inputs to logits of shape (batch, classes).
+        meta: Maps inputs to inputs, for instance a
+            :class:`metatoolkit.metaparameters.Rotation`.
+        batch: As in :func:`cross_entropy`.
+
+    Returns:
+        A scalar tensor.
+
+    Raises:
+        DataError: As in :func:`cross_entropy`.
+        ShapeError: As in :func:`cross_entropy`.
+        LabelError: As in :func:`cross_entropy`.
+    """
+    inputs, labels = _check_batch(batch)
+    return sample_losses(model, (meta(inputs), labels)).mean()
 
 
 def sample_losses(model: nn.Module, batch: Any) -> Tensor:

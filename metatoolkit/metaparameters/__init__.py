@@ -1,6 +1,22 @@
 """Modules that hold meta-parameters."""
 
+from metatoolkit.metaparameters.feature_wise_transform import (
+    FeatureWiseTransform,
+    FeatureWiseTransforms,
+    insert_feature_wise_transforms,
+)
 from metatoolkit.metaparameters.initialization import Initialization
+from metatoolkit.metaparameters.representation_transform import RepresentationTransform
+from metatoolkit.metaparameters.rotation import Rotation
 from metatoolkit.metaparameters.weight_net import WeightNet, normalize_weights
 
-__all__ = ["Initialization", "WeightNet", "normalize_weights"]
+__all__ = [
+    "FeatureWiseTransform",
+    "FeatureWiseTransforms",
+    "Initialization",
+    "RepresentationTransform",
+    "Rotation",
+    "WeightNet",
+    "insert_feature_wise_transforms",
+    "normalize_weights",
+]

@@ -5,6 +5,8 @@ from metatoolkit.tasks.datasets import Classification, Split, load_dataset
 from metatoolkit.tasks.default_domains import default_domains
 from metatoolkit.tasks.domains import Domain, ImageSet, LabeledImages, domain_of, split_classes
 from metatoolkit.tasks.episodes import Episode, EpisodeBatches, pseudo_domains
+from metatoolkit.tasks.image_folders import ImageFiles, image_folder_domain, photo_domains
+from metatoolkit.tasks.image_rotation import rotate
 from metatoolkit.tasks.image_transforms import ImageTransform
 from metatoolkit.tasks.label_corruption import (
     CorruptedLabels,
@@ -30,6 +32,10 @@ from metatoolkit.tasks.languages import (
     load_wikiann,
     train_tokenizer,
 )
+from metatoolkit.tasks.omniglot import omniglot_domain
+from metatoolkit.tasks.photo_transform import PhotoTransform
+from metatoolkit.tasks.resizing import resize_dataset
+from metatoolkit.tasks.rotated_images import RotatedClassification, rotation_task
 
 __all__ = [
     "Batches",
@@ -40,10 +46,13 @@ __all__ = [
     "Domain",
     "Episode",
     "EpisodeBatches",
+    "ImageFiles",
     "ImageSet",
     "ImageTransform",
     "LabeledImages",
     "NoisyClassification",
+    "RotatedClassification",
+    "PhotoTransform",
     "Sentence",
     "Split",
     "TokenBatches",
@@ -56,13 +65,19 @@ __all__ = [
     "encode",
     "evaluation_batches",
     "generated_languages",
+    "image_folder_domain",
     "label_noise_task",
     "load_amazon_reviews",
     "load_conll",
     "load_dataset",
     "load_masakhaner",
     "load_wikiann",
+    "omniglot_domain",
+    "photo_domains",
     "pseudo_domains",
+    "resize_dataset",
+    "rotate",
+    "rotation_task",
     "split_classes",
     "split_meta",
     "train_tokenizer",
