@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from metatoolkit.errors import ConfigurationError, MissingDependencyError, UnknownNameError
 from metatoolkit.tasks import drawn_images
 from metatoolkit.tasks.domains import Domain, ImageSet, domain_of
+from metatoolkit.tasks.omniglot import omniglot_archives, omniglot_domain
 
 # Digits of one split are no digits of another, in whatever orientation.
 _DIGITS = {"train": (0, 3, 6, 9), "valid": (1, 4, 7), "test": (2, 5, 8)}
@@ -26,12 +27,14 @@ def default_domains(
 ) -> dict[str, Domain]:
     """Return domains of small gray images, uint8 of shape (1, size, size).
 
-    ``"digits"`` are scikit-learn's handwritten digits, ``"glyphs"`` invented characters of curved
+    ``"digits"`` are scikit-learn's handwritten digits, ``"omniglot"`` drawn characters of many
+    alphabets, ``"omniglot:<alphabet>"`` those of one, ``"glyphs"`` invented characters of curved
     strokes, ``"letters"`` Georgian, Armenian and Cyrillic print, ``"textures"`` gratings,
-    checkerboards and noise, ``"photos"`` parts of two photographs.
+    checkerboards and noise, ``"photos"`` parts of two photographs that scikit-learn carries.
 
     Args:
-        names: Names of domains.
+        names: Names of domains; ``None`` takes digits, letters, textures, photos, and Omniglot
+            where it is at hand, else glyphs.
         size: Side of an image in pixels.
         root: Folder of data sets; ``None`` takes the environment variable ``METATOOLKIT_DATA``,
             else the user's data directory.
@@ -41,16 +44,27 @@ def default_domains(
 
     Raises:
         ConfigurationError: ``size`` is less than 8.
-        UnknownNameError: There is no such domain.
+        UnknownNameError: There is no such domain, or Omniglot has no such alphabet.
+        DataError: Omniglot is asked for and missing or damaged.
         MissingDependencyError: A package that a domain needs is not installed.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 8:
         raise ConfigurationError(f"size is {size!r}; an integer from 8 on is needed.")
-    chosen = list(_DOMAINS) if names is None else list(names)
-    for name in chosen:
-        if name not in _DOMAINS:
-            raise UnknownNameError("domain", name, _DOMAINS)
-    return {name: _DOMAINS[name](size) for name in chosen}
+    if names is None:
+        drawn = "omniglot" if omniglot_archives(root) else "glyphs"
+        names = ("digits", drawn, "letters", "textures", "photos")
+    domains = {}
+    for name in names:
+        if name in _DOMAINS:
+            domains[name] = _DOMAINS[name](size)
+        elif name == "omniglot":
+            domains[name] = omniglot_domain(None, size, root)
+        elif name.startswith("omniglot:"):
+            domains[name] = omniglot_domain(name.partition(":")[2], size, root)
+        else:
+            known = (*_DOMAINS, "omniglot", "omniglot:<alphabet>")
+            raise UnknownNameError("domain", name, known)
+    return domains
 
 
 @functools.cache
@@ -111,13 +125,20 @@ def _photos(size: int) -> Domain:
         for row in range(rows):
             for column in range(columns):
                 cell = gray[row * high : (row + 1) * high, column * wide : (column + 1) * wide]
-                # A cell of plain sky looks like any other.
-                if cell.std() < 12:
+                # A part of plain sky looks like any other.
+                if _least_contrast(cell) < 10:
                     continue
                 names.append(f"photo {number} row {row} column {column}")
                 images.append(_crops(cell, size, per_class, rng))
     labels = torch.arange(len(names)).repeat_interleave(per_class)
     return domain_of("photos", ImageSet(torch.cat(images), labels, tuple(names)))
+
+
+def _least_contrast(cell: Tensor) -> float:
+    """Return the smallest deviation of pixels in the corners of a cell."""
+    high, wide = (int(0.6 * length) for length in cell.shape)
+    corners = (cell[:high, :wide], cell[:high, -wide:], cell[-high:, :wide], cell[-high:, -wide:])
+    return min(float(corner.std()) for corner in corners)
 
 
 def _crops(cell: Tensor, size: int, count: int, rng: np.random.Generator) -> Tensor:

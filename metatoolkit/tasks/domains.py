@@ -17,15 +17,15 @@ SPLITS = ("train", "valid", "test")
 
 
 class LabeledImages(Protocol):
-    """What a split of a domain has to offer; images may be read when they are asked for.
+    """What a split of a domain has to offer; images may be read when they are asked for."""
 
-    Attributes:
-        labels: Labels of shape (images,), int64, from 0 on.
-        class_names: One name for each label.
-    """
+    @property
+    def labels(self) -> Tensor:
+        """Labels of shape (images,), int64, from 0 on."""
 
-    labels: Tensor
-    class_names: tuple[str, ...]
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name for each label."""
 
     def load(self, indices: Sequence[int]) -> Tensor | list[Tensor]:
         """Return images, uint8 or floating point, of shape (images, channels, height, width).
@@ -35,7 +35,6 @@ class LabeledImages(Protocol):
         Args:
             indices: Places of the images.
         """
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +89,9 @@ class ImageSet:
         names = tuple(self.class_names[label] for label in classes)
         return ImageSet(self.images[kept], new[self.labels[kept]], names)
 
+    def __repr__(self) -> str:
+        return f"ImageSet({len(self.images)} images of {len(self.class_names)} classes)"
+
 
 @dataclass(frozen=True, eq=False)
 class Domain:
@@ -141,6 +143,13 @@ class Domain:
         images: LabeledImages = getattr(self, name)
         return images
 
+    def __repr__(self) -> str:
+        parts = (f"{split}={getattr(self, split)!r}" for split in SPLITS)
+        return f"Domain({self.name!r}, {', '.join(parts)})"
+
+
+Domains = Domain | Mapping[str, Domain] | Iterable[Domain]
+
 
 def split_classes(names: Iterable[str]) -> dict[str, list[str]]:
     """Cut classes into splits by the place of their name in sorted order.
@@ -180,15 +189,17 @@ def domain_of(name: str, images: ImageSet) -> Domain:
     return Domain(name, **parts)
 
 
-def as_domains(domains: Mapping[str, Domain] | Iterable[Domain]) -> list[Domain]:
+def as_domains(domains: Domains) -> list[Domain]:
     """Return domains as a list, in the order of their names.
 
     Args:
-        domains: Domains, alone or by name.
+        domains: Domains, alone, in a sequence or by name.
 
     Raises:
         DataError: There is no domain, or two have the same name.
     """
+    if isinstance(domains, Domain):
+        domains = [domains]
     given = list(domains.values()) if isinstance(domains, Mapping) else list(domains)
     if not given:
         raise DataError("no domain was given; at least one is needed.")

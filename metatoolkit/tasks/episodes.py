@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from metatoolkit.errors import (
 )
 from metatoolkit.randomness import fold_in
 from metatoolkit.tasks.batches import Transform
-from metatoolkit.tasks.domains import Domain, LabeledImages, as_domains
+from metatoolkit.tasks.domains import Domain, Domains, LabeledImages, as_domains
 from metatoolkit.tasks.image_transforms import ImageTransform
 
 _PLACE = ("domains", "split", "ways", "shots", "queries", "role", "period")
@@ -47,7 +47,7 @@ class EpisodeBatches:
     global random state, which every thread of the process shares.
 
     Args:
-        domains: Domains to draw from, alone or by name; their order is of no consequence.
+        domains: A domain, or several to draw from, in any order or by name.
         split: ``"train"``, ``"valid"`` or ``"test"``.
         ways: Classes per episode.
         shots: Support images per class.
@@ -68,7 +68,7 @@ class EpisodeBatches:
 
     def __init__(
         self,
-        domains: Mapping[str, Domain] | Iterable[Domain],
+        domains: Domains,
         split: str,
         ways: int,
         shots: int,
@@ -136,6 +136,15 @@ class EpisodeBatches:
         pair = random.Random(fold_in(self.seed, 0, number // self.period))
         return pair.sample(range(count), 2)[self.role]
 
+    def reseed(self, seed: int) -> None:
+        """Start over with another seed.
+
+        Args:
+            seed: Seed of the draws and of the transform.
+        """
+        self.seed = seed
+        self.next_episode = 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return the place of this iterator; the data are not part of it."""
         place = {name: getattr(self, name) for name in _PLACE if name != "domains"}
@@ -168,7 +177,7 @@ class EpisodeBatches:
 
 
 def pseudo_domains(
-    domains: Mapping[str, Domain] | Iterable[Domain],
+    domains: Domains,
     split: str,
     ways: int,
     shots: int,
