@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,17 +19,12 @@ from metatoolkit.errors import (
     ShapeError,
     UnknownNameError,
 )
+from metatoolkit.tasks.image_files import class_images, read_image, subfolders
 from metatoolkit.tasks.image_transforms import ImageTransform
 from metatoolkit.tasks.labels import check_labels
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 DATA_VARIABLE = "METATOOLKIT_DATA"
 _FOLDER = "folder:"
-_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
 _TEST_FRACTION = 0.2
 
 _CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
@@ -335,9 +328,9 @@ def _load_folder(
 ) -> Classification:
     if not path.is_dir():
         raise DataError(f"the image folder {path} does not exist; check the path.")
-    folders = {folder.name: folder for folder in _subfolders(path)}
+    folders = {folder.name: folder for folder in subfolders(path)}
     # A class may be called "train"; only a part has folders of its own.
-    parts = {part for part in ("train", "test") if part in folders and _subfolders(folders[part])}
+    parts = {part for part in ("train", "test") if part in folders and subfolders(folders[part])}
     if len(parts) == 1:
         (part,) = parts
         raise DataError(
@@ -380,34 +373,18 @@ def _load_folder(
     )
 
 
-def _subfolders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
 def _list_images(path: Path) -> tuple[list[str], list[tuple[Path, int]]]:
-    folders = _subfolders(path)
+    folders = subfolders(path)
     if not folders:
         raise DataError(f"{path} holds no folder; one folder of images for each class is needed.")
-    files: list[tuple[Path, int]] = []
-    for label, folder in enumerate(folders):
-        found = sorted(
-            file
-            for file in folder.rglob("*")
-            if file.suffix.lower() in _SUFFIXES and file.is_file() and file.name[0] != "."
-        )
-        if not found:
-            raise DataError(
-                f"class {folder.name!r} is empty: {folder} holds no image "
-                f"({', '.join(sorted(_SUFFIXES))})."
-            )
-        files.extend((file, label) for file in found)
+    files = [(file, label) for label, folder in enumerate(folders) for file in class_images(folder)]
     return [folder.name for folder in folders], files
 
 
 def _read(files: list[tuple[Path, int]], size: tuple[int, int] | None, grayscale: bool) -> Split:
     images: list[np.ndarray] = []
     for file, _ in files:
-        pixels = _read_image(file, size, grayscale)
+        pixels = read_image(file, size, grayscale)
         if images and pixels.shape != images[0].shape:
             raise DataError(
                 f"{file} is {pixels.shape[0]}×{pixels.shape[1]}, but {files[0][0]} is "
@@ -416,42 +393,6 @@ def _read(files: list[tuple[Path, int]], size: tuple[int, int] | None, grayscale
         images.append(pixels)
     labels = torch.tensor([label for _, label in files], dtype=torch.int64)
     return Split(_channels_first(np.stack(images)), labels)
-
-
-def _read_image(file: Path, size: tuple[int, int] | None, grayscale: bool) -> np.ndarray:
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise MissingDependencyError("image folders need Pillow: pip install pillow.") from error
-    with _image_errors(file), Image.open(file) as opened:
-        image = ImageOps.exif_transpose(_eight_bits(opened))
-        image = image.convert("L" if grayscale else "RGB")
-        if size is not None:
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        pixels = np.array(image, dtype=np.uint8)
-    return pixels[:, :, None] if grayscale else pixels
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit images down; Pillow's own conversion would clip them at 255."""
-    if not image.mode.startswith("I"):
-        return image
-    from PIL import Image
-
-    wide = np.asarray(image, dtype=np.float64)
-    return Image.fromarray((wide / 257).round().clip(0, 255).astype(np.uint8))
-
-
-@contextlib.contextmanager
-def _image_errors(file: Path) -> Iterator[None]:
-    from PIL import Image
-
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{file} cannot be read as an image ({error}); repair it or remove it."
-        ) from error
 
 
 def _pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
