@@ -311,18 +311,23 @@ class MetaTrainer:
             self.state = dataclasses.replace(self.start, key=key)
         moves = self.estimator is not None and self.steps_done % self.meta_every == 0
         count = 1 if self.estimator is None else self.estimator.horizon
-        batches = [self._place(streams["train_batches"].next()) for _ in range(count)]
+        batches = [self.place(streams["train_batches"].next()) for _ in range(count)]
         metrics: dict[str, Tensor] = {}
         if moves and self.order == "meta_first":
-            metrics |= self.meta_step(batches, self._place(streams["valid_batches"].next()))
+            metrics |= self.meta_step(batches, self.place(streams["valid_batches"].next()))
         if not (moves and self.keep_lookahead):
             losses = [self.base_step(batch) for batch in batches]
             metrics["train_loss"] = torch.stack(losses).mean()
         if moves and self.order == "inner_first":
-            metrics |= self.meta_step(batches, self._place(streams["valid_batches"].next()))
+            metrics |= self.meta_step(batches, self.place(streams["valid_batches"].next()))
         return metrics
 
-    def _place(self, batch: Any) -> Any:
+    def place(self, batch: Any) -> Any:
+        """Return a batch on the device that this trainer was given, if any.
+
+        Args:
+            batch: A batch, any pytree.
+        """
         if self.device is None:
             return batch
         return tree_map(lambda tensor: tensor.to(self.device, non_blocking=True), batch)

@@ -18,10 +18,6 @@ Expected on the default, digits with 40 % flip noise: see docs/label_noise.md.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +25,12 @@ import torch
 
 import metatoolkit as mt
 from applications.label_noise import figures
-from applications.label_noise.settings import DEFAULT, METHODS, NAMED, TUNED
+from applications.label_noise.settings import DEFAULT, METHODS, NAMED, TUNED, UNTUNED
 from baselines import frozen_weights, plain, uniform_weights
 from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
 from metatoolkit.errors import UnknownNameError
-from metatoolkit.measure import peak_memory
-from metatoolkit.records.home import data_home
+from metatoolkit.recorded import Assembly, fit_recorded
 
 experiment = records.experiment("label_noise")
 
@@ -59,12 +54,17 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         raise UnknownNameError("method", method, (*METHODS, "learn2learn"))
     if config["meta_optimizer"] not in ("adam", "sgd"):
         raise UnknownNameError("meta_optimizer", config["meta_optimizer"], ("adam", "sgd"))
-    chosen = dict(config)
-    tuned = TUNED["second_order" if method == "learn2learn" else method]
-    for name, fallback in (("lr", 0.1), ("meta_lr", 1e-3)):
-        if chosen[name] is None:
-            chosen[name] = tuned.get(name, fallback) if config["tuned"] else fallback
-    return chosen
+    tuned = TUNED["second_order" if method == "learn2learn" else method] if config["tuned"] else {}
+    own = {**UNTUNED, **tuned}
+    filled = {
+        name: own[name] if value is None else value
+        for name, value in config.items()
+        if name in UNTUNED
+    }
+    evograd = dict(config["evograd"])
+    if evograd["sigma"] is None:
+        evograd["sigma"] = own["sigma"]
+    return {**config, **filled, "evograd": evograd}
 
 
 def build_estimator(config: dict[str, Any]) -> mt.hypergradients.Estimator | None:
@@ -85,18 +85,24 @@ def build_estimator(config: dict[str, Any]) -> mt.hypergradients.Estimator | Non
     return None
 
 
-def build_trainer(
-    config: dict[str, Any], task: mt.tasks.NoisyClassification
-) -> tuple[mt.MetaTrainer, mt.tasks.Batches, mt.tasks.Batches]:
-    """Assemble the trainer and its batches.
+def assemble(config: dict[str, Any]) -> Assembly:
+    """Put data, network, weight network, losses, inner learner and estimator together.
 
     Args:
-        config: Settings as :func:`settings_of` returns them.
-        task: The noisy data.
+        config: A configuration of this experiment.
 
     Returns:
-        The trainer, its training batches and its meta batches.
+        The trainer and its batches, not yet trained.
     """
+    config = settings_of(config)
+    dataset = mt.tasks.load_dataset(config["dataset"], root=config["data_root"])
+    task = mt.tasks.label_noise_task(
+        dataset,
+        **config["noise"],
+        meta_per_class=config["meta_per_class"],
+        tuning_per_class=config["tuning_per_class"],
+        seed=config["seed"],
+    )
     seed, device = config["seed"], config["device"]
     options = {
         name: value
@@ -148,21 +154,7 @@ def build_trainer(
     batches = mt.tasks.Batches(*train, batch_size=config["batch_size"], seed=seed, **common)
     meta_size = min(config["meta_batch_size"], len(task.meta.labels))
     meta_batches = mt.tasks.Batches(*task.meta, batch_size=meta_size, seed=seed + 1, **common)
-    return trainer, batches, meta_batches
-
-
-def checkpoint_path(config: dict[str, Any]) -> Path:
-    """Return the file in which a run of this configuration is stored until it is done.
-
-    Args:
-        config: The run's configuration.
-    """
-    if config["checkpoint"] is not None:
-        return Path(config["checkpoint"])
-    passing = {"checkpoint", "resume", "progress", "checkpoint_every", "device"}
-    lasting = {name: value for name, value in config.items() if name not in passing}
-    digest = hashlib.sha256(json.dumps(lasting, sort_keys=True, default=str).encode()).hexdigest()
-    return data_home() / "checkpoints" / f"label_noise-{digest[:16]}.pt"
+    return Assembly(trainer, batches, meta_batches, task)
 
 
 @experiment.main
@@ -173,101 +165,29 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
         Test accuracy of the last step and the figures beside it.
     """
     config = settings_of(dict(_config))
-    _run.info["settings"] = {"lr": config["lr"], "meta_lr": config["meta_lr"]}
-    dataset = mt.tasks.load_dataset(config["dataset"], root=config["data_root"])
-    task = mt.tasks.label_noise_task(
-        dataset,
-        **config["noise"],
-        meta_per_class=config["meta_per_class"],
-        tuning_per_class=config["tuning_per_class"],
-        seed=config["seed"],
-    )
-    trainer, batches, meta_batches = build_trainer(config, task)
-    problem, start = trainer.problem, {}
-    for name, parameter in trainer.problem.meta_parameters().items():
-        start[name] = parameter.detach().clone()
+    _run.info["settings"] = {name: config[name] for name in UNTUNED if name in config}
+    _run.info["settings"]["sigma"] = config["evograd"]["sigma"]
+    assembly = assemble(dict(_config))
+    task, trainer = assembly.task, assembly.trainer
+    transform = task.dataset.transform()
 
     def evaluate(trained: mt.MetaTrainer) -> dict[str, float]:
-        moved = [(p.detach() - start[n]).norm() for n, p in problem.meta_parameters().items()]
-        transform = dataset.transform()
-        values = {
+        return {
             f"{name}_accuracy": mt.evaluation.accuracy(
                 trained.problem.model, *split, transform=transform
             )
             for name, split in (("test", task.test), ("tuning", task.tuning))
             if len(split.labels) > 0
         }
-        return values | {"lambda_distance": float(torch.stack(moved).norm())}
 
-    if trainer.estimator is not None:
-        _run.info["peak_memory_bytes"] = measure_meta_step(trainer, task, config)
-    path = checkpoint_path(dict(_config))
-    previous = path.with_suffix(".run")
-    if config["resume"] and previous.exists():
-        records.mark_resumed(_run, previous.read_text())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    identity = records.run_uuid(_run)
-    if identity is not None:
-        previous.write_text(identity)
-    started = time.perf_counter()
-    last = trainer.fit(
-        batches,
-        meta_batches,
-        steps=config["steps"],
-        log=_run.log_scalar,
-        log_every=config["log_every"],
-        evaluate=evaluate,
-        evaluate_every=config["evaluate_every"],
-        checkpoint=path,
-        checkpoint_every=config["checkpoint_every"],
-        resume=config["resume"],
-        progress=config["progress"],
-        description=f"label_noise {config['method']} seed {config['seed']}",
-    )
-    _run.info["seconds"] = time.perf_counter() - started
-    _run.info["milliseconds_per_step"] = 1e3 * trainer.seconds / config["steps"]
-    with tempfile.TemporaryDirectory() as folder:
-        for file in figures.write(trainer, task, Path(folder), config["method"]):
-            _run.add_artifact(str(file), name=file.name)
-        _run.add_artifact(str(path), name="checkpoint.pt")
+    def write_artifacts(folder: Path) -> list[Path]:
+        return figures.write(trainer, task, folder, config["method"])
+
+    last = fit_recorded(_run, assembly, evaluate=evaluate, write_artifacts=write_artifacts)
     weights = figures.learned_weights(trainer, task)
-    path.unlink(missing_ok=True)
-    previous.unlink(missing_ok=True)
     result = {name: last[name] for name in last if name.endswith(("accuracy", "distance"))}
     return result | {
         "train_loss": last["train_loss"],
         "weight_clean": float(weights[~task.is_corrupted].mean()),
         "weight_corrupted": float(weights[task.is_corrupted].mean()),
     }
-
-
-def measure_meta_step(
-    trainer: mt.MetaTrainer, task: mt.tasks.NoisyClassification, config: dict[str, Any]
-) -> int:
-    """Return the peak memory of one hypergradient, in bytes, without a trace in the training.
-
-    Args:
-        trainer: The trainer.
-        task: The noisy data.
-        config: Settings as :func:`settings_of` returns them.
-    """
-    estimator = trainer.estimator
-    assert estimator is not None
-    transform = task.dataset.transform()
-    batch, meta_batch = (
-        next(
-            mt.tasks.Batches(
-                *split,
-                batch_size=min(size, len(split.labels)),
-                transform=transform,
-                device=config["device"],
-            )
-        )
-        for split, size in (
-            (task.train, config["batch_size"]),
-            (task.meta, config["meta_batch_size"]),
-        )
-    )
-    return peak_memory(
-        lambda: estimator(trainer.problem, trainer.inner, trainer.state, [batch], meta_batch)
-    )

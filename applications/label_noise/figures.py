@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import metatoolkit as mt
 from metatoolkit.evaluation import evaluation_mode
+from metatoolkit.figures import draw_rows
 from metatoolkit.losses import sample_losses
 from metatoolkit.tasks import NoisyClassification, evaluation_batches
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def example_losses(trainer: mt.MetaTrainer, task: NoisyClassification) -> Tensor:
@@ -45,7 +50,7 @@ def learned_weights(trainer: mt.MetaTrainer, task: NoisyClassification) -> Tenso
 def write(
     trainer: mt.MetaTrainer, task: NoisyClassification, folder: Path, method: str
 ) -> list[Path]:
-    """Write the learned weight against the loss as a figure and a table, and the curves.
+    """Write the learned weight against the loss as a figure and a table.
 
     Args:
         trainer: The trained trainer.
@@ -55,7 +60,7 @@ def write(
 
     Returns:
         The files: ``weights.png`` and ``weights.csv`` (loss, weight, corrupted) of the training
-        examples, and ``curves.png``, each metric over the steps.
+        examples.
     """
     import matplotlib
 
@@ -87,29 +92,61 @@ def write(
         writer = csv.writer(file)
         writer.writerow(["loss", "weight", "corrupted"])
         writer.writerows(zip(losses.tolist(), weights.tolist(), corrupted.tolist(), strict=True))
-    return [picture, table, _draw_curves(trainer, folder / "curves.png")]
+    return [picture, table]
 
 
-def _draw_curves(trainer: mt.MetaTrainer, path: Path) -> Path:
+def draw_comparison(frame: pandas.DataFrame, path: Path) -> None:
+    """Draw accuracies of the methods, and the weights that they give to examples.
+
+    Args:
+        frame: Frame of the study, see :func:`metatoolkit.studies.collect`.
+        path: File to write.
+    """
     from matplotlib.figure import Figure
 
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    for name, value, step in trainer.history:
-        steps, values = curves.setdefault(name, ([], []))
-        steps.append(step)
-        values.append(value)
-    panels = {
-        "loss": [name for name in curves if name.endswith("loss")],
-        "accuracy": [name for name in curves if name.endswith("accuracy")],
-        "norm": [name for name in curves if name.endswith(("norm", "distance"))],
-    }
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    for axis, (label, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for name in names:
-            axis.plot(*curves[name], label=name.replace("_", " "), linewidth=1)
-        axis.set(xlabel="step", ylabel=label)
-        axis.grid(alpha=0.3)
-        if names:
-            axis.legend(fontsize="small")
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    accuracy, weights = figure.subplots(1, 2)
+    draw_rows(accuracy, frame, "test accuracy [%]")
+    means = frame.groupby("row", sort=False)[["weight, clean", "weight, corrupted"]].mean()
+    places = range(len(means))
+    for shift, (header, values) in zip((-0.2, 0.2), means.items(), strict=True):
+        weights.barh([p + shift for p in places], values, 0.4, label=header)
+    weights.set_yticks(list(places), [str(label) for label in means.index])
+    weights.invert_yaxis()
+    weights.set(xlabel="mean weight of training examples")
+    weights.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=120)
-    return path
+
+
+def draw_scaling(frame: pandas.DataFrame, path: Path) -> None:
+    """Draw memory and time of a step against the sizes that the runs differ in.
+
+    Args:
+        frame: Frame of the study, see :func:`metatoolkit.studies.collect`.
+        path: File to write.
+    """
+    from matplotlib.figure import Figure
+
+    sweeps = {
+        "width of the network": ("width", lambda c: c["network"]["width"]),
+        "hidden units of the weight network": ("weight net", lambda c: c["weight_net"]["hidden"]),
+        "copies K": ("copies", lambda c: c["evograd"]["candidates"]),
+    }
+    measures = {
+        "peak memory of a meta step [MiB]": "meta step [MiB]",
+        "time of a training step [ms]": "ms/step",
+    }
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    axes = figure.subplots(len(measures), len(sweeps), squeeze=False)
+    for column, (label, (kind, size)) in enumerate(sweeps.items()):
+        chosen = frame[frame["row"].str.contains(f", {kind} ")]
+        for method, part in chosen.groupby(chosen["row"].str.split(",").str[0], sort=False):
+            sizes = part["run"].map(lambda run, size=size: size(run.config))
+            for row, header in enumerate(measures.values()):
+                means = part[header].groupby(sizes).mean()
+                axes[row][column].plot(means.index, means, "o-", label=method)
+        for row, name in enumerate(measures):
+            axes[row][column].set(xlabel=label, ylabel=name, ylim=(0, None))
+            axes[row][column].grid(alpha=0.3)
+            axes[row][column].legend(fontsize="small")
+    figure.savefig(path, dpi=120)

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from metatoolkit.recorded import RUN_SETTINGS
+
 METHODS = ("plain", "uniform_weights", "frozen_weights", "second_order", "evograd")
 
 # Chosen by `python -m applications.label_noise.tuning`: see docs/label_noise.md.
 TUNED: dict[str, dict[str, Any]] = {
-    "plain": {"lr": 0.03},
-    "uniform_weights": {"lr": 0.024},
-    "frozen_weights": {"lr": 0.03},
-    "second_order": {"lr": 0.1, "meta_lr": 1.4e-3},
-    "evograd": {"lr": 0.067, "meta_lr": 8.3e-4},
+    "plain": {"lr": 0.03, "momentum": 0.0, "nesterov": False},
+    "uniform_weights": {"lr": 0.024, "momentum": 0.0, "nesterov": False},
+    "frozen_weights": {"lr": 0.03, "momentum": 0.0, "nesterov": False},
+    "second_order": {"lr": 0.1, "momentum": 0.0, "nesterov": False, "meta_lr": 1.4e-3},
+    "evograd": {"lr": 0.067, "momentum": 0.0, "nesterov": False, "meta_lr": 8.3e-4, "sigma": 0.03},
 }
 
-# A network's option that is None keeps the network's own default, and so does lr or meta_lr keep
-# what was tuned for the method.
+# What is taken where nothing was tuned.
+UNTUNED: dict[str, Any] = {
+    "lr": 0.1,
+    "meta_lr": 1e-3,
+    "momentum": 0.9,
+    "nesterov": True,
+    "sigma": 1e-3,
+}
+
+# A network's option that is None keeps the network's own default. What UNTUNED names and is None
+# here is what was tuned for the method.
 DEFAULT: dict[str, Any] = {
     "method": "evograd",
     "dataset": "digits",
@@ -32,8 +43,8 @@ DEFAULT: dict[str, Any] = {
     "augment": False,
     "tuned": True,
     "lr": None,
-    "momentum": 0.0,
-    "nesterov": False,
+    "momentum": None,
+    "nesterov": None,
     "weight_decay": 5e-4,
     "milestones": [0.67, 0.83],
     "meta_optimizer": "adam",
@@ -41,20 +52,14 @@ DEFAULT: dict[str, Any] = {
     "meta_weight_decay": 0.0,
     "evograd": {
         "candidates": 2,
-        # At 1e-3, the paper's, rounding in float32 is a large part of the copies' difference.
-        "sigma": 0.03,
+        "sigma": None,
         "temperature": 0.05,
         "noise": "sign",
         "rescale": True,
         "perturb": None,
+        "streamed": None,
     },
-    "device": "cpu",
-    "evaluate_every": 250,
-    "log_every": 10,
-    "checkpoint_every": 250,
-    "checkpoint": None,
-    "resume": False,
-    "progress": True,
+    **RUN_SETTINGS,
 }
 
 _PAPER: dict[str, Any] = {
@@ -96,6 +101,19 @@ NAMED: dict[str, dict[str, Any]] = {
     },
     # A small convolutional network with BatchNorm for the digits.
     "cnn": {"network": {"name": "small_cnn"}},
+    # A network with the paper's layers, for measurements of memory and time; too short to learn.
+    "scaling": {
+        "network": {"name": "resnet32", "width": 1},
+        "batch_size": 32,
+        "meta_batch_size": 32,
+        "steps": 12,
+        "evaluate_every": 0,
+        "checkpoint_every": 0,
+    },
+    # The paper's sweeps; each joins any of the above: `with cifar10 width_3`.
+    **{f"width_{width}": {"network": {"width": width}} for width in range(1, 7)},
+    **{f"weight_net_{c}": {"weight_net": {"hidden": 100 * c}} for c in (1, 10, 100)},
+    **{f"candidates_{count}": {"evograd": {"candidates": count}} for count in (2, 4, 8)},
     # Seconds instead of minutes, for tests; its numbers mean nothing.
     "smoke": {
         "steps": 30,

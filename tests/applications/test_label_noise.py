@@ -1,3 +1,4 @@
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -5,13 +6,15 @@ import time
 
 import pytest
 
-from applications.label_noise import quickstart
 from applications.label_noise.experiment import build_estimator, experiment, settings_of
-from applications.label_noise.settings import DEFAULT, METHODS
+from applications.label_noise.settings import DEFAULT, METHODS, TUNED, UNTUNED
+from applications.label_noise.study import COMPARISON, SCALING
+from applications.label_noise.tuning import FIRST_SEED, trials
 from metatoolkit import records
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
 from metatoolkit.records.server import ManagedServer
+from metatoolkit.studies import collect, jobs_of, run_job
 
 QUIET = {"progress": False}
 
@@ -148,27 +151,53 @@ def test_command_line_names_the_nearest_method():
     assert "Traceback" not in done.stderr
 
 
-def test_quickstart_table_and_figure(tmp_path, capsys):
-    results = [
-        {
-            "row": row,
-            "seed": seed,
-            "test_accuracy": 0.5 + 0.1 * seed,
-            "weight_clean": 0.4,
-            "weight_corrupted": 0.1,
-            "lambda_distance": 1.0,
-            "milliseconds_per_step": 2.0,
-        }
-        for row in quickstart.ROWS
-        for seed in (1, 2, 3)
-    ]
-    quickstart.show(results)
-    printed = capsys.readouterr().out
-    assert "70.00 ± 10.00" in printed
-    quickstart.draw(results, tmp_path / "out" / "figure.png")
-    assert (tmp_path / "out" / "figure.png").stat().st_size > 5000
+def test_settings_tuned_for_a_method_give_way_to_given_ones():
+    config = {**DEFAULT, "seed": 0, "evograd": {**DEFAULT["evograd"], "sigma": 0.5}}
+    chosen = settings_of({**config, "momentum": 0.3})
+    assert (chosen["momentum"], chosen["evograd"]["sigma"]) == (0.3, 0.5)
+    assert settings_of({**config, "tuned": False})["lr"] == UNTUNED["lr"]
+    tuned = settings_of({**DEFAULT, "seed": 0})
+    assert tuned["evograd"]["sigma"] == TUNED["evograd"]["sigma"]
 
 
-def test_quickstart_refuses_no_seeds(capsys):
-    assert quickstart.main(["--seeds", "0"]) == 2
-    assert "--seeds" in capsys.readouterr().err
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_as_many_trials(method):
+    settings = trials(method, 16)
+    assert len(settings) == 16 == len({str(trial) for trial in settings})
+    assert {trial["momentum"] for trial in settings} == {0.0, 0.9}
+    assert ("sigma" in settings[0].get("evograd", {})) == (method == "evograd")
+
+
+def test_seeds_of_the_study_were_not_tuned_on():
+    assert FIRST_SEED > max(COMPARISON.seeds)
+
+
+def test_named_sizes_join_other_configurations():
+    run = experiment.run(
+        named_configs=["smoke", "candidates_4", "weight_net_10"],
+        config_updates={**QUIET, "seed": 2, "steps": 2, "method": "evograd"},
+    )
+    assert run.config["evograd"]["candidates"] == 4
+    assert run.config["weight_net"]["hidden"] == 1000
+    assert run.config["network"]["hidden"] == [16]
+
+
+def test_figure_of_the_scaling_is_drawn_from_records(tmp_path):
+    study = dataclasses.replace(
+        SCALING,
+        rows={
+            name: row
+            for name, row in SCALING.rows.items()
+            if name.endswith(("width 2", "net 100", "copies 4"))
+        },
+        claims=(),
+    )
+    jobs = jobs_of(study, updates={"steps": 1, "network": {"name": "mlp", "width": None}})
+    for job in jobs:
+        run_job(job)
+    with records.connect() as database:
+        frame = collect(study, jobs, database)
+        assert len(frame) == len(jobs)
+        assert (frame["meta step [MiB]"].dropna() > 0).all()
+        study.draw(frame, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 5000

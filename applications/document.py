@@ -1,0 +1,121 @@
+"""The document of results: studies beside the published numbers, from recorded runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.studies import judge, summarize
+
+_HEAD = """\
+# Results
+
+Written by `scripts/reproduce --document docs/results.md` from the experiment database. Each number
+is the mean over the seeds, ± their standard deviation; "not available" means that no published
+number could be found that is certain. The runs' ids are those of the database that this document
+was written from.
+"""
+
+
+def write(found: Sequence[tuple[Any, Any]], path: Path) -> None:
+    """Write the document and, beside it, the figures.
+
+    Args:
+        found: Studies with their frames, as :func:`metatoolkit.studies.collect` makes them.
+        path: Markdown file to write; figures go to a folder of its name.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [_HEAD]
+    for study, frame in found:
+        parts.append(_section(study, frame))
+        if study.draw is not None and not frame.empty:
+            picture = path.with_suffix("") / f"{study.name}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            study.draw(frame, picture)
+            parts.append(f"![{study.title}]({picture.relative_to(path.parent).as_posix()})\n")
+    path.write_text("\n".join(parts))
+
+
+def _section(study: Any, frame: Any) -> str:
+    lines = [f"## {study.title}", ""]
+    seeds = sorted(set(frame["seed"]))
+    again = f"`scripts/reproduce {study.name}`"
+    if frame.empty:
+        return "\n".join([*lines, f"Not run yet: {again}.", ""])
+    lines += [f"{again}, seeds {', '.join(map(str, seeds))}. {_machine(frame)}", ""]
+    headers = [column.header for column in study.columns]
+    published = [
+        header for header in headers if any(header in row.published for row in study.rows.values())
+    ]
+    names = ["", *headers, *(f"{header}, published" for header in published)]
+    if not published:
+        names.append("published")
+    lines.append("| " + " | ".join([*names, "runs"]) + " |")
+    lines.append("|---" + "|---:" * (len(names) - 1) + "|---|")
+    for cells in summarize(study, frame):
+        row = study.rows[cells[0]]
+        known = [row.published.get(header, "not available") for header in published]
+        ids = [run.id for run in frame.loc[frame["row"] == cells[0], "run"]]
+        cells += [*(known or ["not available"]), _ranges(ids)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    for sentence in judge(study, frame):
+        lines.append(f"- {sentence}")
+    if study.claims:
+        lines.append("")
+    for text in (f"Published numbers: {study.source}" if study.source else "", study.note):
+        if text:
+            lines += [text, ""]
+    lines += ["Configurations:", ""]
+    for label, row in study.rows.items():
+        lines.append(f"- {label}: `{_command(study, row)}`")
+    return "\n".join([*lines, ""])
+
+
+def _machine(frame: Any) -> str:
+    """Say what the runs were made on."""
+    hosts: dict[str, None] = {}
+    for run in frame["run"]:
+        host = run.details().get("host", {})
+        gpus = [gpu.get("model", "") for gpu in host.get("gpus", {}).get("gpus", [])]
+        devices = gpus if run.config.get("device") == "cuda" else [str(host.get("cpu", ""))]
+        versions = [
+            name
+            for name in run.details()["experiment"]["dependencies"]
+            if name.startswith("torch==")
+        ]
+        hosts[", ".join([*devices, *versions])] = None
+    return "; ".join(hosts) + "."
+
+
+def _command(study: Any, row: Any) -> str:
+    """Return the command that runs one row."""
+    entries = [*row.named, *(f"{k}={v}" for k, v in _flat(row.updates))]
+    with_part = " ".join(["with", *map(shlex.quote, entries)]) if entries else ""
+    return f"metatoolkit run {study.application} {with_part}".strip()
+
+
+def _flat(updates: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, value in updates.items():
+        if isinstance(value, dict):
+            flat += _flat(value, f"{prefix}{name}.")
+        else:
+            flat.append((f"{prefix}{name}", value))
+    return flat
+
+
+def _ranges(ids: Sequence[Any]) -> str:
+    """Write run ids shortly: 3–7, 9."""
+    parts: list[list[Any]] = []
+    for number in sorted(ids, key=str if any(isinstance(i, str) for i in ids) else None):
+        if parts and isinstance(number, int) and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]}–{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

@@ -1,0 +1,193 @@
+"""Run studies and write what they gave: ``scripts/reproduce rotation``.
+
+A study runs each of its configurations with several seeds, every run recorded. Table, figure and
+document are made from the database, newest complete run first, so that a study that was interrupted
+or repeated needs no bookkeeping: ``--missing`` runs what the database lacks, ``--no-run`` nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import pkgutil
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.errors import ConfigurationError, MetatoolkitError, UnknownNameError
+
+
+def find_studies() -> dict[str, Any]:
+    """Return the studies of all applications by name, in the order of the applications."""
+    import applications
+
+    found = {}
+    for module in sorted(pkgutil.iter_modules(applications.__path__), key=lambda m: m.name):
+        name = f"applications.{module.name}.study"
+        if module.ispkg and importlib.util.find_spec(name) is not None:
+            for study in importlib.import_module(name).STUDIES:
+                found[study.name] = study
+    return found
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/reproduce",
+        description="Run studies, print their tables and write figures and a document.",
+        epilog="With --list, the studies and what they hold.",
+    )
+    parser.add_argument("studies", nargs="*", help="names of studies (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the studies and stop")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: the study's)")
+    parser.add_argument("--first-seed", type=int, help="first seed (default: the study's)")
+    parser.add_argument("--steps", type=int, help="training steps of each run, for a quick look")
+    parser.add_argument("--device", help="where to run, such as cuda (default: the CPU)")
+    parser.add_argument("--processes", type=int, help="runs at once (default: one per core)")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of figures")
+    parser.add_argument("--document", type=Path, help="Markdown file to write, such as results.md")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--missing", action="store_true", help="run only what the database lacks")
+    what.add_argument("--no-run", action="store_true", help="run nothing, show what there is")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; by default those of the process.
+
+    Returns:
+        Exit code: 2 for an error, 130 after Ctrl-C.
+    """
+    options = build_parser().parse_args(argv)
+    try:
+        return reproduce(options)
+    except MetatoolkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the runs so far are recorded", file=sys.stderr)
+        return 130
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Do what the command line asks.
+
+    Args:
+        options: What :func:`build_parser` parsed.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UnknownNameError: There is no such study.
+        ConfigurationError: A number is out of range.
+    """
+    from metatoolkit import records
+    from metatoolkit.studies import collect, jobs_of, run_jobs
+
+    known = find_studies()
+    if options.list:
+        for study in known.values():
+            runs = len(study.rows) * len(study.seeds)
+            print(f"{study.name:30} {runs:4} runs  {study.title}")
+        return 0
+    for name in options.studies:
+        if name not in known:
+            raise UnknownNameError("study", name, known)
+    for name in ("seeds", "steps", "processes"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise ConfigurationError(f"--{name} is {number}; at least 1 is needed.")
+    chosen = [known[name] for name in options.studies or known]
+    processes = options.processes or min(len(os.sched_getaffinity(0)), 4)
+    updates = {n: v for n in ("steps", "device") if (v := getattr(options, n)) is not None}
+    found = []
+    for study in chosen:
+        jobs = jobs_of(study, _seeds(study, options), updates)
+        due = [] if options.no_run else jobs
+        if options.missing:
+            with records.connect() as database:
+                frame = collect(study, jobs, database)
+            present = set(zip(frame["row"], frame["seed"], strict=True))
+            due = [job for job in jobs if (job.label, job.seed) not in present]
+        if due:
+            print(f"{study.name}: {len(due)} runs, {processes} at once", flush=True)
+            run_jobs(due, processes)
+        with records.connect() as database:
+            frame = collect(study, jobs, database)
+            _show(study, frame)
+            figure = _draw(study, frame, options.output)
+            if figure is not None:
+                print(f"figure:    {figure.resolve()}")
+            print(f"database:  {database.address}")
+            print(
+                f"list runs: {_command()} runs list --experiment {study.application}\n", flush=True
+            )
+            found.append((study, frame))
+            if options.document is not None:
+                from applications.document import write
+
+                write(found, options.document)
+    if options.document is not None:
+        print(f"document:  {options.document.resolve()}")
+    return 0
+
+
+def _seeds(study: Any, options: argparse.Namespace) -> list[int]:
+    if options.seeds is None and options.first_seed is None:
+        return list(study.seeds)
+    first = study.seeds[0] if options.first_seed is None else options.first_seed
+    return list(range(first, first + (options.seeds or len(study.seeds))))
+
+
+def _command() -> str:
+    """Return what to type for the command `metatoolkit` of this environment."""
+    path = Path(sys.executable).parent / "metatoolkit"
+    if shutil.which("metatoolkit") == str(path):
+        return "metatoolkit"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _draw(study: Any, frame: Any, folder: Path) -> Path | None:
+    """Write the study's figure, and return where it is."""
+    if study.draw is None or frame.empty:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    path = folder / f"{study.name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    study.draw(frame, path)
+    return path
+
+
+def _show(study: Any, frame: Any) -> None:
+    """Print the table, and what became of the claims."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from metatoolkit.studies import judge, summarize
+
+    table = Table(title=study.title)
+    table.add_column("")
+    for column in study.columns:
+        table.add_column(column.header, justify="right")
+    for line in summarize(study, frame):
+        table.add_row(*line)
+    console = Console()
+    console.print(table)
+    for sentence in judge(study, frame):
+        console.print(sentence, highlight=False)
+    if study.note:
+        console.print(study.note, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Figures that several applications draw: curves of one run, rows of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+
+
+def draw_curves(history: Iterable[tuple[str, float, int]], path: Path) -> Path:
+    """Draw each metric of a run over the steps, losses, scores and the others apart.
+
+    Args:
+        history: Name, value and step, as :attr:`metatoolkit.MetaTrainer.history` holds them.
+        path: File to write.
+
+    Returns:
+        The file.
+    """
+    from matplotlib.figure import Figure
+
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for name, value, step in history:
+        steps, values = curves.setdefault(name, ([], []))
+        steps.append(step)
+        values.append(value)
+    panels: dict[str, list[str]] = {"loss": [], "score": [], "other": []}
+    for name in curves:
+        score = name.endswith(("accuracy", "f1", "score"))
+        panels["loss" if name.endswith("loss") else "score" if score else "other"].append(name)
+    panels = {label: names for label, names in panels.items() if names}
+    figure = Figure(figsize=(4 * max(1, len(panels)), 3.5), layout="constrained")
+    axes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    for axis, (label, names) in zip(axes, panels.items(), strict=False):
+        for name in names:
+            axis.plot(*curves[name], label=name.replace("_", " "), linewidth=1)
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str, **options: Any) -> None:
+    """Draw one column of a study as bars: mean, standard deviation, and a point for each seed.
+
+    Args:
+        axis: Where to draw.
+        frame: Frame of :func:`metatoolkit.studies.collect`.
+        header: The column.
+        **options: Options of the bars.
+    """
+    groups = frame.groupby("row", sort=False)[header]
+    places = range(len(groups))
+    options = {"color": "tab:blue", "alpha": 0.5, **options}
+    axis.barh(places, groups.mean(), xerr=groups.std(ddof=1).fillna(0), **options)
+    for place, (_, values) in zip(places, groups, strict=True):
+        axis.plot(values, [place] * len(values), "k.", markersize=5)
+    axis.set_yticks(list(places), [str(label) for label in groups.groups])
+    axis.invert_yaxis()
+    axis.set(xlabel=f"{header}: mean, deviation, seeds")

@@ -1,0 +1,217 @@
+"""Training under record: one call for checkpoint, resume, measurements, artifacts and metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metatoolkit import records
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.figures import draw_curves
+from metatoolkit.measure import count_flops, peak_memory
+from metatoolkit.records.home import data_home
+from metatoolkit.training import Evaluate, MetaTrainer, Stateful
+
+RUN_SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "evaluate_every": 250,
+    "log_every": 10,
+    "checkpoint_every": 250,
+    "checkpoint": None,
+    "resume": False,
+    "progress": True,
+}
+"""Configuration entries that :func:`fit_recorded` reads, beside ``steps``, ``seed``, ``method``."""
+
+_PASSING = {"checkpoint", "checkpoint_every", "resume", "progress", "device"}
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What a configuration stands for, put together and not yet trained.
+
+    Attributes:
+        trainer: The trainer.
+        train_batches: Batches for the inner loss.
+        valid_batches: Batches for the outer loss; ``None`` where λ does not move.
+        task: What the batches come from, for evaluation.
+    """
+
+    trainer: MetaTrainer
+    train_batches: Iterable[Any]
+    valid_batches: Iterable[Any] | None = None
+    task: Any = None
+
+
+def configuration_digest(config: Mapping[str, Any]) -> str:
+    """Return a short name of a configuration, seed included.
+
+    Entries that say how a run is carried out and change no number, such as the place of its
+    checkpoint, have no say.
+
+    Args:
+        config: A run's configuration.
+    """
+    lasting = {name: value for name, value in config.items() if name not in _PASSING}
+    text = json.dumps(lasting, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def checkpoint_path(experiment: str, config: Mapping[str, Any]) -> Path:
+    """Return the file in which a run of this configuration is stored until it is done.
+
+    Args:
+        experiment: The experiment's name.
+        config: The run's configuration.
+    """
+    if config["checkpoint"] is not None:
+        return Path(config["checkpoint"])
+    return data_home() / "checkpoints" / f"{experiment}-{configuration_digest(config)}.pt"
+
+
+def fit_recorded(
+    run: Any,
+    assembly: Assembly,
+    *,
+    evaluate: Evaluate | None = None,
+    write_artifacts: Callable[[Path], Iterable[Path]] | None = None,
+) -> dict[str, float]:
+    """Train as the run's configuration says, and record what happens.
+
+    Metrics go to the record as they come, with ``lambda_distance``, the distance of λ from where it
+    started. Before training, peak memory and floating-point operations of one meta step and one
+    base step are measured, without a trace in the training. The metrics' curves and the checkpoint
+    are artifacts in the end; a run that stopped leaves its checkpoint behind, and the same
+    configuration with ``resume=True`` goes on from it bitwise.
+
+    Args:
+        run: The Sacred run. Its configuration holds ``steps``, ``seed`` and :data:`RUN_SETTINGS`.
+        assembly: What to train.
+        evaluate: Called with the trainer whenever an evaluation is due; returns metrics.
+        write_artifacts: Called with a folder after training; returns the files it wrote there,
+            which are stored with the run.
+
+    Returns:
+        The last value of each metric.
+
+    Raises:
+        ConfigurationError: Batches cannot be read twice, or a setting is out of range.
+    """
+    config, trainer = dict(run.config), assembly.trainer
+    name = str(run.experiment_info["name"])
+    run.info.update(measure_costs(assembly))
+    start = {n: p.detach().clone() for n, p in trainer.problem.meta_parameters().items()}
+
+    def evaluate_all(trained: MetaTrainer) -> dict[str, float]:
+        values = {} if evaluate is None else dict(evaluate(trained))
+        live = trained.problem.meta_parameters()
+        moved = [(live[n].detach() - start[n]).norm() for n in start]
+        return values | {"lambda_distance": float(torch.stack(moved).norm())}
+
+    path = checkpoint_path(name, config)
+    previous = path.with_suffix(".run")
+    if config["resume"] and previous.exists():
+        records.mark_resumed(run, previous.read_text())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    identity = records.run_uuid(run)
+    if identity is not None:
+        previous.write_text(identity)
+    started = time.perf_counter()
+    last = trainer.fit(
+        assembly.train_batches,
+        assembly.valid_batches,
+        steps=config["steps"],
+        log=run.log_scalar,
+        log_every=config["log_every"],
+        evaluate=evaluate_all,
+        evaluate_every=config["evaluate_every"],
+        checkpoint=path,
+        checkpoint_every=config["checkpoint_every"],
+        resume=config["resume"],
+        progress=config["progress"],
+        description=f"{name} {config.get('method', '')} seed {config['seed']}",
+    )
+    run.info["seconds"] = time.perf_counter() - started
+    run.info["milliseconds_per_step"] = 1e3 * trainer.seconds / config["steps"]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [draw_curves(trainer.history, Path(folder) / "curves.png")]
+        if write_artifacts is not None:
+            files += write_artifacts(Path(folder))
+        for file in files:
+            run.add_artifact(str(file), name=file.name)
+    run.add_artifact(str(path), name="checkpoint.pt")
+    path.unlink(missing_ok=True)
+    previous.unlink(missing_ok=True)
+    return last
+
+
+def measure_costs(assembly: Assembly) -> dict[str, int]:
+    """Measure one base step and, where there is an estimator, one hypergradient.
+
+    Neither leaves a trace: batches, state, λ and the estimator are as before.
+
+    Args:
+        assembly: What would be trained.
+
+    Returns:
+        ``base_peak_memory_bytes`` and ``base_flops``, and with an estimator
+        ``peak_memory_bytes`` and ``flops``: bytes beyond what is there before, and operations of
+        matrix products and convolutions.
+
+    Raises:
+        ConfigurationError: Batches cannot be read twice.
+    """
+    trainer = assembly.trainer
+    estimator = trainer.estimator
+    count = 1 if estimator is None else estimator.horizon
+    batches = peek(trainer, assembly.train_batches, count)
+    problem, inner, state = trainer.problem, trainer.inner, trainer.state
+
+    def base_step() -> Any:
+        return inner.step(problem, state, problem.meta_parameters(), batches[0])
+
+    costs = {"base_peak_memory_bytes": peak_memory(base_step), "base_flops": count_flops(base_step)}
+    if estimator is None or assembly.valid_batches is None:
+        return costs
+    (valid_batch,) = peek(trainer, assembly.valid_batches, 1)
+    before = estimator.state_dict()
+
+    def meta_step() -> Any:
+        estimator.load_state_dict(before)
+        return estimator(problem, inner, state, batches, valid_batch)
+
+    costs |= {"peak_memory_bytes": peak_memory(meta_step), "flops": count_flops(meta_step)}
+    estimator.load_state_dict(before)
+    return costs
+
+
+def peek(trainer: MetaTrainer, batches: Iterable[Any], count: int) -> list[Any]:
+    """Return the next batches on the trainer's device, and leave the iterator where it was.
+
+    Args:
+        trainer: The trainer.
+        batches: A list or a loader, or an iterator that has ``state_dict``.
+        count: Number of batches.
+
+    Raises:
+        ConfigurationError: It is an iterator that cannot go back.
+    """
+    if iter(batches) is batches and not isinstance(batches, Stateful):
+        raise ConfigurationError(
+            f"the batches are a {type(batches).__name__}, which cannot be read twice; give a list, "
+            "a DataLoader, or an iterator with state_dict and load_state_dict."
+        )
+    before = batches.state_dict() if isinstance(batches, Stateful) else None
+    found = [trainer.place(batch) for batch in itertools.islice(iter(batches), count)]
+    if before is not None and isinstance(batches, Stateful):
+        batches.load_state_dict(before)
+    return found

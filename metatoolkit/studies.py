@@ -1,0 +1,368 @@
+"""Studies: configurations of an experiment side by side over seeds, drawn from the database."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import importlib
+import math
+import multiprocessing
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.recorded import configuration_digest
+
+if TYPE_CHECKING:
+    import pandas
+
+    from metatoolkit.records import Database
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a study's table.
+
+    Attributes:
+        header: Its name, with the unit.
+        path: Where the value is in a run: ``result.…``, ``info.…``, ``config.…``, or
+            ``metrics.…`` for the last value of a metric.
+        scale: Factor from the recorded value to the shown one.
+        digits: Digits behind the point.
+        spread: Whether the table shows the standard deviation over seeds.
+    """
+
+    header: str
+    path: str
+    scale: float = 1.0
+    digits: int = 2
+    spread: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a study's table: one configuration, run with every seed.
+
+    Attributes:
+        updates: Configuration entries.
+        named: Named configurations.
+        published: Published numbers as text, by column header.
+    """
+
+    updates: Mapping[str, Any] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
+    published: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a study is expected to show of two rows, each by its mean over seeds.
+
+    Attributes:
+        row: Label of a row.
+        kind: ``"above"``: larger than ``over`` by more than the larger of the two standard
+            deviations over seeds. ``"level"``: not smaller by more than that. ``"below"``: smaller
+            by more than that.
+        over: Label of the row it is compared with.
+        column: Header of the column.
+    """
+
+    row: str
+    kind: Literal["above", "level", "below"]
+    over: str
+    column: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """Configurations of one experiment, run with several seeds and compared.
+
+    Attributes:
+        name: Name on the command line and of the figure's file.
+        title: Title of the table.
+        experiment: Module that holds the Sacred experiment as ``experiment``.
+        rows: Rows by label.
+        columns: Columns of the table.
+        seeds: Seeds of each row.
+        draw: Called as ``draw(frame, path)`` to write the figure; the frame is that of
+            :func:`collect`. ``None`` for no figure.
+        claims: What is expected.
+        source: Where the published numbers are from.
+        note: Words below the table.
+    """
+
+    name: str
+    title: str
+    experiment: str
+    rows: Mapping[str, Row]
+    columns: Sequence[Column]
+    seeds: Sequence[int] = (1, 2, 3)
+    draw: Callable[[pandas.DataFrame, Path], None] | None = None
+    claims: Sequence[Claim] = ()
+    source: str = ""
+    note: str = ""
+
+    @property
+    def application(self) -> str:
+        """The name of the application, as on the command line."""
+        return self.experiment.split(".")[-2]
+
+    def __post_init__(self) -> None:
+        headers = [column.header for column in self.columns]
+        for claim in self.claims:
+            for label in (claim.row, claim.over):
+                if label not in self.rows:
+                    raise UnknownNameError("row", label, self.rows)
+            if claim.column not in headers:
+                raise UnknownNameError("column", claim.column, headers)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a configuration of an experiment with one seed.
+
+    Attributes:
+        experiment: Module that holds the Sacred experiment as ``experiment``.
+        label: Word for the progress bar.
+        seed: Seed.
+        updates: Configuration entries.
+        named: Named configurations.
+        info: First entries of the run's ``info``.
+    """
+
+    experiment: str
+    label: str
+    seed: int
+    updates: Mapping[str, Any] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve(job: Job) -> dict[str, Any]:
+    """Return the whole configuration of a job, without running it.
+
+    Args:
+        job: The job.
+    """
+    run = _experiment(job.experiment)._create_run(
+        config_updates={**job.updates, "seed": job.seed},
+        named_configs=job.named,
+        options={"--loglevel": "ERROR"},
+    )
+    return dict(run.config)
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Run one job in this process, on one thread so that its numbers hang on nothing else.
+
+    Args:
+        job: The job.
+
+    Returns:
+        Label, seed, id and uuid of the run, its result and its info.
+    """
+    import torch
+
+    from metatoolkit import records
+
+    torch.set_num_threads(1)
+    run = _experiment(job.experiment).run(
+        named_configs=job.named,
+        config_updates={**job.updates, "seed": job.seed, "progress": False},
+        info=dict(job.info),
+        options={"--loglevel": "ERROR"},
+    )
+    return {
+        "label": job.label,
+        "seed": job.seed,
+        "id": records.run_id(run),
+        "uuid": records.run_uuid(run),
+        "result": run.result,
+        "info": dict(run.info),
+    }
+
+
+def run_jobs(jobs: Sequence[Job], processes: int) -> list[dict[str, Any]]:
+    """Run jobs, several at once, under a progress bar; each is recorded.
+
+    Args:
+        jobs: The jobs.
+        processes: Number of runs at once.
+
+    Returns:
+        What :func:`run_job` returned, in the order of the jobs.
+
+    Raises:
+        ConfigurationError: ``processes`` is less than 1.
+    """
+    from tqdm.auto import tqdm
+
+    if processes < 1:
+        raise ConfigurationError(f"processes is {processes}; at least 1 is needed.")
+    context = multiprocessing.get_context("spawn")
+    with (
+        concurrent.futures.ProcessPoolExecutor(
+            processes, mp_context=context, initializer=_follow_parent
+        ) as pool,
+        tqdm(total=len(jobs), desc="runs", dynamic_ncols=True) as bar,
+    ):
+        # Workers inherit the mask, so that Ctrl-C cannot hit them before they are set up.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        futures = [pool.submit(run_job, job) for job in jobs]
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            for future in concurrent.futures.as_completed(futures):
+                bar.set_postfix_str(f"last: {future.result()['label']}")
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+        return [future.result() for future in futures]
+
+
+def jobs_of(
+    study: Study, seeds: Sequence[int] | None = None, updates: Mapping[str, Any] | None = None
+) -> list[Job]:
+    """Return the jobs of a study, each of which tells its run where it belongs.
+
+    Args:
+        study: The study.
+        seeds: Seeds; by default the study's.
+        updates: Configuration entries for all rows, beyond the rows' own.
+    """
+    jobs = []
+    for label, row in study.rows.items():
+        for seed in study.seeds if seeds is None else seeds:
+            own = {**row.updates, **(updates or {})}
+            bare = Job(study.experiment, label, seed, own, row.named)
+            place = {
+                "name": study.name,
+                "row": label,
+                "configuration": configuration_digest(resolve(bare)),
+            }
+            jobs.append(Job(study.experiment, label, seed, own, row.named, {"study": place}))
+    return jobs
+
+
+def collect(study: Study, jobs: Sequence[Job], database: Database) -> pandas.DataFrame:
+    """Return the newest completed run of each job as the database has it.
+
+    Args:
+        study: The study.
+        jobs: Jobs of the study.
+        database: Where to look.
+
+    Returns:
+        One line for each job that has a completed run with the same configuration, in their order:
+        ``row``, ``seed``, ``run`` (a :class:`metatoolkit.records.Run`) and the columns of the
+        study, by header.
+    """
+    import pandas
+
+    newest: dict[tuple[str, int, str], Any] = {}
+    found = database.find(f"status == 'COMPLETED' and info.study.name == {study.name!r}")
+    for run in found.sort("start_time"):
+        place = run.info["study"]
+        newest[place["row"], run.config["seed"], place["configuration"]] = run
+    lines = []
+    for job in jobs:
+        chosen = newest.get((job.label, job.seed, job.info["study"]["configuration"]))
+        if chosen is not None:
+            values = {column.header: _value(chosen, column) for column in study.columns}
+            lines.append({"row": job.label, "seed": job.seed, "run": chosen, **values})
+    names = ["row", "seed", "run", *(column.header for column in study.columns)]
+    return pandas.DataFrame(lines, columns=names)
+
+
+def summarize(study: Study, frame: pandas.DataFrame) -> list[list[str]]:
+    """Return the table's cells: for each row its label, and mean ± standard deviation.
+
+    Args:
+        study: The study.
+        frame: Frame of :func:`collect`.
+    """
+    lines = []
+    for label in study.rows:
+        part = frame[frame["row"] == label]
+        lines.append([label, *(_cell(part[column.header], column) for column in study.columns)])
+    return lines
+
+
+def judge(study: Study, frame: pandas.DataFrame) -> list[str]:
+    """Say of each claim whether the runs bear it out, and by how much.
+
+    Args:
+        study: The study.
+        frame: Frame of :func:`collect`.
+
+    Returns:
+        One sentence for each claim whose rows have runs.
+    """
+    digits = {column.header: column.digits for column in study.columns}
+    words = {"above": "above", "level": "level with or above", "below": "below"}
+    sentences = []
+    for claim in study.claims:
+        ours, others = (
+            frame.loc[frame["row"] == label, claim.column].astype(float).dropna()
+            for label in (claim.row, claim.over)
+        )
+        if ours.empty or others.empty:
+            continue
+        difference = float(ours.mean() - others.mean())
+        spread = max(_deviation(ours), _deviation(others))
+        holds = {
+            "above": difference > spread,
+            "level": difference >= -spread,
+            "below": difference < -spread,
+        }[claim.kind]
+        number = f"{difference:+.{digits[claim.column]}f}, spread {spread:.{digits[claim.column]}f}"
+        sentences.append(
+            f"{claim.row} {words[claim.kind]} {claim.over} in {claim.column}: "
+            f"{'holds' if holds else 'does not hold'} ({number})"
+        )
+    return sentences
+
+
+def _experiment(module: str) -> Any:
+    return importlib.import_module(module).experiment
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and be interrupted when it dies however that happens (Linux)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _value(run: Any, column: Column) -> float:
+    """Return a run's value for a column; NaN where the run has none."""
+    section, _, rest = column.path.partition(".")
+    if section == "metrics":
+        if rest not in run.metrics or run.metrics[rest].empty:
+            return math.nan
+        return column.scale * float(run.metrics[rest].iloc[-1])
+    value = {"result": run.result, "info": run.info, "config": run.config}[section]
+    for name in rest.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return math.nan if value is None else column.scale * float(value)
+
+
+def _deviation(values: pandas.Series[float]) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def _cell(values: pandas.Series[float], column: Column) -> str:
+    values = values.astype(float).dropna()
+    if values.empty:
+        return "–"
+    mean = f"{values.mean():.{column.digits}f}"
+    if not column.spread or len(values) < 2:
+        return mean
+    return f"{mean} ± {_deviation(values):.{column.digits}f}"
