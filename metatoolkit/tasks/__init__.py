@@ -26,12 +26,14 @@ from metatoolkit.tasks.languages import (
     common_labels,
     encode,
     generated_languages,
+    generated_reviews,
     load_amazon_reviews,
     load_conll,
     load_masakhaner,
     load_wikiann,
     train_tokenizer,
 )
+from metatoolkit.tasks.learn2learn_datasets import MapDataset, learn2learn_domain
 from metatoolkit.tasks.omniglot import omniglot_domain
 from metatoolkit.tasks.photo_transform import PhotoTransform
 from metatoolkit.tasks.resizing import resize_dataset
@@ -50,6 +52,7 @@ __all__ = [
     "ImageSet",
     "ImageTransform",
     "LabeledImages",
+    "MapDataset",
     "NoisyClassification",
     "RotatedClassification",
     "PhotoTransform",
@@ -65,8 +68,10 @@ __all__ = [
     "encode",
     "evaluation_batches",
     "generated_languages",
+    "generated_reviews",
     "image_folder_domain",
     "label_noise_task",
+    "learn2learn_domain",
     "load_amazon_reviews",
     "load_conll",
     "load_dataset",

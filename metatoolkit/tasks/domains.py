@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import DataError, ShapeError, UnknownNameError
+from metatoolkit.errors import ConfigurationError, DataError, ShapeError, UnknownNameError
 from metatoolkit.tasks.labels import check_labels
 
 SPLITS = ("train", "valid", "test")
@@ -196,11 +196,18 @@ def as_domains(domains: Domains) -> list[Domain]:
         domains: Domains, alone, in a sequence or by name.
 
     Raises:
+        ConfigurationError: One of them is no domain.
         DataError: There is no domain, or two have the same name.
     """
     if isinstance(domains, Domain):
         domains = [domains]
     given = list(domains.values()) if isinstance(domains, Mapping) else list(domains)
+    for domain in given:
+        if not isinstance(domain, Domain):
+            raise ConfigurationError(
+                f"{domain!r} is no Domain; get domains by name from default_domains or "
+                "photo_domains."
+            )
     if not given:
         raise DataError("no domain was given; at least one is needed.")
     given.sort(key=lambda domain: domain.name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,14 +13,18 @@ from metatoolkit.errors import (
     CheckpointError,
     ConfigurationError,
     DataError,
-    MissingDependencyError,
     ShapeError,
 )
 from metatoolkit.randomness import fold_in
 from metatoolkit.tasks.batches import Transform
 from metatoolkit.tasks.domains import Domain, Domains, LabeledImages, as_domains
 from metatoolkit.tasks.image_transforms import ImageTransform
+from metatoolkit.tasks.learn2learn_import import import_learn2learn
 
+_SIZES_DIFFER = (
+    "the images of this domain differ in size; pass a transform that gives them one, for instance "
+    "PhotoTransform."
+)
 _PLACE = ("domains", "split", "ways", "shots", "queries", "role", "period")
 
 
@@ -53,9 +55,9 @@ class EpisodeBatches:
         shots: Support images per class.
         queries: Query images per class.
         seed: Seed of the draws and of the transform.
-        transform: Called as ``transform(images, generator)`` with all images of an episode,
-            which share their class in runs of ``shots + queries``; ``None`` scales uint8 images to
-            [0, 1].
+        transform: Called as ``transform(images, generator)`` with all images of an episode, which
+            share their class in runs of ``shots + queries``; with a list where they differ in
+            size. ``None`` scales uint8 images to [0, 1].
         device: Device to yield episodes on; ``None`` leaves them where they are.
 
     Raises:
@@ -106,20 +108,24 @@ class EpisodeBatches:
         number = self.next_episode
         key = fold_in(self.seed, 1 + (self.role or 0), number)
         loaded = self._tasks[self._domain(number)].sample(fold_in(key, 0))
-        if self.device is not None:
-            if isinstance(loaded, Tensor):
-                loaded = loaded.to(self.device, non_blocking=True)
-            else:
-                loaded = [image.to(self.device, non_blocking=True) for image in loaded]
-        images = self.transform(loaded, torch.Generator().manual_seed(fold_in(key, 1)))
+        images = self.transform(self._place(loaded), torch.Generator().manual_seed(fold_in(key, 1)))
         if not isinstance(images, Tensor):
-            raise ShapeError(
-                "the images of this domain differ in size; pass a transform that resizes them, "
-                "for instance PhotoTransform."
-            )
+            raise ShapeError(_SIZES_DIFFER)
         self.next_episode += 1
         images = images.unflatten(0, (self.ways, self.shots + self.queries))
         return Episode(images[:, : self.shots], images[:, self.shots :])
+
+    def _place(self, loaded: Tensor | list[Tensor]) -> Any:
+        if not isinstance(loaded, Tensor):
+            if len({image.shape for image in loaded}) == 1:
+                loaded = torch.stack(loaded)
+            elif isinstance(self.transform, ImageTransform):
+                raise ShapeError(_SIZES_DIFFER)
+        if self.device is None:
+            return loaded
+        if isinstance(loaded, Tensor):
+            return loaded.to(self.device, non_blocking=True)
+        return [image.to(self.device, non_blocking=True) for image in loaded]
 
     def domain_of(self, number: int) -> str:
         """Return the name of the domain of an episode.
@@ -239,7 +245,7 @@ class _Tasks:
     def __init__(self, domain: Domain, split: str, ways: int, images_per_class: int) -> None:
         images = domain.split(split)
         members = _members(domain.name, split, images, ways, images_per_class)
-        data = _learn2learn_data()
+        data = import_learn2learn().data
         dataset = data.MetaDataset(_Places(len(images.labels)), labels_to_indices=members)
         self._chosen: list[int] = []
 
@@ -297,16 +303,3 @@ def _members(
                 "lower these."
             )
     return members
-
-
-def _learn2learn_data() -> Any:
-    try:
-        # Importing gym, on which learn2learn depends, prints that it is unmaintained.
-        with contextlib.redirect_stderr(io.StringIO()):
-            import learn2learn
-    except ImportError as error:
-        raise MissingDependencyError(
-            "learn2learn is not installed; run `pip install --no-deps -r "
-            "requirements-learn2learn.txt` in the repository."
-        ) from error
-    return learn2learn.data
