@@ -9,6 +9,7 @@ from metatoolkit.tasks.languages.corpus import (
     common_labels,
 )
 from metatoolkit.tasks.languages.generated import generated_languages
+from metatoolkit.tasks.languages.generated_reviews import generated_reviews
 from metatoolkit.tasks.languages.hub import load_amazon_reviews, load_wikiann
 from metatoolkit.tasks.languages.token_batches import TokenBatches, evaluation_token_batches
 from metatoolkit.tasks.languages.tokenization import (
@@ -30,6 +31,7 @@ __all__ = [
     "encode",
     "evaluation_token_batches",
     "generated_languages",
+    "generated_reviews",
     "load_amazon_reviews",
     "load_conll",
     "load_masakhaner",

@@ -1,13 +1,18 @@
-"""Generated languages: one grammar with parameters, and another vocabulary for each language."""
+"""Generated news with named entities, in languages that share a grammar and few words."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
-from metatoolkit.errors import ConfigurationError
 from metatoolkit.randomness import fold_in
-from metatoolkit.tasks.languages.corpus import SPLITS, Corpus, Sentence, bio_labels
+from metatoolkit.tasks.languages.corpus import Corpus, Sentence, bio_labels
+from metatoolkit.tasks.languages.grammar import (
+    Grammar,
+    check_shares,
+    check_sizes,
+    distinct,
+    draw_grammar,
+)
 from metatoolkit.tasks.languages.vocabulary import (
     choice,
     draw_names,
@@ -18,47 +23,47 @@ from metatoolkit.tasks.languages.vocabulary import (
 ENTITY_TYPES = ("DATE", "LOC", "ORG", "PER")
 _CONCEPTS = {
     "determiner": 3,
-    "preposition": 4,
+    "preposition": 12,
     "conjunction": 2,
-    "noun": 80,
-    "verb": 50,
-    "saying": 8,
-    "moving": 8,
-    "adjective": 30,
-    "adverb": 12,
-    "title": 10,
-    "institution": 12,
-    "district": 6,
+    "noun": 120,
+    "doing": 60,
+    "saying": 30,
+    "going": 30,
+    "visiting": 30,
+    "meeting": 30,
+    "joining": 30,
+    "hiring": 30,
+    "adjective": 40,
+    "adverb": 15,
+    "title": 25,
+    "institution": 25,
+    "district": 8,
     "month": 12,
     "weekday": 7,
     "period": 4,
     "distance": 3,
     "affix": 6,
 }
-_NAMES = {"given": 80, "family": 150, "city": 120, "company": 60}
+_NAMES = {"given": 100, "proper": 500}
+# Families, cities, companies and products are often called alike: their names overlap.
+_BEARERS = {"family": (0, 260), "city": (120, 360), "company": (220, 420), "product": (320, 500)}
+# Who does it, the class of the verb, and to whom; a verb tells the type of a bare name beside it.
+_FRAMES = (
+    ("person", "saying", "thing"),
+    ("thing", "doing", "thing"),
+    ("person", "going", "there"),
+    ("organization", "saying", "thing"),
+    ("person", "visiting", "place"),
+    ("thing", "doing", "thing"),
+    ("person", "meeting", "person"),
+    ("person", "joining", "organization"),
+    ("organization", "hiring", "person"),
+    ("organization", "visiting", "place"),
+    ("thing", "hiring", "person"),
+    ("thing", "joining", "organization"),
+)
 
 Tokens = list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """In what order a language says things.
-
-    Attributes:
-        verb: Place of the verb: ``"first"``, ``"middle"`` or ``"last"``.
-        adjective_first: Whether an adjective comes before its noun.
-        preposition: Whether prepositions come before their noun phrase, or after it.
-        owner_first: Whether a city comes before the institution that is in it.
-        title_first: Whether a title comes before the name.
-        prefixes: Whether verbs and nouns are inflected in front, or behind.
-    """
-
-    verb: str = "middle"
-    adjective_first: bool = True
-    preposition: bool = True
-    owner_first: bool = False
-    title_first: bool = True
-    prefixes: bool = False
 
 
 def generated_languages(
@@ -97,48 +102,22 @@ def generated_languages(
         ConfigurationError: A number is out of range.
     """
     sizes = {"train": train, "dev": dev, "test": test}
-    _check_numbers({"count": count, **sizes})
-    _check_shares({"cognates": cognates, "shared_names": shared_names, "word_order": word_order})
+    check_sizes(count=count, **sizes)
+    check_shares(cognates=cognates, shared_names=shared_names, word_order=word_order)
     corpora = {}
     for number in range(count):
         grammar = draw_grammar(seed, number, word_order)
         words = draw_vocabulary(_CONCEPTS, seed, number, cognates)
         names = draw_names(_NAMES, seed, number, shared_names)
-        seen: set[tuple[str, ...]] = set()
+        seen: set[Sentence] = set()
         splits = {}
-        for place, split in enumerate(SPLITS):
+        for place, (split, size) in enumerate(sizes.items()):
             rng = random.Random(fold_in(seed, 6, number, place))
             writer = _Writer(grammar, words, names, rng)
-            splits[split] = _distinct(writer, sizes[split], seen)
+            splits[split] = distinct(writer.sentence, size, seen)
         name = f"generated-{number}"
         corpora[name] = Corpus(name, splits, bio_labels(ENTITY_TYPES))
     return corpora
-
-
-def draw_grammar(seed: int, language: int, word_order: float) -> Grammar:
-    """Return the grammar of a language; language 0 has the default one.
-
-    Args:
-        seed: Seed of the family of languages.
-        language: Number of the language.
-        word_order: Probability that a parameter differs from that of language 0.
-    """
-    first = Grammar()
-    if language == 0:
-        return first
-    rng = random.Random(fold_in(seed, 7, language))
-
-    def flipped(value: bool) -> bool:
-        return value != (rng.random() < word_order)
-
-    return Grammar(
-        verb=choice(rng, ("first", "last")) if rng.random() < word_order else first.verb,
-        adjective_first=flipped(first.adjective_first),
-        preposition=flipped(first.preposition),
-        owner_first=flipped(first.owner_first),
-        title_first=flipped(first.title_first),
-        prefixes=flipped(first.prefixes),
-    )
 
 
 class _Writer:
@@ -167,25 +146,27 @@ class _Writer:
         return Sentence(words, tags)
 
     def clause(self) -> Tokens:
-        kind = zipf_choice(self.rng, ("doing", "saying", "moving", "plain"))
-        if kind == "saying":
-            subject = self.person() if self.chance(0.7) else self.organization()
-            tokens = self.ordered(subject, "saying", self.noun_phrase())
-        elif kind == "moving":
-            subject = self.person() if self.chance(0.7) else self.noun_phrase()
-            tokens = self.ordered(subject, "moving", self.at(0, self.place()))
-        elif kind == "doing":
-            subject = self.organization() if self.chance(0.5) else self.person()
-            target = self.noun_phrase() if self.chance(0.6) else self.someone()
-            tokens = self.ordered(subject, "verb", target)
-        else:
-            tokens = self.ordered(self.noun_phrase(), "verb", self.noun_phrase())
-        if kind != "moving" and self.chance(0.3):
-            tokens += self.at(1, self.place())
-        if self.chance(0.3):
+        subject, verb, target = zipf_choice(self.rng, _FRAMES)
+        tokens = self.ordered(self.phrase(subject), verb, self.phrase(target))
+        if target != "there" and self.chance(0.2):
+            tokens += self.phrase("there")
+        if self.chance(0.25):
             date = self.date()
             tokens = [*date, (",", "O"), *tokens] if self.chance(0.4) else tokens + date
         return tokens
+
+    def phrase(self, kind: str) -> Tokens:
+        if kind == "there":
+            word = (zipf_choice(self.rng, self.words["preposition"]), "O")
+            target = self.place() if self.chance(0.6) else self.thing()
+            return [word, *target] if self.grammar.preposition else [*target, word]
+        writers = {
+            "person": self.person,
+            "place": self.place,
+            "organization": self.organization,
+            "thing": self.thing,
+        }
+        return writers[kind]()
 
     def ordered(self, subject: Tokens, verb: str, rest: Tokens) -> Tokens:
         plural = subject[0][1] == "O" and self.chance(0.3)
@@ -199,10 +180,9 @@ class _Writer:
         }
         return [token for part in parts[self.grammar.verb] for token in part]
 
-    def someone(self) -> Tokens:
-        return self.person() if self.chance(0.5) else self.organization()
-
-    def noun_phrase(self) -> Tokens:
+    def thing(self) -> Tokens:
+        if self.chance(0.15):
+            return [(self.name("product"), "O")]
         noun = self.inflect(zipf_choice(self.rng, self.words["noun"]), self.chance(0.3), 3)
         tokens = [(noun, "O")]
         if self.chance(0.4):
@@ -212,41 +192,42 @@ class _Writer:
             tokens = [(zipf_choice(self.rng, self.words["determiner"]), "O"), *tokens]
         return tokens
 
+    def name(self, bearer: str) -> str:
+        first, last = _BEARERS[bearer]
+        return zipf_choice(self.rng, self.names["proper"][first:last])
+
     def person(self) -> Tokens:
-        family = zipf_choice(self.rng, self.names["family"])
-        # Some people are called like a city.
         if self.chance(0.15):
-            family = zipf_choice(self.rng, self.names["city"])
-        name = [family]
-        if self.chance(0.6):
-            name = [zipf_choice(self.rng, self.names["given"]), family]
-        tokens = span("PER", name)
+            return [(zipf_choice(self.rng, self.words["title"]), "O")]
+        name = [self.name("family")]
         if self.chance(0.4):
+            name.insert(0, zipf_choice(self.rng, self.names["given"]))
+        tokens = span("PER", name)
+        if self.chance(0.3):
             title = (zipf_choice(self.rng, self.words["title"]), "O")
             tokens = [title, *tokens] if self.grammar.title_first else [*tokens, title]
         return tokens
 
     def place(self) -> Tokens:
-        name = [zipf_choice(self.rng, self.names["city"])]
+        name = [self.name("city")]
         if self.chance(0.2):
             name.append(zipf_choice(self.rng, self.words["district"]).capitalize())
         return span("LOC", name)
 
     def organization(self) -> Tokens:
-        institution = zipf_choice(self.rng, self.words["institution"]).capitalize()
-        city = zipf_choice(self.rng, self.names["city"])
-        company = zipf_choice(self.rng, self.names["company"])
-        kind = zipf_choice(self.rng, ("institution", "company", "acronym", "named"))
-        if kind == "institution":
-            link = self.words["preposition"][2]
-            name = [city, institution] if self.grammar.owner_first else [institution, link, city]
-        elif kind == "company":
-            name = [company]
-        elif kind == "acronym":
-            name = [company[:3].upper()]
-        else:
-            name = [company, institution]
-        return span("ORG", name)
+        kind = zipf_choice(self.rng, ("company", "institution", "acronym", "named", "common"))
+        institution = zipf_choice(self.rng, self.words["institution"])
+        if kind == "common":
+            return [(institution, "O")]
+        if kind == "company":
+            return span("ORG", [self.name("company")])
+        if kind == "acronym":
+            return span("ORG", [self.name("company")[:3].upper()])
+        if kind == "named":
+            return span("ORG", [self.name("company"), institution.capitalize()])
+        city, link = self.name("city"), self.words["preposition"][0]
+        words = [city, institution] if self.grammar.owner_first else [institution, link, city]
+        return span("ORG", [words[0].capitalize(), *words[1:]])
 
     def date(self) -> Tokens:
         kind = zipf_choice(self.rng, ("weekday", "month", "period"))
@@ -280,25 +261,3 @@ def span(kind: str, words: list[str]) -> Tokens:
         words: Its words.
     """
     return [(word, f"{'I' if place else 'B'}-{kind}") for place, word in enumerate(words)]
-
-
-def _distinct(writer: _Writer, count: int, seen: set[tuple[str, ...]]) -> list[Sentence]:
-    sentences: list[Sentence] = []
-    while len(sentences) < count:
-        sentence = writer.sentence()
-        if sentence.words not in seen:
-            seen.add(sentence.words)
-            sentences.append(sentence)
-    return sentences
-
-
-def _check_numbers(numbers: dict[str, int]) -> None:
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ConfigurationError(f"{name} is {number!r}; an integer from 1 on is needed.")
-
-
-def _check_shares(shares: dict[str, float]) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ConfigurationError(f"{name} is {share!r}; a number from 0 to 1 is needed.")

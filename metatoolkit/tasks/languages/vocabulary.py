@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import random
 from collections.abc import Mapping, Sequence
@@ -167,5 +168,6 @@ def _subset(rng: random.Random, items: Sequence[str], count: int) -> tuple[str, 
     return tuple(sorted(items, key=lambda item: rng.random())[:count])
 
 
+@functools.cache
 def _zipf_totals(count: int) -> list[float]:
     return list(itertools.accumulate(1 / (place + 2) for place in range(count)))

@@ -1,0 +1,109 @@
+"""Grammars of generated languages: one set of rules, with parameters that languages differ in."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.randomness import fold_in
+from metatoolkit.tasks.languages.vocabulary import choice
+
+T = TypeVar("T", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """In what order a language says things.
+
+    Attributes:
+        verb: Place of the verb: ``"first"``, ``"middle"`` or ``"last"``.
+        adjective_first: Whether an adjective comes before its noun.
+        preposition: Whether prepositions come before their noun phrase, or after it.
+        owner_first: Whether a city comes before the institution that is in it.
+        title_first: Whether a title comes before the name.
+        prefixes: Whether verbs and nouns are inflected in front, or behind.
+        negation_first: Whether a negation comes before the word that it negates.
+    """
+
+    verb: str = "middle"
+    adjective_first: bool = True
+    preposition: bool = True
+    owner_first: bool = False
+    title_first: bool = True
+    prefixes: bool = False
+    negation_first: bool = True
+
+
+def draw_grammar(seed: int, language: int, word_order: float) -> Grammar:
+    """Return the grammar of a language; language 0 has the default one.
+
+    Args:
+        seed: Seed of the family of languages.
+        language: Number of the language.
+        word_order: Probability that a parameter differs from that of language 0.
+    """
+    first = Grammar()
+    if language == 0:
+        return first
+    rng = random.Random(fold_in(seed, 7, language))
+
+    def flipped(value: bool) -> bool:
+        return value != (rng.random() < word_order)
+
+    return Grammar(
+        verb=choice(rng, ("first", "last")) if rng.random() < word_order else first.verb,
+        adjective_first=flipped(first.adjective_first),
+        preposition=flipped(first.preposition),
+        owner_first=flipped(first.owner_first),
+        title_first=flipped(first.title_first),
+        prefixes=flipped(first.prefixes),
+        negation_first=flipped(first.negation_first),
+    )
+
+
+def distinct(write: Callable[[], T], count: int, seen: set[T]) -> list[T]:
+    """Return examples that were not seen before.
+
+    Args:
+        write: Returns an example.
+        count: Number of examples.
+        seen: Examples that were seen; the new ones are added.
+    """
+    examples: list[T] = []
+    while len(examples) < count:
+        example = write()
+        if example not in seen:
+            seen.add(example)
+            examples.append(example)
+    return examples
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise unless numbers are integers from 1 on.
+
+    Args:
+        sizes: Numbers by the name of their argument.
+
+    Raises:
+        ConfigurationError: One is not.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigurationError(f"{name} is {size!r}; an integer from 1 on is needed.")
+
+
+def check_shares(**shares: float) -> None:
+    """Raise unless numbers lie between 0 and 1.
+
+    Args:
+        shares: Numbers by the name of their argument.
+
+    Raises:
+        ConfigurationError: One does not.
+    """
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ConfigurationError(f"{name} is {share!r}; a number from 0 to 1 is needed.")
