@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.metaparameters.placement import attach_at
 
 
 class Initialization(nn.Module):
@@ -51,17 +52,7 @@ class Initialization(nn.Module):
                 )
         for name, parameter in named.items():
             if parameters is None or any(fnmatch.fnmatchcase(name, p) for p in parameters):
-                self._register(name, nn.Parameter(parameter.detach().clone()))
-
-    def _register(self, name: str, parameter: nn.Parameter) -> None:
-        """Put a parameter where its dotted name says, so that it keeps that name."""
-        *path, last = name.split(".")
-        module: nn.Module = self
-        for part in path:
-            if part not in module._modules:
-                module.add_module(part, nn.Module())
-            module = module.get_submodule(part)
-        module.register_parameter(last, parameter)
+                attach_at(self, name, nn.Parameter(parameter.detach().clone()))
 
     def values(self) -> dict[str, Tensor]:
         """Return the initial values by the names that the parameters have in the model."""

@@ -10,13 +10,35 @@ from typing import Any
 from torch import nn
 
 from metatoolkit.errors import ShapeError, UnknownNameError
+from metatoolkit.networks.conv4 import Conv4
+from metatoolkit.networks.few_shot import (
+    BACKBONES,
+    FewShotNetwork,
+    build_backbone,
+    build_few_shot_network,
+)
+from metatoolkit.networks.few_shot_resnet import FewShotResNet
 from metatoolkit.networks.lenet import LeNet
 from metatoolkit.networks.mlp import MLP
 from metatoolkit.networks.resnet import ResNet32
 from metatoolkit.networks.small_cnn import SmallCNN
 from metatoolkit.networks.wide_resnet import WideResNet
 
-__all__ = ["MLP", "LeNet", "NETWORKS", "ResNet32", "SmallCNN", "WideResNet", "build_network"]
+__all__ = [
+    "BACKBONES",
+    "MLP",
+    "NETWORKS",
+    "Conv4",
+    "FewShotNetwork",
+    "FewShotResNet",
+    "LeNet",
+    "ResNet32",
+    "SmallCNN",
+    "WideResNet",
+    "build_backbone",
+    "build_few_shot_network",
+    "build_network",
+]
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,

@@ -1,0 +1,217 @@
+"""Feature-wise transformation: learned random scales and shifts of a network's channels."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metatoolkit.errors import ConfigurationError, ShapeError
+from metatoolkit.metaparameters.placement import attach_at
+
+_SHARPNESS = 100.0
+_NAME = "feature_wise_transform"
+
+
+class FeatureWiseTransform(nn.Module):
+    """Multiplies each channel by a random number around 1 and adds one around 0, when training.
+
+    From Tseng et al. 2020, "Cross-Domain Few-Shot Classification via Learned Feature-Wise
+    Transformation" (arXiv 2001.08735, equations 1 and 2): z ← γ z + β with γ = 1 + s(θ_γ) ε and
+    β = s(θ_β) ε', where s is the softplus log(1 + exp(100 x)) / 100, and ε, ε' are standard normal,
+    one of each per channel and call, the same for the whole batch. In eval mode, and where
+    ``enabled`` is off, the features are returned as they are.
+
+    Args:
+        channels: Number of channels C; there are 2 C meta-parameters.
+        scale: First value of each θ_γ, about the standard deviation of γ.
+        shift: First value of each θ_β, about the standard deviation of β.
+
+    Raises:
+        ConfigurationError: ``channels`` is less than 1.
+
+    Attributes:
+        scale: θ_γ, of shape (C,).
+        shift: θ_β, of shape (C,).
+        enabled: Whether the layer acts in train mode.
+
+    Example:
+        >>> layer = FeatureWiseTransform(8)
+        >>> layer(torch.randn(2, 8, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+    """
+
+    def __init__(self, channels: int, scale: float = 0.3, shift: float = 0.5) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ConfigurationError(f"channels is {channels}; at least 1 is needed.")
+        self.scale = nn.Parameter(torch.full((channels,), float(scale)))
+        self.shift = nn.Parameter(torch.full((channels,), float(shift)))
+        self.enabled = True
+
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        """Return the standard deviations of γ and of β, each of shape (C,)."""
+        return F.softplus(self.scale, beta=_SHARPNESS), F.softplus(self.shift, beta=_SHARPNESS)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the features, transformed in train mode.
+
+        Args:
+            features: Tensor of shape (batch, C, ...).
+
+        Raises:
+            ShapeError: The features have another number of channels.
+        """
+        channels = len(self.scale)
+        if features.dim() < 2 or features.shape[1] != channels:
+            raise ShapeError(
+                f"features have shape {tuple(features.shape)}; this layer takes "
+                f"(batch, {channels}, ...)."
+            )
+        if not (self.training and self.enabled):
+            return features
+        noise = torch.randn(2, channels, dtype=self.scale.dtype, device=self.scale.device)
+        scale, shift = self.deviations()
+        shape = (channels,) + (1,) * (features.dim() - 2)
+        gamma = (1 + scale * noise[0]).view(shape).to(features.dtype)
+        beta = (shift * noise[1]).view(shape).to(features.dtype)
+        return gamma * features + beta
+
+    def extra_repr(self) -> str:
+        """Return the number of channels."""
+        return f"{len(self.scale)}"
+
+
+class FeatureWiseTransforms(nn.Module):
+    """All transformation layers of a network, each below ``after`` at the name of its BatchNorm.
+
+    This is the ``meta`` of a bilevel problem: its parameters are λ. Made by
+    :func:`insert_feature_wise_transforms`; the layers are part of the network, too.
+
+    Args:
+        layers: Layers by the name of the BatchNorm that each follows.
+    """
+
+    def __init__(self, layers: dict[str, FeatureWiseTransform]) -> None:
+        super().__init__()
+        # A module without attributes of its own: no name of a network's layers is taken in it.
+        self.after = nn.Module()
+        for name, layer in layers.items():
+            attach_at(self.after, name, layer)
+
+    def layers(self) -> dict[str, FeatureWiseTransform]:
+        """Return the layers by the name of the BatchNorm that each follows."""
+        named = self.after.named_modules()
+        return {name: layer for name, layer in named if isinstance(layer, FeatureWiseTransform)}
+
+    def switch(self, on: bool) -> FeatureWiseTransforms:
+        """Turn all layers on or off for train mode, and return this module.
+
+        Args:
+            on: Whether they act. They never do in eval mode.
+        """
+        for layer in self.layers().values():
+            layer.enabled = on
+        return self
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Leave features as they are in the body, for instance that of an outer loss."""
+        before = [(layer, layer.enabled) for layer in self.layers().values()]
+        try:
+            self.switch(False)
+            yield
+        finally:
+            for layer, enabled in before:
+                layer.enabled = enabled
+
+
+def _transform_output(norm: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Forward hook; it finds the layer through the module, so that copies use their own."""
+    transformed: Tensor = norm.get_submodule(_NAME)(output)
+    return transformed
+
+
+def insert_feature_wise_transforms(
+    model: nn.Module,
+    where: Sequence[str] | None = None,
+    scale: float = 0.3,
+    shift: float = 0.5,
+) -> FeatureWiseTransforms:
+    """Put a feature-wise transformation after BatchNorm layers of any network.
+
+    Each layer becomes the submodule ``feature_wise_transform`` of its BatchNorm and is called by a
+    forward hook, so that the network's code and the names of its parameters stay as they are, and
+    ``model.to(...)``, ``model.train()`` and ``model.state_dict()`` take the layers along. Load the
+    weights of a network without transforms, and convert to synchronized BatchNorm, before the call.
+
+    Args:
+        model: Network with BatchNorm; changed in place.
+        where: Name patterns, as in :mod:`fnmatch`, of the layers to follow, for instance
+            ``["*.bn2", "*.shortcut_bn"]``, the published placement in a residual network of this
+            package; ``None`` for each ``BatchNorm2d`` and ``SyncBatchNorm``. A pattern may name
+            ``BatchNorm1d`` and ``BatchNorm3d``, too.
+        scale: First value of each θ_γ.
+        shift: First value of each θ_β.
+
+    Returns:
+        The inserted layers as one module, with 2 C parameters for each layer of C channels.
+
+    Raises:
+        ConfigurationError: There is no BatchNorm, a pattern matches none, or the model has
+            transforms already.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        >>> meta = insert_feature_wise_transforms(model)
+        >>> [name for name, _ in meta.named_parameters()]
+        ['after.1.scale', 'after.1.shift']
+    """
+    if isinstance(where, str):
+        raise ConfigurationError(f"where is {where!r}; give a list: [{where!r}].")
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and n != ""}
+    held = [name for name, norm in norms.items() if hasattr(norm, _NAME)]
+    if held:
+        raise ConfigurationError(
+            f"model has feature-wise transforms already, after {', '.join(held)}; name all layers "
+            "in one call, or build the model anew."
+        )
+    if not norms:
+        raise ConfigurationError(
+            f"model ({type(model).__name__}) has no BatchNorm layer inside to put a transform "
+            "after; give a network with BatchNorm2d, or call FeatureWiseTransform in its forward."
+        )
+    if where is None:
+        flat = nn.BatchNorm2d | nn.SyncBatchNorm
+        chosen = [name for name, norm in norms.items() if isinstance(norm, flat)]
+        if not chosen:
+            raise ConfigurationError(
+                f"model ({type(model).__name__}) has no BatchNorm2d layer; name the layers to "
+                f"follow in `where`: {', '.join(norms)}."
+            )
+    else:
+        for pattern in where:
+            if not fnmatch.filter(norms, pattern):
+                raise ConfigurationError(
+                    f"where: {pattern!r} matches no BatchNorm layer; there are {', '.join(norms)}."
+                )
+        chosen = [n for n in norms if any(fnmatch.fnmatchcase(n, pattern) for pattern in where)]
+        if not chosen:
+            raise ConfigurationError("where is empty; name at least one BatchNorm layer.")
+    layers = {}
+    for name in chosen:
+        reference = norms[name].weight if norms[name].affine else norms[name].running_mean
+        layer = FeatureWiseTransform(norms[name].num_features, scale, shift)
+        if reference is not None:
+            layer.to(reference.device, reference.dtype)
+        layer.train(norms[name].training)
+        norms[name].add_module(_NAME, layer)
+        norms[name].register_forward_hook(_transform_output)
+        layers[name] = layer
+    return FeatureWiseTransforms(layers)
