@@ -1,0 +1,158 @@
+"""Configurations of the cross-lingual application."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metatoolkit.recorded import RUN_SETTINGS
+
+METHODS = ("target_only", "joint", "second_order", "evograd")
+META_METHODS = ("second_order", "evograd")
+
+# Chosen on development data: see docs/cross_lingual.md.
+TUNED: dict[str, dict[str, float]] = {
+    "target_only": {"lr": 1e-3},
+    "joint": {"lr": 1e-3},
+    "second_order": {"lr": 1e-3, "meta_lr": 1e-3},
+    "evograd": {"lr": 1e-3, "meta_lr": 1e-3},
+}
+
+# Source and target that a data set is read with where the configuration leaves them open.
+LANGUAGES = {
+    "masakhaner": ("pcm", "swa"),
+    "generated": ("generated-0", "generated-1"),
+    "wikiann": ("en", "qu"),
+    "amazon_reviews": ("en", "ja"),
+    "conll": (None, None),
+}
+
+DEFAULT: dict[str, Any] = {
+    "method": "evograd",
+    "data": {
+        # MasakhaNER where METATOOLKIT_DATA holds it, else generated languages.
+        "name": "auto",
+        # The data folder, that of CoNLL folders, or a copy of the hub's data set.
+        "root": None,
+        "source": None,
+        "target": None,
+        "source_examples": 2000,
+        "target_examples": 100,
+        # Seed of the samples of both languages, the paper's; None for that of the run.
+        "sample_seed": 42,
+        "labels": "equal",
+        "max_length": 96,
+        "vocabulary": 3000,
+        "generated": {
+            "seed": 0,
+            "cognates": 0.2,
+            "shared_names": 0.4,
+            "word_order": 0.3,
+            "train": 2000,
+            "dev": 300,
+            "test": 600,
+        },
+    },
+    "encoder": {
+        # A name on the hub, or None for a small encoder with random weights.
+        "pretrained": None,
+        "size": 64,
+        "layers": 2,
+        "heads": 4,
+        "feed_forward": 128,
+        # Rows of the embedding; None for as many as the tokenizer has tokens.
+        "embeddings": None,
+        "dropout": 0.1,
+        "attention_dropout": 0.0,
+    },
+    "head_dropout": 0.1,
+    "transform": {"layers": [-1], "bottleneck": None},
+    "steps": 300,
+    # Source sentences a step; meta-learning divides as many target sentences into two halves.
+    "batch_size": 12,
+    "target_batch_size": 12,
+    "warmup": 0.1,
+    "weight_decay": 0.0,
+    "tuned": True,
+    "lr": None,
+    "meta_lr": None,
+    "meta_weight_decay": 0.0,
+    "evograd": {
+        "candidates": 2,
+        "sigma": 0.01,
+        "temperature": 0.05,
+        "noise": "sign",
+        "rescale": True,
+        "perturb": ["classifier.*"],
+        "streamed": None,
+        "prefix": True,
+    },
+    **RUN_SETTINGS,
+    "evaluate_every": 100,
+    "checkpoint_every": 100,
+}
+
+UNTUNED = {"lr": 1e-3, "meta_lr": 1e-3}
+
+_PAPER: dict[str, Any] = {
+    "tuned": False,
+    "lr": 3e-5,
+    "meta_lr": 1e-6,
+    "weight_decay": 5e-4,
+    "meta_weight_decay": 5e-4,
+    "evograd": {"sigma": 1e-3, "rescale": False},
+    "transform": {"bottleneck": 384},
+    "evaluate_every": 417,
+    "checkpoint_every": 417,
+}
+
+NAMED: dict[str, dict[str, Any]] = {
+    # The paper's protocol: XLM-R base on WikiAnn, 5,000 English and 100 target sentences.
+    "xlmr": {
+        **_PAPER,
+        "data": {
+            "name": "wikiann",
+            "source_examples": 5000,
+            "max_length": 200,
+        },
+        "encoder": {"pretrained": "xlm-roberta-base"},
+        # 20 epochs of 417 batches.
+        "steps": 20 * 417,
+    },
+    # An encoder of the size of XLM-R base with random weights, to measure memory and time.
+    "xlmr_sized": {
+        **_PAPER,
+        "encoder": {
+            "size": 768,
+            "layers": 12,
+            "heads": 12,
+            "feed_forward": 3072,
+            "embeddings": 250002,
+            "attention_dropout": 0.1,
+        },
+        "steps": 10,
+        "evaluate_every": 0,
+        "checkpoint_every": 0,
+    },
+    # Sentiment of product reviews instead of named entities.
+    "sentiment": {
+        "data": {"name": "amazon_reviews", "source_examples": 1000, "max_length": 128},
+    },
+    # Seconds instead of minutes, for tests; its numbers mean nothing.
+    "smoke": {
+        "data": {
+            "name": "generated",
+            "source_examples": 40,
+            "target_examples": 20,
+            "vocabulary": 400,
+            "max_length": 64,
+            "generated": {"train": 60, "dev": 12, "test": 12},
+        },
+        "encoder": {"size": 16, "layers": 2, "heads": 2, "feed_forward": 16},
+        "steps": 12,
+        "batch_size": 4,
+        "target_batch_size": 4,
+        "evaluate_every": 6,
+        "checkpoint_every": 4,
+        "log_every": 4,
+    },
+}

@@ -1,0 +1,316 @@
+"""The cross-lingual application: every method, resume, and what is answered to wrong input."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from applications.cross_lingual import figures, study
+from applications.cross_lingual.batches import TransferBatches
+from applications.cross_lingual.experiment import assemble, experiment, load_task, settings_of
+from applications.cross_lingual.losses import TransferLoss, encode_all
+from applications.cross_lingual.settings import DEFAULT, META_METHODS, METHODS, NAMED
+from metatoolkit import records
+from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
+from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.measure import count_flops
+from metatoolkit.records.server import ManagedServer
+from metatoolkit.training import MetaTrainer
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    yield folder
+    ManagedServer(folder).stop()
+
+
+@pytest.fixture(autouse=True)
+def records_home(home, monkeypatch):
+    monkeypatch.setenv("METATOOLKIT_HOME", str(home))
+    monkeypatch.delenv("METATOOLKIT_MONGO_URI", raising=False)
+
+
+def run(*named, **updates):
+    return experiment.run(named_configs=["smoke", *named], config_updates={**QUIET, **updates})
+
+
+def merged(base, updates):
+    return {
+        name: merged(value, updates[name])
+        if isinstance(value, dict) and isinstance(updates.get(name), dict)
+        else updates.get(name, value)
+        for name, value in base.items()
+    }
+
+
+def smoke(**updates):
+    return merged(merged({**DEFAULT, "seed": 1}, NAMED["smoke"]), updates)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_records(method):
+    done = run(method=method, seed=3)
+    assert done.status == "COMPLETED"
+    assert 0 <= done.result["test_f1"] <= 1 and 0 <= done.result["dev_f1"] <= 1
+    meta_learns = method in META_METHODS
+    assert (done.result["lambda_distance"] > 0) == meta_learns
+    assert ("peak_memory_bytes" in done.info) == meta_learns
+    assert done.info["base_flops"] > 0
+    assert done.info["data"]["name"] == "generated"
+
+
+def test_figures_and_checkpoint_are_in_the_database(tmp_path):
+    done = run(method="evograd", seed=8)
+    with records.connect() as database:
+        stored = database[records.run_id(done)]
+        names = {"transform.png", "transform.csv", "curves.png", "checkpoint.pt"}
+        assert set(stored.artifacts) == names
+        assert stored.metrics["dev_f1"].index.tolist() == [6, 12]
+        rows = stored.artifacts["transform.csv"].save(tmp_path).read_text().splitlines()
+    assert rows[0] == "label,tokens,mean,std"
+    assert rows[1].startswith("O,") and len(rows) > 3
+
+
+def test_same_seed_gives_the_same_result():
+    first, second, other = run(seed=5).result, run(seed=5).result, run(seed=6).result
+    assert first == second
+    assert first["train_loss"] != other["train_loss"]
+
+
+def test_an_interrupted_run_resumes_bitwise(home):
+    whole = run(seed=7, method="second_order").result
+    original = MetaTrainer.meta_step
+
+    def stop(self, *arguments):
+        if self.steps_done == 9:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetaTrainer, "meta_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(seed=7, method="second_order")
+    assert list((home / "checkpoints").glob("cross_lingual-*.pt"))
+    assert run(seed=7, method="second_order", resume=True).result == whole
+    assert not list((home / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    """A folder as the hub holds the reviews, with two languages."""
+    folder = tmp_path_factory.mktemp("reviews")
+    words = {"en": ("good fine great", "bad poor awful"), "ja": ("yoi umai", "warui hidoi")}
+    for language, (good, bad) in words.items():
+        for split, count in (("train", 24), ("validation", 8), ("test", 8)):
+            lines = [
+                json.dumps({"text": f"{(bad, good)[n % 2]} {n}", "label": 4 * (n % 2)})
+                for n in range(count)
+            ]
+            path = folder / language / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("\n".join(lines))
+    entries = [
+        f"- config_name: {language}\n  data_files:\n"
+        + "".join(
+            f"  - split: {split}\n    path: {language}/{split}.jsonl\n"
+            for split in ("train", "validation", "test")
+        )
+        for language in words
+    ]
+    (folder / "README.md").write_text("---\nconfigs:\n" + "".join(entries) + "---\n")
+    return folder
+
+
+@pytest.mark.parametrize("method", ["joint", "evograd"])
+def test_sentiment(reviews, method, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    done = run(
+        "sentiment",
+        method=method,
+        seed=1,
+        data={"root": str(reviews), "source_examples": 20, "target_examples": 16, "max_length": 32},
+    )
+    assert done.status == "COMPLETED"
+    assert 0 <= done.result["test_accuracy"] <= 1
+    assert done.info["data"]["labels"] == ["negative", "positive"]
+
+
+def test_halves_of_a_step_are_of_one_target_batch_and_disjoint():
+    assembly = assemble(smoke(method="evograd"))
+    whole = assemble(smoke(method="joint"))
+    for _ in range(7):
+        train, valid = next(assembly.train_batches), next(assembly.valid_batches)
+        both = next(whole.train_batches)
+        assert set(train) == {"source", "target"} and set(valid) == {"target"}
+        assert torch.equal(train["source"]["input_ids"], both["source"]["input_ids"])
+        for name, tensor in both["target"].items():
+            assert torch.equal(torch.cat([train["target"][name], valid["target"][name]]), tensor)
+
+
+def test_batches_go_on_where_they_were_stored():
+    batches = assemble(smoke(method="evograd")).train_batches
+    for _ in range(3):
+        next(batches)
+    place = batches.state_dict()
+    expected = [next(batches) for _ in range(9)]
+    batches.load_state_dict(place)
+    for batch, other in zip(expected, itertools.islice(batches, 9), strict=True):
+        for language in batch:
+            assert all(torch.equal(batch[language][n], other[language][n]) for n in batch[language])
+
+
+def test_the_loss_is_the_mean_of_both_languages():
+    assembly = assemble(smoke(method="second_order"))
+    model, meta = assembly.trainer.problem.model.eval(), assembly.trainer.problem.meta
+    batch = next(assembly.train_batches)
+
+    def part(name, transformed):
+        hidden = model.encoder(
+            input_ids=batch[name]["input_ids"], attention_mask=batch[name]["attention_mask"]
+        ).last_hidden_state
+        logits = model.classifier(meta(hidden) if transformed else hidden)
+        scored = batch[name]["labels"] >= 0
+        chosen = logits.log_softmax(-1)[scored]
+        return -chosen.gather(1, batch[name]["labels"][scored].unsqueeze(1)).mean()
+
+    for transformed in (True, False):
+        expected = (part("source", transformed) + part("target", False)) / 2
+        for inside in (True, False):
+            loss = TransferLoss(transformed, inside)
+            torch.testing.assert_close(loss(model, meta, batch), expected)
+    features = encode_all(model, meta, batch)
+    torch.testing.assert_close(
+        TransferLoss(True, False)(model, meta, features),
+        (part("source", True) + part("target", False)) / 2,
+    )
+    assert encode_all(model, meta, features)["source"] is features["source"]
+
+
+def test_cached_hidden_states_change_no_number_and_save_passes():
+    costs, gradients = [], []
+    for cached in (True, False):
+        config = smoke(method="evograd", evograd={"prefix": cached})
+        assembly = assemble(config)
+        trainer = assembly.trainer
+        batches = [next(assembly.train_batches)], next(assembly.valid_batches)
+
+        def call(trainer=trainer, batches=batches):
+            return trainer.estimator(trainer.problem, trainer.inner, trainer.state, *batches)
+
+        gradients.append(call().gradient)
+        costs.append(count_flops(call))
+    assert costs[0] < 0.6 * costs[1]
+    for name, gradient in gradients[0].items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=0, atol=2e-3 * scale + 1e-12)
+
+
+def test_a_transformation_inside_of_the_encoder():
+    config = smoke(method="second_order", transform={"layers": [0, 1]})
+    trainer = assemble(config).trainer
+    assert trainer.problem.train_loss.inside
+    assert "alpha" in trainer.problem.meta_parameter_names
+    config = smoke(method="evograd", transform={"layers": [0]})
+    assembly = assemble(config)
+    assert assembly.trainer.estimator.prefix is None
+    last = assembly.trainer.fit(
+        assembly.train_batches, assembly.valid_batches, steps=2, progress=False
+    )
+    assert last["hypergradient_norm"] > 0
+
+
+def test_estimators_follow_the_method():
+    evograd = assemble(smoke(method="evograd")).trainer.estimator
+    assert isinstance(evograd, EvoGrad) and evograd.perturb == ["classifier.*"]
+    assert isinstance(assemble(smoke(method="second_order")).trainer.estimator, Unrolled)
+    joint = assemble(smoke(method="joint"))
+    assert joint.trainer.estimator is None and joint.valid_batches is None
+    assert set(next(assemble(smoke(method="target_only")).train_batches)) == {"target"}
+
+
+def write_language(folder, tags):
+    folder.mkdir(parents=True)
+    for split in ("train", "dev", "test"):
+        lines = [f"Word{n} {tag}\nend O\n" for n in range(4) for tag in tags]
+        (folder / f"{split}.txt").write_text("\n".join(lines))
+
+
+def test_conll_folders_and_label_sets_that_differ(tmp_path):
+    write_language(tmp_path / "aa", ["B-PER", "B-LOC"])
+    write_language(tmp_path / "bb", ["B-PER", "B-LOC"])
+    write_language(tmp_path / "cc", ["B-PER", "B-MISC"])
+
+    def settings(target, **more):
+        data = {"name": "conll", "root": str(tmp_path), "source": "aa", "target": target}
+        return settings_of(smoke(data={**data, "target_examples": 4, "source_examples": 8, **more}))
+
+    assert load_task(settings("bb")).labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+    with pytest.raises(LabelError, match=r"'aa' lacks B-MISC.*'cc' lacks B-LOC"):
+        load_task(settings("cc"))
+    assert "B-MISC" in load_task(settings("cc", labels="union")).labels
+    with pytest.raises(DataError, match="dd does not exist"):
+        load_task(settings("dd"))
+
+
+@pytest.mark.parametrize(
+    ("updates", "error", "message"),
+    [
+        ({"method": "evogard"}, UnknownNameError, "evograd"),
+        ({"data": {"name": "masakanher"}}, UnknownNameError, "masakhaner"),
+        ({"data": {"name": "conll"}}, ConfigurationError, r"data\.source is None"),
+        ({"data": {"target": "generated-0"}}, ConfigurationError, "name two languages"),
+        ({"data": {"target": "generated-7"}}, UnknownNameError, "generated-1"),
+        ({"data": {"target_examples": 61}}, ConfigurationError, "count is 61"),
+        ({"data": {"name": "masakhaner", "root": "/missing"}}, DataError, "masakhane-ner"),
+        ({"target_batch_size": 1}, ConfigurationError, "at least 2 is needed"),
+        ({"transform": {"layers": [2]}}, ConfigurationError, "the encoder has 2 layers"),
+        ({"encoder": {"embeddings": 100}}, ConfigurationError, "100 embeddings"),
+        ({"evograd": {"candidates": 1}}, ConfigurationError, "candidates is 1"),
+        ({"evograd": {"sigma": 0.0}}, ConfigurationError, "sigma"),
+        ({"evograd": {"perturb": None}}, ConfigurationError, "prefix depends on inner parameters"),
+        ({"batch_size": 0}, ConfigurationError, "batch_size is 0"),
+    ],
+)
+def test_wrong_input_is_answered(updates, error, message):
+    with pytest.raises(error, match=message):
+        assembly = assemble(smoke(**updates))
+        assembly.trainer.fit(assembly.train_batches, assembly.valid_batches, progress=False)
+
+
+def test_command_line_names_the_nearest_method():
+    done = subprocess.run(
+        [sys.executable, "-m", "applications.cross_lingual", "with", "smoke", "method=evogard"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Did you mean 'evograd'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_figure_of_the_study(tmp_path):
+    import pandas
+
+    frame = pandas.DataFrame(
+        [
+            {"row": row, "seed": seed, "test F1 [%]": 40.0 + seed, "meta step [MiB]": memory}
+            for row, memory in zip(study.COMPARISON.rows, (None, None, 20.0, 5.0), strict=True)
+            for seed in (1, 2, 3)
+        ]
+    )
+    figures.draw_comparison(frame, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_batches_refuse_what_has_no_halves():
+    task = load_task(settings_of(smoke()))
+    from metatoolkit.tasks import TokenBatches
+
+    with pytest.raises(ConfigurationError, match="target_batch_size is 1"):
+        TransferBatches(TokenBatches(task.target, 1), part="first")
