@@ -8,6 +8,7 @@ or repeated needs no bookkeeping: ``--missing`` runs what the database lacks, ``
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -89,6 +90,7 @@ def reproduce(options: argparse.Namespace) -> int:
         UnknownNameError: There is no such study.
         ConfigurationError: A number is out of range.
     """
+    from applications import document
     from metatoolkit import records
     from metatoolkit.studies import collect, jobs_of, run_jobs
 
@@ -109,35 +111,44 @@ def reproduce(options: argparse.Namespace) -> int:
     processes = options.processes or min(len(os.sched_getaffinity(0)), 4)
     updates = {n: v for n in ("steps", "device") if (v := getattr(options, n)) is not None}
     found = []
-    for study in chosen:
-        jobs = jobs_of(study, _seeds(study, options), updates)
-        due = [] if options.no_run else jobs
-        if options.missing:
-            with records.connect() as database:
-                frame = collect(study, jobs, database)
-            present = set(zip(frame["row"], frame["seed"], strict=True))
-            due = [job for job in jobs if (job.label, job.seed) not in present]
-        if due:
-            print(f"{study.name}: {len(due)} runs, {processes} at once", flush=True)
-            run_jobs(due, processes)
-        with records.connect() as database:
+    with contextlib.ExitStack() as stack:
+        for study in chosen:
+            jobs = jobs_of(study, _seeds(study, options), updates)
+            due = _due(study, jobs, options)
+            if due:
+                print(f"{study.name}: {len(due)} runs, {processes} at once", flush=True)
+                run_jobs(due, processes)
+            # A connection of its own, that sees what was just run; the document reads from all.
+            database = stack.enter_context(records.connect())
             frame = collect(study, jobs, database)
+            found.append((study, frame))
             _show(study, frame)
             figure = _draw(study, frame, options.output)
             if figure is not None:
                 print(f"figure:    {figure.resolve()}")
             print(f"database:  {database.address}")
-            print(
-                f"list runs: {_command()} runs list --experiment {study.application}\n", flush=True
-            )
-            found.append((study, frame))
+            list_runs = f"{_command()} runs list --experiment {study.application}"
+            print(f"list runs: {list_runs}\n", flush=True)
             if options.document is not None:
-                from applications.document import write
-
-                write(found, options.document)
+                document.write(found, options.document)
     if options.document is not None:
         print(f"document:  {options.document.resolve()}")
     return 0
+
+
+def _due(study: Any, jobs: list[Any], options: argparse.Namespace) -> list[Any]:
+    """Return the jobs to run."""
+    if options.no_run:
+        return []
+    if not options.missing:
+        return jobs
+    from metatoolkit import records
+    from metatoolkit.studies import collect
+
+    with records.connect() as database:
+        frame = collect(study, jobs, database)
+    present = set(zip(frame["row"], frame["seed"], strict=True))
+    return [job for job in jobs if (job.label, job.seed) not in present]
 
 
 def _seeds(study: Any, options: argparse.Namespace) -> list[int]:

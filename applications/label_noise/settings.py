@@ -10,11 +10,17 @@ METHODS = ("plain", "uniform_weights", "frozen_weights", "second_order", "evogra
 
 # Chosen by `python -m applications.label_noise.tuning`: see docs/label_noise.md.
 TUNED: dict[str, dict[str, Any]] = {
-    "plain": {"lr": 0.03, "momentum": 0.0, "nesterov": False},
-    "uniform_weights": {"lr": 0.024, "momentum": 0.0, "nesterov": False},
-    "frozen_weights": {"lr": 0.03, "momentum": 0.0, "nesterov": False},
-    "second_order": {"lr": 0.1, "momentum": 0.0, "nesterov": False, "meta_lr": 1.4e-3},
-    "evograd": {"lr": 0.067, "momentum": 0.0, "nesterov": False, "meta_lr": 8.3e-4, "sigma": 0.03},
+    "plain": {"lr": 0.032, "momentum": 0.0, "nesterov": False},
+    "uniform_weights": {"lr": 0.041, "momentum": 0.0, "nesterov": False},
+    "frozen_weights": {"lr": 0.0023, "momentum": 0.9, "nesterov": True},
+    "second_order": {"lr": 0.13, "momentum": 0.0, "nesterov": False, "meta_lr": 1.3e-3},
+    "evograd": {
+        "lr": 0.17,
+        "momentum": 0.0,
+        "nesterov": False,
+        "meta_lr": 1.9e-3,
+        "sigma": 3.7e-3,
+    },
 }
 
 # What is taken where nothing was tuned.

@@ -2,15 +2,18 @@
 
 Every method gets the same number of trials and seeds. A trial is a point of a Halton sequence over
 the settings that the method has: learning rate and momentum, for the meta-learning methods the
-weight network's learning rate too, and for EvoGrad σ. Seeds are apart from those of the reported
-runs; the score is the accuracy on the tuning split, which no method trains on, and nothing is
-chosen in another way. The winners go into ``settings.py``.
+weight network's learning rate too, and for EvoGrad σ. The best three of each method then get more
+seeds, since a setting that fails now and then is not seen to in four; the best mean over all seeds
+wins. Seeds are apart from those of the reported runs; the score is the accuracy on the tuning
+split, which no method trains on, and nothing is chosen in another way. The winners go into
+``settings.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from applications.label_noise.settings import METHODS
@@ -62,6 +65,30 @@ def _settings(point: dict[str, float]) -> dict[str, Any]:
     return settings
 
 
+def score(entries: Sequence[tuple[str, dict[str, Any]]], seeds: range, processes: int) -> Any:
+    """Run settings of methods with several seeds.
+
+    Args:
+        entries: Methods and settings.
+        seeds: Seeds of each.
+        processes: Number of runs at once.
+
+    Returns:
+        A pandas DataFrame: ``entry``, the position in ``entries``, and ``accuracy`` on tuning data.
+    """
+    import pandas
+
+    jobs = [
+        Job(EXPERIMENT, method, seed, {"method": method, **settings})
+        for method, settings in entries
+        for seed in seeds
+    ]
+    runs = run_jobs(jobs, processes)
+    positions = [position for position in range(len(entries)) for _ in seeds]
+    accuracies = [run["result"]["tuning_accuracy"] for run in runs]
+    return pandas.DataFrame({"entry": positions, "accuracy": accuracies})
+
+
 def main(argv: list[str] | None = None) -> int:
     """Try all settings and print the best ones.
 
@@ -76,32 +103,36 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tuning", description=__doc__)
     parser.add_argument("--trials", type=int, default=16, help="trials a method (default: 16)")
     parser.add_argument("--seeds", type=int, default=4, help="seeds of each trial (default: 4)")
+    parser.add_argument("--finalists", type=int, default=3, help="best trials (default: 3)")
+    parser.add_argument("--more-seeds", type=int, default=8, help="seeds of these (default: 8)")
     parser.add_argument("--steps", type=int, help="training steps of each run")
     parser.add_argument("--processes", type=int, default=2, help="runs at once (default: 2)")
     arguments = parser.parse_args(argv)
     common = {} if arguments.steps is None else {"steps": arguments.steps}
-    jobs, labels = [], []
+    entries = [
+        (method, {**settings, **common})
+        for method in METHODS
+        for settings in trials(method, arguments.trials)
+    ]
+    first = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+    scores = score(entries, first, arguments.processes)
+    means = scores.groupby("entry")["accuracy"].mean().sort_values(ascending=False, kind="stable")
+    final = [
+        entry
+        for method in METHODS
+        for entry in [e for e in means.index if entries[e][0] == method][: arguments.finalists]
+    ]
+    more = range(first.stop, first.stop + arguments.more_seeds)
+    added = score([entries[entry] for entry in final], more, arguments.processes)
+    added["entry"] = added["entry"].map(dict(enumerate(final)))
+    everything = pandas.concat([scores, added])
+    table = everything.groupby("entry")["accuracy"].agg(["mean", "std", "count"]).reset_index()
+    table["method"] = table["entry"].map(lambda entry: entries[entry][0])
+    table["settings"] = table["entry"].map(lambda entry: str(entries[entry][1]))
+    table = table.sort_values(["count", "mean"], ascending=False, kind="stable")
     for method in METHODS:
-        for settings in trials(method, arguments.trials):
-            for index in range(arguments.seeds):
-                updates = {"method": method, **settings, **common}
-                jobs.append(Job(EXPERIMENT, method, FIRST_SEED + index, updates))
-                labels.append(", ".join(f"{name} {value}" for name, value in settings.items()))
-    results = run_jobs(jobs, arguments.processes)
-    frame = pandas.DataFrame(
-        [
-            {
-                "method": run["label"],
-                "settings": label,
-                "accuracy": run["result"]["tuning_accuracy"],
-            }
-            for run, label in zip(results, labels, strict=True)
-        ]
-    )
-    for method, group in frame.groupby("method", sort=False):
-        scores = group.groupby("settings")["accuracy"].agg(["mean", "std"])
-        ranked = scores.sort_values("mean", ascending=False)
-        print(f"\n{method}\n{ranked.to_string(float_format='%.4g')}")
+        columns = table.loc[table["method"] == method, ["settings", "count", "mean", "std"]]
+        print(f"\n{method}\n{columns.to_string(index=False, float_format='%.4g')}")
     return 0
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from applications.label_noise import tuning
 from applications.label_noise.experiment import build_estimator, experiment, settings_of
 from applications.label_noise.settings import DEFAULT, METHODS, TUNED, UNTUNED
 from applications.label_noise.study import COMPARISON, SCALING
@@ -166,6 +167,18 @@ def test_every_method_has_as_many_trials(method):
     assert len(settings) == 16 == len({str(trial) for trial in settings})
     assert {trial["momentum"] for trial in settings} == {0.0, 0.9}
     assert ("sigma" in settings[0].get("evograd", {})) == (method == "evograd")
+
+
+def test_tuning_gives_the_best_trials_more_seeds(monkeypatch, capsys):
+    monkeypatch.setattr(tuning, "METHODS", ("plain", "evograd"))
+    monkeypatch.setattr(tuning, "run_jobs", lambda jobs, _: [run_job(job) for job in jobs])
+    sizes = ["--trials", "2", "--seeds", "1", "--finalists", "1", "--more-seeds", "1"]
+    assert tuning.main([*sizes, "--steps", "2"]) == 0
+    blocks = capsys.readouterr().out.strip().split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == ["plain", "evograd"]
+    for block in blocks:
+        counts = [line.split()[-3] for line in block.splitlines()[2:]]
+        assert counts == ["2", "1"]
 
 
 def test_seeds_of_the_study_were_not_tuned_on():
