@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from metatoolkit.errors import ConfigurationError, MissingDependencyError, UnknownNameError
 from metatoolkit.tasks import drawn_images
-from metatoolkit.tasks.domains import Domain, ImageSet, domain_of
+from metatoolkit.tasks.domains import Domain, ImageSet, check_names, domain_of
 from metatoolkit.tasks.omniglot import omniglot_archives, omniglot_domain
 
 # Digits of one split are no digits of another, in whatever orientation.
@@ -43,7 +43,7 @@ def default_domains(
         Domains by name. They are computed once per process and size.
 
     Raises:
-        ConfigurationError: ``size`` is less than 8.
+        ConfigurationError: ``size`` is less than 8, or ``names`` is one string.
         UnknownNameError: There is no such domain, or Omniglot has no such alphabet.
         DataError: Omniglot is asked for and missing or damaged.
         MissingDependencyError: A package that a domain needs is not installed.
@@ -54,7 +54,7 @@ def default_domains(
         drawn = "omniglot" if omniglot_archives(root) else "glyphs"
         names = ("digits", drawn, "letters", "textures", "photos")
     domains = {}
-    for name in names:
+    for name in check_names(names):
         if name in _DOMAINS:
             domains[name] = _DOMAINS[name](size)
         elif name == "omniglot":

@@ -216,3 +216,17 @@ def as_domains(domains: Domains) -> list[Domain]:
         if first == second:
             raise DataError(f"two domains are called {first!r}; give each a name of its own.")
     return given
+
+
+def check_names(names: Iterable[str]) -> list[str]:
+    """Return names as a list.
+
+    Args:
+        names: Names of domains.
+
+    Raises:
+        ConfigurationError: It is one string, whose letters would be taken for names.
+    """
+    if isinstance(names, str):
+        raise ConfigurationError(f"names is {names!r}; a list is needed: [{names!r}].")
+    return list(names)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
 from metatoolkit.tasks.datasets import DATA_VARIABLE, data_root
-from metatoolkit.tasks.domains import SPLITS, Domain, split_classes
+from metatoolkit.tasks.domains import SPLITS, Domain, check_names, split_classes
 from metatoolkit.tasks.image_files import class_images, read_image, subfolders
 
 # Classes of miniImageNet for validation and test, after Ravi and Larochelle (2017).
@@ -246,10 +246,11 @@ def photo_domains(
         Domains by name.
 
     Raises:
+        ConfigurationError: ``names`` is one string.
         UnknownNameError: There is no such domain.
         DataError: A folder is missing, has another number of classes, or a class is empty.
     """
-    chosen = list(_SOURCES) if names is None else list(names)
+    chosen = list(_SOURCES) if names is None else check_names(names)
     for name in chosen:
         if name not in _SOURCES:
             raise UnknownNameError("domain", name, _SOURCES)
