@@ -14,8 +14,8 @@ data, and the reported F1 is that of the last step. Second order differentiates 
 own step, Adam's; there it is a step of plain SGD. Gradients are not clipped.
 
 ``with xlmr`` sets the paper's protocol (XLM-R base on WikiAnn), ``with sentiment`` classifies
-reviews, ``with xlmr_sized`` measures an encoder of that size without a download. Expected on the
-default: see docs/cross_lingual.md.
+generated reviews and ``with amazon`` product reviews, ``with xlmr_sized`` measures an encoder of
+that size without a download. Expected on the default: see docs/cross_lingual.md.
 """
 
 from __future__ import annotations
@@ -130,8 +130,13 @@ def load_corpora(data: dict[str, Any]) -> list[mt.tasks.Corpus]:
         return list(mt.tasks.load_masakhaner(names, root).values())
     if data["name"] == "conll":
         return [mt.tasks.load_conll(Path(root or ".") / name) for name in names]
-    if data["name"] == "generated":
-        corpora = mt.tasks.generated_languages(**data["generated"])
+    if data["name"] in ("generated", "generated_reviews"):
+        options = dict(data["generated"])
+        if data["name"] == "generated":
+            corpora = mt.tasks.generated_languages(**options)
+        else:
+            options.pop("shared_names")  # reviews name nobody
+            corpora = mt.tasks.generated_reviews(**options)
         for name in names:
             if name not in corpora:
                 raise UnknownNameError("generated language", name, corpora)

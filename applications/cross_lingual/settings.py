@@ -21,6 +21,7 @@ TUNED: dict[str, dict[str, float]] = {
 LANGUAGES = {
     "masakhaner": ("pcm", "swa"),
     "generated": ("generated-0", "generated-1"),
+    "generated_reviews": ("generated-0", "generated-1"),
     "wikiann": ("en", "qu"),
     "amazon_reviews": ("en", "ja"),
     "conll": (None, None),
@@ -133,9 +134,14 @@ NAMED: dict[str, dict[str, Any]] = {
         "evaluate_every": 0,
         "checkpoint_every": 0,
     },
-    # Sentiment of product reviews instead of named entities.
-    "sentiment": {
-        "data": {"name": "amazon_reviews", "source_examples": 1000, "max_length": 128},
+    # Sentiment of generated reviews instead of named entities.
+    "sentiment": {"data": {"name": "generated_reviews", "source_examples": 1000}},
+    # Sentiment of product reviews with XLM-R base.
+    "amazon": {
+        **_PAPER,
+        "data": {"name": "amazon_reviews", "source_examples": 1000, "max_length": 200},
+        "encoder": {"pretrained": "xlm-roberta-base"},
+        "steps": 20 * 83,
     },
     # Seconds instead of minutes, for tests; its numbers mean nothing.
     "smoke": {

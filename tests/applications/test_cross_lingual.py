@@ -127,18 +127,22 @@ def reviews(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", ["joint", "evograd"])
-def test_sentiment(reviews, method, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    done = run(
-        "sentiment",
-        method=method,
-        seed=1,
-        data={"root": str(reviews), "source_examples": 20, "target_examples": 16, "max_length": 32},
-    )
+@pytest.mark.parametrize("method", ["second_order", "evograd"])
+def test_sentiment(method):
+    data = {"name": "generated_reviews", "source_examples": 30}
+    done = run("sentiment", method=method, seed=1, data=data)
     assert done.status == "COMPLETED"
     assert 0 <= done.result["test_accuracy"] <= 1
     assert done.info["data"]["labels"] == ["negative", "positive"]
+
+
+def test_reviews_as_the_hub_holds_them(reviews, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    data = {"name": "amazon_reviews", "root": str(reviews), "target_examples": 16}
+    task = load_task(settings_of(smoke(data={**data, "source_examples": 20})))
+    assert not task.target.is_tagging
+    assert (len(task.source), len(task.target), len(task.dev)) == (20, 16, 8)
+    assert task.languages == ("en", "ja")
 
 
 def test_halves_of_a_step_are_of_one_target_batch_and_disjoint():
