@@ -1,0 +1,215 @@
+"""EvoGrad on one parameter (Bohdal et al. 2021, arXiv 2106.10575, section 3.2).
+
+The inner loss is (x − 1)² + λx², the outer one (x − ½)², so that the true hypergradient is
+(λ − 1) / (λ + 1)³. Three parts, each a named configuration: ``gradients`` (the estimate at random x
+against the truth), ``trajectories`` (five steps of x and λ) and ``bias_variance`` (against K, σ and
+τ, and beside every other estimator of the toolkit, which the paper lacks).
+
+With ``seed=1`` the draws are those of the paper's notebook, number by number. What differs from it,
+on purpose: there the "ground truth" of the trajectories moves λ along the true hypergradient at the
+λ that EvoGrad has reached, so that it hangs on K; here at its own.
+
+Expected: see docs/illustration.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from applications.illustration import estimators, replay
+from applications.illustration.problem import mean_limit_estimate, true_hypergradient
+from applications.illustration.settings import DEFAULT, NAMED, PARTS
+from metatoolkit import records
+from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.hypergradients import EvoGrad
+
+experiment = records.experiment("illustration")
+experiment.add_config(DEFAULT)
+for _name, _updates in NAMED.items():
+    experiment.add_named_config(_name, _updates)
+
+
+def check(config: dict[str, Any]) -> None:
+    """Check the configuration.
+
+    Args:
+        config: A configuration of this experiment.
+
+    Raises:
+        UnknownNameError: There is no such part.
+        ConfigurationError: A number is out of range.
+    """
+    if config["part"] not in PARTS:
+        raise UnknownNameError("part", config["part"], PARTS)
+    numbers = [(name, config[name]) for name in ("trials", "steps", "horizon", "nodes", "draws")]
+    for name, number in [*numbers, ("penalties.count", config["penalties"]["count"])]:
+        if number < 1:
+            raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
+    if config["penalties"]["first"] < 0 or config["lr"] <= 0:
+        raise ConfigurationError(
+            f"penalties.first is {config['penalties']['first']}, lr is {config['lr']}; a penalty "
+            "of at least 0 and a learning rate above 0 are needed."
+        )
+    if not config["candidates"]:
+        raise ConfigurationError("candidates is empty; give at least one number of copies.")
+    sweep = config["sweep"]
+    for count in (*config["candidates"], *sweep["candidates"]):
+        EvoGrad(count, config["sigma"], config["temperature"])
+    for sigma in sweep["sigma"]:
+        EvoGrad(sigma=sigma)
+    for temperature in sweep["temperature"]:
+        EvoGrad(temperature=temperature)
+
+
+def run_gradients(run: Any, config: dict[str, Any]) -> dict[str, float]:
+    """Record mean and deviation of EvoGrad's estimates at each λ, for each K.
+
+    Args:
+        run: The Sacred run.
+        config: Its configuration.
+
+    Returns:
+        Mean over λ of the absolute bias, and of the deviation, for each K.
+    """
+    penalties = _penalties(config)
+    sigma, temperature = config["sigma"], config["temperature"]
+    truth = true_hypergradient(penalties)
+    _log(run, "penalty", penalties)
+    _log(run, "true_hypergradient", truth)
+    _log(run, "limit", mean_limit_estimate(penalties, sigma, temperature))
+    noise = replay.NotebookNoise(config["seed"])
+    result = {}
+    for count in config["candidates"]:
+        drawn = replay.sample_estimates(
+            penalties, config["trials"], count, sigma, temperature, noise
+        )
+        mean, std = drawn.mean(1), drawn.std(1, correction=0)
+        _log(run, f"mean_k{count}", mean)
+        _log(run, f"std_k{count}", std)
+        result[f"bias_k{count}"] = float((mean - truth).abs().mean())
+        result[f"std_k{count}"] = float(std.mean())
+    return result
+
+
+def run_trajectories(run: Any, config: dict[str, Any]) -> dict[str, float]:
+    """Record the trajectories of EvoGrad for each K, and those of the true hypergradient.
+
+    Args:
+        run: The Sacred run.
+        config: Its configuration.
+
+    Returns:
+        x and λ at the end, and for each K the mean distance of the ends from the true ones.
+    """
+    noise = replay.NotebookNoise(config["seed"])
+    steps, lr = config["steps"], config["lr"]
+    ends: dict[str, list[tuple[float, float]]] = {}
+    for index, start in enumerate(config["starts"]):
+        path = replay.true_trajectory(start, steps, lr)
+        ends.setdefault("truth", []).append(_log_path(run, f"truth_start{index}", path))
+    for count in config["candidates"]:
+        for index, start in enumerate(config["starts"]):
+            path = replay.evograd_trajectory(
+                start, steps, lr, count, config["sigma"], config["temperature"], noise
+            )
+            ends.setdefault(f"k{count}", []).append(_log_path(run, f"k{count}_start{index}", path))
+    result = {}
+    for kind, points in ends.items():
+        for index, (x, penalty) in enumerate(points):
+            result[f"x_{kind}_start{index}"] = x
+            result[f"penalty_{kind}_start{index}"] = penalty
+        away = np.linalg.norm(np.subtract(points, ends["truth"]), axis=1)
+        result[f"distance_{kind}"] = float(away.mean())
+    return result
+
+
+def run_bias_variance(run: Any, config: dict[str, Any]) -> dict[str, float]:
+    """Record EvoGrad's bias and deviation against K, σ and τ, and those of all estimators.
+
+    Both are means over λ, the bias in absolute value, with x ~ N(0, 1) at each.
+
+    Args:
+        run: The Sacred run.
+        config: Its configuration.
+
+    Returns:
+        Bias and deviation of each estimator, by label.
+    """
+    penalties = _penalties(config)
+    truth = true_hypergradient(penalties)
+    _log(run, "true_hypergradient", truth)
+    generator = torch.Generator().manual_seed(config["seed"])
+    shape = (len(penalties), config["trials"])
+    fixed = {"candidates": config["candidates"][0]}
+    fixed |= {name: config[name] for name in ("sigma", "temperature")}
+    for name, values in config["sweep"].items():
+        for step, value in enumerate(values):
+            point = {**fixed, name: value}
+            x, epsilon = (
+                torch.randn(*size, generator=generator, dtype=torch.float64)
+                for size in (shape, (*shape, point["candidates"]))
+            )
+            drawn = replay.estimates(
+                x, penalties.unsqueeze(1), epsilon, point["sigma"], point["temperature"]
+            )
+            limit = mean_limit_estimate(penalties, point["sigma"], point["temperature"])
+            run.log_scalar(f"{name}_value", float(value), step)
+            run.log_scalar(f"{name}_bias", float((drawn.mean(1) - truth).abs().mean()), step)
+            run.log_scalar(f"{name}_std", float(drawn.std(1).mean()), step)
+            run.log_scalar(f"{name}_limit_bias", float((limit - truth).abs().mean()), step)
+    measured = estimators.measure(
+        estimators.build_estimators(config["horizon"], **fixed),
+        penalties.tolist(),
+        lr=config["lr"],
+        horizon=config["horizon"],
+        nodes=config["nodes"],
+        draws=config["draws"],
+        seed=config["seed"],
+        progress=config["progress"],
+    )
+    result = {}
+    for label, moments in measured.items():
+        if moments.note:
+            continue
+        bias, std = moments.errors(penalties.tolist())
+        run.log_scalar(f"bias: {label}", bias, 0)
+        run.log_scalar(f"std: {label}", std, 0)
+        result[f"bias: {label}"], result[f"std: {label}"] = bias, std
+    run.info["left_out"] = {label: m.note for label, m in measured.items() if m.note}
+    return result
+
+
+@experiment.main
+def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
+    """Run one part, and record its curves.
+
+    Returns:
+        The figures that sum it up.
+    """
+    config = dict(_config)
+    check(config)
+    parts = {
+        "gradients": run_gradients,
+        "trajectories": run_trajectories,
+        "bias_variance": run_bias_variance,
+    }
+    return parts[config["part"]](_run, config)
+
+
+def _penalties(config: dict[str, Any]) -> torch.Tensor:
+    return torch.linspace(*config["penalties"].values(), dtype=torch.float64)
+
+
+def _log(run: Any, name: str, values: torch.Tensor) -> None:
+    for step, value in enumerate(values.tolist()):
+        run.log_scalar(name, value, step)
+
+
+def _log_path(run: Any, name: str, path: list[tuple[float, float]]) -> tuple[float, float]:
+    for step, (x, penalty) in enumerate(path):
+        run.log_scalar(f"x_{name}", x, step)
+        run.log_scalar(f"penalty_{name}", penalty, step)
+    return path[-1]
