@@ -96,6 +96,8 @@ def assemble(config: dict[str, Any]) -> Assembly:
     """
     config = settings_of(config)
     dataset = mt.tasks.load_dataset(config["dataset"], root=config["data_root"])
+    if config["resize"] is not None:
+        dataset = mt.tasks.resize_dataset(dataset, config["resize"])
     task = mt.tasks.label_noise_task(
         dataset,
         **config["noise"],

@@ -38,6 +38,7 @@ DEFAULT: dict[str, Any] = {
     "method": "evograd",
     "dataset": "digits",
     "data_root": None,
+    "resize": None,
     "noise": {"kind": "flip", "probability": 0.4},
     "meta_per_class": 10,
     "tuning_per_class": 10,
@@ -115,6 +116,13 @@ NAMED: dict[str, dict[str, Any]] = {
         "steps": 12,
         "evaluate_every": 0,
         "checkpoint_every": 0,
+    },
+    # The paper's network and image size on the digits, to measure what a step costs.
+    "paper_sized": {
+        "network": {"name": "resnet32", "width": 1},
+        "resize": 32,
+        "batch_size": 32,
+        "meta_batch_size": 32,
     },
     # The paper's sweeps; each joins any of the above: `with cifar10 width_3`.
     **{f"width_{width}": {"network": {"width": width}} for width in range(1, 7)},

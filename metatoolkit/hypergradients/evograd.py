@@ -22,7 +22,7 @@ from metatoolkit.hypergradients.base import (
     refuse_initial_state,
 )
 from metatoolkit.hypergradients.guided import Guide
-from metatoolkit.hypergradients.noise import standard_noise
+from metatoolkit.hypergradients.noise import stream_noise
 from metatoolkit.hypergradients.prefix import Prefix, share_prefix
 from metatoolkit.hypergradients.unrolled import valid_key
 from metatoolkit.inner.base import InnerLearner
@@ -203,9 +203,7 @@ class EvoGrad(Estimator):
                 yield name, self.noise(copy, name, state.parameters[name])
             return
         key = fold_in(state.key, state.step, _NOISE, self.seed, copy)
-        yield from standard_noise(
-            {name: state.parameters[name] for name in names}, self.noise, key
-        ).items()
+        yield from stream_noise({name: state.parameters[name] for name in names}, self.noise, key)
 
     def _copy(self, state: InnerState, copy: int) -> Tensors:
         parameters = dict(state.parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import Tensors
+
+_PART = 2**16
 
 
 def standard_noise(
@@ -23,21 +25,50 @@ def standard_noise(
         key: Random key; equal keys give equal noise.
 
     Returns:
-        One tensor for each of ``tensors``. Those of one device and type share their memory.
+        One tensor for each of ``tensors``; small ones share their memory.
+    """
+    drawn = dict(stream_noise(tensors, kind, key))
+    return {name: drawn[name] for name in tensors}
+
+
+def stream_noise(
+    tensors: Mapping[str, Tensor], kind: Literal["sign", "gaussian"], key: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Draw what :func:`standard_noise` draws, tensor by tensor.
+
+    A reader that keeps none of them needs the memory of the largest tensor, or of 65,536 entries
+    where that is more: small tensors are drawn together, since many small draws cost more than the
+    passes of a small network.
+
+    Args:
+        tensors: Tensors that give names, shapes, devices and types.
+        kind: ``"sign"`` (±1) or ``"gaussian"``.
+        key: Random key; equal keys give equal noise.
+
+    Yields:
+        Name and noise.
     """
     groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
     for name, tensor in tensors.items():
         groups.setdefault((tensor.device, tensor.dtype), []).append(name)
-    drawn: Tensors = {}
     for index, ((device, dtype), names) in enumerate(groups.items()):
         generator = torch.Generator(device).manual_seed(fold_in(key, index))
-        sizes = [tensors[name].numel() for name in names]
-        # One draw for all: many small ones cost more than the passes of a small network.
-        flat = torch.empty(sum(sizes), device=device, dtype=dtype)
-        if kind == "gaussian":
-            flat.normal_(generator=generator)
-        else:
-            flat.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
-        for name, part in zip(names, flat.split(sizes), strict=True):
-            drawn[name] = part.view_as(tensors[name])
-    return {name: drawn[name] for name in tensors}
+        part: list[str] = []
+        for position, name in enumerate(names):
+            part.append(name)
+            size = sum(tensors[member].numel() for member in part)
+            following = names[position + 1 : position + 2]
+            if following and size + tensors[following[0]].numel() <= _PART:
+                continue
+            flat = torch.empty(size, device=device, dtype=dtype)
+            if kind == "gaussian":
+                flat.normal_(generator=generator)
+            else:
+                flat.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
+            pieces = flat.split([tensors[member].numel() for member in part])
+            # Only the pieces hold the memory, and each is given away.
+            del flat
+            for member, piece in zip(part, pieces, strict=True):
+                yield member, piece.view_as(tensors[member])
+            del pieces, piece
+            part = []

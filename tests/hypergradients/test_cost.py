@@ -91,3 +91,20 @@ def test_memory_with_meta_at_the_input():
     kept = [setup.memory(EvoGrad(copies, streamed=False)) for copies in (2, 3)]
     assert kept[0] > 2.5
     assert 0.8 < kept[1] - kept[0] < 1.2
+
+
+def test_noise_is_not_held_beside_the_parameters():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(300, 300) for _ in range(12)), nn.Linear(300, 3))
+    problem = mt.BilevelProblem(
+        model,
+        mt.metaparameters.WeightNet(),
+        mt.losses.weighted_cross_entropy,
+        mt.losses.cross_entropy,
+    )
+    inner = mt.inner.SGD(lr=0.1)
+    state, batch = inner.init(problem), (torch.randn(2, 300), torch.tensor([0, 2]))
+    size = sum(t.numel() * t.element_size() for t in state.parameters.values())
+    peak = peak_memory(lambda: EvoGrad(4)(problem, inner, state, [batch], batch))
+    # θ⁺ and the gradient there, and the noise of one layer at a time.
+    assert 2 * size < peak < 2.3 * size
