@@ -66,23 +66,22 @@ def rotate(
         angle = torch.tensor(angle, dtype=torch.float64)
     if angle.dim() != 0:
         raise ShapeError(f"angle has shape {tuple(angle.shape)}; a 0-d tensor is needed.")
+    background = _background(fill, images)
     # Coordinates in half precision would be off by a tenth of a pixel.
     precise = torch.promote_types(images.dtype, torch.float32)
-    background = _background(fill, images).to(precise)
-    grid = F.affine_grid(
-        _matrix(angle.to(images.device, precise), *images.shape[2:]).expand(len(images), 2, 3),
-        list(images.shape),
-        align_corners=False,
-    )
-    # Sampling outside gives zero, which is the background of what is sampled here.
-    moved = F.grid_sample(
-        images.to(precise) - background,
-        grid,
-        mode=interpolation,
-        padding_mode="zeros",
-        align_corners=False,
-    )
-    return (moved + background).to(images.dtype)
+    matrix = _matrix(angle.to(images.device, precise), *images.shape[2:])
+    grid = F.affine_grid(matrix, [1, 1, *images.shape[2:]], align_corners=False)
+
+    def sample(values: Tensor) -> Tensor:
+        # All images as channels of one: they share the grid, and the memory of its gradient.
+        stacked = values.to(precise).reshape(1, -1, *images.shape[2:])
+        moved = F.grid_sample(
+            stacked, grid, mode=interpolation, padding_mode="zeros", align_corners=False
+        )
+        return moved.view(values.shape)
+
+    outside = 1 - sample(images.new_ones(1, 1, *images.shape[2:]))
+    return (sample(images) + background.to(precise) * outside).to(images.dtype)
 
 
 def _matrix(angle: Tensor, height: int, width: int) -> Tensor:
