@@ -111,7 +111,7 @@ def test_missing_masakhaner_tells_where_to_get_it(
     for part in (str(tmp_path / "masakhaner" / "swa"), "github.com/masakhane-io", "CC BY-NC"):
         assert part in message
     assert "train.txt" in message
-    with pytest.raises(UnknownNameError, match="MasakhaNER language 'sw'.*Did you mean 'swa'"):
+    with pytest.raises(UnknownNameError, match=r"MasakhaNER language 'sw'.*Did you mean 'swa'"):
         load_masakhaner(["sw"])
 
 

@@ -34,7 +34,7 @@ def test_a_sample_needs_enough_examples(count: int) -> None:
 
 
 def test_a_missing_split_is_named() -> None:
-    with pytest.raises(UnknownNameError, match="split of 'a' 'trian'.*Did you mean 'train'"):
+    with pytest.raises(UnknownNameError, match=r"split of 'a' 'trian'.*Did you mean 'train'"):
         corpus("a", ["PER"])["trian"]
 
 
