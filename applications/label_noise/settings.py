@@ -10,16 +10,16 @@ METHODS = ("plain", "uniform_weights", "frozen_weights", "second_order", "evogra
 
 # Chosen by `python -m applications.label_noise.tuning`: see docs/label_noise.md.
 TUNED: dict[str, dict[str, Any]] = {
-    "plain": {"lr": 0.032, "momentum": 0.0, "nesterov": False},
-    "uniform_weights": {"lr": 0.041, "momentum": 0.0, "nesterov": False},
-    "frozen_weights": {"lr": 0.0023, "momentum": 0.9, "nesterov": True},
-    "second_order": {"lr": 0.13, "momentum": 0.0, "nesterov": False, "meta_lr": 1.3e-3},
+    "plain": {"lr": 2.9e-3, "momentum": 0.9, "nesterov": True},
+    "uniform_weights": {"lr": 4.6e-3, "momentum": 0.9, "nesterov": True},
+    "frozen_weights": {"lr": 2.9e-3, "momentum": 0.9, "nesterov": True},
+    "second_order": {"lr": 0.066, "momentum": 0.0, "nesterov": False, "meta_lr": 4.3e-4},
     "evograd": {
-        "lr": 0.17,
-        "momentum": 0.0,
-        "nesterov": False,
-        "meta_lr": 1.9e-3,
-        "sigma": 3.7e-3,
+        "lr": 4.6e-3,
+        "momentum": 0.9,
+        "nesterov": True,
+        "meta_lr": 5.2e-4,
+        "sigma": 2.3e-3,
     },
 }
 

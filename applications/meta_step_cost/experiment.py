@@ -1,0 +1,69 @@
+"""What one meta step of an application costs, beside a base step (EvoGrad, Bohdal et al. 2021).
+
+Puts another application together as its configuration says, and measures peak memory and
+floating-point operations of one hypergradient and of one step of the inner learner on the same
+batches. Estimators: ``second_order`` (the exact one-step hypergradient), ``evograd`` (all copies'
+graphs held at once) and ``evograd_streamed`` (one copy at a time). Nothing is trained. Where λ
+enters the weights of the losses alone, a copy's graph holds nothing of the network, and the two
+forms of EvoGrad hardly differ in memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from metatoolkit import records
+from metatoolkit.errors import UnknownNameError
+from metatoolkit.recorded import measure_costs
+from metatoolkit.studies import Job, resolve
+
+ESTIMATORS = ("second_order", "evograd", "evograd_streamed")
+APPLICATIONS = ("label_noise", "rotation", "cross_domain_few_shot", "cross_lingual")
+
+experiment = records.experiment("meta_step_cost")
+experiment.add_config(
+    {
+        "application": "rotation",
+        # What would stand behind `with` on the application's own command line.
+        "settings": [],
+        "estimator": "evograd_streamed",
+        "candidates": 2,
+        "device": "cpu",
+        "progress": False,
+    }
+)
+
+
+@experiment.main
+def main(_config: dict[str, Any]) -> dict[str, float]:
+    """Measure one meta step and one base step.
+
+    Returns:
+        Bytes and operations of both, and the meta step's as multiples of the base step's.
+
+    Raises:
+        UnknownNameError: There is no such application or estimator.
+    """
+    for kind, known in (("application", APPLICATIONS), ("estimator", ESTIMATORS)):
+        if _config[kind] not in known:
+            raise UnknownNameError(kind, _config[kind], known)
+    module = f"applications.{_config['application']}.experiment"
+    # Only now, since `records` prepares Sacred for its import.
+    from sacred.arg_parser import get_config_updates
+
+    updates, named = get_config_updates(list(_config["settings"]))
+    updates["device"] = _config["device"]
+    if _config["estimator"] == "second_order":
+        updates["method"] = "second_order"
+    else:
+        streamed = _config["estimator"] == "evograd_streamed"
+        own = {"candidates": _config["candidates"], "streamed": streamed}
+        updates |= {"method": "evograd", "evograd": {**updates.get("evograd", {}), **own}}
+    job = Job(module, "", _config["seed"], updates, tuple(named))
+    costs = measure_costs(importlib.import_module(module).assemble(resolve(job)))
+    return {
+        **costs,
+        "memory_ratio": costs["peak_memory_bytes"] / costs["base_peak_memory_bytes"],
+        "flops_ratio": costs["flops"] / costs["base_flops"],
+    }

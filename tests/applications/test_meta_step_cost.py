@@ -1,0 +1,40 @@
+import pytest
+
+from applications.meta_step_cost.experiment import experiment
+from applications.meta_step_cost.study import SIZES
+from metatoolkit.errors import UnknownNameError
+
+QUIET = {"--loglevel": "ERROR"}
+
+
+# Half the batch where a step takes seconds.
+SMALLER = {"label_noise": ["batch_size=16", "meta_batch_size=16"]}
+
+
+def measure(application, estimator, candidates=2):
+    updates = {"application": application, "seed": 1}
+    updates["settings"] = [*SIZES[application].get("settings", []), *SMALLER.get(application, [])]
+    updates |= {"estimator": estimator, "candidates": candidates}
+    return experiment.run(config_updates=updates, options=QUIET).result
+
+
+@pytest.fixture(autouse=True)
+def records_home(tmp_path, monkeypatch):
+    # No server: the spool alone holds these runs.
+    monkeypatch.setenv("METATOOLKIT_HOME", str(tmp_path))
+    monkeypatch.setenv("METATOOLKIT_MONGO_URI", "mongodb://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("application", SIZES)
+def test_streamed_evograd_needs_the_memory_of_a_base_step(application):
+    few, many = (measure(application, "evograd_streamed", count) for count in (2, 8))
+    assert max(few["memory_ratio"], many["memory_ratio"]) <= 1.1
+    assert many["flops"] > few["flops"]
+    second = measure(application, "second_order")
+    assert second["peak_memory_bytes"] > 1.3 * few["peak_memory_bytes"]
+
+
+@pytest.mark.parametrize("entry", ["application", "estimator"])
+def test_unknown_names_are_answered(entry):
+    with pytest.raises(UnknownNameError, match=entry):
+        experiment.run(config_updates={entry: "rotatio", "seed": 1}, options=QUIET)
