@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ from tqdm.auto import tqdm
 from metatoolkit.errors import ConfigurationError, DataError, NonFiniteError, ShapeError
 from metatoolkit.randomness import fold_in, seeded
 from metatoolkit.tasks.batches import Transform, evaluation_batches
-from metatoolkit.tasks.episodes import Episode
+from metatoolkit.tasks.domains import Domain, ImageSet
+from metatoolkit.tasks.episodes import Episode, EpisodeBatches
+from metatoolkit.tasks.image_transforms import ImageTransform
 from metatoolkit.tasks.languages import TokenDataset, evaluation_token_batches
 
 Predict = Callable[[dict[str, Tensor]], Tensor]
@@ -200,6 +203,76 @@ def _predictions(
                     "last dimension of classes, or class indices shaped like labels, are needed."
                 )
             yield labels.cpu(), indices.cpu()
+
+
+def domain_accuracy(
+    network: nn.Module,
+    domain: Domain,
+    split: str,
+    ways: int,
+    shots: int,
+    queries: int,
+    count: int,
+    *,
+    seed: int = 0,
+    transform: Transform | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> FewShotAccuracy:
+    """Return the few-shot accuracy of a network on a domain, each image encoded only once.
+
+    Cost: one forward pass of the encoder over the split, and the head for each episode. Memory: the
+    features of the split.
+
+    Args:
+        network: A :class:`metatoolkit.networks.FewShotNetwork`, or any module whose ``encode`` maps
+            images to features of shape (batch, channels, height, width) and whose ``head`` maps
+            those of support and query to logits. It is evaluated in eval mode on its own device.
+        domain: Domain to test on.
+        split: ``"train"``, ``"valid"`` or ``"test"``.
+        ways: Classes per episode.
+        shots: Support images per class.
+        queries: Query images per class.
+        count: Number of episodes.
+        seed: Seed of the episodes.
+        transform: Transform of the images, which must not be random; ``None`` scales uint8.
+        batch_size: Images per batch of the encoder.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Mean, interval and the accuracy in each episode.
+
+    Raises:
+        ConfigurationError: A number is out of range.
+        UnknownNameError: There is no such split.
+        DataError: The split has fewer classes than ``ways``, or a class too few images.
+    """
+    images = domain.split(split)
+    generator = torch.Generator().manual_seed(seed)
+    chosen: Transform = ImageTransform() if transform is None else transform
+    model: Any = network
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+
+    def encode(places: Tensor) -> Tensor:
+        loaded: Any = images.load(places.tolist())
+        features: Tensor = model.encode(chosen(loaded, generator).to(device))
+        return features
+
+    with evaluation_mode(network), torch.no_grad():
+        parts = torch.arange(len(images.labels)).split(batch_size)
+        features = torch.cat([encode(places) for places in parts])
+        encoded: Any = {split: ImageSet(features, images.labels, images.class_names)}
+        episodes = EpisodeBatches(
+            [dataclasses.replace(domain, **encoded)], split, ways, shots, queries, seed
+        )
+        return few_shot_accuracy(
+            lambda episode: model.head(episode.support, episode.query),
+            episodes,
+            count,
+            seed=seed,
+            progress=progress,
+            description=f"{domain.name} {split}",
+        )
 
 
 @contextlib.contextmanager

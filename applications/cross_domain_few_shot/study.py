@@ -1,0 +1,41 @@
+"""Studies of the application on few-shot classification across domains."""
+
+from __future__ import annotations
+
+from applications.cross_domain_few_shot import figures
+from metatoolkit.studies import Claim, Column, Row, Study
+
+_ACCURACY = Column("test accuracy [%]", "result.test_accuracy", 100.0)
+_MEMORY = Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, 1)
+
+COMPARISON = Study(
+    name="cross_domain_few_shot",
+    title="5-way 5-shot on an unseen domain",
+    experiment="applications.cross_domain_few_shot.experiment",
+    rows={
+        "no transform": Row({"method": "no_transform"}),
+        "fixed transform": Row({"method": "fixed_transform"}),
+        "LFT, second order": Row({"method": "second_order"}),
+        "LFT, EvoGrad": Row({"method": "evograd"}),
+    },
+    columns=(
+        _ACCURACY,
+        Column("± over episodes", "result.test_interval", 100.0),
+        Column("deviation of γ", "result.scale_deviation", 1.0, 3),
+        Column("deviation of β", "result.shift_deviation", 1.0, 3),
+        _MEMORY,
+        Column("meta step [GFLOP]", "info.flops", 1e-9),
+        Column("ms/step", "info.milliseconds_per_step", 1.0, 1),
+    ),
+    seeds=(1, 2, 3),
+    draw=figures.draw_comparison,
+    claims=(
+        Claim("LFT, second order", "above", "fixed transform", _ACCURACY.header),
+        Claim("LFT, EvoGrad", "above", "fixed transform", _ACCURACY.header),
+        Claim("LFT, EvoGrad", "above", "no transform", _ACCURACY.header),
+        Claim("LFT, EvoGrad", "level", "LFT, second order", _ACCURACY.header),
+        Claim("LFT, EvoGrad", "below", "LFT, second order", _MEMORY.header),
+    ),
+)
+
+STUDIES = [COMPARISON]
