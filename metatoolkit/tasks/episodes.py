@@ -13,18 +13,13 @@ from metatoolkit.errors import (
     CheckpointError,
     ConfigurationError,
     DataError,
-    ShapeError,
 )
 from metatoolkit.randomness import fold_in
 from metatoolkit.tasks.batches import Transform
 from metatoolkit.tasks.domains import Domain, Domains, LabeledImages, as_domains
-from metatoolkit.tasks.image_transforms import ImageTransform
+from metatoolkit.tasks.image_transforms import ImageTransform, transformed
 from metatoolkit.tasks.learn2learn_import import import_learn2learn
 
-_SIZES_DIFFER = (
-    "the images of this domain differ in size; pass a transform that gives them one, for instance "
-    "PhotoTransform."
-)
 _PLACE = ("domains", "split", "ways", "shots", "queries", "role", "period")
 
 
@@ -108,24 +103,11 @@ class EpisodeBatches:
         number = self.next_episode
         key = fold_in(self.seed, 1 + (self.role or 0), number)
         loaded = self._tasks[self._domain(number)].sample(fold_in(key, 0))
-        images = self.transform(self._place(loaded), torch.Generator().manual_seed(fold_in(key, 1)))
-        if not isinstance(images, Tensor):
-            raise ShapeError(_SIZES_DIFFER)
+        generator = torch.Generator().manual_seed(fold_in(key, 1))
+        images = transformed(loaded, self.transform, generator, self.device)
         self.next_episode += 1
         images = images.unflatten(0, (self.ways, self.shots + self.queries))
         return Episode(images[:, : self.shots], images[:, self.shots :])
-
-    def _place(self, loaded: Tensor | list[Tensor]) -> Any:
-        if not isinstance(loaded, Tensor):
-            if len({image.shape for image in loaded}) == 1:
-                loaded = torch.stack(loaded)
-            elif isinstance(self.transform, ImageTransform):
-                raise ShapeError(_SIZES_DIFFER)
-        if self.device is None:
-            return loaded
-        if isinstance(loaded, Tensor):
-            return loaded.to(self.device, non_blocking=True)
-        return [image.to(self.device, non_blocking=True) for image in loaded]
 
     def domain_of(self, number: int) -> str:
         """Return the name of the domain of an episode.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,6 +118,43 @@ class ImageTransform:
             f"ImageTransform(mean={self.mean}, std={self.std}, padding={self.padding}, "
             f"flip={self.flip})"
         )
+
+
+def transformed(
+    images: Tensor | Sequence[Tensor],
+    transform: Callable[[Any, torch.Generator], Tensor],
+    generator: torch.Generator,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Move images to a device and transform them there, whether or not they have one size.
+
+    Args:
+        images: Images of shape (channels, height, width), as one tensor or one by one.
+        transform: Called as ``transform(images, generator)``, with a list where sizes differ.
+        generator: CPU generator that the transform draws from.
+        device: Device; ``None`` leaves the images where they are.
+
+    Returns:
+        Images of shape (images, channels, height, width).
+
+    Raises:
+        ShapeError: The images differ in size, and the transform does not give them one.
+    """
+    if not isinstance(images, Tensor) and len({image.shape for image in images}) == 1:
+        images = torch.stack(list(images))
+    if device is not None:
+        if isinstance(images, Tensor):
+            images = images.to(device, non_blocking=True)
+        else:
+            images = [image.to(device, non_blocking=True) for image in images]
+    stacked = isinstance(images, Tensor) or not isinstance(transform, ImageTransform)
+    result: Any = transform(images, generator) if stacked else images
+    if not isinstance(result, Tensor):
+        raise ShapeError(
+            "the images differ in size; pass a transform that gives them one, for instance "
+            "PhotoTransform."
+        )
+    return result
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
