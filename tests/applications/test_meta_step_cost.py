@@ -3,6 +3,7 @@ import pytest
 from applications.meta_step_cost.experiment import experiment
 from applications.meta_step_cost.study import SIZES
 from metatoolkit.errors import UnknownNameError
+from metatoolkit.records import address
 
 QUIET = {"--loglevel": "ERROR"}
 
@@ -23,6 +24,7 @@ def records_home(tmp_path, monkeypatch):
     # No server: the spool alone holds these runs.
     monkeypatch.setenv("METATOOLKIT_HOME", str(tmp_path))
     monkeypatch.setenv("METATOOLKIT_MONGO_URI", "mongodb://127.0.0.1:9")
+    monkeypatch.setattr(address, "SELECTION_SECONDS", 0.1)
 
 
 @pytest.mark.parametrize("application", SIZES)
