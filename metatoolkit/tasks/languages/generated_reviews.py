@@ -35,6 +35,7 @@ def generated_reviews(
     seed: int = 0,
     *,
     cognates: float = 0.2,
+    loans: float = 0.3,
     word_order: float = 0.3,
     train: int = 1000,
     dev: int = 150,
@@ -49,7 +50,8 @@ def generated_reviews(
     Args:
         count: Number of languages.
         seed: Seed of everything: equal arguments give equal corpora on every machine.
-        cognates: Share of words with a common origin, from 0 to 1.
+        cognates: Share of words with a common origin, from 0 to 1, among those that are no loans.
+        loans: Share of words that are the same in all languages, from 0 to 1.
         word_order: Probability that a language differs from the first one in a parameter of the
             grammar, from 0 to 1.
         train: Documents in the training split of each language.
@@ -65,11 +67,11 @@ def generated_reviews(
     """
     sizes = {"train": train, "dev": dev, "test": test}
     check_sizes(count=count, **sizes)
-    check_shares(cognates=cognates, word_order=word_order)
+    check_shares(cognates=cognates, loans=loans, word_order=word_order)
     corpora = {}
     for number in range(count):
         grammar = draw_grammar(seed, number, word_order)
-        words = draw_vocabulary(_CONCEPTS, seed, number, cognates)
+        words = draw_vocabulary(_CONCEPTS, seed, number, cognates, loans)
         seen: set[Document] = set()
         splits = {}
         for place, (split, size) in enumerate(sizes.items()):

@@ -104,18 +104,20 @@ def draw_sounds(seed: int, language: int) -> Sounds:
 
 
 def draw_vocabulary(
-    concepts: Mapping[str, int], seed: int, language: int, cognates: float
+    concepts: Mapping[str, int], seed: int, language: int, cognates: float, loans: float = 0.0
 ) -> dict[str, list[str]]:
     """Return a word for each concept, no two of them alike.
 
-    A share of the concepts has a word in a common ancestor, to which each language applies its
-    sound changes; the others have words that each language made of its own sounds.
+    A share of the concepts has a loan word, the same in every language; of the rest a share has a
+    word in a common ancestor, to which each language applies its sound changes; the others have
+    words that each language made of its own sounds.
 
     Args:
         concepts: Number of concepts by category.
         seed: Seed of the family of languages.
         language: Number of the language.
-        cognates: Share of concepts with an inherited word, from 0 to 1.
+        cognates: Share of concepts with an inherited word, from 0 to 1, where there is no loan.
+        loans: Share of concepts with a loan word, from 0 to 1.
     """
     sounds = draw_sounds(seed, language)
     ancestor = draw_sounds(seed, -1)
@@ -126,11 +128,15 @@ def draw_vocabulary(
         for concept in range(count):
             shared = random.Random(fold_in(seed, 2, number, concept))
             own = random.Random(fold_in(seed, 3, number, concept, language))
-            inherited = shared.random() < cognates
+            draw = shared.random()
+            loan, inherited = draw < loans, draw < loans + (1 - loans) * cognates
             # Frequent words are short.
             syllables = 1 + (concept + count // 4 >= 4) + (shared.random() < 0.3)
             old = ancestor.word(shared, max(syllables, 2))
-            word = sounds.inherit(old) if inherited else sounds.word(own, syllables)
+            if inherited:
+                word = old if loan else sounds.inherit(old)
+            else:
+                word = sounds.word(own, syllables)
             while word in taken:
                 word = sounds.word(own, syllables + 1)
             taken.add(word)

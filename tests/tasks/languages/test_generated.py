@@ -100,6 +100,14 @@ def test_words_of_common_origin_resemble_each_other() -> None:
     assert resemblance(0.0) < resemblance(0.5) < resemblance(1.0)
 
 
+@pytest.mark.parametrize("loans", [0.0, 0.3, 1.0])
+def test_the_share_of_loan_words(loans: float) -> None:
+    first, second = (draw_vocabulary({"noun": 1000}, 5, n, 0.0, loans)["noun"] for n in (0, 1))
+    same = sum(a == b for a, b in zip(first, second, strict=True)) / 1000
+    # Words of another origin are alike now and then, and loans that are taken are replaced.
+    assert abs(same - loans) < 0.06
+
+
 def test_no_word_means_two_things() -> None:
     words = draw_vocabulary({"noun": 200, "verb": 200}, 1, 0, 0.5)
     assert len({*words["noun"], *words["verb"]}) == 400

@@ -36,7 +36,7 @@ def test_the_label_is_the_verdict(seed: int) -> None:
     misled = total = 0
     for number, corpus in enumerate(corpora.values()):
         grammar = draw_grammar(seed, number, 0.5)
-        words = draw_vocabulary(_CONCEPTS, seed, number, 0.2)
+        words = draw_vocabulary(_CONCEPTS, seed, number, 0.2, 0.3)
         for document in corpus["train"]:
             assert isinstance(document, Document)
             value = verdict(document.text, words, grammar)
