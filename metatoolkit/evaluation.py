@@ -18,7 +18,7 @@ from metatoolkit.randomness import fold_in, seeded
 from metatoolkit.tasks.batches import Transform, evaluation_batches
 from metatoolkit.tasks.domains import Domain, ImageSet
 from metatoolkit.tasks.episodes import Episode, EpisodeBatches
-from metatoolkit.tasks.image_transforms import ImageTransform
+from metatoolkit.tasks.image_transforms import ImageTransform, transformed
 from metatoolkit.tasks.languages import TokenDataset, evaluation_token_batches
 
 Predict = Callable[[dict[str, Tensor]], Tensor]
@@ -254,8 +254,8 @@ def domain_accuracy(
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
 
     def encode(places: Tensor) -> Tensor:
-        loaded: Any = images.load(places.tolist())
-        features: Tensor = model.encode(chosen(loaded, generator).to(device))
+        inputs = transformed(images.load(places.tolist()), chosen, generator, device)
+        features: Tensor = model.encode(inputs)
         return features
 
     with evaluation_mode(network), torch.no_grad():

@@ -13,7 +13,7 @@ from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.randomness import fold_in
 from metatoolkit.tasks.batches import Transform
 from metatoolkit.tasks.domains import Domain
-from metatoolkit.tasks.image_transforms import ImageTransform
+from metatoolkit.tasks.image_transforms import ImageTransform, transformed
 
 
 class LabeledBatches:
@@ -70,15 +70,11 @@ class LabeledBatches:
         key = fold_in(self.seed, self.next_batch)
         labels = self._images.labels
         places = random.Random(fold_in(key, 0)).sample(range(len(labels)), self.batch_size)
-        images: Any = self._images.load(places)
+        generator = torch.Generator().manual_seed(fold_in(key, 1))
+        images = transformed(self._images.load(places), self.transform, generator, self.device)
         targets = labels[torch.tensor(places)]
-        if self.device is not None:
-            listed = isinstance(images, list)
-            images = [i.to(self.device) for i in images] if listed else images.to(self.device)
-            targets = targets.to(self.device)
-        moved = self.transform(images, torch.Generator().manual_seed(fold_in(key, 1)))
         self.next_batch += 1
-        return moved, targets
+        return images, targets if self.device is None else targets.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place of this iterator; the data are not part of it."""
