@@ -42,7 +42,10 @@ from applications.cross_lingual.settings import (
 )
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.metaparameters import RepresentationTransform
+from metatoolkit.metaparameters.representation_transform import (
+    RepresentationTransform,
+    find_layers,
+)
 from metatoolkit.networks.text_classifier import TextClassifier, build_encoder, check_positions
 from metatoolkit.recorded import Assembly, fit_recorded
 from metatoolkit.tasks.datasets import data_root
@@ -194,8 +197,12 @@ def build_model(config: dict[str, Any], task: Transfer) -> TextClassifier:
     encoder = build_encoder(task.tokenizer, config["data"]["max_length"], **config["encoder"])
     mt.tasks.check_tokenizer(task.tokenizer, encoder)
     check_positions(encoder, config["data"]["max_length"])
-    kind = "token" if task.target.is_tagging else "sequence"
-    return TextClassifier(encoder, len(task.labels), kind, config["head_dropout"])
+    return TextClassifier(
+        encoder,
+        len(task.labels),
+        "token" if task.target.is_tagging else "sequence",
+        config["head_dropout"],
+    )
 
 
 def build_estimator(config: dict[str, Any], cached: bool) -> mt.hypergradients.Estimator | None:
@@ -232,7 +239,8 @@ def assemble(config: dict[str, Any]) -> Assembly:
     meta = RepresentationTransform.attach(
         model.encoder, layers=layers, bottleneck=config["transform"]["bottleneck"]
     )
-    inside = layers not in ([-1], [model.encoder.config.num_hidden_layers - 1])
+    last = len(find_layers(model.encoder)) - 1
+    inside = [index % (last + 1) for index in layers] != [last]
     loss = TransferLoss(transformed=meta_learns, inside=inside)
     problem = mt.BilevelProblem(model, meta, train_loss=loss, valid_loss=loss)
     steps, warmup = config["steps"], config["warmup"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metatoolkit.metaparameters import RepresentationTransform
 from metatoolkit.networks.text_classifier import TextClassifier
 
 
-def encode_all(model: TextClassifier, meta: Any, batch: dict[str, dict[str, Tensor]]) -> Any:
+def encode_all(model: Any, meta: Any, batch: dict[str, dict[str, Tensor]]) -> Any:
     """Return the batch with the encoder's hidden states of each language.
 
     It depends on the encoder alone, so that EvoGrad computes it once for all copies of the head.
@@ -52,15 +52,15 @@ class TransferLoss:
 
     def __call__(
         self,
-        model: TextClassifier,
-        meta: RepresentationTransform,
+        model: Any,
+        meta: Any,
         batch: dict[str, dict[str, Tensor]],
     ) -> Tensor:
         """Return the loss; a function of the form that a bilevel problem takes.
 
         Args:
-            model: Encoder and head.
-            meta: The transformation.
+            model: A :class:`TextClassifier`.
+            meta: The :class:`metatoolkit.metaparameters.RepresentationTransform`.
             batch: ``target``, and ``source`` where it takes part, with or without hidden states.
         """
         if self.transformed and self.inside and "source" in batch:
@@ -72,4 +72,4 @@ class TransferLoss:
             source = parts["source"]
             parts["source"] = {**source, "hidden": meta(source["hidden"])}
         losses = [masked_cross_entropy(model, part) for part in parts.values()]
-        return sum(losses[1:], start=losses[0]) / len(losses)
+        return torch.stack(losses).mean()

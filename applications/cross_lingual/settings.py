@@ -41,7 +41,7 @@ DEFAULT: dict[str, Any] = {
         # Seed of the samples of both languages, the paper's; None for that of the run.
         "sample_seed": 42,
         "labels": "equal",
-        "max_length": 96,
+        "max_length": 48,
         "vocabulary": 3000,
         "generated": {
             "seed": 0,
@@ -56,10 +56,10 @@ DEFAULT: dict[str, Any] = {
     "encoder": {
         # A name on the hub, or None for a small encoder with random weights.
         "pretrained": None,
-        "size": 64,
+        "size": 48,
         "layers": 2,
         "heads": 4,
-        "feed_forward": 128,
+        "feed_forward": 96,
         # Rows of the embedding; None for as many as the tokenizer has tokens.
         "embeddings": None,
         "dropout": 0.1,
@@ -85,6 +85,8 @@ DEFAULT: dict[str, Any] = {
         "rescale": True,
         "perturb": ["classifier.*"],
         "streamed": None,
+        "guided": False,
+        # Whether the copies of the head share the encoder's hidden states.
         "prefix": True,
     },
     **RUN_SETTINGS,
@@ -119,6 +121,8 @@ NAMED: dict[str, dict[str, Any]] = {
         # 20 epochs of 417 batches.
         "steps": 20 * 417,
     },
+    # Two copies along the gradient of the validation loss instead of at random.
+    "guided": {"method": "evograd", "evograd": {"guided": True}},
     # An encoder of the size of XLM-R base with random weights, to measure memory and time.
     "xlmr_sized": {
         **_PAPER,
