@@ -30,6 +30,7 @@ from metatoolkit.tasks.languages import (
     load_amazon_reviews,
     load_conll,
     load_masakhaner,
+    load_tokenizer,
     load_wikiann,
     train_tokenizer,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "load_conll",
     "load_dataset",
     "load_masakhaner",
+    "load_tokenizer",
     "load_wikiann",
     "omniglot_domain",
     "photo_domains",

@@ -16,6 +16,7 @@ from metatoolkit.tasks.languages.tokenization import (
     TokenDataset,
     check_tokenizer,
     encode,
+    load_tokenizer,
     train_tokenizer,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "load_amazon_reviews",
     "load_conll",
     "load_masakhaner",
+    "load_tokenizer",
     "load_wikiann",
     "read_conll",
     "train_tokenizer",

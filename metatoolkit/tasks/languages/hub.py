@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import DataError, MissingDependencyError
+from metatoolkit.hub import check_connection
 from metatoolkit.tasks.languages.corpus import Corpus, Document, Sentence, bio_labels
 
 _SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 _WIKIANN_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC")
 _STARS = {1: "negative", 2: "negative", 4: "positive", 5: "positive"}
 _FORMATS = {"parquet": "parquet", "jsonl": "json", "json": "json"}
-_SECONDS = 5
+_REMEDY = (
+    "Get it on a machine with a network, and pass path, a folder with one folder for each "
+    "language that holds train.parquet, validation.parquet and test.parquet; or, if it was "
+    "downloaded before, set HF_HUB_OFFLINE=1 to use the cache."
+)
 
 
 def load_wikiann(language: str, path: str | os.PathLike[str] = "unimelb-nlp/wikiann") -> Corpus:
@@ -107,7 +112,7 @@ def _load(path: str | os.PathLike[str], language: str) -> dict[str, Any]:
         elif folder.is_absolute() or len(folder.parts) > 2:
             raise DataError(f"the folder {folder} does not exist.")
         else:
-            _check_connection(path)
+            check_connection(path, _REMEDY)
             parts = datasets.load_dataset(os.fspath(path), language)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, DataError):
@@ -147,24 +152,6 @@ def _load_folder(folder: Path, language: str) -> Mapping[str, Any]:
         f"{base} holds no train.parquet or train.jsonl, nor what save_to_disk of the package "
         "datasets writes."
     )
-
-
-def _check_connection(path: str | os.PathLike[str]) -> None:
-    """Raise at once where the hub cannot be reached; the client would try for half a minute."""
-    import requests
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return
-    try:
-        requests.head(constants.ENDPOINT, timeout=_SECONDS)
-    except requests.RequestException as error:
-        raise DataError(
-            f"{constants.ENDPOINT} cannot be reached to load {path} ({type(error).__name__}). Get "
-            "it on a machine with a network, and pass path, a folder with one folder for each "
-            "language that holds train.parquet, validation.parquet and test.parquet; or, if it was "
-            "downloaded before, set HF_HUB_OFFLINE=1 to use the cache."
-        ) from error
 
 
 def _check_columns(path: str | os.PathLike[str], rows: Any, needed: Sequence[str]) -> None:

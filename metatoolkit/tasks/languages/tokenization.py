@@ -16,6 +16,7 @@ from metatoolkit.errors import (
     ShapeError,
     UnsupportedError,
 )
+from metatoolkit.hub import load_pretrained
 from metatoolkit.tasks.languages.corpus import Corpus, Document, Example, Sentence, labels_of
 
 if TYPE_CHECKING:
@@ -169,6 +170,28 @@ def train_tokenizer(
         eos_token=_SPECIAL["sep_token"],
         **_SPECIAL,
     )
+
+
+def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that was trained before.
+
+    Args:
+        pretrained: Name on the Hugging Face hub, or a folder.
+
+    Returns:
+        The fast tokenizer.
+
+    Raises:
+        DataError: It cannot be loaded; without a network that is said at once.
+        UnsupportedError: It is not fast, or has no padding token.
+    """
+    import transformers
+
+    tokenizer: PreTrainedTokenizerBase = load_pretrained(
+        transformers.AutoTokenizer, pretrained, "tokenizer"
+    )
+    check_tokenizer(tokenizer)
+    return tokenizer
 
 
 def encode(

@@ -26,6 +26,7 @@ from metatoolkit.tasks import (
     check_tokenizer,
     encode,
     generated_languages,
+    load_tokenizer,
     train_tokenizer,
 )
 
@@ -295,6 +296,15 @@ def test_a_slow_tokenizer(tmp_path: Path) -> None:
     slow = CTRLTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     with pytest.raises(UnsupportedError, match=r"CTRLTokenizer cannot tell.*use_fast=True"):
         encode([SENTENCE], slow, LABELS, 20)
+
+
+def test_a_stored_tokenizer_is_loaded_from_its_folder(trained: Any, tmp_path: Path) -> None:
+    trained.save_pretrained(str(tmp_path))
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.is_fast
+    text = "Ọ̀gbẹ́ni Ann, 12"
+    assert loaded(text)["input_ids"] == trained(text)["input_ids"]
+    assert loaded.pad_token_id == 1
 
 
 def test_a_model_without_embeddings() -> None:
