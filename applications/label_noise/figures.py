@@ -136,17 +136,22 @@ def draw_scaling(frame: pandas.DataFrame, path: Path) -> None:
         "peak memory of a meta step [MiB]": "meta step [MiB]",
         "time of a training step [ms]": "ms/step",
     }
+    methods = frame["row"].str.split(",").str[0]
+    colors = {method: f"C{index}" for index, method in enumerate(methods.unique())}
     figure = Figure(figsize=(12, 6), layout="constrained")
     axes = figure.subplots(len(measures), len(sweeps), squeeze=False)
     for column, (label, (kind, size)) in enumerate(sweeps.items()):
-        chosen = frame[frame["row"].str.contains(f", {kind} ")]
-        for method, part in chosen.groupby(chosen["row"].str.split(",").str[0], sort=False):
-            sizes = part["run"].map(lambda run, size=size: size(run.config))
-            for row, header in enumerate(measures.values()):
+        for row, (name, header) in enumerate(measures.items()):
+            axis = axes[row][column]
+            chosen = frame[frame["row"].str.contains(f", {kind} ") & frame[header].notna()]
+            for method, part in chosen.groupby(methods, sort=False):
+                sizes = part["run"].map(lambda run, size=size: size(run.config))
                 means = part[header].groupby(sizes).mean()
-                axes[row][column].plot(means.index, means, "o-", label=method)
-        for row, name in enumerate(measures):
-            axes[row][column].set(xlabel=label, ylabel=name, ylim=(0, None))
-            axes[row][column].grid(alpha=0.3)
-            axes[row][column].legend(fontsize="small")
+                axis.plot(means.index, means, "o-", color=colors[method], label=method)
+            axis.set(xlabel=label, ylabel=name)
+            axis.set_xscale("log" if kind == "weight net" else "linear")
+            axis.set_ylim(bottom=0)
+            axis.margins(y=0.1)
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize="small")
     figure.savefig(path, dpi=120)
