@@ -59,7 +59,8 @@ def load_pretrained(loader: Any, name: str, kind: str) -> Any:
     try:
         return loader.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError) as error:
-        if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
+        local = Path(name).is_dir() or Path(name).is_absolute()
+        if local or constants.HF_HUB_OFFLINE:
             raise DataError(f"the {kind} {name!r} cannot be loaded: {error} {remedy}") from error
     check_connection(f"the {kind} {name!r}", remedy)
     try:

@@ -60,8 +60,9 @@ def test_with_a_network_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_folder_is_not_looked_for_on_the_hub(asked: list[str], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be loaded"):
-        load_pretrained(Loader(), str(tmp_path), "tokenizer")
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(DataError, match="cannot be loaded"):
+            load_pretrained(Loader(), str(folder), "tokenizer")
     assert asked == []
 
 

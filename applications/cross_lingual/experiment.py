@@ -164,9 +164,7 @@ def load_task(config: dict[str, Any]) -> Transfer:
     if config["encoder"]["pretrained"] is None:
         tokenizer: Any = mt.tasks.train_tokenizer([source, target], data["vocabulary"])
     else:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(config["encoder"]["pretrained"])
+        tokenizer = mt.tasks.load_tokenizer(config["encoder"]["pretrained"])
     seed = config["seed"] if data["sample_seed"] is None else data["sample_seed"]
     count = min(data["source_examples"], len(source["train"]))
     examples = {

@@ -7,7 +7,8 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from metatoolkit.errors import ConfigurationError, DataError, ShapeError
+from metatoolkit.errors import ConfigurationError, ShapeError
+from metatoolkit.hub import load_pretrained
 from metatoolkit.networks.arguments import check_positive
 
 
@@ -125,13 +126,7 @@ def build_encoder(
     import transformers
 
     if pretrained is not None:
-        try:
-            model = transformers.AutoModel.from_pretrained(pretrained)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"the encoder {pretrained!r} cannot be loaded ({error}); give a folder that holds "
-                "it, or pretrained=None for a small encoder with random weights."
-            ) from error
+        model = load_pretrained(transformers.AutoModel, pretrained, "encoder")
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # nothing here uses it, and its parameters would be inner ones
         return cast(nn.Module, model)
