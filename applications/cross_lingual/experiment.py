@@ -4,8 +4,9 @@ A classifier of tokens (named entities) or of texts (sentiment) is trained on ma
 source language and about a hundred of the target language. A representation transformation network
 behind the encoder's last layer bends the hidden states of the source; it learns from a half of each
 target batch that the classifier does not train on at that step. Methods: ``target_only``, ``joint``
-(both languages, no transformation), ``second_order`` (MetaXL: the exact one-step hypergradient)
-and ``evograd``, whose copies differ in the head alone and share the encoder's hidden states.
+(both languages, no transformation), ``second_order`` (MetaXL: the exact one-step hypergradient),
+``evograd``, whose copies differ in the head alone and share the encoder's hidden states, and for
+control ``frozen``, the same as these two with a transformation that stays as it was drawn.
 
 What differs from the public code, on purpose: position ids of RoBERTa-like encoders start behind
 the padding token's; special tokens are those of the encoder's own vocabulary; EvoGrad's copies
@@ -239,7 +240,8 @@ def assemble(config: dict[str, Any]) -> Assembly:
     )
     last = len(find_layers(model.encoder)) - 1
     inside = [index % (last + 1) for index in layers] != [last]
-    loss = TransferLoss(transformed=meta_learns, inside=inside)
+    halved = meta_learns or config["method"] == "frozen"
+    loss = TransferLoss(transformed=halved, inside=inside)
     problem = mt.BilevelProblem(model, meta, train_loss=loss, valid_loss=loss)
     steps, warmup = config["steps"], config["warmup"]
     inner = mt.inner.Adam(
@@ -261,10 +263,9 @@ def assemble(config: dict[str, Any]) -> Assembly:
     source = None
     if config["method"] != "target_only":
         source = mt.tasks.TokenBatches(task.source, config["batch_size"], seed + 1, device)
-    if not meta_learns:
-        return Assembly(trainer, TransferBatches(target_batches(), source), None, task)
-    train = TransferBatches(target_batches(), source, "first")
-    return Assembly(trainer, train, TransferBatches(target_batches(), part="second"), task)
+    train = TransferBatches(target_batches(), source, "first" if halved else "all")
+    valid = TransferBatches(target_batches(), part="second") if meta_learns else None
+    return Assembly(trainer, train, valid, task)
 
 
 def schedule_optimizer(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> None:

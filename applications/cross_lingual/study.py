@@ -17,8 +17,10 @@ COMPARISON = Study(
     rows={
         "target only": Row({"method": "target_only"}, published=_NOT_AVAILABLE),
         "joint training": Row({"method": "joint"}, published=_NOT_AVAILABLE),
+        "untrained transformation": Row({"method": "frozen"}),
         "MetaXL, second order": Row({"method": "second_order"}, published=_NOT_AVAILABLE),
         "MetaXL, EvoGrad": Row({"method": "evograd"}, published=_NOT_AVAILABLE),
+        "MetaXL, EvoGrad guided": Row(named=("guided",)),
     },
     columns=(
         _SCORE,

@@ -157,6 +157,16 @@ def test_halves_of_a_step_are_of_one_target_batch_and_disjoint():
             assert torch.equal(torch.cat([train["target"][name], valid["target"][name]]), tensor)
 
 
+def test_the_control_trains_as_the_meta_learning_methods_do():
+    control, meta = assemble(smoke(method="frozen")), assemble(smoke(method="evograd"))
+    batch, other = next(control.train_batches), next(meta.train_batches)
+    for language in ("source", "target"):
+        assert torch.equal(batch[language]["input_ids"], other[language]["input_ids"])
+    losses = [assembly.trainer.base_step(batch) for assembly in (control, meta)]
+    assert torch.equal(*losses)
+    assert control.trainer.estimator is None and control.valid_batches is None
+
+
 def test_batches_go_on_where_they_were_stored():
     batches = assemble(smoke(method="evograd")).train_batches
     for _ in range(3):
@@ -233,6 +243,8 @@ def test_estimators_follow_the_method():
     evograd = assemble(smoke(method="evograd")).trainer.estimator
     assert isinstance(evograd, EvoGrad) and evograd.perturb == ["classifier.*"]
     assert isinstance(assemble(smoke(method="second_order")).trainer.estimator, Unrolled)
+    guided = merged(smoke(), NAMED["guided"])
+    assert assemble(guided).trainer.estimator.guided
     joint = assemble(smoke(method="joint"))
     assert joint.trainer.estimator is None and joint.valid_batches is None
     assert set(next(assemble(smoke(method="target_only")).train_batches)) == {"target"}
