@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,10 +72,10 @@ def _section(study: Any, frame: Any) -> str:
     for text in (f"Published numbers: {study.source}" if study.source else "", study.note):
         if text:
             lines += [text, ""]
-    lines += ["Configurations:", ""]
+    lines += ["<details><summary>Configurations</summary>", ""]
     for label, row in study.rows.items():
         lines.append(f"- {label}: `{_command(study, row)}`")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", "</details>", ""])
 
 
 def _machine(frame: Any) -> str:
@@ -106,7 +107,8 @@ def _flat(updates: Any, prefix: str = "") -> list[tuple[str, Any]]:
         if isinstance(value, dict):
             flat += _flat(value, f"{prefix}{name}.")
         else:
-            flat.append((f"{prefix}{name}", value))
+            shown = json.dumps(value) if isinstance(value, list) else value
+            flat.append((f"{prefix}{name}", shown))
     return flat
 
 
