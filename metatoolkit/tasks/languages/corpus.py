@@ -123,14 +123,15 @@ class Corpus:
             The examples. With the same seed, a smaller sample is a part of a larger one.
 
         Raises:
-            ConfigurationError: The split has fewer, or ``count`` is less than 1.
+            ConfigurationError: The split has fewer, or ``count`` is no integer from 1 on.
             UnknownNameError: There is no such split.
         """
         examples = self[split]
-        if not 1 <= count <= len(examples):
+        check_sizes(count=count)
+        if count > len(examples):
             raise ConfigurationError(
                 f"count is {count}, but {split!r} of {self.language!r} has {len(examples)} "
-                "examples; ask for 1 to that many."
+                "examples; ask for at most that many."
             )
         generator = torch.Generator().manual_seed(fold_in(seed, 0))
         order = torch.randperm(len(examples), generator=generator)[:count].sort().values
@@ -202,3 +203,17 @@ def common_labels(corpora: Iterable[Corpus], labels: str = "equal") -> list[str]
             "labels='union' to train one head for all of them, or map the labels to common ones."
         )
     return joined
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise unless numbers are integers from 1 on.
+
+    Args:
+        sizes: Numbers by the name of their argument.
+
+    Raises:
+        ConfigurationError: One is not.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigurationError(f"{name} is {size!r}; an integer from 1 on is needed.")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 
 from metatoolkit.randomness import fold_in
-from metatoolkit.tasks.languages.corpus import Corpus, Sentence, bio_labels
+from metatoolkit.tasks.languages.corpus import Corpus, Sentence, bio_labels, check_sizes
 from metatoolkit.tasks.languages.grammar import (
     Grammar,
     check_shares,
-    check_sizes,
     distinct,
     draw_grammar,
 )

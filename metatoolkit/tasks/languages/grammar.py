@@ -81,20 +81,6 @@ def distinct(write: Callable[[], T], count: int, seen: set[T]) -> list[T]:
     return examples
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raise unless numbers are integers from 1 on.
-
-    Args:
-        sizes: Numbers by the name of their argument.
-
-    Raises:
-        ConfigurationError: One is not.
-    """
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigurationError(f"{name} is {size!r}; an integer from 1 on is needed.")
-
-
 def check_shares(**shares: float) -> None:
     """Raise unless numbers lie between 0 and 1.
 

@@ -17,7 +17,14 @@ from metatoolkit.errors import (
     UnsupportedError,
 )
 from metatoolkit.hub import load_pretrained
-from metatoolkit.tasks.languages.corpus import Corpus, Document, Example, Sentence, labels_of
+from metatoolkit.tasks.languages.corpus import (
+    Corpus,
+    Document,
+    Example,
+    Sentence,
+    check_sizes,
+    labels_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -135,6 +142,7 @@ def train_tokenizer(
         raise DataError("no corpus was given; at least one is needed to train a tokenizer.")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = list(_SPECIAL.values())
+    check_sizes(vocabulary=vocabulary)
     if vocabulary < len(alphabet) + len(special):
         raise ConfigurationError(
             f"vocabulary is {vocabulary}; {len(alphabet)} bytes and {len(special)} special tokens "
@@ -227,6 +235,7 @@ def encode(
         raise DataError("there are no examples to encode.")
     if len(set(labels)) < len(labels):
         raise ConfigurationError(f"labels are {', '.join(labels)}; each may occur once.")
+    check_sizes(max_length=max_length)
     special = tokenizer.num_special_tokens_to_add()
     if max_length <= special:
         raise ConfigurationError(

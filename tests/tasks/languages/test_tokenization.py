@@ -157,6 +157,8 @@ def test_examples_that_cannot_be_encoded() -> None:
         encode([SENTENCE], pieces(), ["O", "B-PER", "I-PER", "O"], 20)
     with pytest.raises(ConfigurationError, match=r"max_length is 2.*2 special.*at least 3"):
         encode([SENTENCE], pieces(), LABELS, 2)
+    with pytest.raises(ConfigurationError, match="max_length is '64'; an integer"):
+        encode([SENTENCE], pieces(), LABELS, "64")  # type: ignore[arg-type]
 
 
 def test_tensors_that_do_not_fit_together() -> None:
