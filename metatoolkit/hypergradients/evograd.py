@@ -112,10 +112,10 @@ class EvoGrad(Estimator):
         guided: bool = False,
         prefix: Prefix | None = None,
     ) -> None:
-        if candidates < 2:
+        if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 2:
             raise ConfigurationError(
-                f"candidates is {candidates}; at least 2 copies are needed, since the weight of "
-                "a single one does not depend on its loss."
+                f"candidates is {candidates!r}; an integer from 2 on is needed, since the weight "
+                "of a single copy does not depend on its loss."
             )
         for name, value in (("sigma", sigma), ("temperature", temperature), ("rescale", rescale)):
             if value is not None and not 0 < value < float("inf"):

@@ -342,6 +342,7 @@ def test_meta_in_the_optimizer_alone_is_an_error():
     "arguments",
     [
         {"candidates": 1},
+        {"candidates": 2.5},
         {"sigma": 0.0},
         {"temperature": -1.0},
         {"temperature": math.inf},
