@@ -132,14 +132,17 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
     task = assembly.task
 
     def evaluate(trained: mt.MetaTrainer) -> dict[str, float]:
-        model, meta, done = trained.problem.model, trained.problem.meta, trained.steps_done
-        values = {"angle_degrees": meta.degrees}
-        if done % config["accuracy_every"] == 0 and len(task.tuning.labels) > 0:
-            values["tuning_accuracy"] = mt.evaluation.accuracy(model, *task.tuning)
-        if done == config["steps"]:
-            values["tuning_accuracy"] = mt.evaluation.accuracy(model, *task.tuning)
-            values["test_accuracy"] = mt.evaluation.accuracy(model, *task.test)
-            values["test_upright_accuracy"] = mt.evaluation.accuracy(model, *task.test_upright)
+        problem, done = trained.problem, trained.steps_done
+        assert isinstance(problem.meta, mt.metaparameters.Rotation)
+        values = {"angle_degrees": problem.meta.degrees}
+        last = done == config["steps"]
+        if last or done % config["accuracy_every"] == 0:
+            splits = {"tuning": task.tuning}
+            if last:
+                splits |= {"test": task.test, "test_upright": task.test_upright}
+            for name, split in splits.items():
+                if len(split.labels) > 0:
+                    values[f"{name}_accuracy"] = mt.evaluation.accuracy(problem.model, *split)
         return values
 
     def write_artifacts(folder: Path) -> list[Path]:
