@@ -17,9 +17,8 @@ class Rotation(nn.Module):
 
     The meta-parameter of the rotated-digits experiment in EvoGrad (Bohdal et al. 2021, arXiv
     2106.10575): the training images are rotated so that a network trained on them fits validation
-    images of another orientation. The sampling is bilinear (:func:`metatoolkit.tasks.rotate`); it
-    has a first derivative in the angle, which is what EvoGrad, finite differences and the reverse
-    mode of one-step and unrolled estimators need, and no forward mode.
+    images of another orientation. The sampling is bilinear (:func:`metatoolkit.tasks.rotate`),
+    so that every estimator applies.
 
     Args:
         angle: Initial angle in radians, counterclockwise.

@@ -32,8 +32,8 @@ def rotate(
 
     Args:
         images: Images of shape (batch, channels, height, width), floating point.
-        angle: Angle in radians; a 0-d tensor gets a gradient with bilinear interpolation. The
-            derivative is of first order: there is none of second order, and no forward mode.
+        angle: Angle in radians; with bilinear interpolation the result is differentiable in a 0-d
+            tensor, in reverse and in forward mode and of second order.
         fill: Value outside of the images, one for all channels or one for each, in their units.
         interpolation: ``"bilinear"``, or ``"nearest"``, which takes no gradient to the angle.
 

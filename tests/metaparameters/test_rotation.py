@@ -8,7 +8,7 @@ from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, DataError, ShapeError
-from metatoolkit.hypergradients import EvoGrad, FiniteDifference, Unrolled
+from metatoolkit.hypergradients import EvoGrad, FiniteDifference, ForwardMode, Unrolled
 from metatoolkit.metaparameters import Rotation
 from metatoolkit.tasks import rotate
 
@@ -65,7 +65,9 @@ class Problem:
 
 
 @pytest.mark.parametrize("inner", [mt.inner.SGD(lr=0.1), mt.inner.Adam(lr=0.01)])
-@pytest.mark.parametrize("estimator", [Unrolled(1), Unrolled(3), EvoGrad(2, 0.01, 0.05)])
+@pytest.mark.parametrize(
+    "estimator", [Unrolled(1), Unrolled(3), ForwardMode(2), EvoGrad(2, 0.01, 0.05)]
+)
 def test_hypergradients_in_the_angle(estimator, inner) -> None:  # type: ignore[no-untyped-def]
     case = Problem()
     batches = [case.train] * estimator.horizon

@@ -80,6 +80,16 @@ def test_derivative_in_the_angle_is_that_of_finite_differences(angle: float) -> 
     assert float(given) == pytest.approx((above - below) / (2 * step), rel=1e-6)
 
 
+def test_second_derivative_in_the_angle() -> None:
+    images = noise(6, 7).double()
+
+    def loss(angle: Tensor) -> Tensor:
+        return rotate(images, angle, fill=0.7).square().sum()
+
+    at = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(loss, (at,))
+
+
 def test_it_is_differentiable_in_the_images() -> None:
     images = torch.randn(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: rotate(x, 0.4, fill=0.1), (images,))
