@@ -185,7 +185,7 @@ def common_labels(corpora: Iterable[Corpus], labels: str = "equal") -> list[str]
 
     Raises:
         LabelError: ``labels`` is ``"equal"`` and they differ.
-        DataError: There is no corpus, or sentences and documents are mixed.
+        DataError: There is no corpus, or some hold sentences and some documents.
         UnknownNameError: ``labels`` is something else.
     """
     if labels not in ("equal", "union"):
@@ -193,6 +193,11 @@ def common_labels(corpora: Iterable[Corpus], labels: str = "equal") -> list[str]
     given = list(corpora)
     if not given:
         raise DataError("no corpus was given; at least one is needed.")
+    if len({type(next(iter(corpus.splits.values()))[0]) for corpus in given}) > 1:
+        raise DataError(
+            f"of {', '.join(repr(c.language) for c in given)} some hold sentences and some "
+            "documents; one task for all is needed."
+        )
     joined = list(dict.fromkeys(label for corpus in given for label in corpus.labels))
     lacking = {c.language: [x for x in joined if x not in c.labels] for c in given}
     lacking = {language: names for language, names in lacking.items() if names}

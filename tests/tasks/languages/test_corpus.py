@@ -83,3 +83,9 @@ def test_the_order_of_labels_does_not_matter() -> None:
         common_labels([first], "intersection")
     with pytest.raises(DataError, match="no corpus"):
         common_labels([])
+
+
+def test_sentences_and_documents_are_not_one_task() -> None:
+    reviews = Corpus("b", {"train": [Document("x", "good")]}, ["good"])
+    with pytest.raises(DataError, match="'a', 'b' some hold sentences and some documents"):
+        common_labels([corpus("a", ["PER"]), reviews], "union")
