@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metatoolkit.errors import DataError, LabelError, ShapeError
-from metatoolkit.losses import cross_entropy, sample_losses, weighted_cross_entropy
+from metatoolkit.losses import (
+    cross_entropy,
+    sample_losses,
+    transformed_cross_entropy,
+    weighted_cross_entropy,
+)
 from metatoolkit.metaparameters import WeightNet
 
 DTYPE = torch.float64
@@ -213,3 +218,14 @@ def test_sample_losses_are_not_reduced(model: nn.Module, batch: Any) -> None:
     losses = sample_losses(model, batch)
     assert losses.shape == (8,)
     torch.testing.assert_close(losses.mean(), cross_entropy(model, model, batch))
+
+
+def test_inputs_are_transformed_before_the_model(model: nn.Module, batch: Any) -> None:
+    torch.manual_seed(3)
+    meta = nn.Linear(4, 4).to(DTYPE)
+    inputs, labels = batch
+    expected = cross_entropy(model, meta, (meta(inputs), labels))
+    assert torch.equal(transformed_cross_entropy(model, meta, batch), expected)
+    assert not torch.equal(cross_entropy(model, meta, batch), expected)
+    with pytest.raises(DataError, match="uint8"):
+        transformed_cross_entropy(model, meta, (inputs.to(torch.uint8), labels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,24 +44,19 @@ class Moments:
 
 
 def build_estimators(
-    horizon: int, candidates: int, sigma: float, temperature: float
+    horizon: int, sigma: float, temperature: float
 ) -> dict[str, Callable[[int], hg.Estimator]]:
     """Return a function ``seed -> estimator`` for each estimator of the toolkit, by label.
 
-    Those that take inner steps take ``horizon`` of them from x; EvoGrad appears with Gaussian
-    noise as the illustration has it, and guided.
+    Those that take inner steps take ``horizon`` of them from x. EvoGrad is the guided one: random
+    copies are sampled in :mod:`applications.illustration.replay`.
 
     Args:
         horizon: Number of inner steps T.
-        candidates: K of EvoGrad.
         sigma: σ of EvoGrad.
         temperature: τ of EvoGrad.
     """
-    evolution = {"steps": horizon, "pairs": 1, "sigma": 0.1}
     return {
-        f"EvoGrad, K = {candidates}": lambda seed: hg.EvoGrad(
-            candidates, sigma, temperature, noise="gaussian", seed=seed
-        ),
         "EvoGrad, guided": lambda _: hg.EvoGrad(2, sigma, temperature, guided=True),
         "Unrolled, 1 step": lambda _: hg.Unrolled(1),
         f"Unrolled, {horizon} steps": lambda _: hg.Unrolled(horizon),
@@ -74,10 +70,14 @@ def build_estimators(
         "SAMA": lambda _: hg.SAMA(),
         f"ForwardGradient, {horizon} steps": lambda seed: hg.ForwardGradient(horizon, seed=seed),
         f"EvolutionStrategies, {horizon} steps": lambda seed: hg.EvolutionStrategies(
-            **evolution, seed=seed
+            horizon, pairs=1, sigma=0.1, seed=seed
         ),
-        f"PersistentES, {horizon} steps": lambda seed: hg.PersistentES(**evolution, seed=seed),
-        f"NoiseReuseES, {horizon} steps": lambda seed: hg.NoiseReuseES(**evolution, seed=seed),
+        f"PersistentES, {horizon} steps": lambda seed: hg.PersistentES(
+            horizon, pairs=1, sigma=0.1, seed=seed
+        ),
+        f"NoiseReuseES, {horizon} steps": lambda seed: hg.NoiseReuseES(
+            horizon, pairs=1, sigma=0.1, seed=seed
+        ),
         "FirstOrder": lambda _: hg.FirstOrder(horizon),
         "Reptile": lambda _: hg.Reptile(horizon),
     }
@@ -106,17 +106,18 @@ def measure(
 ) -> dict[str, Moments]:
     """Call each estimator at x ~ N(0, 1) and take mean and deviation.
 
-    The mean over x is taken by Gauss-Hermite quadrature, exact up to degree 2 ``nodes`` − 1: the
-    square of an estimate that is quadratic in x has degree 4. SOBA, which carries a variable from
-    call to call, is called as often as others take steps, along the steps of x.
+    The mean over x is taken by Gauss-Hermite quadrature, exact up to degree 2 ``nodes`` − 1: most
+    estimates are quadratic in x, and their squares of degree 4. A random estimator is called once
+    at each of ``draws`` quantiles of N(0, 1) instead. SOBA, which carries a variable from call to
+    call, is called as often as others take steps, along the steps of x.
 
     Args:
         estimators: Functions ``seed -> estimator`` by label.
         penalties: Values of λ.
         lr: Learning rate of the inner steps, plain gradient descent.
         horizon: Calls of SOBA.
-        nodes: Number of x.
-        draws: Calls at each x and λ of an estimator that is random.
+        nodes: Number of x for an estimator that is not random.
+        draws: Calls of one that is, at each λ.
         seed: Seed of the draws.
         progress: Whether to show a progress bar.
 
@@ -125,11 +126,14 @@ def measure(
     """
     inner = mt.inner.SGD(lr=lr)
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    weights = weights / math.sqrt(2 * math.pi)
+    fixed = points, weights / math.sqrt(2 * math.pi)
+    middles = [statistics.NormalDist().inv_cdf((i + 0.5) / draws) for i in range(draws)]
+    drawn = np.array(middles), np.full(draws, 1 / draws)
     found = {}
     for label, build in tqdm(estimators.items(), desc="estimators", disable=not progress):
         try:
-            found[label] = _moments(build, inner, penalties, horizon, points, weights, draws, seed)
+            at, share = drawn if build(0).traits.kind == "stochastic" else fixed
+            found[label] = _moments(build, inner, penalties, horizon, at, share, seed)
         except (UnsupportedError, UnusedMetaParameterError) as error:
             found[label] = Moments(note=str(error))
     return found
@@ -142,23 +146,19 @@ def _moments(
     horizon: int,
     points: np.ndarray,
     weights: np.ndarray,
-    draws: int,
     seed: int,
 ) -> Moments:
-    random = build(0).traits.kind == "stochastic"
     means, deviations = [], []
     for row, penalty in enumerate(penalties):
-        first, second = [], []
-        for column, x in enumerate(points):
-            values = [
-                _call(build(fold_in(seed, row, column, draw)), inner, float(x), penalty, horizon)
-                for draw in range(draws if random else 1)
+        values = np.array(
+            [
+                _call(build(fold_in(seed, row, column)), inner, float(x), penalty, horizon)
+                for column, x in enumerate(points)
             ]
-            first.append(np.mean(values))
-            second.append(np.mean(np.square(values)))
-        mean = float(weights @ first)
+        )
+        mean = float(weights @ values)
         means.append(mean)
-        deviations.append(math.sqrt(max(float(weights @ second) - mean**2, 0.0)))
+        deviations.append(math.sqrt(float(weights @ (values - mean) ** 2)))
     return Moments(tuple(means), tuple(deviations))
 
 

@@ -55,6 +55,8 @@ def check(config: dict[str, Any]) -> None:
         )
     if not config["candidates"]:
         raise ConfigurationError("candidates is empty; give at least one number of copies.")
+    if not config["starts"] or any(len(start) != 2 for start in config["starts"]):
+        raise ConfigurationError(f"starts is {config['starts']}; a list of pairs (x, λ) is needed.")
     sweep = config["sweep"]
     for count in (*config["candidates"], *sweep["candidates"]):
         EvoGrad(count, config["sigma"], config["temperature"])
@@ -145,23 +147,28 @@ def run_bias_variance(run: Any, config: dict[str, Any]) -> dict[str, float]:
     shape = (len(penalties), config["trials"])
     fixed = {"candidates": config["candidates"][0]}
     fixed |= {name: config[name] for name in ("sigma", "temperature")}
+
+    def sample(point: dict[str, Any]) -> tuple[float, float]:
+        x, epsilon = (
+            torch.randn(*size, generator=generator, dtype=torch.float64)
+            for size in (shape, (*shape, point["candidates"]))
+        )
+        drawn = replay.estimates(
+            x, penalties.unsqueeze(1), epsilon, point["sigma"], point["temperature"]
+        )
+        return float((drawn.mean(1) - truth).abs().mean()), float(drawn.std(1).mean())
+
     for name, values in config["sweep"].items():
         for step, value in enumerate(values):
             point = {**fixed, name: value}
-            x, epsilon = (
-                torch.randn(*size, generator=generator, dtype=torch.float64)
-                for size in (shape, (*shape, point["candidates"]))
-            )
-            drawn = replay.estimates(
-                x, penalties.unsqueeze(1), epsilon, point["sigma"], point["temperature"]
-            )
+            bias, std = sample(point)
             limit = mean_limit_estimate(penalties, point["sigma"], point["temperature"])
             run.log_scalar(f"{name}_value", float(value), step)
-            run.log_scalar(f"{name}_bias", float((drawn.mean(1) - truth).abs().mean()), step)
-            run.log_scalar(f"{name}_std", float(drawn.std(1).mean()), step)
+            run.log_scalar(f"{name}_bias", bias, step)
+            run.log_scalar(f"{name}_std", std, step)
             run.log_scalar(f"{name}_limit_bias", float((limit - truth).abs().mean()), step)
     measured = estimators.measure(
-        estimators.build_estimators(config["horizon"], **fixed),
+        estimators.build_estimators(config["horizon"], config["sigma"], config["temperature"]),
         penalties.tolist(),
         lr=config["lr"],
         horizon=config["horizon"],
@@ -170,14 +177,15 @@ def run_bias_variance(run: Any, config: dict[str, Any]) -> dict[str, float]:
         seed=config["seed"],
         progress=config["progress"],
     )
-    result = {}
+    errors = {f"EvoGrad, K = {fixed['candidates']}": sample(fixed)}
     for label, moments in measured.items():
-        if moments.note:
-            continue
-        bias, std = moments.errors(penalties.tolist())
-        run.log_scalar(f"bias: {label}", bias, 0)
-        run.log_scalar(f"std: {label}", std, 0)
-        result[f"bias: {label}"], result[f"std: {label}"] = bias, std
+        if not moments.note:
+            errors[label] = moments.errors(penalties.tolist())
+    result = {}
+    for label, (bias, std) in errors.items():
+        for kind, value in (("bias", bias), ("std", std)):
+            run.log_scalar(f"{kind}: {label}", value, 0)
+            result[f"{kind}: {label}"] = value
     run.info["left_out"] = {label: m.note for label, m in measured.items() if m.note}
     return result
 

@@ -54,7 +54,7 @@ def draw_trajectories(frame: pandas.DataFrame, path: Path) -> None:
     x = np.linspace(-2, 2, 200)
     backdrop = np.broadcast_to((x - 0.5) ** 2, (2, 200))
     for axis, count in zip(axes, counts, strict=True):
-        axis.imshow(backdrop, extent=(-2, 2, 0, 2), origin="lower", aspect="auto", cmap="Blues_r")
+        axis.imshow(backdrop, extent=(-2, 2, 0, 2), origin="lower", aspect="auto", cmap="Blues")
         for index in range(len(starts)):
             for kind, color, name in (
                 ("truth", "tab:red", "true hypergradient"),
@@ -83,7 +83,7 @@ def draw_bias_variance(frame: pandas.DataFrame, path: Path) -> None:
     """
     run = frame["run"].iloc[0]
     figure = _figure(12, 8.5)
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.3))
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.3), squeeze=False).flatten()
     fixed = {
         "candidates": f"K = {run.config['candidates'][0]}",
         "sigma": f"σ = {run.config['sigma']:g}",
@@ -91,7 +91,8 @@ def draw_bias_variance(frame: pandas.DataFrame, path: Path) -> None:
     }
     labels = {"candidates": "copies K", "sigma": "σ", "temperature": "temperature τ"}
     size = float(np.abs(run.metrics["true_hypergradient"]).mean())
-    for axis, name in zip(above.subplots(1, 3, sharey=True), labels, strict=True):
+    axes = above.subplots(1, 3, sharey=True)
+    for axis, name in zip(axes, labels, strict=True):
         values = run.metrics[f"{name}_value"]
         axis.plot(values, run.metrics[f"{name}_bias"], "o-", label="bias")
         axis.plot(values, run.metrics[f"{name}_std"], "s-", label="deviation")
@@ -101,23 +102,23 @@ def draw_bias_variance(frame: pandas.DataFrame, path: Path) -> None:
         others = ", ".join(text for key, text in fixed.items() if key != name)
         axis.set(xscale="log", yscale="log", xlabel=f"{labels[name]}   ({others})")
         axis.grid(alpha=0.3)
-    above.axes[0].set_ylabel("mean over λ")
-    above.axes[0].legend(fontsize="small")
+    axes[0].set_ylabel("mean over λ")
+    axes[0].legend(fontsize="small")
     _draw_estimators(below.subplots(1, 2, sharey=True), run, size)
     figure.savefig(path, dpi=120)
 
 
 def _draw_estimators(axes: Any, run: Any, size: float) -> None:
-    names = [name.removeprefix("bias: ") for name in run.metrics if name.startswith("bias: ")]
+    found = [name.removeprefix("bias: ") for name in run.metrics if name.startswith("bias: ")]
+    names = sorted(found, key=lambda name: float(run.metrics[f"bias: {name}"].iloc[-1]))
     places = range(len(names))
     for axis, kind, label in zip(
         axes, ("bias", "std"), ("absolute bias", "standard deviation"), strict=True
     ):
         values = [float(run.metrics[f"{kind}: {name}"].iloc[-1]) for name in names]
-        # Below rounding all errors are the same.
-        axis.barh(places, np.maximum(values, 1e-16), color="tab:blue", alpha=0.6)
+        axis.barh(places, values, color="tab:blue", alpha=0.6)
         axis.axvline(size, color="gray", linewidth=1)
-        axis.set(xscale="log", xlabel=f"{label}, mean over λ", xlim=(1e-8, 20))
+        axis.set(xscale="log", xlabel=f"{label}, mean over λ", xlim=(1e-4, 10))
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(list(places), names)
     axes[0].invert_yaxis()

@@ -19,15 +19,15 @@ DEFAULT: dict[str, Any] = {
     "steps": 5,
     "lr": 0.1,
     # Bias and variance: what is varied around the first of `candidates`, `sigma` and `temperature`,
-    # inner steps of the other estimators, nodes over x and draws of the random ones at each.
+    # inner steps of the other estimators, nodes over x, and draws of the random ones.
     "sweep": {
         "candidates": [2, 3, 5, 10, 30, 100],
         "sigma": [0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
         "temperature": [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
     },
     "horizon": 25,
-    "nodes": 3,
-    "draws": 12,
+    "nodes": 7,
+    "draws": 60,
     "progress": True,
 }
 
