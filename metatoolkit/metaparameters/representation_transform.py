@@ -159,6 +159,8 @@ class RepresentationTransform(nn.Module):
             ConfigurationError: A layer does not exist or is named twice, or ``stack`` is no list
                 of layers.
         """
+        if isinstance(layers, int):
+            raise ConfigurationError(f"layers is {layers}; give a list: [{layers}].")
         found = find_layers(model, stack)
         chosen = [_position(index, len(found)) for index in layers]
         if not chosen or len(set(chosen)) < len(chosen):

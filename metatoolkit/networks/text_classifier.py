@@ -38,8 +38,7 @@ class TextClassifier(nn.Module):
         check_positive(classes=classes)
         if kind not in ("token", "sequence"):
             raise ConfigurationError(f"kind is {kind!r}; accepted: 'token', 'sequence'.")
-        if not 0 <= dropout < 1:
-            raise ConfigurationError(f"dropout is {dropout}; a number from 0 to below 1 is needed.")
+        _check_probabilities(dropout=dropout)
         self.kind = kind
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
@@ -131,6 +130,7 @@ def build_encoder(
             model.pooler = None  # nothing here uses it, and its parameters would be inner ones
         return cast(nn.Module, model)
     check_positive(size=size, layers=layers, heads=heads, feed_forward=feed_forward)
+    _check_probabilities(dropout=dropout, attention_dropout=attention_dropout)
     if size % heads:
         raise ConfigurationError(f"heads is {heads}, which does not divide size, {size}.")
     padding = tokenizer.pad_token_id
@@ -175,3 +175,9 @@ def check_positions(encoder: nn.Module, max_length: int) -> None:
             f"max_length is {max_length}, but the encoder {type(encoder).__name__} has positions "
             f"for {positions} tokens; lower max_length."
         )
+
+
+def _check_probabilities(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ConfigurationError(f"{name} is {value}; a number from 0 to below 1 is needed.")

@@ -349,6 +349,7 @@ def test_type_of_the_encoder_is_kept():
         ([0, -3], "none twice"),
         ([], "at least one"),
         (["last"], "layers holds 'last'"),
+        (-1, r"layers is -1; give a list: \[-1\]"),
     ],
 )
 def test_layers_that_do_not_exist(layers, message):

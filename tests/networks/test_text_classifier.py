@@ -123,6 +123,8 @@ def test_encoders_that_do_not_fit_the_tokenizer(tokenizer):
     [
         ({"size": 9}, "heads is 2, which does not divide size, 9"),
         ({"layers": 0}, "layers is 0"),
+        ({"dropout": 1.0}, r"dropout is 1\.0"),
+        ({"attention_dropout": -0.1}, r"attention_dropout is -0\.1"),
     ],
 )
 def test_sizes_out_of_range(tokenizer, arguments, message):
