@@ -33,12 +33,14 @@ def draw_angles(frame: pandas.DataFrame, path: Path) -> None:
     *axes, bars = figure.subplots(1, len(rows) + 1)
     for axis, label in zip(axes, rows, strict=True):
         part = frame[frame["row"] == label]
+        if axis is not axes[0]:
+            # Before anything is drawn, so that the limits follow all panels.
+            axis.sharey(axes[0])
         for seed, run in zip(part["seed"], part["run"], strict=True):
             axis.plot(run.metrics["angle_degrees"], linewidth=1, label=f"seed {seed}")
         axis.axhline(part["run"].iloc[0].config["degrees"], color="black", linestyle=":")
         axis.set(title=label, xlabel="step", ylabel="learned angle [°]")
         axis.grid(alpha=0.3)
-        axis.sharey(axes[0])
     if rows:
         axes[0].legend(fontsize="small")
     draw_rows(bars, frame, _ACCURACY)
