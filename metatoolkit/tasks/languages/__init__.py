@@ -8,14 +8,13 @@ from metatoolkit.tasks.languages.corpus import (
     bio_labels,
     common_labels,
 )
+from metatoolkit.tasks.languages.encoding import TokenDataset, encode
 from metatoolkit.tasks.languages.generated import generated_languages
 from metatoolkit.tasks.languages.generated_reviews import generated_reviews
 from metatoolkit.tasks.languages.hub import load_amazon_reviews, load_wikiann
 from metatoolkit.tasks.languages.token_batches import TokenBatches, evaluation_token_batches
 from metatoolkit.tasks.languages.tokenization import (
-    TokenDataset,
     check_tokenizer,
-    encode,
     load_tokenizer,
     train_tokenizer,
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.tasks.batches import Batches, evaluation_batches
-from metatoolkit.tasks.languages.tokenization import TokenDataset
+from metatoolkit.tasks.languages.encoding import TokenDataset
 
 
 class TokenBatches:
