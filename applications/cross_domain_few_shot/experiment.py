@@ -127,10 +127,12 @@ def build_inner(config: dict[str, Any]) -> mt.inner.InnerLearner:
     Raises:
         UnknownNameError: There is no such optimizer.
     """
+    boundaries = [round(fraction * config["steps"]) for fraction in config["milestones"]]
+    lr = mt.inner.multistep(config["lr"], boundaries)
     if config["optimizer"] == "adam":
-        return mt.inner.Adam(lr=config["lr"])
+        return mt.inner.Adam(lr=lr)
     if config["optimizer"] == "sgd":
-        return mt.inner.SGD(lr=config["lr"], momentum=0.9)
+        return mt.inner.SGD(lr=lr, momentum=0.9)
     raise UnknownNameError("optimizer", config["optimizer"], ("adam", "sgd"))
 
 

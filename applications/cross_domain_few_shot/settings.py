@@ -16,40 +16,47 @@ DEFAULT: dict[str, Any] = {
     # "small": gray images that need no download; "photos": folders of photographs.
     "source": "small",
     "data_root": None,
-    "image_size": 28,
+    "image_size": 20,
     "augment": False,
-    "backbone": {"name": "conv4", "width": 16, "pools": 2, "stem": None},
-    "head": {"name": "relation", "running_statistics": None, "context": None},
+    # An option that is None keeps what the network has by default.
+    "backbone": {"name": "conv4", "width": 16, "pools": None, "stem": None},
+    "head": {"name": "prototypical", "running_statistics": None, "context": None},
     "ways": 5,
     "shots": 5,
-    "queries": 8,
+    "queries": 5,
     # Episodes for which a pair of pseudo-seen and pseudo-unseen domain stays.
     "period": 1,
     # Placement None follows every BatchNorm of the encoder.
     "transform": {"where": None, "scale": 0.3, "shift": 0.5},
     "optimizer": "adam",
     "lr": 1e-3,
+    # Fractions of the training after which the learning rate falls to a tenth.
+    "milestones": [0.75],
     "meta_lr": 1e-2,
     "meta_weight_decay": 0.0,
     "order": "inner_first",
     "evograd": {
         "candidates": 2,
+        # At ten times as much, one copy gets all the weight, and the gradient through it vanishes.
         "sigma": 1e-3,
         "temperature": 0.05,
         "noise": "sign",
         "rescale": True,
         "perturb": None,
         "streamed": None,
+        # Two copies along the outer gradient; σ is then the norm of their perturbation.
+        "guided": False,
     },
     # Weight of a classification loss beside that of the episodes, and its decay over the training.
     "auxiliary": {"domain": None, "weight": 1.0, "batch_size": 16, "decay": 0.9, "decays": 20},
     # Training of the encoder as a classifier before: steps, or a file of its parameters.
     "warm_up": {"domain": None, "steps": 0, "batch_size": 16, "lr": 1e-3, "checkpoint": None},
-    "steps": 600,
+    "steps": 400,
     "test_queries": 15,
     "test_episodes": 1000,
     "tuning_episodes": 200,
     **RUN_SETTINGS,
+    "evaluate_every": 100,
 }
 
 _PAPER: dict[str, Any] = {
@@ -64,6 +71,7 @@ _PAPER: dict[str, Any] = {
     "period": 100,
     "transform": {"where": ["*.bn2", "*.shortcut_bn"]},
     "lr": 1e-3,
+    "milestones": [],
     "meta_lr": 1e-3,
     "meta_weight_decay": 1e-8,
     "evograd": {"rescale": False},
