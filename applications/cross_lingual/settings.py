@@ -124,12 +124,17 @@ NAMED: dict[str, dict[str, Any]] = {
         # 20 epochs of 417 batches.
         "steps": 20 * 417,
     },
-    # Two copies along the gradient of the validation loss instead of at random.
+    # Two copies of all parameters along the gradient of the validation loss, instead of copies of
+    # the head at random; nothing is then common to the copies.
     "guided": {
         "method": "evograd",
-        "evograd": {"candidates": 2, "guided": True},
-        # At 5e-3 training fails on some seeds.
-        "meta_lr": 1e-3,
+        "evograd": {
+            "candidates": 2,
+            "sigma": 0.1,
+            "guided": True,
+            "perturb": None,
+            "prefix": False,
+        },
     },
     # An encoder of the size of XLM-R base with random weights, to measure memory and time.
     "xlmr_sized": {
