@@ -220,6 +220,8 @@ def test_estimators_follow_the_configuration():
     estimator = build_estimator(config)
     assert isinstance(estimator, EvoGrad)
     assert (estimator.candidates, estimator.learning_rate) == (3, 0.5)
+    guided = build_estimator(_config(method="evograd", evograd={"guided": True}))
+    assert guided.guided
     paper = build_estimator(_config("resnet10", method="evograd"))
     assert paper.learning_rate == pytest.approx(1e-5)
     assert isinstance(build_estimator(_config(method="second_order")), Unrolled)
