@@ -16,6 +16,7 @@ from metatoolkit.tasks.label_corruption import (
     split_meta,
     transition_matrix,
 )
+from metatoolkit.tasks.labeled_batches import LabeledBatches
 from metatoolkit.tasks.languages import (
     Corpus,
     Document,
@@ -52,6 +53,7 @@ __all__ = [
     "ImageFiles",
     "ImageSet",
     "ImageTransform",
+    "LabeledBatches",
     "LabeledImages",
     "MapDataset",
     "NoisyClassification",

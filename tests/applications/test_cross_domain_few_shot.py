@@ -11,11 +11,12 @@ from applications.cross_domain_few_shot import figures, training_parts
 from applications.cross_domain_few_shot.experiment import assemble, build_estimator, experiment
 from applications.cross_domain_few_shot.settings import DEFAULT, METHODS, NAMED
 from applications.cross_domain_few_shot.study import COMPARISON
-from metatoolkit import records
+from metatoolkit import records, tasks
 from metatoolkit.errors import CheckpointError, ConfigurationError, DataError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
 from metatoolkit.networks import Conv4
 from metatoolkit.records.server import ManagedServer
+from metatoolkit.tasks import ImageSet, domain_of
 from metatoolkit.tasks.labeled_batches import LabeledBatches
 
 
@@ -247,6 +248,33 @@ def test_estimators_follow_the_configuration():
 def test_wrong_input_is_answered(updates, error, message):
     with pytest.raises(error, match=message):
         assemble(_config("smoke", **updates))
+
+
+def test_the_published_protocol_runs_on_small_photographs(monkeypatch):
+    def photographs(names, root):
+        labels = torch.arange(20).repeat_interleave(4)
+        classes = tuple(f"{label:02}" for label in range(20))
+        images = torch.randint(0, 256, (80, 3, 40, 44), dtype=torch.uint8)
+        return {name: domain_of(name, ImageSet(images, labels, classes)) for name in names}
+
+    monkeypatch.setattr(tasks, "photo_domains", photographs)
+    config = _config(
+        "resnet10",
+        image_size=32,
+        backbone={"width": 4, "stem": "small"},
+        warm_up={"steps": 1},
+        shots=1,
+        queries=2,
+    )
+    assembly = assemble(config)
+    trainer = assembly.trainer
+    assert set(assembly.task.seen) == {"miniimagenet", "cars", "places", "plantae"}
+    assert next(assembly.train_batches)[0].query.shape == (5, 2, 3, 32, 32)
+    before = [p.detach().clone() for p in trainer.problem.meta.parameters()]
+    last = trainer.fit(assembly.train_batches, assembly.valid_batches, steps=1, progress=False)
+    assert last["hypergradient_norm"] > 0
+    after = trainer.problem.meta.parameters()
+    assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 def test_missing_photographs_are_answered_with_how_to_get_them(tmp_path):
