@@ -25,23 +25,9 @@ from applications.illustration.study import BIAS_VARIANCE, GRADIENTS, TRAJECTORI
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.hypergradients import GMRES, EvoGrad, Implicit
-from metatoolkit.records.server import ManagedServer
 from metatoolkit.studies import collect, jobs_of, run_job
 
 F64 = torch.float64
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    ManagedServer(folder).stop()
-
-
-@pytest.fixture(autouse=True)
-def records_home(home, monkeypatch):
-    monkeypatch.setenv("METATOOLKIT_HOME", str(home))
-    monkeypatch.delenv("METATOOLKIT_MONGO_URI", raising=False)
 
 
 def call(estimator, x, penalty):

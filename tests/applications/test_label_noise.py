@@ -14,23 +14,9 @@ from applications.label_noise.tuning import FIRST_SEED, trials
 from metatoolkit import records
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
-from metatoolkit.records.server import ManagedServer
 from metatoolkit.studies import collect, jobs_of, run_job
 
 QUIET = {"progress": False}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    ManagedServer(folder).stop()
-
-
-@pytest.fixture(autouse=True)
-def records_home(home, monkeypatch):
-    monkeypatch.setenv("METATOOLKIT_HOME", str(home))
-    monkeypatch.delenv("METATOOLKIT_MONGO_URI", raising=False)
 
 
 def _run(**updates):

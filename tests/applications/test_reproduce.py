@@ -1,20 +1,6 @@
 import pytest
 
 from applications import reproduce
-from metatoolkit.records.server import ManagedServer
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    ManagedServer(folder).stop()
-
-
-@pytest.fixture(autouse=True)
-def records_home(home, monkeypatch):
-    monkeypatch.setenv("METATOOLKIT_HOME", str(home))
-    monkeypatch.delenv("METATOOLKIT_MONGO_URI", raising=False)
 
 
 def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys):
