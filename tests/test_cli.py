@@ -267,3 +267,9 @@ def test_a_command_does_not_wait_for_sleeping_threads_when_it_ends(filled, monke
 
 def test_applications_are_found():
     assert all(name.isidentifier() for name in applications())
+
+
+def test_help_of_an_application_shows_what_was_typed(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "label_noise", "--help"])
+    assert "  metatoolkit run label_noise [(with UPDATE...)]" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import random
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def _experiment_class() -> Any:
         """A Sacred experiment that is created on behalf of another file."""
 
         _from_command_line = False
+        _program: str | None = None
 
         def __init__(
             self,
@@ -140,6 +142,7 @@ def _experiment_class() -> Any:
         def run_commandline(self, argv: Any = None) -> Any:
             """Run from the command line; errors of this toolkit end with one line and code 2."""
             self._from_command_line = True
+            self._program = None if argv is None else argv[0]
             try:
                 return super().run_commandline(argv)
             except Terminated as stop:
@@ -150,6 +153,16 @@ def _experiment_class() -> Any:
                 sys.exit(130)
             finally:
                 self._from_command_line = False
+
+        def get_usage(self, program_name: str | None = None) -> Any:
+            """Return the usage; under the command `metatoolkit` with what was typed there."""
+            if program_name is not None or self._program is None:
+                return super().get_usage(program_name)
+            # Sacred shows the path from the experiment's folder, quoted.
+            program_name = os.path.join(self.base_dir, self._program)
+            short, long, internal = super().get_usage(program_name)
+            shown = shlex.quote(self._program)
+            return short.replace(shown, self._program), long.replace(shown, self._program), internal
 
         def run(self, *args: Any, **kwargs: Any) -> Any:
             """Run; see Sacred."""
