@@ -15,22 +15,8 @@ from metatoolkit import records, tasks
 from metatoolkit.errors import CheckpointError, ConfigurationError, DataError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
 from metatoolkit.networks import Conv4
-from metatoolkit.records.server import ManagedServer
 from metatoolkit.tasks import ImageSet, domain_of
 from metatoolkit.tasks.labeled_batches import LabeledBatches
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    ManagedServer(folder).stop()
-
-
-@pytest.fixture(autouse=True)
-def records_home(home, monkeypatch):
-    monkeypatch.setenv("METATOOLKIT_HOME", str(home))
-    monkeypatch.delenv("METATOOLKIT_MONGO_URI", raising=False)
 
 
 def _run(*named, **updates):
