@@ -192,7 +192,8 @@ def _show(study: Any, frame: Any) -> None:
         table.add_column(column.header, justify="right")
     for line in summarize(study, frame):
         table.add_row(*line)
-    console = Console()
+    # A pipe or a file has no width of its own.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     for sentence in judge(study, frame):
         console.print(sentence, highlight=False)
