@@ -206,7 +206,8 @@ def test_hypergradient_agrees_with_finite_differences(estimator) -> None:
     check = mt.check_hypergradient(
         problem(), mt.inner.SGD(lr=0.1), estimator, [train], valid, coordinates=12
     )
-    assert check.relative_error < 1e-5, check
+    # Gradients of 1e-6 beside a loss of 1 leave differences five digits.
+    assert check.relative_error < 1e-4, check
 
 
 def test_inner_parameters_leave_the_transforms_out_and_the_outer_loss_is_without_noise() -> None:
