@@ -6,7 +6,7 @@ from applications.cross_domain_few_shot import figures
 from metatoolkit.studies import Claim, Column, Row, Study
 
 _ACCURACY = Column("test accuracy [%]", "result.test_accuracy", 100.0)
-_MEMORY = Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, 1)
+_MEMORY = Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, 1, spread=False)
 
 COMPARISON = Study(
     name="cross_domain_few_shot",
@@ -26,12 +26,12 @@ COMPARISON = Study(
     },
     columns=(
         _ACCURACY,
-        Column("± over episodes", "result.test_interval", 100.0),
-        Column("deviation of γ", "result.scale_deviation", 1.0, 3),
-        Column("deviation of β", "result.shift_deviation", 1.0, 3),
+        Column("± over episodes", "result.test_interval", 100.0, spread=False),
+        Column("deviation of γ", "result.scale_deviation", 1.0, 3, spread=False),
+        Column("deviation of β", "result.shift_deviation", 1.0, 3, spread=False),
         _MEMORY,
-        Column("meta step [GFLOP]", "info.flops", 1e-9),
-        Column("ms/step", "info.milliseconds_per_step", 1.0, 1),
+        Column("meta step [GFLOP]", "info.flops", 1e-9, spread=False),
+        Column("ms/step", "info.milliseconds_per_step", 1.0, 1, spread=False),
     ),
     seeds=(1, 2, 3),
     draw=figures.draw_comparison,

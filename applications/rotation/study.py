@@ -8,7 +8,7 @@ from metatoolkit.studies import Claim, Column, Row, Study
 _ROTATED = Column("rotated test images [%]", "result.test_accuracy", 100.0)
 _UPRIGHT = Column("upright test images [%]", "result.test_upright_accuracy", 100.0)
 _ANGLE = Column("angle [°]", "result.angle_degrees")
-_MEMORY = Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20)
+_MEMORY = Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, spread=False)
 
 _PUBLISHED = {
     _ROTATED.header: "98.11 ± 0.32",
@@ -36,8 +36,8 @@ COMPARISON = Study(
         _UPRIGHT,
         _ANGLE,
         _MEMORY,
-        Column("meta step [GFLOP]", "info.flops", 1e-9, 3),
-        Column("ms/step", "info.milliseconds_per_step", 1.0, 1),
+        Column("meta step [GFLOP]", "info.flops", 1e-9, 3, spread=False),
+        Column("ms/step", "info.milliseconds_per_step", 1.0, 1, spread=False),
     ),
     seeds=(1, 2, 3, 4, 5),
     draw=figures.draw_angles,
