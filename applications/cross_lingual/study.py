@@ -44,6 +44,7 @@ COMPARISON = Study(
         Claim("joint training", "above", "target only", _SCORE.header),
         Claim("MetaXL, second order", "above", "joint training", _SCORE.header),
         Claim("MetaXL, EvoGrad", "above", "joint training", _SCORE.header),
+        Claim("MetaXL, EvoGrad guided", "above", "joint training", _SCORE.header),
         Claim("MetaXL, EvoGrad", "level", "MetaXL, second order", _SCORE.header),
         Claim("MetaXL, EvoGrad", "below", "MetaXL, second order", _MEMORY.header),
         Claim("MetaXL, EvoGrad", "below", "MetaXL, second order", _FLOPS.header),
