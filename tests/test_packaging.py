@@ -158,7 +158,7 @@ case "$*" in
     *"-m venv"*) for target; do :; done; mkdir -p "$target/bin"; cp "$0" "$target/bin/python" ;;
     *"-m pip --version"*) exit 0 ;;
     *"-m pip"*) echo "$*" >>"$CALLS"; {pip} ;;
-    *"-m applications"*) printf '<%s>' "$@" ;;
+    *"-m metatoolkit"*) printf '<%s>' "$@" ;;
     *"-m pytest"*) printf '<%s>' "$@"; exit 3 ;;
 esac
 """,
@@ -329,7 +329,7 @@ def test_quickstart_passes_its_arguments_on(tmp_path: Path) -> None:
     fake_python(folder / "python3", "3.11.7")
     run_script(repository, folder)
     result = run_script(repository, folder, "--steps", "two words", script="quickstart")
-    assert result.stdout == "<-m><applications.reproduce><label_noise><--steps><two words>"
+    assert result.stdout == "<-m><metatoolkit.reproduce><label_noise><--steps><two words>"
 
 
 @needs_bash

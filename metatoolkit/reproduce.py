@@ -12,24 +12,25 @@ import contextlib
 import importlib
 import importlib.util
 import os
-import pkgutil
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from metatoolkit.cli import applications
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, UnknownNameError
 
 
 def find_studies() -> dict[str, Any]:
     """Return the studies of all applications by name, in the order of the applications."""
-    import applications
-
     found = {}
-    for module in sorted(pkgutil.iter_modules(applications.__path__), key=lambda m: m.name):
-        name = f"applications.{module.name}.study"
-        if module.ispkg and importlib.util.find_spec(name) is not None:
+    for application in applications():
+        package = importlib.util.find_spec(f"applications.{application}")
+        if package is None or package.submodule_search_locations is None:
+            continue
+        name = f"applications.{application}.study"
+        if importlib.util.find_spec(name) is not None:
             for study in importlib.import_module(name).STUDIES:
                 found[study.name] = study
     return found
@@ -90,8 +91,7 @@ def reproduce(options: argparse.Namespace) -> int:
         UnknownNameError: There is no such study.
         ConfigurationError: A number is out of range.
     """
-    from applications import document
-    from metatoolkit import records
+    from metatoolkit import document, records
     from metatoolkit.studies import collect, jobs_of, run_jobs
 
     known = find_studies()

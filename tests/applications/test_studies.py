@@ -1,6 +1,6 @@
 import pytest
 
-from applications import reproduce
+from metatoolkit import reproduce
 
 
 def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys):
@@ -14,7 +14,8 @@ def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys):
     assert (tmp_path / "out" / "label_noise.png").stat().st_size > 5000
     text = document.read_text()
     assert "| second order |" in text
-    assert "not available | 4 |" in text
+    assert "| 87.54 ± 0.23 | 4 |" in text
+    assert "| not available | 5 |" in text
     assert "`metatoolkit run label_noise with method=second_order`" in text
     assert (tmp_path / "docs" / "results" / "label_noise.png").exists()
 
