@@ -266,14 +266,13 @@ def collect(study: Study, jobs: Sequence[Job], database: Database) -> pandas.Dat
     """
     import pandas
 
-    newest: dict[tuple[str, int, str], Any] = {}
-    found = database.find(f"status == 'COMPLETED' and info.study.name == {study.name!r}")
-    for run in found.sort("start_time"):
-        place = run.info["study"]
-        newest[place["row"], run.config["seed"], place["configuration"]] = run
+    newest: dict[str, Any] = {}
+    done = "status == 'COMPLETED' and exists(info.study.configuration)"
+    for run in database.find(done, experiment=study.application).sort("start_time"):
+        newest[run.info["study"]["configuration"]] = run
     lines = []
     for job in jobs:
-        chosen = newest.get((job.label, job.seed, job.info["study"]["configuration"]))
+        chosen = newest.get(job.info["study"]["configuration"])
         if chosen is not None:
             values = {column.header: _value(chosen, column) for column in study.columns}
             lines.append({"row": job.label, "seed": job.seed, "run": chosen, **values})

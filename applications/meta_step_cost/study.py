@@ -20,7 +20,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "label_noise": {"settings": ["paper_sized"]},
     "rotation": {},
     "cross_domain_few_shot": {},
-    "cross_lingual": {},
+    "cross_lingual": {"settings": ["data.name=generated"]},
 }
 
 

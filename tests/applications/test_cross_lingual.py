@@ -321,7 +321,7 @@ def test_the_figure_of_the_study(tmp_path):
                 "test F1 [%]": 40.0 + seed,
                 "meta step [MiB]": 5.0 if "MetaXL" in row else None,
             }
-            for row in study.COMPARISON.rows
+            for row in study.STUDIES[0].rows
             for seed in (1, 2, 3)
         ]
     )
