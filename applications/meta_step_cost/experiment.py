@@ -11,11 +11,12 @@ forms of EvoGrad hardly differ in memory.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from metatoolkit import records
 from metatoolkit.errors import UnknownNameError
-from metatoolkit.recorded import measure_costs
+from metatoolkit.recorded import configuration_digest, measure_costs
 from metatoolkit.studies import Job, resolve
 
 ESTIMATORS = ("second_order", "evograd", "evograd_streamed")
@@ -35,33 +36,57 @@ experiment.add_config(
 )
 
 
+def job_of(config: Mapping[str, Any]) -> Job:
+    """Return the run of the application that is measured.
+
+    Args:
+        config: A configuration of this experiment.
+
+    Raises:
+        UnknownNameError: There is no such application or estimator.
+    """
+    for kind, known in (("application", APPLICATIONS), ("estimator", ESTIMATORS)):
+        if config[kind] not in known:
+            raise UnknownNameError(kind, config[kind], known)
+    # Only now, since `records` prepares Sacred for its import.
+    from sacred.arg_parser import get_config_updates
+
+    updates, named = get_config_updates(list(config["settings"]))
+    updates["device"] = config["device"]
+    if config["estimator"] == "second_order":
+        updates["method"] = "second_order"
+    else:
+        streamed = config["estimator"] == "evograd_streamed"
+        own = {"candidates": config["candidates"], "streamed": streamed}
+        updates |= {"method": "evograd", "evograd": {**updates.get("evograd", {}), **own}}
+    module = f"applications.{config['application']}.experiment"
+    return Job(module, config["application"], config["seed"], updates, tuple(named))
+
+
+@experiment.config_hook
+def name_configuration(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
+    """Add the name of the application's own configuration, which its defaults are a part of.
+
+    Args:
+        config: The configuration so far.
+        command_name: Not used.
+        logger: Not used.
+
+    Returns:
+        The entry ``measured``.
+    """
+    return {"measured": configuration_digest(resolve(job_of(config)))}
+
+
 @experiment.main
 def main(_config: dict[str, Any]) -> dict[str, float]:
     """Measure one meta step and one base step.
 
     Returns:
         Bytes and operations of both, and the meta step's as multiples of the base step's.
-
-    Raises:
-        UnknownNameError: There is no such application or estimator.
     """
-    for kind, known in (("application", APPLICATIONS), ("estimator", ESTIMATORS)):
-        if _config[kind] not in known:
-            raise UnknownNameError(kind, _config[kind], known)
-    module = f"applications.{_config['application']}.experiment"
-    # Only now, since `records` prepares Sacred for its import.
-    from sacred.arg_parser import get_config_updates
-
-    updates, named = get_config_updates(list(_config["settings"]))
-    updates["device"] = _config["device"]
-    if _config["estimator"] == "second_order":
-        updates["method"] = "second_order"
-    else:
-        streamed = _config["estimator"] == "evograd_streamed"
-        own = {"candidates": _config["candidates"], "streamed": streamed}
-        updates |= {"method": "evograd", "evograd": {**updates.get("evograd", {}), **own}}
-    job = Job(module, "", _config["seed"], updates, tuple(named))
-    costs = measure_costs(importlib.import_module(module).assemble(resolve(job)))
+    job = job_of(_config)
+    costs = measure_costs(importlib.import_module(job.experiment).assemble(resolve(job)))
     return {
         **costs,
         "memory_ratio": costs["peak_memory_bytes"] / costs["base_peak_memory_bytes"],
