@@ -27,6 +27,7 @@ MONGOD_VARIABLE = "METATOOLKIT_MONGOD"
 PORT_VARIABLE = "METATOOLKIT_DB_PORT"
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
+ENDING_SECONDS = 5.0
 SOCKET = "mongodb-27017.sock"
 LONGEST_SOCKET_PATH = 100
 SMALLEST_SPACE = 2**20
@@ -305,13 +306,18 @@ class ManagedServer:
 
         try:
             process = psutil.Process(state["pid"])
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            return str(self.directory / "db") in process.cmdline()
+            deadline = time.monotonic() + ENDING_SECONDS
+            while process.status() != psutil.STATUS_ZOMBIE:
+                arguments = process.cmdline()
+                if arguments or time.monotonic() > deadline:
+                    return str(self.directory / "db") in arguments
+                # A process that is ending loses its command line before it lets its files go.
+                time.sleep(0.01)
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:
             return True
+        return False
 
     @contextmanager
     def _only_one(self) -> Iterator[None]:

@@ -67,6 +67,23 @@ def test_a_stale_state_of_another_process_is_not_believed(server):
     assert server.status()["answers"]
 
 
+def test_a_server_that_is_ending_is_waited_for(server, monkeypatch):
+    """While the system frees its memory a process has no command line, and holds its files."""
+    asked = []
+    true_cmdline = psutil.Process.cmdline
+
+    def cmdline(process):
+        asked.append(process.pid)
+        return [] if len(asked) < 4 else true_cmdline(process)
+
+    pid = server._state()["pid"]
+    monkeypatch.setattr(psutil.Process, "cmdline", cmdline)
+    assert server.status()["running"]
+    assert asked == [pid] * 4
+    asked.clear()
+    assert server.stop() and gone(pid)
+
+
 def test_many_may_start_it_at_once(home, mongod):
     with ThreadPoolExecutor(6) as pool:
         uris = set(pool.map(lambda _: ManagedServer(home).start(), range(6)))
