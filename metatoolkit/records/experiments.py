@@ -8,6 +8,8 @@ import os
 import random
 import shlex
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,12 @@ def _capture_ourselves(options: dict[str, Any]) -> None:
 def _experiment_class() -> Any:
     sacred = import_sacred()
     from sacred.dependencies import gather_sources_and_dependencies
-    from sacred.utils import ConfigAddedError, NamedConfigNotFoundError, iterate_flattened
+    from sacred.utils import (
+        ConfigAddedError,
+        NamedConfigNotFoundError,
+        create_basic_stream_logger,
+        iterate_flattened,
+    )
 
     class Experiment(sacred.Experiment):  # type: ignore[name-defined]
         """A Sacred experiment that is created on behalf of another file."""
@@ -165,15 +172,47 @@ def _experiment_class() -> Any:
             return short.replace(shown, self._program), long.replace(shown, self._program), internal
 
         def run(self, *args: Any, **kwargs: Any) -> Any:
-            """Run; see Sacred."""
+            """Run; see Sacred. ``--loglevel`` holds for this run, not for the process."""
             try:
-                return super().run(*args, **kwargs)
+                with self._level_kept():
+                    return super().run(*args, **kwargs)
             except MetatoolkitError as error:
                 debug = self.current_run is not None and self.current_run.debug
                 if debug or not self._from_command_line:
                     raise
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
+
+        def resolve(
+            self, config_updates: Mapping[str, Any], named_configs: Sequence[str] = ()
+        ) -> dict[str, Any]:
+            """Return the whole configuration that a run would have, without running.
+
+            Args:
+                config_updates: Entries of the configuration.
+                named_configs: Named configurations.
+
+            Raises:
+                UnknownNameError: There is no such entry or named configuration.
+                ConfigurationError: A value has another type than the entry's own.
+            """
+            with self._level_kept():
+                run = self._create_run(
+                    config_updates=dict(config_updates),
+                    named_configs=tuple(named_configs),
+                    options={"--loglevel": "ERROR"},
+                )
+            return dict(run.config)
+
+        @contextmanager
+        def _level_kept(self) -> Iterator[None]:
+            """Undo what Sacred does to the logger's level, as that is the root logger's."""
+            logger = create_basic_stream_logger() if self.logger is None else self.logger
+            level = logger.level
+            try:
+                yield
+            finally:
+                logger.setLevel(level)
 
         def _create_run(self, command_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
             try:

@@ -241,6 +241,20 @@ def test_what_is_logged_and_written_in_bytes_is_captured(database):
     assert handler.stream is sys.stderr
 
 
+def test_the_log_level_of_a_run_ends_with_it():
+    import logging
+
+    level = logging.root.level
+    within = []
+    experiment = make(lambda: within.append(logging.root.level))
+    experiment.run(options={"--loglevel": "CRITICAL"})
+    assert within == [logging.CRITICAL] and logging.root.level == level
+    assert experiment.resolve({"seed": 5})["seed"] == 5
+    with pytest.raises(ValueError, match="Unknown level"):
+        experiment.run(options={"--loglevel": "LOUD"})
+    assert logging.root.level == level
+
+
 def test_empty_leftovers_are_swept_and_nothing_else(home, database):
     from metatoolkit.records.spool import RunSpool
 
