@@ -9,7 +9,7 @@ import math
 import multiprocessing
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -149,12 +149,8 @@ def resolve(job: Job) -> dict[str, Any]:
     Args:
         job: The job.
     """
-    run = _experiment(job.experiment)._create_run(
-        config_updates={**job.updates, "seed": job.seed},
-        named_configs=job.named,
-        options={"--loglevel": "ERROR"},
-    )
-    return dict(run.config)
+    updates = {**job.updates, "seed": job.seed}
+    return dict(_experiment(job.experiment).resolve(updates, job.named))
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -164,11 +160,9 @@ def run_job(job: Job) -> dict[str, Any]:
         job: The job.
 
     Returns:
-        Label, seed, id and uuid of the run, its result and its info.
+        Label and result of the run.
     """
     import torch
-
-    from metatoolkit import records
 
     torch.set_num_threads(1)
     run = _experiment(job.experiment).run(
@@ -177,14 +171,7 @@ def run_job(job: Job) -> dict[str, Any]:
         info=dict(job.info),
         options={"--loglevel": "ERROR"},
     )
-    return {
-        "label": job.label,
-        "seed": job.seed,
-        "id": records.run_id(run),
-        "uuid": records.run_uuid(run),
-        "result": run.result,
-        "info": dict(run.info),
-    }
+    return {"label": job.label, "result": run.result}
 
 
 def run_jobs(jobs: Sequence[Job], processes: int) -> list[dict[str, Any]]:
@@ -247,7 +234,7 @@ def jobs_of(
                 "row": label,
                 "configuration": configuration_digest(resolve(bare)),
             }
-            jobs.append(Job(study.experiment, label, seed, own, row.named, {"study": place}))
+            jobs.append(replace(bare, info={"study": place}))
     return jobs
 
 

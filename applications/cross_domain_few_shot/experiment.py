@@ -37,6 +37,7 @@ from applications.cross_domain_few_shot.training_parts import (
     warm_up,
 )
 from metatoolkit import records
+from metatoolkit.configuration import build_estimator
 from metatoolkit.errors import UnknownNameError
 from metatoolkit.evaluation import domain_accuracy
 from metatoolkit.randomness import fold_in
@@ -97,25 +98,6 @@ def load_domains(config: dict[str, Any]) -> Domains:
     plain_small = mt.tasks.ImageTransform((0.5,), (0.5,))
     moved = mt.tasks.ImageTransform((0.5,), (0.5,), padding=padding)
     return Domains(seen, domains[unseen], plain_small, moved)
-
-
-def build_estimator(config: dict[str, Any]) -> mt.hypergradients.Estimator | None:
-    """Return the estimator that the method names, or ``None`` for a baseline.
-
-    Args:
-        config: A configuration of this experiment.
-
-    Raises:
-        UnknownNameError: There is no such method.
-    """
-    method = config["method"]
-    if method not in METHODS:
-        raise UnknownNameError("method", method, METHODS)
-    if method == "evograd":
-        options = dict(config["evograd"])
-        options["rescale"] = config["lr"] if options["rescale"] else None
-        return mt.hypergradients.EvoGrad(**options, seed=config["seed"])
-    return mt.hypergradients.Unrolled(steps=1) if method == "second_order" else None
 
 
 def build_inner(config: dict[str, Any]) -> mt.inner.InnerLearner:
@@ -191,7 +173,12 @@ def assemble(config: dict[str, Any]) -> Assembly:
 
     Returns:
         The trainer and its episodes, not yet trained but for the warm-up.
+
+    Raises:
+        UnknownNameError: There is no such method.
     """
+    if config["method"] not in METHODS:
+        raise UnknownNameError("method", config["method"], METHODS)
     estimator, inner = build_estimator(config), build_inner(config)
     domains = load_domains(config)
     network = build_network(config, domains)

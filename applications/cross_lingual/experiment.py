@@ -42,6 +42,7 @@ from applications.cross_lingual.settings import (
     UNTUNED,
 )
 from metatoolkit import records
+from metatoolkit.configuration import build_estimator
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.metaparameters.representation_transform import (
     RepresentationTransform,
@@ -204,23 +205,6 @@ def build_model(config: dict[str, Any], task: Transfer) -> TextClassifier:
     )
 
 
-def build_estimator(config: dict[str, Any], cached: bool) -> mt.hypergradients.Estimator | None:
-    """Return the estimator that the method names, or ``None`` for a baseline.
-
-    Args:
-        config: Settings as :func:`settings_of` returns them.
-        cached: Whether EvoGrad's copies may share the encoder's hidden states.
-    """
-    if config["method"] == "second_order":
-        return mt.hypergradients.Unrolled(steps=1)
-    if config["method"] != "evograd":
-        return None
-    options = dict(config["evograd"])
-    options["rescale"] = config["lr"] if options["rescale"] else None
-    prefix = encode_all if options.pop("prefix") and cached else None
-    return mt.hypergradients.EvoGrad(**options, prefix=prefix, seed=config["seed"])
-
-
 def assemble(config: dict[str, Any]) -> Assembly:
     """Put data, encoder, head, transformation, losses, inner learner and estimator together.
 
@@ -248,7 +232,8 @@ def assemble(config: dict[str, Any]) -> Assembly:
         lr=mt.inner.warmup_linear(config["lr"], steps, warmup),
         weight_decay=config["weight_decay"],
     )
-    estimator = build_estimator(config, cached=not inside)
+    shared = config["evograd"]["prefix"] and not inside
+    estimator = build_estimator(config, prefix=encode_all if shared else None)
     optimizer = None
     if estimator is not None:
         optimizer = torch.optim.Adam(

@@ -29,6 +29,7 @@ from applications.label_noise.settings import DEFAULT, METHODS, NAMED, TUNED, UN
 from baselines import frozen_weights, plain, uniform_weights
 from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
+from metatoolkit.configuration import build_estimator
 from metatoolkit.errors import UnknownNameError
 from metatoolkit.recorded import Assembly, fit_recorded
 
@@ -65,24 +66,6 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     if evograd["sigma"] is None:
         evograd["sigma"] = own["sigma"]
     return {**config, **filled, "evograd": evograd}
-
-
-def build_estimator(config: dict[str, Any]) -> mt.hypergradients.Estimator | None:
-    """Return the estimator that the method names, or ``None`` for a baseline.
-
-    Args:
-        config: Settings as :func:`settings_of` returns them.
-    """
-    method = config["method"]
-    if method == "evograd":
-        options = dict(config["evograd"])
-        options["rescale"] = config["lr"] if options["rescale"] else None
-        return mt.hypergradients.EvoGrad(**options, seed=config["seed"])
-    if method == "second_order":
-        return mt.hypergradients.Unrolled(steps=1)
-    if method == "learn2learn":
-        return Learn2LearnSecondOrder()
-    return None
 
 
 def assemble(config: dict[str, Any]) -> Assembly:
@@ -130,7 +113,9 @@ def assemble(config: dict[str, Any]) -> Assembly:
         nesterov=config["nesterov"],
         weight_decay=config["weight_decay"],
     )
-    estimator = build_estimator(config)
+    estimator: mt.hypergradients.Estimator | None = build_estimator(config)
+    if config["method"] == "learn2learn":
+        estimator = Learn2LearnSecondOrder()
     optimizer: torch.optim.Optimizer | None = None
     if estimator is not None:
         parameters, decay = meta.parameters(), config["meta_weight_decay"]

@@ -15,7 +15,6 @@ Expected on the default, scikit-learn's digits: see docs/rotation.md.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ import torch
 import metatoolkit as mt
 from applications.rotation.settings import DEFAULT, METHODS, NAMED
 from metatoolkit import records
+from metatoolkit.configuration import build_estimator
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.figures import draw_curves
 from metatoolkit.recorded import Assembly, fit_recorded
 
 experiment = records.experiment("rotation")
@@ -52,25 +51,6 @@ def build_task(config: dict[str, Any]) -> mt.tasks.RotatedClassification:
     )
 
 
-def build_estimator(config: dict[str, Any]) -> mt.hypergradients.Estimator | None:
-    """Return the estimator that the method names, or ``None`` for the baseline.
-
-    Args:
-        config: A configuration of this experiment.
-
-    Raises:
-        UnknownNameError: There is no such method.
-    """
-    method = config["method"]
-    if method not in METHODS:
-        raise UnknownNameError("method", method, METHODS)
-    if method == "evograd":
-        options = dict(config["evograd"])
-        options["rescale"] = config["lr"] if options["rescale"] else None
-        return mt.hypergradients.EvoGrad(**options, seed=config["seed"])
-    return mt.hypergradients.Unrolled(steps=1) if method == "second_order" else None
-
-
 def assemble(config: dict[str, Any]) -> Assembly:
     """Put images, network, rotation, losses, inner learner and estimator together.
 
@@ -79,7 +59,12 @@ def assemble(config: dict[str, Any]) -> Assembly:
 
     Returns:
         The trainer and its batches, not yet trained, and the task.
+
+    Raises:
+        UnknownNameError: There is no such method.
     """
+    if config["method"] not in METHODS:
+        raise UnknownNameError("method", config["method"], METHODS)
     estimator = build_estimator(config)
     task = build_task(config)
     seed, device = config["seed"], config["device"]
@@ -145,10 +130,7 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
                     values[f"{name}_accuracy"] = mt.evaluation.accuracy(problem.model, *split)
         return values
 
-    def write_artifacts(folder: Path) -> list[Path]:
-        return [draw_curves(assembly.trainer.history, folder / "curves.png")]
-
-    last = fit_recorded(_run, assembly, evaluate=evaluate, write_artifacts=write_artifacts)
+    last = fit_recorded(_run, assembly, evaluate=evaluate)
     return {
         name: last[name]
         for name in last

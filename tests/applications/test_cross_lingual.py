@@ -17,23 +17,9 @@ from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
 from metatoolkit.measure import count_flops
-from metatoolkit.records.server import ManagedServer
 from metatoolkit.training import MetaTrainer
 
 QUIET = {"progress": False}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    yield folder
-    ManagedServer(folder).stop()
-
-
-@pytest.fixture(autouse=True)
-def records_home(home, monkeypatch):
-    monkeypatch.setenv("METATOOLKIT_HOME", str(home))
-    monkeypatch.delenv("METATOOLKIT_MONGO_URI", raising=False)
 
 
 def run(*named, **updates):
