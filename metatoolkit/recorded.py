@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from metatoolkit import records
+from metatoolkit.batch_stream import Stateful
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.figures import draw_curves
 from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.records.home import data_home
-from metatoolkit.training import Evaluate, MetaTrainer, Stateful
+from metatoolkit.training import Evaluate, MetaTrainer
 
 RUN_SETTINGS: dict[str, Any] = {
     "device": "cpu",

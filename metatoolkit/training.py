@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from metatoolkit.errors import CheckpointError, ConfigurationError, DataError, NonFiniteError
+from metatoolkit.batch_stream import BatchStream, Stateful
+from metatoolkit.checkpoints import read_checkpoint, write_checkpoint
+from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -25,64 +25,6 @@ from metatoolkit.state import InnerState, tree_map
 Log = Callable[[str, float, int], None]
 _EPISODE = -8
 Evaluate = Callable[["MetaTrainer"], Mapping[str, float]]
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """What can be stored in a checkpoint by itself: data iterators, optimizers, estimators."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that is needed to go on."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Go on from what :meth:`state_dict` returned.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-        """
-        ...
-
-
-class _Stream:
-    """An endless iterator over batches that knows how to go back to where it was."""
-
-    def __init__(self, name: str, batches: Iterable[Any]) -> None:
-        self.name = name
-        self.batches = batches
-        self.taken = 0
-        self.iterator: Iterator[Any] = iter(batches)
-
-    def next(self) -> Any:
-        try:
-            batch = next(self.iterator)
-        except StopIteration:
-            self.iterator = iter(self.batches)
-            try:
-                batch = next(self.iterator)
-            except StopIteration:
-                remedy = (
-                    "it holds no batch"
-                    if self.taken == 0
-                    else "it is exhausted and cannot start again; pass a list, a DataLoader or an "
-                    "endless iterator"
-                )
-                raise DataError(f"{self.name}: {remedy}.") from None
-        self.taken += 1
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        own = self.batches.state_dict() if isinstance(self.batches, Stateful) else None
-        return {"taken": self.taken, "batches": own}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        if saved["batches"] is not None and isinstance(self.batches, Stateful):
-            self.batches.load_state_dict(saved["batches"])
-            self.iterator = iter(self.batches)
-            self.taken = saved["taken"]
-            return
-        while self.taken < saved["taken"]:
-            self.next()
 
 
 class MetaTrainer:
@@ -246,7 +188,8 @@ class MetaTrainer:
 
         Raises:
             ConfigurationError: Numbers are out of range, or validation batches are missing.
-            CheckpointError: The checkpoint cannot be read, or belongs to another problem.
+            CheckpointError: The checkpoint cannot be read or written, or belongs to another
+                problem.
             NonFiniteError: A loss is NaN or infinite.
             DataError: There is no batch.
         """
@@ -255,9 +198,9 @@ class MetaTrainer:
                 raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
         if self.estimator is not None and valid_batches is None:
             raise ConfigurationError("valid_batches is missing; the estimator needs them.")
-        streams = {"train_batches": _Stream("train_batches", train_batches)}
+        streams = {"train_batches": BatchStream("train_batches", train_batches)}
         if valid_batches is not None:
-            streams["valid_batches"] = _Stream("valid_batches", valid_batches)
+            streams["valid_batches"] = BatchStream("valid_batches", valid_batches)
         path = None if checkpoint is None else Path(checkpoint)
         if resume and path is not None and path.exists():
             self.load_checkpoint(path, streams)
@@ -303,7 +246,7 @@ class MetaTrainer:
         self.problem.load(self.state)
         return last
 
-    def _outer_step(self, streams: dict[str, _Stream]) -> dict[str, Tensor]:
+    def _outer_step(self, streams: dict[str, BatchStream]) -> dict[str, Tensor]:
         if self.episode is not None and self.state.step >= self.episode:
             assert self.start is not None
             self.episodes_done += 1
@@ -340,11 +283,11 @@ class MetaTrainer:
         Args:
             path: File to write.
             streams: Data iterators to store with it.
+
+        Raises:
+            CheckpointError: The file cannot be written; a former one is left as it was.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "format": 1,
             "steps_done": self.steps_done,
             "seconds": self.seconds,
             "history": self.history,
@@ -356,16 +299,7 @@ class MetaTrainer:
             "estimator": self.estimator and self.estimator.state_dict(),
             "streams": {name: stream.state_dict() for name, stream in (streams or {}).items()},
         }
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+        write_checkpoint(path, content)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], streams: Mapping[str, Stateful] | None = None
@@ -379,14 +313,8 @@ class MetaTrainer:
         Raises:
             CheckpointError: The file cannot be read, or belongs to another problem.
         """
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            saved = InnerState.from_state_dict(content["state"])
-        except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.PickleError) as error:
-            raise CheckpointError(
-                f"{os.fspath(path)} is no readable checkpoint ({error}); delete it, or start "
-                "without resume."
-            ) from error
+        content = read_checkpoint(path)
+        saved = InnerState.from_state_dict(content["state"])
         shapes = {name: tensor.shape for name, tensor in self.state.parameters.items()}
         if shapes != {name: tensor.shape for name, tensor in saved.parameters.items()} or set(
             saved.optimizer

@@ -1,6 +1,8 @@
 """The trainer: order of the steps, batches, checkpoints, errors."""
 
+import errno
 import math
+import os
 
 import pytest
 import torch
@@ -208,6 +210,23 @@ def test_resume_without_a_checkpoint_begins(tmp_path):
     trainer = trainer_of(case)
     fit(trainer, case, 2, checkpoint=tmp_path / "folder" / "c.pt", resume=True)
     assert trainer.steps_done == 2 and (tmp_path / "folder" / "c.pt").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(tmp_path, monkeypatch):
+    case, path = bank.ridge(), tmp_path / "c.pt"
+    trainer = trainer_of(case)
+    fit(trainer, case, 1, checkpoint=path)
+    former = path.read_bytes()
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*No space left"):
+        fit(trainer, case, 2, checkpoint=path)
+    assert path.read_bytes() == former and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(CheckpointError, match=r"File exists.*give another"):
+        trainer.save_checkpoint(path / "below.pt")
 
 
 def test_checkpoints_of_something_else_are_refused(tmp_path):
