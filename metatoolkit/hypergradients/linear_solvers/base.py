@@ -1,0 +1,94 @@
+"""The linear system behind an implicit hypergradient, and the one interface of its solvers."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError
+
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSystem:
+    """The system M x = b over vectors of length n.
+
+    Attributes:
+        product: x ↦ M x, finite or an error.
+        transposed_product: x ↦ Mᵀ x, likewise.
+        right_hand_side: b, in float32 or float64.
+        start: First iterate, or ``None`` for zero.
+        key: Random key for solvers that draw vectors.
+    """
+
+    product: Product
+    transposed_product: Product
+    right_hand_side: Tensor
+    start: Tensor | None = None
+    key: int = 0
+
+    def first_residual(self) -> tuple[Tensor, Tensor]:
+        """Return the first iterate and its residual; one product where there is a start."""
+        if self.start is None:
+            return torch.zeros_like(self.right_hand_side), self.right_hand_side.clone()
+        return self.start.clone(), self.right_hand_side - self.product(self.start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """What a solver reached.
+
+    Attributes:
+        vector: The last iterate x.
+        iterations: Iterations taken.
+        details: What else the solver can tell, 0-d tensors by name.
+    """
+
+    vector: Tensor
+    iterations: int
+    details: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+class LinearSolver(ABC):
+    """A way to solve M x = b.
+
+    Attributes:
+        symmetric: Whether M must be symmetric.
+        warm_startable: Whether a first iterate is of use.
+    """
+
+    symmetric: ClassVar[bool] = False
+    warm_startable: ClassVar[bool] = True
+
+    @abstractmethod
+    def solve(self, system: LinearSystem) -> Solution:
+        """Return an approximate solution.
+
+        Args:
+            system: The system.
+        """
+
+
+def check_iteration(iterations: int, tolerance: float, damping: float = 0.0) -> None:
+    """Raise unless the arguments that iterative solvers share are in range.
+
+    Args:
+        iterations: Largest number of iterations, at least 1.
+        tolerance: Norm of the residual relative to b, from 0 to below 1.
+        damping: What is added to the diagonal, finite and at least 0.
+
+    Raises:
+        ConfigurationError: One is out of range.
+    """
+    if iterations < 1:
+        raise ConfigurationError(f"iterations is {iterations}; at least 1 is needed.")
+    if not 0 <= tolerance < 1:
+        raise ConfigurationError(f"tolerance is {tolerance}; accepted: at least 0 and below 1.")
+    if not 0 <= damping < float("inf"):
+        raise ConfigurationError(f"damping is {damping}; a finite number of at least 0 is needed.")

@@ -1,0 +1,104 @@
+"""Conjugate gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import torch
+
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients.linear_solvers.base import (
+    LinearSolver,
+    LinearSystem,
+    Solution,
+    check_iteration,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConjugateGradient(LinearSolver):
+    """Conjugate gradient, for a symmetric positive definite M (Hestenes and Stiefel 1952).
+
+    After k iterations the error in the norm of M is at most 2 ((√κ − 1)/(√κ + 1))ᵏ times the
+    first one, with κ the condition number. One product per iteration; memory: four vectors.
+
+    Args:
+        iterations: Largest number of iterations.
+        tolerance: Norm of the residual relative to b at which to stop.
+        damping: ρ of the system (M + ρ I) x = b that is solved instead, at least 0.
+        negative_curvature: What to do where pᵀ(M + ρ I)p ≤ 0 shows that M + ρ I is not positive
+            definite: ``"error"``, or ``"stop"`` with the iterate before and the detail
+            ``negative_curvature``, that value over pᵀp.
+
+    Raises:
+        ConfigurationError: An argument is out of range.
+    """
+
+    iterations: int = 50
+    tolerance: float = 1e-6
+    damping: float = 0.0
+    negative_curvature: Literal["error", "stop"] = "error"
+    symmetric: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_iteration(self.iterations, self.tolerance, self.damping)
+        if self.negative_curvature not in ("error", "stop"):
+            raise ConfigurationError(
+                f"negative_curvature is {self.negative_curvature!r}; accepted: 'error', 'stop'."
+            )
+
+    def solve(self, system: LinearSystem) -> Solution:
+        """Return the iterate at which the residual fell below the tolerance, or the last.
+
+        Args:
+            system: The system.
+
+        Raises:
+            UnsupportedError: M is not positive definite, unless that is to stop the iteration.
+        """
+        damped = _damped(system, self.damping)
+        x, residual = damped.first_residual()
+        target = self.tolerance * float(system.right_hand_side.norm())
+        direction = residual.clone()
+        square = residual.dot(residual)
+        rounding = torch.finfo(residual.dtype).eps
+        done = 0
+        while done < self.iterations and float(square.sqrt()) > target:
+            image = damped.product(direction)
+            curvature = direction.dot(image)
+            if float(curvature) <= rounding * float(direction.norm() * image.norm()):
+                if float(square.sqrt()) <= rounding * float(system.right_hand_side.norm()):
+                    # Rounding is all that is left, which tells nothing of M.
+                    break
+                relative = curvature / direction.dot(direction)
+                if self.negative_curvature == "error":
+                    raise UnsupportedError(_indefinite(float(relative), self.damping))
+                return Solution(x, done, {"negative_curvature": relative})
+            step = square / curvature
+            x = x + step * direction
+            residual = residual - step * image
+            before, square = square, residual.dot(residual)
+            direction = residual + (square / before) * direction
+            done += 1
+        return Solution(x, done)
+
+
+def _indefinite(curvature: float, damping: float) -> str:
+    return (
+        f"ConjugateGradient met a direction of curvature {curvature:.3g} with damping={damping}: "
+        "the training loss is no strictly convex function at this state. Use MINRES (symmetric, "
+        "indefinite), NormalEquationCG or GMRES, raise the damping, train θ for longer, or pass "
+        "negative_curvature='stop'."
+    )
+
+
+def _damped(system: LinearSystem, damping: float) -> LinearSystem:
+    """Return the system with ``damping`` on the diagonal."""
+    if damping == 0:
+        return system
+    return dataclasses.replace(
+        system,
+        product=lambda x: system.product(x) + damping * x,
+        transposed_product=lambda x: system.transposed_product(x) + damping * x,
+    )

@@ -1,0 +1,54 @@
+"""The adjoint fixed-point iteration."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from metatoolkit.hypergradients.linear_solvers.base import (
+    LinearSolver,
+    LinearSystem,
+    Solution,
+    check_iteration,
+)
+from metatoolkit.hypergradients.linear_solvers.richardson import iterate
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPoint(LinearSolver):
+    """The adjoint fixed-point iteration x ← x + (b − M x), which is u ← ∂Φᵀ u + b for M = I − ∂Φᵀ.
+
+    It converges for every contraction Φ, at the rate ρ, the spectral radius of ∂Φ (Grazzi et al.
+    2020, arXiv 2006.16218). One product per iteration; memory: three vectors.
+
+    Args:
+        iterations: Largest number of iterations.
+        tolerance: Norm of the residual relative to b at which to stop.
+
+    Raises:
+        ConfigurationError: An argument is out of range.
+    """
+
+    iterations: int = 50
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_iteration(self.iterations, self.tolerance)
+
+    def solve(self, system: LinearSystem) -> Solution:
+        """Return the iterate at which the residual fell below the tolerance, or the last.
+
+        Args:
+            system: The system.
+
+        Raises:
+            UnsupportedError: The iteration diverges, since the inner step is no contraction.
+        """
+        x, done = iterate(
+            system,
+            1.0,
+            self.iterations,
+            self.tolerance,
+            "FixedPoint does not converge, for the inner step is no contraction at this state",
+            "Lower the inner learning rate, train θ for longer, or",
+        )
+        return Solution(x, done)
