@@ -65,6 +65,10 @@ class CheckpointError(MetatoolkitError, RuntimeError):
     """A checkpoint is unreadable or belongs to another configuration."""
 
 
+class WorkerError(MetatoolkitError, RuntimeError):
+    """A process that worked for this one was killed."""
+
+
 class MissingDependencyError(MetatoolkitError, ImportError):
     """An optional package is not installed; the message tells how to install it."""
 

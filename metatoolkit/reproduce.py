@@ -16,10 +16,16 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metatoolkit.cli import applications
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, UnknownNameError
+
+if TYPE_CHECKING:
+    import pandas
+
+    from metatoolkit.jobs import Job, Outcome
+    from metatoolkit.studies import Study
 
 
 def find_studies() -> dict[str, Any]:
@@ -65,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; by default those of the process.
 
     Returns:
-        Exit code: 2 for an error, 130 after Ctrl-C.
+        Exit code: 1 where a run failed, 2 for an error, 130 after Ctrl-C.
     """
     options = build_parser().parse_args(argv)
     try:
@@ -85,14 +91,15 @@ def reproduce(options: argparse.Namespace) -> int:
         options: What :func:`build_parser` parsed.
 
     Returns:
-        Exit code 0.
+        Exit code: 1 where a run failed, else 0.
 
     Raises:
         UnknownNameError: There is no such study.
-        ConfigurationError: A number is out of range.
+        ConfigurationError: A number is out of range, or no file can be written where it should.
     """
     from metatoolkit import document, records
-    from metatoolkit.studies import collect, jobs_of, run_jobs
+    from metatoolkit.jobs import run_jobs
+    from metatoolkit.studies import collect, jobs_of
 
     known = find_studies()
     if options.list:
@@ -107,22 +114,31 @@ def reproduce(options: argparse.Namespace) -> int:
         number = getattr(options, name)
         if number is not None and number < 1:
             raise ConfigurationError(f"--{name} is {number}; at least 1 is needed.")
+    for folder in (options.output, options.document and options.document.parent):
+        if folder is not None:
+            _check_folder(folder)
     chosen = [known[name] for name in options.studies or known]
     processes = options.processes or min(len(os.sched_getaffinity(0)), 4)
     updates = {n: v for n in ("steps", "device") if (v := getattr(options, n)) is not None}
-    found = []
+    found, failures = [], 0
     with contextlib.ExitStack() as stack:
         for study in chosen:
             jobs = jobs_of(study, _seeds(study, options), updates)
             due = _due(study, jobs, options)
+            failed: list[Outcome] = []
             if due:
                 print(f"{study.name}: {len(due)} runs, {processes} at once", flush=True)
-                run_jobs(due, processes)
+                failed = [outcome for outcome in run_jobs(due, processes) if outcome.error]
+                failures += len(failed)
             # A connection of its own, that sees what was just run; the document reads from all.
             database = stack.enter_context(records.connect())
             frame = collect(study, jobs, database)
             found.append((study, frame))
             _show(study, frame)
+            for sentence in lacking(study, jobs, frame):
+                print(sentence)
+            for outcome in failed:
+                print(f"failed:    {outcome.job.label}, seed {outcome.job.seed}: {outcome.error}")
             figure = _draw(study, frame, options.output)
             if figure is not None:
                 print(f"figure:    {figure.resolve()}")
@@ -133,7 +149,41 @@ def reproduce(options: argparse.Namespace) -> int:
                 document.write(found, options.document)
     if options.document is not None:
         print(f"document:  {options.document.resolve()}")
-    return 0
+    return 1 if failures else 0
+
+
+def lacking(study: Study, jobs: Sequence[Job], frame: pandas.DataFrame) -> list[str]:
+    """Say which rows have fewer runs than seeds, so that nobody takes their mean for the whole.
+
+    Args:
+        study: The study.
+        jobs: Its jobs.
+        frame: Frame of :func:`metatoolkit.studies.collect`.
+
+    Returns:
+        One sentence for each such row.
+    """
+    sentences = []
+    for label in study.rows:
+        present = set(frame.loc[frame["row"] == label, "seed"])
+        seeds = [job.seed for job in jobs if job.label == label]
+        missing = [str(seed) for seed in seeds if seed not in present]
+        if missing:
+            sentences.append(
+                f"missing:   {label}: {len(missing)} of {len(seeds)} runs "
+                f"(seed {', '.join(missing)})"
+            )
+    return sentences
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written to before anything runs."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigurationError(
+            f"nothing can be written to {folder}: {existing} is "
+            f"{'not writable' if existing.is_dir() else 'no folder'}. Give another folder."
+        )
 
 
 def _due(study: Any, jobs: list[Any], options: argparse.Namespace) -> list[Any]:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import ctypes
-import importlib
 import math
-import multiprocessing
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.errors import UnknownNameError
+from metatoolkit.jobs import Job, resolve
 from metatoolkit.recorded import configuration_digest
 
 if TYPE_CHECKING:
     import pandas
 
     from metatoolkit.records import Database
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -120,98 +114,6 @@ class Study:
                     raise UnknownNameError("row", label, self.rows)
             if claim.column not in headers:
                 raise UnknownNameError("column", claim.column, headers)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: a configuration of an experiment with one seed.
-
-    Attributes:
-        experiment: Module that holds the Sacred experiment as ``experiment``.
-        label: Word for the progress bar.
-        seed: Seed.
-        updates: Configuration entries.
-        named: Named configurations.
-        info: First entries of the run's ``info``.
-    """
-
-    experiment: str
-    label: str
-    seed: int
-    updates: Mapping[str, Any] = field(default_factory=dict)
-    named: tuple[str, ...] = ()
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-
-def resolve(job: Job) -> dict[str, Any]:
-    """Return the whole configuration of a job, without running it.
-
-    Args:
-        job: The job.
-    """
-    updates = {**job.updates, "seed": job.seed}
-    return dict(_experiment(job.experiment).resolve(updates, job.named))
-
-
-def run_job(job: Job) -> dict[str, Any]:
-    """Run one job in this process, on one thread so that its numbers hang on nothing else.
-
-    Args:
-        job: The job.
-
-    Returns:
-        Label and result of the run.
-    """
-    import torch
-
-    torch.set_num_threads(1)
-    run = _experiment(job.experiment).run(
-        named_configs=job.named,
-        config_updates={**job.updates, "seed": job.seed, "progress": False},
-        info=dict(job.info),
-        options={"--loglevel": "ERROR"},
-    )
-    return {"label": job.label, "result": run.result}
-
-
-def run_jobs(jobs: Sequence[Job], processes: int) -> list[dict[str, Any]]:
-    """Run jobs, several at once, under a progress bar; each is recorded.
-
-    Args:
-        jobs: The jobs.
-        processes: Number of runs at once.
-
-    Returns:
-        What :func:`run_job` returned, in the order of the jobs.
-
-    Raises:
-        ConfigurationError: ``processes`` is less than 1.
-    """
-    from tqdm.auto import tqdm
-
-    if processes < 1:
-        raise ConfigurationError(f"processes is {processes}; at least 1 is needed.")
-    context = multiprocessing.get_context("spawn")
-    with (
-        concurrent.futures.ProcessPoolExecutor(
-            processes, mp_context=context, initializer=_follow_parent
-        ) as pool,
-        tqdm(total=len(jobs), desc="runs", dynamic_ncols=True) as bar,
-    ):
-        # Workers inherit the mask, so that Ctrl-C cannot hit them before they are set up.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        futures = [pool.submit(run_job, job) for job in jobs]
-        try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            for future in concurrent.futures.as_completed(futures):
-                bar.set_postfix_str(f"last: {future.result()['label']}")
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
-        return [future.result() for future in futures]
 
 
 def jobs_of(
@@ -314,17 +216,6 @@ def judge(study: Study, frame: pandas.DataFrame) -> list[str]:
             f"{'holds' if holds else 'does not hold'} ({number})"
         )
     return sentences
-
-
-def _experiment(module: str) -> Any:
-    return importlib.import_module(module).experiment
-
-
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and be interrupted when it dies however that happens (Linux)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _value(run: Any, column: Column) -> float:

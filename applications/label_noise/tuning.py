@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from applications.label_noise.settings import METHODS
-from metatoolkit.studies import Job, run_jobs
+from metatoolkit.jobs import Job, run_jobs
 
 # The learning rate is that of the step that momentum accumulates to, lr / (1 − momentum).
 RANGES = {"lr": (0.02, 0.5), "meta_lr": (3e-4, 3e-2), "sigma": (1e-3, 0.1)}
@@ -74,7 +74,8 @@ def score(entries: Sequence[tuple[str, dict[str, Any]]], seeds: range, processes
         processes: Number of runs at once.
 
     Returns:
-        A pandas DataFrame: ``entry``, the position in ``entries``, and ``accuracy`` on tuning data.
+        A pandas DataFrame: ``entry``, the position in ``entries``, and ``accuracy`` on tuning data,
+        which is 0 where the run failed.
     """
     import pandas
 
@@ -83,9 +84,9 @@ def score(entries: Sequence[tuple[str, dict[str, Any]]], seeds: range, processes
         for method, settings in entries
         for seed in seeds
     ]
-    runs = run_jobs(jobs, processes)
+    outcomes = run_jobs(jobs, processes)
     positions = [position for position in range(len(entries)) for _ in seeds]
-    accuracies = [run["result"]["tuning_accuracy"] for run in runs]
+    accuracies = [0.0 if one.error else one.result["tuning_accuracy"] for one in outcomes]
     return pandas.DataFrame({"entry": positions, "accuracy": accuracies})
 
 

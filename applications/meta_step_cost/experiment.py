@@ -16,8 +16,8 @@ from typing import Any
 
 from metatoolkit import records
 from metatoolkit.errors import UnknownNameError
+from metatoolkit.jobs import Job, resolve
 from metatoolkit.recorded import configuration_digest, measure_costs
-from metatoolkit.studies import Job, resolve
 
 ESTIMATORS = ("second_order", "evograd", "evograd_streamed")
 APPLICATIONS = ("label_noise", "rotation", "cross_domain_few_shot", "cross_lingual")

@@ -25,7 +25,8 @@ from applications.illustration.study import BIAS_VARIANCE, GRADIENTS, TRAJECTORI
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.hypergradients import GMRES, EvoGrad, Implicit
-from metatoolkit.studies import collect, jobs_of, run_job
+from metatoolkit.jobs import run_job
+from metatoolkit.studies import collect, jobs_of
 
 F64 = torch.float64
 
@@ -255,7 +256,7 @@ def test_figures_are_drawn_from_the_records(study, tmp_path):
     small = dataclasses.replace(study, rows=rows)
     jobs = jobs_of(small)
     for job in jobs:
-        run_job(job)
+        assert not run_job(job).error
     with records.connect() as database:
         frame = collect(small, jobs, database)
         assert len(frame) == 1
@@ -265,7 +266,7 @@ def test_figures_are_drawn_from_the_records(study, tmp_path):
 
 def test_columns_of_the_studies_are_recorded(tmp_path):
     job = dataclasses.replace(jobs_of(GRADIENTS)[0], updates={"trials": 2})
-    given = run_job(job)["result"]
+    given = run_job(job).result
     for column in GRADIENTS.columns:
         assert column.path.removeprefix("result.") in given
     assert set(next(iter(GRADIENTS.rows.values())).published) == {

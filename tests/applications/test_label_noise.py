@@ -14,7 +14,8 @@ from applications.label_noise.tuning import FIRST_SEED, trials
 from metatoolkit import records
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
-from metatoolkit.studies import collect, jobs_of, run_job
+from metatoolkit.jobs import run_job
+from metatoolkit.studies import collect, jobs_of
 
 QUIET = {"progress": False}
 
@@ -193,7 +194,7 @@ def test_figure_of_the_scaling_is_drawn_from_records(tmp_path):
     )
     jobs = jobs_of(study, updates={"steps": 1, "network": {"name": "mlp", "width": None}})
     for job in jobs:
-        run_job(job)
+        assert not run_job(job).error
     with records.connect() as database:
         frame = collect(study, jobs, database)
         assert len(frame) == len(jobs)

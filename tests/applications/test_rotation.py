@@ -9,7 +9,8 @@ from applications.rotation.study import COMPARISON
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
-from metatoolkit.studies import collect, jobs_of, run_job
+from metatoolkit.jobs import run_job
+from metatoolkit.studies import collect, jobs_of
 
 QUIET = {"progress": False}
 
@@ -130,7 +131,7 @@ def test_the_figure_is_drawn_from_the_records(tmp_path):
     study = dataclasses.replace(COMPARISON, rows=rows, seeds=(1,))
     jobs = jobs_of(study)
     for job in jobs:
-        run_job(job)
+        assert not run_job(job).error
     with records.connect() as database:
         frame = collect(study, jobs, database)
         assert len(frame) == len(study.rows)

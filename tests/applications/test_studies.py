@@ -1,6 +1,12 @@
+import os
+import signal
+
 import pytest
 
 from metatoolkit import reproduce
+from metatoolkit.errors import WorkerError
+from metatoolkit.jobs import Job, run_jobs
+from metatoolkit.studies import Column, Row, Study
 
 
 def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys):
@@ -28,12 +34,50 @@ def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_run_that_fails_leaves_the_others_alone_and_is_told(tmp_path, monkeypatch, capsys):
+    small = {"network": {"name": "mlp", "hidden": [4]}, "method": "plain"}
+    study = Study(
+        "small",
+        "title",
+        "applications.label_noise.experiment",
+        {"fine": Row(small), "diverges": Row({**small, "lr": 1e20})},
+        (Column("accuracy", "result.test_accuracy"),),
+        seeds=(1, 2),
+    )
+    monkeypatch.setattr(reproduce, "find_studies", lambda: {"small": study})
+    options = ["small", "--steps", "20", "--processes", "1", "--output", str(tmp_path)]
+    assert reproduce.main(options) == 1
+    printed = capsys.readouterr().out
+    assert "missing:   diverges: 2 of 2 runs (seed 1, 2)" in printed
+    assert "failed:    diverges, seed 1: NonFiniteError: train_loss is" in printed
+    assert "failed:    fine" not in printed and "missing:   fine" not in printed
+    assert " ± " in printed
+
+
+def test_a_worker_that_is_killed_is_told():
+    jobs = [Job(__name__, "killed", 1)]
+    with pytest.raises(WorkerError, match="Run fewer than 1 at once"):
+        run_jobs(jobs, 1)
+
+
+class Killing:
+    """In the place of an experiment: it kills the process that runs it."""
+
+    def run(self, **_given):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+experiment = Killing()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["label_nose"], "Did you mean 'label_noise'?"),
         (["label_noise", "--seeds", "0"], "--seeds is 0"),
         (["label_noise", "--steps", "-1"], "--steps is -1"),
+        (["label_noise", "--output", f"{__file__}/below"], "test_studies.py is no folder"),
+        (["label_noise", "--document", f"{__file__}/a.md"], "test_studies.py is no folder"),
     ],
 )
 def test_wrong_arguments_are_answered(arguments, message, capsys):
