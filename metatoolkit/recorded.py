@@ -16,6 +16,7 @@ import torch
 
 from metatoolkit import records
 from metatoolkit.batch_stream import Stateful
+from metatoolkit.configuration import COUNT, DEVICE, FLAG, NONE, TEXT, Rule, integer
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.figures import draw_curves
 from metatoolkit.measure import count_flops, peak_memory
@@ -32,6 +33,19 @@ RUN_SETTINGS: dict[str, Any] = {
     "progress": True,
 }
 """Configuration entries that :func:`fit_recorded` reads, beside ``steps``, ``seed``, ``method``."""
+
+RUN_RULES: dict[str, Rule] = {
+    "seed": integer(0),
+    "steps": COUNT,
+    "device": DEVICE,
+    "evaluate_every": integer(0),
+    "log_every": COUNT,
+    "checkpoint_every": integer(0),
+    "checkpoint": TEXT | NONE,
+    "resume": FLAG,
+    "progress": FLAG,
+}
+"""Rules of these entries, for :func:`metatoolkit.configuration.check_configuration`."""
 
 _PASSING = {"checkpoint", "checkpoint_every", "resume", "progress", "device"}
 

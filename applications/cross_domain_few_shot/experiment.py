@@ -28,7 +28,7 @@ import torch
 
 import metatoolkit as mt
 from applications.cross_domain_few_shot import figures
-from applications.cross_domain_few_shot.settings import DEFAULT, METHODS, NAMED
+from applications.cross_domain_few_shot.settings import DEFAULT, NAMED, RULES
 from applications.cross_domain_few_shot.training_parts import (
     AuxiliaryBatches,
     add_auxiliary_head,
@@ -37,7 +37,7 @@ from applications.cross_domain_few_shot.training_parts import (
     warm_up,
 )
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator
+from metatoolkit.configuration import build_estimator, check_configuration
 from metatoolkit.errors import UnknownNameError
 from metatoolkit.evaluation import domain_accuracy
 from metatoolkit.randomness import fold_in
@@ -78,7 +78,7 @@ def load_domains(config: dict[str, Any]) -> Domains:
         config: A configuration of this experiment.
 
     Raises:
-        UnknownNameError: The unseen domain is not among them, or there is no such source.
+        UnknownNameError: The unseen domain is not among them.
     """
     names, unseen = list(config["domains"]), config["unseen"]
     if unseen not in names:
@@ -90,8 +90,6 @@ def load_domains(config: dict[str, Any]) -> Domains:
         train = mt.tasks.PhotoTransform(size, augment=True) if config["augment"] else plain
         seen = {name: domain for name, domain in domains.items() if name != unseen}
         return Domains(seen, domains[unseen], plain, train)
-    if config["source"] != "small":
-        raise UnknownNameError("source", config["source"], ("photos", "small"))
     domains = mt.tasks.default_domains(names, config["image_size"], config["data_root"])
     padding = 2 if config["augment"] else 0
     seen = {name: domain for name, domain in domains.items() if name != unseen}
@@ -105,17 +103,12 @@ def build_inner(config: dict[str, Any]) -> mt.inner.InnerLearner:
 
     Args:
         config: A configuration of this experiment.
-
-    Raises:
-        UnknownNameError: There is no such optimizer.
     """
     boundaries = [round(fraction * config["steps"]) for fraction in config["milestones"]]
     lr = mt.inner.multistep(config["lr"], boundaries)
     if config["optimizer"] == "adam":
         return mt.inner.Adam(lr=lr)
-    if config["optimizer"] == "sgd":
-        return mt.inner.SGD(lr=lr, momentum=0.9)
-    raise UnknownNameError("optimizer", config["optimizer"], ("adam", "sgd"))
+    return mt.inner.SGD(lr=lr, momentum=0.9)
 
 
 def build_network(config: dict[str, Any], domains: Domains) -> mt.networks.FewShotNetwork:
@@ -175,10 +168,10 @@ def assemble(config: dict[str, Any]) -> Assembly:
         The trainer and its episodes, not yet trained but for the warm-up.
 
     Raises:
-        UnknownNameError: There is no such method.
+        ConfigurationError: An entry is out of range.
+        UnknownNameError: A name is unknown, for instance that of the method.
     """
-    if config["method"] not in METHODS:
-        raise UnknownNameError("method", config["method"], METHODS)
+    check_configuration(config, RULES)
     estimator, inner = build_estimator(config), build_inner(config)
     domains = load_domains(config)
     network = build_network(config, domains)

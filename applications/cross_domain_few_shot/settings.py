@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from metatoolkit.recorded import RUN_SETTINGS
+from metatoolkit.configuration import (
+    COUNT,
+    EVOGRAD_RULES,
+    FLAG,
+    MILESTONES,
+    NONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    TEXT,
+    Rules,
+    integer,
+    list_of,
+    number,
+    one_of,
+)
+from metatoolkit.networks import BACKBONES
+from metatoolkit.networks.metric_heads import METRIC_HEADS
+from metatoolkit.recorded import RUN_RULES, RUN_SETTINGS
 
 METHODS = ("no_transform", "fixed_transform", "second_order", "evograd")
 
@@ -57,6 +74,58 @@ DEFAULT: dict[str, Any] = {
     "tuning_episodes": 200,
     **RUN_SETTINGS,
     "evaluate_every": 100,
+}
+
+RULES: Rules = {
+    "method": one_of(*METHODS),
+    "domains": list_of(TEXT, 3),
+    "unseen": TEXT,
+    "source": one_of("photos", "small"),
+    "data_root": TEXT | NONE,
+    "image_size": integer(8),
+    "augment": FLAG,
+    "backbone": {
+        "name": one_of(*BACKBONES),
+        "width": COUNT | NONE,
+        "pools": integer(0, 4) | NONE,
+        "stem": one_of("large", "small") | NONE,
+    },
+    "head": {
+        "name": one_of(*METRIC_HEADS),
+        "running_statistics": FLAG | NONE,
+        "context": FLAG | NONE,
+    },
+    "ways": integer(2),
+    "shots": COUNT,
+    "queries": COUNT,
+    "period": COUNT,
+    "transform": {"where": list_of(TEXT, 1) | NONE, "scale": number(), "shift": number()},
+    "optimizer": one_of("adam", "sgd"),
+    "lr": POSITIVE,
+    "milestones": MILESTONES,
+    "meta_lr": POSITIVE,
+    "meta_weight_decay": NOT_NEGATIVE,
+    "order": one_of("inner_first", "meta_first"),
+    "evograd": {**EVOGRAD_RULES, "guided": FLAG},
+    "auxiliary": {
+        "domain": TEXT | NONE,
+        "weight": NOT_NEGATIVE,
+        "batch_size": COUNT,
+        "decay": NOT_NEGATIVE,
+        "decays": integer(0),
+    },
+    "warm_up": {
+        "domain": TEXT | NONE,
+        "steps": integer(0),
+        "batch_size": COUNT,
+        "lr": POSITIVE,
+        "checkpoint": TEXT | NONE,
+    },
+    "test_queries": COUNT,
+    # An interval takes two.
+    "test_episodes": integer(2),
+    "tuning_episodes": integer(2),
+    **RUN_RULES,
 }
 
 _PAPER: dict[str, Any] = {

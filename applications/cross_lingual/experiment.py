@@ -36,13 +36,13 @@ from applications.cross_lingual.settings import (
     DEFAULT,
     LANGUAGES,
     META_METHODS,
-    METHODS,
     NAMED,
+    RULES,
     TUNED,
     UNTUNED,
 )
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator
+from metatoolkit.configuration import build_estimator, check_configuration
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.metaparameters.representation_transform import (
     RepresentationTransform,
@@ -94,20 +94,17 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         config: The run's configuration.
 
     Raises:
-        UnknownNameError: There is no such method or data set.
-        ConfigurationError: The languages of CoNLL folders are not given, or source and target are
-            the same.
+        UnknownNameError: A name is unknown, for instance that of the method.
+        ConfigurationError: An entry is out of range, the languages of CoNLL folders are not given,
+            or source and target are the same.
     """
-    if config["method"] not in METHODS:
-        raise UnknownNameError("method", config["method"], METHODS)
+    check_configuration(config, RULES)
     own = {**UNTUNED, **(TUNED[config["method"]] if config["tuned"] else {})}
     filled = {name: own[name] if config[name] is None else config[name] for name in UNTUNED}
     data = dict(config["data"])
     if data["name"] == "auto":
         found = (data_root(data["root"]) / "masakhaner").is_dir()
         data["name"] = "masakhaner" if found else "generated"
-    if data["name"] not in LANGUAGES:
-        raise UnknownNameError("data set", data["name"], ("auto", *LANGUAGES))
     for role, language in zip(("source", "target"), LANGUAGES[data["name"]], strict=True):
         data[role] = data[role] or language
         if data[role] is None:

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from metatoolkit.recorded import RUN_SETTINGS
+from metatoolkit.configuration import (
+    COUNT,
+    EVOGRAD_RULES,
+    FLAG,
+    NONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    TEXT,
+    Rules,
+    integer,
+    list_of,
+    number,
+    one_of,
+)
+from metatoolkit.recorded import RUN_RULES, RUN_SETTINGS
 
 METHODS = ("target_only", "joint", "frozen", "second_order", "evograd")
 META_METHODS = ("second_order", "evograd")
@@ -94,6 +108,56 @@ DEFAULT: dict[str, Any] = {
     **RUN_SETTINGS,
     "evaluate_every": 100,
     "checkpoint_every": 100,
+}
+
+_SHARE = number(0, 1)
+_DROPOUT = number(0, below=1)
+
+RULES: Rules = {
+    "method": one_of(*METHODS),
+    "data": {
+        "name": one_of("auto", *LANGUAGES),
+        "root": TEXT | NONE,
+        "source": TEXT | NONE,
+        "target": TEXT | NONE,
+        "source_examples": COUNT,
+        "target_examples": COUNT,
+        "sample_seed": integer(0) | NONE,
+        "labels": one_of("equal", "union"),
+        "max_length": COUNT,
+        "vocabulary": COUNT,
+        "generated": {
+            "seed": integer(0),
+            "cognates": _SHARE,
+            "shared_names": _SHARE,
+            "word_order": _SHARE,
+            "train": COUNT,
+            "dev": COUNT,
+            "test": COUNT,
+        },
+    },
+    "encoder": {
+        "pretrained": TEXT | NONE,
+        "size": COUNT,
+        "layers": COUNT,
+        "heads": COUNT,
+        "feed_forward": COUNT,
+        "embeddings": COUNT | NONE,
+        "dropout": _DROPOUT,
+        "attention_dropout": _DROPOUT,
+    },
+    "head_dropout": _DROPOUT,
+    "transform": {"layers": list_of(integer(), 1), "bottleneck": COUNT | NONE},
+    "batch_size": COUNT,
+    "target_batch_size": COUNT,
+    "warmup": _SHARE,
+    "weight_decay": NOT_NEGATIVE,
+    "tuned": FLAG,
+    "lr": POSITIVE | NONE,
+    "meta_lr": POSITIVE | NONE,
+    "meta_weight_decay": NOT_NEGATIVE,
+    "evograd": {**EVOGRAD_RULES, "guided": FLAG, "prefix": FLAG},
+    **RUN_RULES,
 }
 
 UNTUNED = {"lr": 1e-3, "meta_lr": 1e-3}

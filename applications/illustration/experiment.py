@@ -21,49 +21,14 @@ import torch
 
 from applications.illustration import estimators, replay
 from applications.illustration.problem import mean_limit_estimate, true_hypergradient
-from applications.illustration.settings import DEFAULT, NAMED, PARTS
+from applications.illustration.settings import DEFAULT, NAMED, RULES
 from metatoolkit import records
-from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.hypergradients import EvoGrad
+from metatoolkit.configuration import check_configuration
 
 experiment = records.experiment("illustration")
 experiment.add_config(DEFAULT)
 for _name, _updates in NAMED.items():
     experiment.add_named_config(_name, _updates)
-
-
-def check(config: dict[str, Any]) -> None:
-    """Check the configuration.
-
-    Args:
-        config: A configuration of this experiment.
-
-    Raises:
-        UnknownNameError: There is no such part.
-        ConfigurationError: A number is out of range.
-    """
-    if config["part"] not in PARTS:
-        raise UnknownNameError("part", config["part"], PARTS)
-    numbers = [(name, config[name]) for name in ("trials", "steps", "horizon", "nodes", "draws")]
-    for name, number in [*numbers, ("penalties.count", config["penalties"]["count"])]:
-        if number < 1:
-            raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
-    if config["penalties"]["first"] < 0 or config["lr"] <= 0:
-        raise ConfigurationError(
-            f"penalties.first is {config['penalties']['first']}, lr is {config['lr']}; a penalty "
-            "of at least 0 and a learning rate above 0 are needed."
-        )
-    if not config["candidates"]:
-        raise ConfigurationError("candidates is empty; give at least one number of copies.")
-    if not config["starts"] or any(len(start) != 2 for start in config["starts"]):
-        raise ConfigurationError(f"starts is {config['starts']}; a list of pairs (x, λ) is needed.")
-    sweep = config["sweep"]
-    for count in (*config["candidates"], *sweep["candidates"]):
-        EvoGrad(count, config["sigma"], config["temperature"])
-    for sigma in sweep["sigma"]:
-        EvoGrad(sigma=sigma)
-    for temperature in sweep["temperature"]:
-        EvoGrad(temperature=temperature)
 
 
 def run_gradients(run: Any, config: dict[str, Any]) -> dict[str, float]:
@@ -198,7 +163,7 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
         The figures that sum it up.
     """
     config = dict(_config)
-    check(config)
+    check_configuration(config, RULES)
     parts = {
         "gradients": run_gradients,
         "trajectories": run_trajectories,

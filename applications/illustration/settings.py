@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from metatoolkit.configuration import (
+    COUNT,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Rules,
+    integer,
+    list_of,
+    number,
+    one_of,
+)
+
 PARTS = ("gradients", "trajectories", "bias_variance")
 
 DEFAULT: dict[str, Any] = {
@@ -29,6 +41,29 @@ DEFAULT: dict[str, Any] = {
     "nodes": 7,
     "draws": 60,
     "progress": True,
+}
+
+RULES: Rules = {
+    "part": one_of(*PARTS),
+    "seed": integer(0),
+    "candidates": list_of(integer(2), 1),
+    "sigma": POSITIVE,
+    "temperature": POSITIVE,
+    "penalties": {"first": NOT_NEGATIVE, "last": NOT_NEGATIVE, "count": COUNT},
+    # A deviation takes two.
+    "trials": integer(2),
+    "starts": list_of(list_of(number(), 2, 2), 1),
+    "steps": COUNT,
+    "lr": POSITIVE,
+    "sweep": {
+        "candidates": list_of(integer(2), 1),
+        "sigma": list_of(POSITIVE, 1),
+        "temperature": list_of(POSITIVE, 1),
+    },
+    "horizon": COUNT,
+    "nodes": COUNT,
+    "draws": COUNT,
+    "progress": FLAG,
 }
 
 NAMED: dict[str, dict[str, Any]] = {

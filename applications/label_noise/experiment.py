@@ -25,12 +25,11 @@ import torch
 
 import metatoolkit as mt
 from applications.label_noise import figures
-from applications.label_noise.settings import DEFAULT, METHODS, NAMED, TUNED, UNTUNED
+from applications.label_noise.settings import DEFAULT, NAMED, RULES, TUNED, UNTUNED
 from baselines import frozen_weights, plain, uniform_weights
 from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator
-from metatoolkit.errors import UnknownNameError
+from metatoolkit.configuration import build_estimator, check_configuration
 from metatoolkit.recorded import Assembly, fit_recorded
 
 experiment = records.experiment("label_noise")
@@ -48,13 +47,11 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         config: The run's configuration.
 
     Raises:
-        UnknownNameError: There is no such method, or no such optimizer.
+        ConfigurationError: An entry is out of range.
+        UnknownNameError: A name is unknown, for instance that of the method.
     """
+    check_configuration(config, RULES)
     method = config["method"]
-    if method not in (*METHODS, "learn2learn"):
-        raise UnknownNameError("method", method, (*METHODS, "learn2learn"))
-    if config["meta_optimizer"] not in ("adam", "sgd"):
-        raise UnknownNameError("meta_optimizer", config["meta_optimizer"], ("adam", "sgd"))
     tuned = TUNED["second_order" if method == "learn2learn" else method] if config["tuned"] else {}
     own = {**UNTUNED, **tuned}
     filled = {

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from metatoolkit.recorded import RUN_SETTINGS
+from metatoolkit.configuration import (
+    COUNT,
+    EVOGRAD_RULES,
+    FLAG,
+    MILESTONES,
+    NONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    TEXT,
+    Rules,
+    integer,
+    list_of,
+    number,
+    one_of,
+)
+from metatoolkit.networks import NETWORKS
+from metatoolkit.recorded import RUN_RULES, RUN_SETTINGS
 
 METHODS = ("plain", "uniform_weights", "frozen_weights", "second_order", "evograd")
 
@@ -67,6 +83,38 @@ DEFAULT: dict[str, Any] = {
         "streamed": None,
     },
     **RUN_SETTINGS,
+}
+
+RULES: Rules = {
+    "method": one_of(*METHODS, "learn2learn"),
+    "dataset": TEXT,
+    "data_root": TEXT | NONE,
+    "resize": COUNT | NONE,
+    "noise": {"kind": one_of("uniform", "flip", "flip2"), "probability": number(0, 1)},
+    "meta_per_class": COUNT,
+    "tuning_per_class": integer(0),
+    "network": {
+        "name": one_of(*NETWORKS),
+        "hidden": list_of(COUNT) | NONE,
+        "width": COUNT | NONE,
+        "depth": COUNT | NONE,
+        "dropout": number(0, below=1) | NONE,
+    },
+    "weight_net": {"hidden": COUNT | list_of(COUNT, 1), "layers": COUNT},
+    "batch_size": COUNT,
+    "meta_batch_size": COUNT,
+    "augment": FLAG,
+    "tuned": FLAG,
+    "lr": POSITIVE | NONE,
+    "momentum": number(0, below=1) | NONE,
+    "nesterov": FLAG | NONE,
+    "weight_decay": NOT_NEGATIVE,
+    "milestones": MILESTONES,
+    "meta_optimizer": one_of("adam", "sgd"),
+    "meta_lr": POSITIVE | NONE,
+    "meta_weight_decay": NOT_NEGATIVE,
+    "evograd": {**EVOGRAD_RULES, "sigma": POSITIVE | NONE},
+    **RUN_RULES,
 }
 
 _PAPER: dict[str, Any] = {

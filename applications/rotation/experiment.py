@@ -20,10 +20,9 @@ from typing import Any
 import torch
 
 import metatoolkit as mt
-from applications.rotation.settings import DEFAULT, METHODS, NAMED
+from applications.rotation.settings import DEFAULT, NAMED, RULES
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator
-from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.configuration import build_estimator, check_configuration
 from metatoolkit.recorded import Assembly, fit_recorded
 
 experiment = records.experiment("rotation")
@@ -61,10 +60,10 @@ def assemble(config: dict[str, Any]) -> Assembly:
         The trainer and its batches, not yet trained, and the task.
 
     Raises:
-        UnknownNameError: There is no such method.
+        ConfigurationError: An entry is out of range.
+        UnknownNameError: A name is unknown, for instance that of the method.
     """
-    if config["method"] not in METHODS:
-        raise UnknownNameError("method", config["method"], METHODS)
+    check_configuration(config, RULES)
     estimator = build_estimator(config)
     task = build_task(config)
     seed, device = config["seed"], config["device"]
@@ -109,10 +108,6 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
         The accuracies and the angle of the last step.
     """
     config = dict(_config)
-    if config["accuracy_every"] < 1:
-        raise ConfigurationError(
-            f"accuracy_every is {config['accuracy_every']}; at least 1 is needed."
-        )
     assembly = assemble(config)
     task = assembly.task
 

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from metatoolkit.recorded import RUN_SETTINGS
+from metatoolkit.configuration import (
+    COUNT,
+    EVOGRAD_RULES,
+    FLAG,
+    NONE,
+    POSITIVE,
+    TEXT,
+    Rules,
+    integer,
+    number,
+    one_of,
+)
+from metatoolkit.networks import NETWORKS
+from metatoolkit.recorded import RUN_RULES, RUN_SETTINGS
 
 METHODS = ("baseline", "second_order", "evograd")
 
@@ -40,6 +53,26 @@ DEFAULT: dict[str, Any] = {
     "accuracy_every": 100,
     **RUN_SETTINGS,
     "evaluate_every": 10,
+}
+
+RULES: Rules = {
+    "method": one_of(*METHODS),
+    "dataset": TEXT,
+    "data_root": TEXT | NONE,
+    "resize": {"side": COUNT | NONE, "padding": integer(0)},
+    "degrees": number(),
+    "interpolation": one_of("bilinear", "nearest"),
+    "valid_examples": COUNT,
+    "tuning_examples": integer(0),
+    "shuffle_split": FLAG,
+    "network": {"name": one_of(*NETWORKS)},
+    "batch_size": COUNT,
+    "valid_batch_size": COUNT,
+    "lr": POSITIVE,
+    "meta_lr": POSITIVE,
+    "evograd": EVOGRAD_RULES,
+    "accuracy_every": COUNT,
+    **RUN_RULES,
 }
 
 NAMED: dict[str, dict[str, Any]] = {

@@ -292,13 +292,13 @@ def test_same_seed_gives_the_same_result(part):
     ("updates", "error", "message"),
     [
         ({"part": "gradient"}, UnknownNameError, "Did you mean 'gradients'"),
-        ({"candidates": [1]}, ConfigurationError, "candidates is 1; .*2"),
-        ({"candidates": []}, ConfigurationError, "candidates is empty"),
-        ({"candidates": [2.5]}, ConfigurationError, r"candidates is 2\.5"),
+        ({"candidates": [1]}, ConfigurationError, r"candidates is \[1\]; .* from 2 on"),
+        ({"candidates": []}, ConfigurationError, r"candidates is \[\]; a list of at least 1"),
+        ({"candidates": [2.5]}, ConfigurationError, r"candidates is \[2\.5\]"),
         ({"starts": [[1.0]]}, ConfigurationError, r"starts is \[\[1.0\]\]"),
         ({"sigma": 0.0}, ConfigurationError, "sigma is 0"),
         ({"temperature": -1.0}, ConfigurationError, "temperature is -1"),
-        ({"sweep": {"sigma": [-1.0]}}, ConfigurationError, "sigma is -1"),
+        ({"sweep": {"sigma": [-1.0]}}, ConfigurationError, r"sweep\.sigma is \[-1\.0\]"),
         ({"trials": 0}, ConfigurationError, "trials is 0"),
         ({"penalties": {"count": 0}}, ConfigurationError, r"penalties\.count is 0"),
         ({"lr": 0.0}, ConfigurationError, "lr is 0"),
@@ -316,5 +316,5 @@ def test_command_line_tells_what_is_accepted():
         text=True,
     )
     assert done.returncode == 2
-    assert "sigma is -1.0; a number above 0 is needed" in done.stderr
+    assert "sigma is -1.0; a finite number above 0 is needed" in done.stderr
     assert "Traceback" not in done.stderr

@@ -151,7 +151,7 @@ def test_the_figure_is_drawn_from_the_records(tmp_path):
         ({"evograd": {"candidates": 1}}, ConfigurationError, "candidates is 1; .*2"),
         ({"evograd": {"sigma": 0.0}}, ConfigurationError, "sigma is 0"),
         ({"valid_examples": 2000}, DataError, "1438 training images; 2000"),
-        ({"tuning_examples": -1}, ConfigurationError, "tuning is -1"),
+        ({"tuning_examples": -1}, ConfigurationError, "tuning_examples is -1"),
         ({"resize": {"side": 4}}, DataError, "at least 12×12"),
         ({"accuracy_every": 0}, ConfigurationError, "accuracy_every is 0"),
         ({"steps": 0}, ConfigurationError, "steps is 0"),
@@ -180,8 +180,8 @@ def test_a_missing_data_folder_says_how_to_lay_it_out(tmp_path, monkeypatch):
     ("entry", "message"),
     [
         ("batch_size=0", "batch_size is 0"),
-        ("evograd.candidates=1", "candidates is 1"),
-        ("evograd.sigma=-1.0", "sigma is -1.0"),
+        ("evograd.candidates=1", "evograd.candidates is 1"),
+        ("evograd.sigma=-1.0", "evograd.sigma is -1.0"),
         ("methdo=baseline", "Did you mean 'method'"),
     ],
 )
