@@ -1,19 +1,16 @@
-"""Adam, and the moments that it shares with AdamW."""
+"""Adam."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError
-from metatoolkit.inner.base import Group, Hyperparameter, InnerLearner, add_decay
-from metatoolkit.state import Tensors
+from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay
+from metatoolkit.inner.moments import MomentLearner, move, move_sensitivity, next_moments
 
 
-class Adam(InnerLearner):
+class Adam(MomentLearner):
     """The update of ``torch.optim.Adam``, step for step, differentiable in all it reads.
 
     Kingma and Ba 2015, arXiv 1412.6980, algorithm 1. With g the gradient plus ``weight_decay`` · θ
@@ -40,8 +37,6 @@ class Adam(InnerLearner):
         Adam(lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0, groups=1)
     """
 
-    below_one = frozenset({"beta1", "beta2"})
-
     def __init__(
         self,
         lr: Hyperparameter = 1e-3,
@@ -50,18 +45,7 @@ class Adam(InnerLearner):
         weight_decay: Hyperparameter = 0.0,
         groups: Sequence[Group] = (),
     ) -> None:
-        super().__init__(
-            {"lr": lr, **split_betas(betas), "eps": eps, "weight_decay": weight_decay},
-            with_split_betas(groups),
-        )
-
-    def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return both moments as zeros for each parameter.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
-        return zero_moments(parameters)
+        super().__init__(lr, betas, eps, weight_decay, groups)
 
     def update(
         self,
@@ -103,120 +87,3 @@ class Adam(InnerLearner):
         """
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         return move_sensitivity(gradient, slots, hyperparameters, step)
-
-
-def split_betas(betas: Any) -> dict[str, Hyperparameter]:
-    """Return the two decay rates under names of their own.
-
-    Args:
-        betas: A pair.
-
-    Raises:
-        ConfigurationError: It is no pair.
-    """
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise ConfigurationError(
-            f"betas is {betas!r}; a pair of two decay rates is needed, for instance (0.9, 0.999)."
-        )
-    return {"beta1": betas[0], "beta2": betas[1]}
-
-
-def with_split_betas(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return groups with ``betas`` replaced by the two decay rates.
-
-    Args:
-        groups: Groups as the user gave them.
-    """
-    return [
-        {name: value for name, value in group.items() if name != "betas"}
-        | (split_betas(group["betas"]) if "betas" in group else {})
-        for group in groups
-    ]
-
-
-def root(square: Tensor) -> Tensor:
-    """Return the square root, with the derivative 0 instead of ∞ where ``square`` is 0.
-
-    It is for roots of sums of squares, divided into something that vanishes with them.
-
-    Args:
-        square: Tensor of any shape.
-    """
-    zero = square == 0
-    return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
-
-
-def zero_moments(parameters: Tensors) -> dict[str, Tensors]:
-    """Return the moments before the first step.
-
-    Args:
-        parameters: Inner parameters by name.
-    """
-    return {
-        slot: {name: torch.zeros_like(p) for name, p in parameters.items()}
-        for slot in ("first_moment", "second_moment")
-    }
-
-
-def next_moments(
-    gradient: Tensor, slots: dict[str, Tensor], hyperparameters: dict[str, float | Tensor]
-) -> dict[str, Tensor]:
-    """Return m and v after a step.
-
-    Args:
-        gradient: Gradient of one parameter.
-        slots: Its moments before the step.
-        hyperparameters: Values with ``beta1`` and ``beta2``.
-    """
-    beta1, beta2 = hyperparameters["beta1"], hyperparameters["beta2"]
-    return {
-        "first_moment": beta1 * slots["first_moment"] + (1.0 - beta1) * gradient,
-        "second_moment": beta2 * slots["second_moment"] + (1.0 - beta2) * gradient.square(),
-    }
-
-
-def _scale(
-    moments: dict[str, Tensor], hyperparameters: dict[str, float | Tensor], step: int
-) -> tuple[float | Tensor, Tensor, float | Tensor, Tensor]:
-    """Return lr / (1 − β₁ᵗ), √v, √(1 − β₂ᵗ) and √v̂ + eps."""
-    rate = hyperparameters["lr"] / (1.0 - hyperparameters["beta1"] ** (step + 1))
-    correction = (1.0 - hyperparameters["beta2"] ** (step + 1)) ** 0.5
-    length = root(moments["second_moment"])
-    return rate, length, correction, length / correction + hyperparameters["eps"]
-
-
-def move(
-    moments: dict[str, Tensor], hyperparameters: dict[str, float | Tensor], step: int
-) -> Tensor:
-    """Return −``lr`` · m̂ / (√v̂ + ``eps``).
-
-    Args:
-        moments: m and v after the step.
-        hyperparameters: Values that hold at this step.
-        step: Number of steps taken before this one.
-    """
-    rate, _, _, denominator = _scale(moments, hyperparameters, step)
-    return -rate * (moments["first_moment"] / denominator)
-
-
-def move_sensitivity(
-    gradient: Tensor,
-    slots: dict[str, Tensor],
-    hyperparameters: dict[str, float | Tensor],
-    step: int,
-) -> Tensor:
-    """Return the derivative of :func:`move` in the gradient, coordinate by coordinate.
-
-    Args:
-        gradient: Gradient of one parameter, weight decay included.
-        slots: Its moments before the step.
-        hyperparameters: Values that hold at this step.
-        step: Number of steps taken before this one.
-    """
-    moments = next_moments(gradient, slots, hyperparameters)
-    rate, length, correction, denominator = _scale(moments, hyperparameters, step)
-    # d√v/dg is (1 − β₂) g / √v, which the zero of g makes 0 where v is 0.
-    slope = (1.0 - hyperparameters["beta2"]) * gradient / length.masked_fill(length == 0, 1.0)
-    first = (1.0 - hyperparameters["beta1"]) / denominator
-    second = moments["first_moment"] * slope / (correction * denominator.square())
-    return -rate * (first - second)

@@ -6,19 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from metatoolkit.inner.adam import (
-    move,
-    move_sensitivity,
-    next_moments,
-    split_betas,
-    with_split_betas,
-    zero_moments,
-)
-from metatoolkit.inner.base import Group, Hyperparameter, InnerLearner
-from metatoolkit.state import Tensors
+from metatoolkit.inner.hyperparameters import Group, Hyperparameter
+from metatoolkit.inner.moments import MomentLearner, move, move_sensitivity, next_moments
 
 
-class AdamW(InnerLearner):
+class AdamW(MomentLearner):
     """The update of ``torch.optim.AdamW``, step for step, differentiable in all it reads.
 
     Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2: θ shrinks by 1 − ``lr`` ·
@@ -41,8 +33,6 @@ class AdamW(InnerLearner):
         AdamW(lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.1, groups=0)
     """
 
-    below_one = frozenset({"beta1", "beta2"})
-
     def __init__(
         self,
         lr: Hyperparameter = 1e-3,
@@ -51,18 +41,7 @@ class AdamW(InnerLearner):
         weight_decay: Hyperparameter = 1e-2,
         groups: Sequence[Group] = (),
     ) -> None:
-        super().__init__(
-            {"lr": lr, **split_betas(betas), "eps": eps, "weight_decay": weight_decay},
-            with_split_betas(groups),
-        )
-
-    def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return both moments as zeros for each parameter.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
-        return zero_moments(parameters)
+        super().__init__(lr, betas, eps, weight_decay, groups)
 
     def update(
         self,

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from metatoolkit.errors import (
-    ConfigurationError,
-    ShapeError,
-    UnknownNameError,
-    UnsupportedError,
+from metatoolkit.errors import ShapeError, UnsupportedError
+from metatoolkit.inner.hyperparameters import (
+    Group,
+    Hyperparameter,
+    check_patterns,
+    check_values,
+    checked_groups,
+    resolve,
 )
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
-
-Hyperparameter = float | Tensor | Callable[[nn.Module, int], float | Tensor]
-Group = Mapping[str, Any]
 
 
 class InnerLearner(ABC):
@@ -51,39 +50,8 @@ class InnerLearner(ABC):
         self, hyperparameters: dict[str, Hyperparameter], groups: Sequence[Group] = ()
     ) -> None:
         self.hyperparameters = hyperparameters
-        self.groups = [dict(group) for group in groups]
-        self._check(hyperparameters)
-        for group in self.groups:
-            patterns = group.get("parameters")
-            if not patterns or isinstance(patterns, str):
-                raise ConfigurationError(
-                    f"groups: {group!r} has no list 'parameters'; give the names or patterns, "
-                    "for instance {'parameters': ['head.*'], 'lr': 0.01}."
-                )
-            group["parameters"] = list(patterns)
-            own = {name: value for name, value in group.items() if name != "parameters"}
-            for name in own:
-                if name not in hyperparameters:
-                    raise UnknownNameError("hyper-parameter in groups", name, hyperparameters)
-            self._check(own)
-
-    def _check(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            if name in self.below_one and isinstance(value, int | float) and value >= 1:
-                raise ConfigurationError(
-                    f"{name} is {value}; accepted: a number of at least 0 and below 1, a tensor or "
-                    "a function (meta, step) -> number or tensor."
-                )
-            if not isinstance(value, int | float | Tensor) and not callable(value):
-                raise ConfigurationError(
-                    f"{name} is {value!r}; accepted: a finite number of at least 0, a tensor or a "
-                    "function (meta, step) -> number or tensor."
-                )
-            if isinstance(value, int | float) and not 0 <= value < float("inf"):
-                raise ConfigurationError(
-                    f"{name} is {value}; accepted: a finite number of at least 0, a tensor or a "
-                    "function (meta, step) -> number or tensor."
-                )
+        check_values(hyperparameters, self.below_one)
+        self.groups = checked_groups(groups, hyperparameters, self.below_one)
 
     @abstractmethod
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
@@ -125,13 +93,7 @@ class InnerLearner(ABC):
             ConfigurationError: A group's pattern matches no inner parameter.
         """
         parameters = problem.parameters()
-        for group in self.groups:
-            for pattern in group["parameters"]:
-                if not fnmatch.filter(parameters, pattern):
-                    raise ConfigurationError(
-                        f"groups: {pattern!r} matches no inner parameter; there are "
-                        f"{', '.join(parameters)}."
-                    )
+        check_patterns(self.groups, parameters)
         with torch.no_grad():
             given = problem.initial_parameters(problem.meta_parameters())
             parameters |= {name: tensor.clone() for name, tensor in given.items()}
@@ -257,7 +219,7 @@ class InnerLearner(ABC):
         """
         new_parameters: Tensors = {}
         new_slots: dict[str, Tensors] = {slot: {} for slot in state.optimizer}
-        resolved = self._resolve(problem, meta, state.step)
+        resolved = resolve(self.hyperparameters, self.groups, problem, meta, state.step)
         for name, parameter in state.parameters.items():
             slots = {slot: values[name] for slot, values in state.optimizer.items()}
             moved, updated = self.update(
@@ -298,7 +260,7 @@ class InnerLearner(ABC):
         Raises:
             UnsupportedError: The learner has no closed form for it.
         """
-        resolved = self._resolve(problem, meta, state.step)
+        resolved = resolve(self.hyperparameters, self.groups, problem, meta, state.step)
         return {
             name: self.sensitivity(
                 parameter,
@@ -336,38 +298,6 @@ class InnerLearner(ABC):
             "differentiates the update by itself, such as Unrolled."
         )
 
-    def _resolve(
-        self, problem: BilevelProblem, meta: Tensors, step: int
-    ) -> Callable[[str], dict[str, float | Tensor]]:
-        """Return the function that gives a parameter's hyper-parameters at this step."""
-        names = {id(live): name for name, live in problem.meta_parameters().items()}
-
-        def value(hyperparameter: Hyperparameter) -> float | Tensor:
-            if isinstance(hyperparameter, Tensor):
-                name = names.get(id(hyperparameter))
-                return hyperparameter.detach() if name is None else meta[name]
-            if callable(hyperparameter):
-                return problem.evaluate_meta(lambda module: hyperparameter(module, step), meta)
-            return hyperparameter
-
-        common = {name: value(given) for name, given in self.hyperparameters.items()}
-        special = [
-            (
-                group["parameters"],
-                common
-                | {name: value(given) for name, given in group.items() if name != "parameters"},
-            )
-            for group in self.groups
-        ]
-
-        def resolve(name: str) -> dict[str, float | Tensor]:
-            for patterns, values in special:
-                if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-                    return values
-            return common
-
-        return resolve
-
     def options(self) -> dict[str, Any]:
         """Return what else than hyper-parameters and groups the learner was made with."""
         return {}
@@ -379,34 +309,11 @@ class InnerLearner(ABC):
         return f"{type(self).__name__}({values})"
 
 
-def is_used(value: Any) -> bool:
-    """Return whether a hyper-parameter is or may become other than zero.
+def zero_slots(parameters: Tensors, *slots: str) -> dict[str, Tensors]:
+    """Return optimizer state of zeros, one tensor for each slot and parameter.
 
     Args:
-        value: A number, a tensor or a function.
+        parameters: Inner parameters by name.
+        slots: Names of the slots.
     """
-    return not isinstance(value, int | float) or value != 0
-
-
-def add_decay(gradient: Tensor, parameter: Tensor, decay: float | Tensor) -> Tensor:
-    """Return the gradient with that of the L2 penalty ``decay`` / 2 · ‖θ‖² added.
-
-    Args:
-        gradient: Gradient of one parameter.
-        parameter: The parameter.
-        decay: Factor of the penalty.
-    """
-    return add_scaled(gradient, parameter, decay) if is_used(decay) else gradient
-
-
-def add_scaled(tensor: Tensor, other: Tensor, factor: float | Tensor) -> Tensor:
-    """Return ``tensor`` + ``factor`` · ``other``, in one operation where the factor is a number.
-
-    Args:
-        tensor: First summand.
-        other: Tensor of the same shape.
-        factor: A number, or a tensor that may be λ.
-    """
-    if isinstance(factor, Tensor):
-        return tensor + factor * other
-    return torch.add(tensor, other, alpha=factor)
+    return {slot: {name: torch.zeros_like(p) for name, p in parameters.items()} for slot in slots}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from metatoolkit.inner.adam import root
-from metatoolkit.inner.base import Group, Hyperparameter, InnerLearner, add_decay, is_used
+from metatoolkit.inner.base import InnerLearner, zero_slots
+from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay, is_used
+from metatoolkit.inner.moments import root
 from metatoolkit.state import Tensors
 
 
@@ -77,9 +77,7 @@ groups=0)
         slots = ["square_average"]
         slots += ["gradient_average"] if self.centered else []
         slots += ["velocity"] if self.has_momentum else []
-        return {
-            slot: {name: torch.zeros_like(p) for name, p in parameters.items()} for slot in slots
-        }
+        return zero_slots(parameters, *slots)
 
     def _averages(
         self,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.inner.base import (
+from metatoolkit.inner.base import InnerLearner, zero_slots
+from metatoolkit.inner.hyperparameters import (
     Group,
     Hyperparameter,
-    InnerLearner,
     add_decay,
     add_scaled,
     is_used,
@@ -78,9 +77,7 @@ class SGD(InnerLearner):
         Args:
             parameters: Inner parameters by name.
         """
-        if not self.has_momentum:
-            return {}
-        return {"velocity": {name: torch.zeros_like(p) for name, p in parameters.items()}}
+        return zero_slots(parameters, "velocity") if self.has_momentum else {}
 
     def update(
         self,

@@ -1,0 +1,175 @@
+"""Hyper-parameters of inner learners: which are accepted, and what they are at a step."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.state import Tensors
+
+Hyperparameter = float | Tensor | Callable[[nn.Module, int], float | Tensor]
+Group = Mapping[str, Any]
+
+
+def check_values(values: Mapping[str, Any], below_one: Collection[str]) -> None:
+    """Raise unless hyper-parameters are of an accepted kind, and numbers in range.
+
+    Args:
+        values: Values by name.
+        below_one: Names of those that must be below 1.
+
+    Raises:
+        ConfigurationError: One is not accepted.
+    """
+    for name, value in values.items():
+        if name in below_one and isinstance(value, int | float) and value >= 1:
+            raise ConfigurationError(
+                f"{name} is {value}; accepted: a number of at least 0 and below 1, a tensor or "
+                "a function (meta, step) -> number or tensor."
+            )
+        if not isinstance(value, int | float | Tensor) and not callable(value):
+            raise ConfigurationError(
+                f"{name} is {value!r}; accepted: a finite number of at least 0, a tensor or a "
+                "function (meta, step) -> number or tensor."
+            )
+        if isinstance(value, int | float) and not 0 <= value < float("inf"):
+            raise ConfigurationError(
+                f"{name} is {value}; accepted: a finite number of at least 0, a tensor or a "
+                "function (meta, step) -> number or tensor."
+            )
+
+
+def checked_groups(
+    groups: Sequence[Group], known: Collection[str], below_one: Collection[str]
+) -> list[dict[str, Any]]:
+    """Return copies of groups, with their patterns as lists.
+
+    Args:
+        groups: Exceptions for some parameters, as the user gave them.
+        known: Names of the hyper-parameters that a group may set.
+        below_one: Names of those that must be below 1.
+
+    Raises:
+        ConfigurationError: A number is out of range, or a group names no parameters.
+        UnknownNameError: A group sets a hyper-parameter that does not exist.
+    """
+    checked = [dict(group) for group in groups]
+    for group in checked:
+        patterns = group.get("parameters")
+        if not patterns or isinstance(patterns, str):
+            raise ConfigurationError(
+                f"groups: {group!r} has no list 'parameters'; give the names or patterns, "
+                "for instance {'parameters': ['head.*'], 'lr': 0.01}."
+            )
+        group["parameters"] = list(patterns)
+        own = {name: value for name, value in group.items() if name != "parameters"}
+        for name in own:
+            if name not in known:
+                raise UnknownNameError("hyper-parameter in groups", name, known)
+        check_values(own, below_one)
+    return checked
+
+
+def check_patterns(groups: Sequence[Group], parameters: Iterable[str]) -> None:
+    """Raise unless each pattern of each group matches an inner parameter.
+
+    Args:
+        groups: Exceptions for some parameters.
+        parameters: Names of the inner parameters.
+
+    Raises:
+        ConfigurationError: A pattern matches none.
+    """
+    names = list(parameters)
+    for group in groups:
+        for pattern in group["parameters"]:
+            if not fnmatch.filter(names, pattern):
+                raise ConfigurationError(
+                    f"groups: {pattern!r} matches no inner parameter; there are {', '.join(names)}."
+                )
+
+
+def resolve(
+    hyperparameters: Mapping[str, Hyperparameter],
+    groups: Sequence[Group],
+    problem: BilevelProblem,
+    meta: Tensors,
+    step: int,
+) -> Callable[[str], dict[str, float | Tensor]]:
+    """Return the function that gives a parameter's hyper-parameters at a step.
+
+    Args:
+        hyperparameters: Values by name for all parameters.
+        groups: Exceptions, the first that matches a name holding.
+        problem: Problem whose ``meta`` gives those that come from λ.
+        meta: Meta-parameters by name.
+        step: Number of steps taken before this one.
+
+    Returns:
+        A function from the name of a parameter to values by name.
+    """
+    names = {id(live): name for name, live in problem.meta_parameters().items()}
+
+    def value(hyperparameter: Hyperparameter) -> float | Tensor:
+        if isinstance(hyperparameter, Tensor):
+            name = names.get(id(hyperparameter))
+            return hyperparameter.detach() if name is None else meta[name]
+        if callable(hyperparameter):
+            return problem.evaluate_meta(lambda module: hyperparameter(module, step), meta)
+        return hyperparameter
+
+    common = {name: value(given) for name, given in hyperparameters.items()}
+    special = [
+        (
+            group["parameters"],
+            common | {name: value(given) for name, given in group.items() if name != "parameters"},
+        )
+        for group in groups
+    ]
+
+    def of_parameter(name: str) -> dict[str, float | Tensor]:
+        for patterns, values in special:
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                return values
+        return common
+
+    return of_parameter
+
+
+def is_used(value: Any) -> bool:
+    """Return whether a hyper-parameter is or may become other than zero.
+
+    Args:
+        value: A number, a tensor or a function.
+    """
+    return not isinstance(value, int | float) or value != 0
+
+
+def add_decay(gradient: Tensor, parameter: Tensor, decay: float | Tensor) -> Tensor:
+    """Return the gradient with that of the L2 penalty ``decay`` / 2 · ‖θ‖² added.
+
+    Args:
+        gradient: Gradient of one parameter.
+        parameter: The parameter.
+        decay: Factor of the penalty.
+    """
+    return add_scaled(gradient, parameter, decay) if is_used(decay) else gradient
+
+
+def add_scaled(tensor: Tensor, other: Tensor, factor: float | Tensor) -> Tensor:
+    """Return ``tensor`` + ``factor`` · ``other``, in one operation where the factor is a number.
+
+    Args:
+        tensor: First summand.
+        other: Tensor of the same shape.
+        factor: A number, or a tensor that may be λ.
+    """
+    if isinstance(factor, Tensor):
+        return tensor + factor * other
+    return torch.add(tensor, other, alpha=factor)
