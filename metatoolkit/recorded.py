@@ -7,7 +7,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import torch
 from metatoolkit import records
 from metatoolkit.batch_stream import Stateful
 from metatoolkit.configuration import COUNT, DEVICE, FLAG, NONE, TEXT, Rule, integer
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.figures import draw_curves
 from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.records.home import data_home
+from metatoolkit.records.spool import say
 from metatoolkit.training import Evaluate, MetaTrainer
 
 RUN_SETTINGS: dict[str, Any] = {
@@ -76,9 +77,13 @@ def configuration_digest(config: Mapping[str, Any]) -> str:
     Args:
         config: A run's configuration.
     """
+    return hashlib.sha256(_lasting(config).encode()).hexdigest()[:16]
+
+
+def _lasting(config: Mapping[str, Any]) -> str:
+    """Return the entries that change numbers, as JSON."""
     lasting = {name: value for name, value in config.items() if name not in _PASSING}
-    text = json.dumps(lasting, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return json.dumps(lasting, sort_keys=True, default=str)
 
 
 def checkpoint_path(experiment: str, config: Mapping[str, Any]) -> Path:
@@ -91,6 +96,59 @@ def checkpoint_path(experiment: str, config: Mapping[str, Any]) -> Path:
     if config["checkpoint"] is not None:
         return Path(config["checkpoint"])
     return data_home() / "checkpoints" / f"{experiment}-{configuration_digest(config)}.pt"
+
+
+def resumes(experiment: str, config: Mapping[str, Any]) -> bool:
+    """Tell whether a run will go on from a checkpoint, which replaces what it begins with.
+
+    Args:
+        experiment: The experiment's name.
+        config: The run's configuration.
+    """
+    return bool(config["resume"]) and checkpoint_path(experiment, config).exists()
+
+
+def _begin(run: Any, name: str, config: Mapping[str, Any], path: Path) -> Path:
+    """Note beside the checkpoint which run writes it and how, after a look at who did before."""
+    note = path.with_name(f"{path.name}.json")
+    if resumes(name, config):
+        if note.exists():
+            former = json.loads(note.read_text())
+            _check_same(path, former["configuration"], json.loads(_lasting(config)))
+            if former["run"] is not None:
+                records.mark_resumed(run, former["run"])
+    elif config["resume"]:
+        say(f"there is no checkpoint {path}; the training starts from the beginning")
+    content = {"run": records.run_uuid(run), "configuration": json.loads(_lasting(config))}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        note.write_text(json.dumps(content))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the checkpoint {path} ({error}); give another file as checkpoint."
+        ) from error
+    return note
+
+
+def _check_same(path: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    before, now = dict(_flat(stored)), dict(_flat(given))
+    names = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
+    if names:
+        told, asked = (", ".join(f"{n}={x.get(n)!r}" for n in names) for x in (before, now))
+        raise CheckpointError(
+            f"{path} was written with {told}, but this run has {asked}; give the stored values, "
+            "or start without resume."
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def fit_recorded(
@@ -120,9 +178,13 @@ def fit_recorded(
 
     Raises:
         ConfigurationError: Batches cannot be read twice, or a setting is out of range.
+        CheckpointError: The checkpoint to resume from was written with other settings, or none can
+            be written.
     """
     config, trainer = dict(run.config), assembly.trainer
     name = str(run.experiment_info["name"])
+    path = checkpoint_path(name, config)
+    note = _begin(run, name, config, path)
     run.info.update(measure_costs(assembly))
     start = {n: p.detach().clone() for n, p in trainer.problem.meta_parameters().items()}
 
@@ -132,14 +194,6 @@ def fit_recorded(
         moved = [(live[n].detach() - start[n]).norm() for n in start]
         return values | {"lambda_distance": float(torch.stack(moved).norm())}
 
-    path = checkpoint_path(name, config)
-    previous = path.with_suffix(".run")
-    if config["resume"] and previous.exists():
-        records.mark_resumed(run, previous.read_text())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    identity = records.run_uuid(run)
-    if identity is not None:
-        previous.write_text(identity)
     started = time.perf_counter()
     last = trainer.fit(
         assembly.train_batches,
@@ -165,7 +219,7 @@ def fit_recorded(
             run.add_artifact(str(file), name=file.name)
     run.add_artifact(str(path), name="checkpoint.pt")
     path.unlink(missing_ok=True)
-    previous.unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
     return last
 
 

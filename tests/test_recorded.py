@@ -1,9 +1,21 @@
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import metatoolkit as mt
-from metatoolkit.errors import ConfigurationError
-from metatoolkit.recorded import Assembly, configuration_digest, measure_costs, peek
+from metatoolkit.errors import CheckpointError, ConfigurationError
+from metatoolkit.recorded import (
+    RUN_SETTINGS,
+    Assembly,
+    checkpoint_path,
+    configuration_digest,
+    fit_recorded,
+    measure_costs,
+    peek,
+    resumes,
+)
 
 
 def assembly(estimator=None, batches=None):
@@ -55,3 +67,76 @@ def test_the_digest_counts_what_changes_numbers():
     config = {"seed": 1, "lr": 0.1, "checkpoint": None, "device": "cpu"}
     assert configuration_digest(config) == configuration_digest({**config, "device": "cuda"})
     assert configuration_digest(config) != configuration_digest({**config, "seed": 2})
+
+
+class Run(SimpleNamespace):
+    """What of a Sacred run is used."""
+
+    def __init__(self, **config):
+        own = {"seed": 0, "steps": 4, "progress": False, "log_every": 1, "checkpoint_every": 1}
+        super().__init__(
+            config={**RUN_SETTINGS, **own, **config},
+            experiment_info={"name": "some"},
+            info={},
+            logged=[],
+            observers=[],
+        )
+
+    def log_scalar(self, *entry):
+        self.logged.append(entry)
+
+    def add_artifact(self, path, name):
+        pass
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """The file of a run that stopped at its third step."""
+    path = tmp_path / "deep" / "run.pt"
+
+    def stop(trainer):
+        raise KeyboardInterrupt if trainer.steps_done == 3 else AssertionError
+
+    with pytest.raises(KeyboardInterrupt):
+        config = {"checkpoint": str(path), "lr": 0.1, "net": {"width": 3}}
+        fit_recorded(Run(**config, evaluate_every=3), assembly(), evaluate=stop)
+    return path
+
+
+def test_a_run_resumes_with_equal_settings_alone(interrupted):
+    config = {"checkpoint": str(interrupted), "resume": True, "evaluate_every": 3}
+    wrong = Run(**config, lr=0.5, net={"width": 4})
+    assert resumes("some", wrong.config)
+    with pytest.raises(
+        CheckpointError, match=r"with lr=0\.1, net\.width=3, .* has lr=0\.5, net\.w"
+    ):
+        fit_recorded(wrong, assembly())
+    right = Run(**config, lr=0.1, net={"width": 3})
+    fit_recorded(right, assembly())
+    whole = Run(checkpoint=str(interrupted), evaluate_every=3, lr=0.1, net={"width": 3})
+    fit_recorded(whole, assembly())
+    assert right.logged[-4:] == whole.logged[-4:]
+    assert list(interrupted.parent.iterdir()) == []
+
+
+def test_settings_of_the_interrupted_run_lie_beside_its_checkpoint(interrupted):
+    (note,) = (path for path in interrupted.parent.iterdir() if path.suffix == ".json")
+    stored = json.loads(note.read_text())["configuration"]
+    assert (stored["lr"], stored["net"]) == (0.1, {"width": 3})
+    assert not resumes("some", {"resume": False, "checkpoint": str(interrupted)})
+
+
+def test_resuming_from_nothing_is_told(tmp_path, capsys):
+    run = Run(checkpoint=str(tmp_path / "none.pt"), resume=True)
+    fit_recorded(run, assembly())
+    assert "there is no checkpoint" in capsys.readouterr().err
+    assert checkpoint_path("some", run.config) == tmp_path / "none.pt"
+
+
+@pytest.mark.parametrize("place", ["", "file/run.pt"])
+def test_a_checkpoint_that_cannot_be_written_is_told_before_training(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    run = Run(checkpoint=str(tmp_path / place))
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
+        fit_recorded(run, assembly())
+    assert run.logged == []
