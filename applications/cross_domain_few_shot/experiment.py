@@ -22,9 +22,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 import metatoolkit as mt
 from applications.cross_domain_few_shot import figures
@@ -38,10 +39,10 @@ from applications.cross_domain_few_shot.training_parts import (
 )
 from metatoolkit import records
 from metatoolkit.configuration import build_estimator, check_configuration
-from metatoolkit.errors import UnknownNameError
+from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.evaluation import domain_accuracy
 from metatoolkit.randomness import fold_in
-from metatoolkit.recorded import Assembly, fit_recorded
+from metatoolkit.recorded import Assembly, fit_recorded, resumes
 from metatoolkit.tasks import Domain
 from metatoolkit.tasks.labeled_batches import LabeledBatches
 
@@ -111,15 +112,34 @@ def build_inner(config: dict[str, Any]) -> mt.inner.InnerLearner:
     return mt.inner.SGD(lr=lr, momentum=0.9)
 
 
+def check_test(config: dict[str, Any], unseen: Domain) -> None:
+    """Raise unless the unseen domain has what the episodes of evaluation and test take.
+
+    Args:
+        config: A configuration of this experiment.
+        unseen: Domain to test on.
+
+    Raises:
+        DataError: It has too few classes, or a class too few images.
+    """
+    sizes = {name: config[name] for name in ("ways", "shots", "test_queries")}
+    for split in ("valid", "test"):
+        try:
+            mt.tasks.EpisodeBatches(unseen, split, *sizes.values())
+        except DataError as error:
+            told = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            raise DataError(f"no test is possible with {told}: {error}") from None
+
+
 def build_network(config: dict[str, Any], domains: Domains) -> mt.networks.FewShotNetwork:
-    """Build backbone and head, the backbone warmed up if asked for.
+    """Build backbone and head, the backbone's parameters from a file if one is named.
 
     Args:
         config: A configuration of this experiment.
         domains: Domains of the run.
 
     Raises:
-        UnknownNameError: The domain to warm up on is not among the seen ones.
+        CheckpointError: The file cannot be read, or belongs to another backbone.
     """
     backbone, head = (
         {name: value for name, value in config[part].items() if value is not None}
@@ -135,27 +155,41 @@ def build_network(config: dict[str, Any], domains: Domains) -> mt.networks.FewSh
         backbone,
         head,
     )
-    options = config["warm_up"]
-    if options["checkpoint"] is not None:
-        load_encoder(network.encoder, options["checkpoint"])
-    elif options["steps"] > 0:
-        network.encoder.to(config["device"])
-        batches = LabeledBatches(
-            _seen(domains, options["domain"], "warm_up.domain"),
-            "train",
-            options["batch_size"],
-            seed=fold_in(config["seed"], 1),
-            transform=domains.train_transform,
-            device=config["device"],
-        )
-        warm_up(network.encoder, batches, options["steps"], options["lr"], config["progress"])
+    path = config["warm_up"]["checkpoint"]
+    if path is not None and not _resumes(config):
+        load_encoder(network.encoder, path)
     return network
 
 
-def _seen(domains: Domains, name: str | None, entry: str) -> Domain:
+def _resumes(config: dict[str, Any]) -> bool:
+    return resumes(str(experiment.path), config)
+
+
+def _labeled(
+    config: dict[str, Any], domains: Domains, kind: Literal["auxiliary", "warm_up"], stream: int
+) -> LabeledBatches:
+    """Return batches for classification from the seen domain that is named for it."""
+    name = config[kind]["domain"]
     if name not in domains.seen:
-        raise UnknownNameError(f"{entry} (a seen domain)", name, domains.seen)
-    return domains.seen[name]
+        raise UnknownNameError(f"{kind}.domain (a seen domain)", name, domains.seen)
+    return LabeledBatches(
+        domains.seen[name],
+        "train",
+        config[kind]["batch_size"],
+        seed=fold_in(config["seed"], stream),
+        transform=domains.train_transform,
+        device=config["device"],
+    )
+
+
+def _warm_up(config: dict[str, Any], domains: Domains, encoder: nn.Module) -> None:
+    options = config["warm_up"]
+    if options["checkpoint"] is not None or options["steps"] == 0:
+        return
+    batches = _labeled(config, domains, "warm_up", 1)
+    if not _resumes(config):
+        encoder.to(config["device"])
+        warm_up(encoder, batches, options["steps"], options["lr"], config["progress"])
 
 
 def assemble(config: dict[str, Any]) -> Assembly:
@@ -165,18 +199,20 @@ def assemble(config: dict[str, Any]) -> Assembly:
         config: A configuration of this experiment.
 
     Returns:
-        The trainer and its episodes, not yet trained but for the warm-up.
+        The trainer and its episodes, not yet trained but for the warm-up, which comes when all
+        else is known to fit. A run that will go on from a checkpoint is not warmed up.
 
     Raises:
         ConfigurationError: An entry is out of range.
         UnknownNameError: A name is unknown, for instance that of the method.
+        DataError: A domain has too few classes, or a class too few images.
     """
     check_configuration(config, RULES)
     estimator, inner = build_estimator(config), build_inner(config)
     domains = load_domains(config)
+    check_test(config, domains.unseen)
     network = build_network(config, domains)
     meta = mt.metaparameters.insert_feature_wise_transforms(network.encoder, **config["transform"])
-    meta.switch(config["method"] != "no_transform")
     auxiliary, seed, device = config["auxiliary"], config["seed"], config["device"]
     train_loss = mt.losses.episode_cross_entropy
     episodes, valid_episodes = mt.tasks.pseudo_domains(
@@ -192,18 +228,15 @@ def assemble(config: dict[str, Any]) -> Assembly:
     )
     train_batches: Any = episodes
     if auxiliary["domain"] is not None:
-        options = dict(auxiliary)
-        labeled = LabeledBatches(
-            _seen(domains, options.pop("domain"), "auxiliary.domain"),
-            "train",
-            options.pop("batch_size"),
-            seed=fold_in(seed, 2),
-            transform=domains.train_transform,
-            device=device,
-        )
-        add_auxiliary_head(network, labeled.classes)
+        labeled = _labeled(config, domains, "auxiliary", 2)
+        decay = {name: auxiliary[name] for name in ("weight", "decay", "decays")}
         train_loss = episode_and_auxiliary_loss
-        train_batches = AuxiliaryBatches(episodes, labeled, steps=config["steps"], **options)
+        train_batches = AuxiliaryBatches(episodes, labeled, steps=config["steps"], **decay)
+    with meta.disabled():
+        _warm_up(config, domains, network.encoder)
+    if auxiliary["domain"] is not None:
+        add_auxiliary_head(network, labeled.classes)
+    meta.switch(config["method"] != "no_transform")
     problem = mt.BilevelProblem(
         network, meta, train_loss, mt.losses.episode_cross_entropy, valid_mode="eval"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, ShapeError
 from metatoolkit.networks.arguments import check_positive
 
 
@@ -41,6 +41,7 @@ class Conv4(nn.Module):
             blocks.append(nn.Sequential(*layers, *[nn.MaxPool2d(2)] * (index < pools)))
         self.blocks = nn.Sequential(*blocks)
         self.out_channels = width
+        self.pools = pools
 
     def forward(self, images: Tensor) -> Tensor:
         """Return feature maps.
@@ -51,6 +52,14 @@ class Conv4(nn.Module):
 
         Returns:
             Maps of shape (batch, width, height / 2^pools, width / 2^pools), rounded down.
+
+        Raises:
+            ShapeError: A side is shorter.
         """
+        if min(images.shape[-2:]) < 2**self.pools:
+            raise ShapeError(
+                f"images have shape {tuple(images.shape)}; with {self.pools} poolings, sides of at "
+                f"least {2**self.pools} pixels are needed: give larger images or fewer pools."
+            )
         features: Tensor = self.blocks(images)
         return features
