@@ -159,6 +159,7 @@ DEVICE = Rule(
     "'cpu', or 'cuda' where PyTorch finds a GPU,",
     lambda value: isinstance(value, str) and _can_be_used(value),
 )
+SEED = integer(0, 2**32 - 1)
 COUNT = integer(1)
 POSITIVE = number(above=0)
 NOT_NEGATIVE = number(0)

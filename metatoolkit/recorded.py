@@ -16,7 +16,7 @@ import torch
 
 from metatoolkit import records
 from metatoolkit.batch_stream import Stateful
-from metatoolkit.configuration import COUNT, DEVICE, FLAG, NONE, TEXT, Rule, integer
+from metatoolkit.configuration import COUNT, DEVICE, FLAG, NONE, SEED, TEXT, Rule, integer
 from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.figures import draw_curves
 from metatoolkit.measure import count_flops, peak_memory
@@ -36,7 +36,7 @@ RUN_SETTINGS: dict[str, Any] = {
 """Configuration entries that :func:`fit_recorded` reads, beside ``steps``, ``seed``, ``method``."""
 
 RUN_RULES: dict[str, Rule] = {
-    "seed": integer(0),
+    "seed": SEED,
     "steps": COUNT,
     "device": DEVICE,
     "evaluate_every": integer(0),

@@ -9,6 +9,7 @@ from metatoolkit.configuration import (
     FLAG,
     NOT_NEGATIVE,
     POSITIVE,
+    SEED,
     Rules,
     integer,
     list_of,
@@ -45,7 +46,7 @@ DEFAULT: dict[str, Any] = {
 
 RULES: Rules = {
     "part": one_of(*PARTS),
-    "seed": integer(0),
+    "seed": SEED,
     "candidates": list_of(integer(2), 1),
     "sigma": POSITIVE,
     "temperature": POSITIVE,

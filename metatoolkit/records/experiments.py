@@ -214,9 +214,16 @@ def _experiment_class() -> Any:
             finally:
                 logger.setLevel(level)
 
-        def _create_run(self, command_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        def _create_run(
+            self,
+            command_name: str | None = None,
+            config_updates: Mapping[str, Any] | None = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            _check_seed(dict(config_updates or {}).get("seed"))
             try:
-                run = super()._create_run(command_name, *args, **kwargs)
+                run = super()._create_run(command_name, config_updates, *args, **kwargs)
             except ConfigAddedError as error:
                 known = [
                     name for name, _ in iterate_flattened(super()._create_run(command_name).config)
@@ -231,6 +238,13 @@ def _experiment_class() -> Any:
             return run
 
     return Experiment
+
+
+def _check_seed(seed: Any) -> None:
+    """Refuse what Sacred and NumPy fail at while they seed themselves."""
+    integer = isinstance(seed, int) and not isinstance(seed, bool)
+    if seed is not None and not (integer and 0 <= seed < 2**32):
+        raise ConfigurationError(f"seed is {seed!r}; an integer from 0 to {2**32 - 1} is needed.")
 
 
 def _check_types(run: Any) -> None:

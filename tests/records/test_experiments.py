@@ -162,3 +162,10 @@ def test_sacred_is_imported_without_pkg_resources():
         "assert dependencies.pkg_resources.working_set.by_key['sacred'].version\n"
     )
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "abc", True])
+def test_a_seed_that_cannot_seed_is_refused_in_one_line(seed):
+    experiment = make(count_up)
+    with pytest.raises(ConfigurationError, match=f"seed is {seed!r}; an integer from 0 to"):
+        experiment.run(config_updates={"seed": seed})
