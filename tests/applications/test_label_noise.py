@@ -6,16 +6,16 @@ import time
 
 import pytest
 
-from applications.label_noise import tuning
 from applications.label_noise.experiment import build_estimator, experiment, settings_of
 from applications.label_noise.settings import DEFAULT, METHODS, TUNED, UNTUNED
 from applications.label_noise.study import COMPARISON, SCALING
-from applications.label_noise.tuning import FIRST_SEED, trials
+from applications.label_noise.tuning import SEARCH
 from metatoolkit import records
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
-from metatoolkit.jobs import run_job
+from metatoolkit.jobs import Job, run_job
 from metatoolkit.studies import collect, jobs_of
+from metatoolkit.tuning import trials
 
 QUIET = {"progress": False}
 
@@ -115,6 +115,13 @@ def test_settings_follow_the_method():
     assert build_estimator(chosen).learning_rate == 0.5
 
 
+@pytest.mark.parametrize(("probability", "missing"), [(0.0, "corrupted"), (1.0, "clean")])
+def test_without_an_example_there_is_no_mean_weight(probability, missing):
+    result = _run(seed=2, noise={"probability": probability}).result
+    assert f"weight_{missing}" not in result
+    assert all(value == value for value in result.values())
+
+
 @pytest.mark.parametrize(
     ("updates", "error", "message"),
     [
@@ -150,26 +157,22 @@ def test_settings_tuned_for_a_method_give_way_to_given_ones():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_as_many_trials(method):
-    settings = trials(method, 16)
+    settings = [trial.updates for trial in trials(SEARCH, method, 16)]
     assert len(settings) == 16 == len({str(trial) for trial in settings})
+    assert {trial["method"] for trial in settings} == {method}
     assert {trial["momentum"] for trial in settings} == {0.0, 0.9}
     assert ("sigma" in settings[0].get("evograd", {})) == (method == "evograd")
 
 
-def test_tuning_gives_the_best_trials_more_seeds(monkeypatch, capsys):
-    monkeypatch.setattr(tuning, "METHODS", ("plain", "evograd"))
-    monkeypatch.setattr(tuning, "run_jobs", lambda jobs, _: [run_job(job) for job in jobs])
-    sizes = ["--trials", "2", "--seeds", "1", "--finalists", "1", "--more-seeds", "1"]
-    assert tuning.main([*sizes, "--steps", "2"]) == 0
-    blocks = capsys.readouterr().out.strip().split("\n\n")
-    assert [block.splitlines()[0] for block in blocks] == ["plain", "evograd"]
-    for block in blocks:
-        counts = [line.split()[-3] for line in block.splitlines()[2:]]
-        assert counts == ["2", "1"]
+def test_trials_can_be_run_and_are_scored_on_tuning_data():
+    (trial,) = trials(SEARCH, "evograd", 1)
+    updates = {**trial.updates, "steps": 2}
+    result = run_job(Job(SEARCH.experiment, trial.method, 1, updates, trial.named)).result
+    assert 0 <= result[SEARCH.score] <= 1
 
 
 def test_seeds_of_the_study_were_not_tuned_on():
-    assert FIRST_SEED > max(COMPARISON.seeds)
+    assert SEARCH.first_seed > max(COMPARISON.seeds)
 
 
 def test_named_sizes_join_other_configurations():

@@ -1,0 +1,64 @@
+"""Choose settings on development data: ``python -m applications.cross_lingual.tuning``.
+
+Every method gets the same number of trials and seeds over the settings that it has: learning rate,
+for the meta-learning methods the transformation's learning rate too, and for EvoGrad σ. The score
+is the F1 on the target language's development data, of MasakhaNER where METATOOLKIT_DATA holds it.
+The winners go into ``settings.py``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from applications.cross_lingual.settings import METHODS
+from metatoolkit import tuning
+from metatoolkit.tuning import Search, Space, log_scaled
+
+RANGES = {"lr": (5e-4, 5e-3), "meta_lr": (3e-4, 1e-2), "sigma": (1e-3, 0.1)}
+# Guided copies are a norm σ away, and not σ in each of their parameters.
+GUIDED = {**RANGES, "sigma": (0.01, 1.0)}
+NAMES = {
+    "second_order": ("lr", "meta_lr"),
+    "evograd": ("lr", "meta_lr", "sigma"),
+}
+
+
+def _space(
+    method: str, named: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] = RANGES
+) -> Space:
+    def settings(point: Mapping[str, float]) -> dict[str, Any]:
+        found = {name: log_scaled(position, *ranges[name]) for name, position in point.items()}
+        sigma = found.pop("sigma", None)
+        updates: dict[str, Any] = {"method": method, "evaluate_every": 0, **found}
+        return updates if sigma is None else {**updates, "evograd": {"sigma": sigma}}
+
+    return Space(NAMES.get(method, ("lr",)), settings, named)
+
+
+SEARCH = Search(
+    experiment="applications.cross_lingual.experiment",
+    score="dev_f1",
+    spaces={
+        **{method: _space(method) for method in METHODS},
+        "guided": _space("evograd", ("guided",), GUIDED),
+    },
+    first_seed=201,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try all settings and print the best ones.
+
+    Args:
+        argv: Arguments; by default those of the command line.
+
+    Returns:
+        Exit code.
+    """
+    return tuning.main(SEARCH, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""Choose settings of several methods with the same effort, by a score on tuning data.
+
+A trial is a point of a Halton sequence in the settings that a method has, and every method gets the
+same number of trials and seeds. The best trials of each method then get more seeds, since a setting
+that fails now and then is not seen to in a few; the best mean over all seeds wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.jobs import Job, run_jobs
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Space:
+    """The settings of one method that are searched.
+
+    Attributes:
+        names: Names of the coordinates.
+        settings: Takes a point of the unit cube by name and returns configuration entries.
+        named: Named configurations of every trial.
+    """
+
+    names: tuple[str, ...]
+    settings: Callable[[Mapping[str, float]], dict[str, Any]]
+    named: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and how a run is scored.
+
+    Attributes:
+        experiment: Module that holds the Sacred experiment as ``experiment``.
+        score: Entry of a run's result, larger is better; measured on data that no method trains
+            on and that is not the test's.
+        spaces: Methods by label.
+        first_seed: First seed; apart from those of reported runs.
+    """
+
+    experiment: str
+    score: str
+    spaces: Mapping[str, Space]
+    first_seed: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a method's space, as configuration entries.
+
+    Attributes:
+        method: Label of the method.
+        updates: Configuration entries.
+        named: Named configurations.
+    """
+
+    method: str
+    updates: Mapping[str, Any]
+    named: tuple[str, ...] = ()
+
+
+def log_scaled(position: float, low: float, high: float) -> float:
+    """Return the number at a position between two bounds on a logarithmic scale, to two digits.
+
+    Args:
+        position: Position from 0 to 1.
+        low: Lower bound, above 0.
+        high: Upper bound.
+    """
+    return float(f"{low * (high / low) ** position:.2g}")
+
+
+def trials(search: Search, method: str, count: int) -> list[Trial]:
+    """Return the first trials of a method.
+
+    Args:
+        search: The search.
+        method: Label of the method.
+        count: Number of trials.
+
+    Returns:
+        Points 1 to ``count`` of the Halton sequence; point 0 is a corner.
+    """
+    from scipy.stats import qmc
+
+    space = search.spaces[method]
+    points = qmc.Halton(len(space.names), scramble=False).random(count + 1)[1:]
+    return [
+        Trial(
+            method,
+            space.settings(dict(zip(space.names, map(float, point), strict=True))),
+            space.named,
+        )
+        for point in points
+    ]
+
+
+def score(
+    search: Search, entries: Sequence[Trial], seeds: Sequence[int], processes: int
+) -> pandas.DataFrame:
+    """Run trials with several seeds.
+
+    Args:
+        search: The search.
+        entries: Trials.
+        seeds: Seeds of each.
+        processes: Number of runs at once.
+
+    Returns:
+        ``entry``, the position in ``entries``, ``seed`` and ``score``, which is 0 where the run
+        failed.
+    """
+    import pandas
+
+    jobs = [
+        Job(search.experiment, entry.method, seed, entry.updates, entry.named)
+        for entry in entries
+        for seed in seeds
+    ]
+    scores = [
+        0.0 if outcome.error else float(outcome.result[search.score])
+        for outcome in run_jobs(jobs, processes)
+    ]
+    positions = [position for position in range(len(entries)) for _ in seeds]
+    return pandas.DataFrame(
+        {"entry": positions, "seed": [job.seed for job in jobs], "score": scores}
+    )
+
+
+def tune(
+    search: Search,
+    *,
+    count: int,
+    seeds: int,
+    finalists: int,
+    more_seeds: int,
+    processes: int = 1,
+    common: Mapping[str, Any] | None = None,
+) -> pandas.DataFrame:
+    """Try settings of every method, and the best ones of each with more seeds.
+
+    Args:
+        search: The search.
+        count: Trials of a method.
+        seeds: Seeds of each trial.
+        finalists: Number of a method's best trials that get more seeds.
+        more_seeds: Number of these seeds.
+        processes: Runs at once.
+        common: Configuration entries of all runs.
+
+    Returns:
+        A line for each trial, best first within a method: ``method``, ``settings``, ``count`` of
+        runs, ``mean`` and ``std`` of the score. Those with more seeds come before the others.
+
+    Raises:
+        ConfigurationError: A number is less than 1.
+    """
+    import pandas
+
+    numbers = {"count": count, "seeds": seeds, "finalists": finalists, "more_seeds": more_seeds}
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
+    found = [trial for method in search.spaces for trial in trials(search, method, count)]
+    entries = [Trial(t.method, {**t.updates, **(common or {})}, t.named) for t in found]
+    first = range(search.first_seed, search.first_seed + seeds)
+    scores = score(search, entries, first, processes)
+    means = scores.groupby("entry")["score"].mean().sort_values(ascending=False, kind="stable")
+    final = [
+        entry
+        for method in search.spaces
+        for entry in [e for e in means.index if entries[e].method == method][:finalists]
+    ]
+    more = range(first.stop, first.stop + more_seeds)
+    added = score(search, [entries[entry] for entry in final], more, processes)
+    added["entry"] = added["entry"].map(dict(enumerate(final)))
+    everything = pandas.concat([scores, added])
+    table = everything.groupby("entry")["score"].agg(["count", "mean", "std"]).reset_index()
+    table["method"] = [entries[entry].method for entry in table["entry"]]
+    table["settings"] = [str(dict(found[entry].updates)) for entry in table["entry"]]
+    order = {method: place for place, method in enumerate(search.spaces)}
+    table["place"] = table["method"].map(order)
+    table = table.sort_values(["place", "count", "mean"], ascending=[True, False, False])
+    return table[["method", "settings", "count", "mean", "std"]].reset_index(drop=True)
+
+
+def main(search: Search, description: str, argv: Sequence[str] | None = None) -> int:
+    """Run a search from the command line and print what it found.
+
+    Args:
+        search: The search.
+        description: What ``--help`` says of it.
+        argv: Arguments; by default those of the command line.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser(prog="tuning", description=description)
+    parser.add_argument("--trials", type=int, default=16, help="trials a method (default: 16)")
+    parser.add_argument("--seeds", type=int, default=4, help="seeds of each trial (default: 4)")
+    parser.add_argument("--finalists", type=int, default=3, help="best trials (default: 3)")
+    parser.add_argument("--more-seeds", type=int, default=8, help="seeds of these (default: 8)")
+    parser.add_argument("--steps", type=int, help="training steps of each run")
+    parser.add_argument("--processes", type=int, default=2, help="runs at once (default: 2)")
+    given = parser.parse_args(argv)
+    table = tune(
+        search,
+        count=given.trials,
+        seeds=given.seeds,
+        finalists=given.finalists,
+        more_seeds=given.more_seeds,
+        processes=given.processes,
+        common={} if given.steps is None else {"steps": given.steps},
+    )
+    for method, part in table.groupby("method", sort=False):
+        columns = part[["settings", "count", "mean", "std"]]
+        print(f"\n{method}\n{columns.to_string(index=False, float_format='%.4g')}")
+    return 0

@@ -1,0 +1,87 @@
+import math
+
+import pytest
+
+from metatoolkit import tuning
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.jobs import Outcome
+from metatoolkit.tuning import Search, Space, log_scaled, trials, tune
+
+SIZES = {"count": 4, "seeds": 2, "finalists": 2, "more_seeds": 3}
+
+
+def _search(**spaces):
+    return Search("some.module", "score", spaces, first_seed=10)
+
+
+def _space(*names):
+    return Space(names, lambda point: {name: point[name] for name in names})
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Runs whose score is the first setting, and which fail where that is 1/8."""
+    done = []
+
+    def run_jobs(jobs, processes):
+        assert processes == 1
+        done.extend(jobs)
+        return [
+            Outcome(job, error="it failed")
+            if job.updates["a"] == 0.125
+            else Outcome(job, {"score": job.updates["a"] + 0.001 * job.seed})
+            for job in jobs
+        ]
+
+    monkeypatch.setattr(tuning, "run_jobs", run_jobs)
+    return done
+
+
+def test_trials_are_halton_points():
+    found = trials(_search(one=_space("a", "b")), "one", 4)
+    expected = [(1 / 2, 1 / 3), (1 / 4, 2 / 3), (3 / 4, 1 / 9), (1 / 8, 4 / 9)]
+    for trial, (a, b) in zip(found, expected, strict=True):
+        assert trial.updates == pytest.approx({"a": a, "b": b})
+
+
+def test_the_best_trials_get_more_seeds(runs):
+    table = tune(_search(one=_space("a"), two=_space("a")), **SIZES, common={"steps": 5})
+    assert len(runs) == 2 * (4 * 2 + 2 * 3)
+    assert {job.seed for job in runs} == {10, 11, 12, 13, 14}
+    assert all(job.updates["steps"] == 5 for job in runs)
+    assert list(table["method"]) == ["one"] * 4 + ["two"] * 4
+    for method in ("one", "two"):
+        part = table[table["method"] == method]
+        assert list(part["count"]) == [5, 5, 2, 2]
+        assert list(part["settings"])[:2] == ["{'a': 0.75}", "{'a': 0.5}"]
+        assert part["mean"].iloc[0] == pytest.approx(0.762)
+        assert part["std"].iloc[0] == pytest.approx(0.001 * math.sqrt(2.5))
+
+
+def test_a_run_that_fails_counts_as_zero(runs):
+    table = tune(_search(one=_space("a")), **SIZES)
+    worst = table.iloc[-1]
+    assert worst["settings"] == "{'a': 0.125}" and worst["mean"] == 0.0
+
+
+def test_bounds_are_reached_on_a_logarithmic_scale():
+    values = [log_scaled(position, 1e-3, 1e-1) for position in (0.0, 0.5, 1.0)]
+    assert values == [1e-3, 1e-2, 1e-1]
+    assert log_scaled(1 / 3, 1.0, 10.0) == 2.2
+
+
+def test_the_table_is_printed(runs, capsys):
+    sizes = ["--trials", "2", "--seeds", "1", "--finalists", "1", "--more-seeds", "1"]
+    search = _search(one=_space("a"), two=_space("a"))
+    assert tuning.main(search, "what it is", [*sizes, "--processes", "1"]) == 0
+    blocks = capsys.readouterr().out.strip().split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == ["one", "two"]
+    for block in blocks:
+        assert [line.split()[-3] for line in block.splitlines()[2:]] == ["2", "1"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_numbers_below_one_are_refused(name, runs):
+    with pytest.raises(ConfigurationError, match=f"{name} is 0"):
+        tune(_search(one=_space("a")), **{**SIZES, name: 0})
+    assert runs == []
