@@ -1,6 +1,24 @@
 import os
 
+import pytest
+
 # Before anything imports them: no test opens a window or asks a model hub.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+# Nor does one write to the database of whoever runs the tests.
+for name in ("METATOOLKIT_MONGO_URI", "METATOOLKIT_DB_PORT"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience():
+    """A crowded machine may take long for what an idle one does at once."""
+    from metatoolkit.records import address, pusher, server
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(address, "SELECTION_SECONDS", 30.0)
+        patch.setattr(pusher, "START_WAIT_SECONDS", 60.0)
+        patch.setattr(pusher, "END_WAIT_SECONDS", 60.0)
+        patch.setattr(server, "ANSWER_SECONDS", 30.0)
+        yield

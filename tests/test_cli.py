@@ -170,7 +170,7 @@ def test_an_unreachable_server_is_one_line(monkeypatch, capsys, tmp_path):
 def test_help_names_every_command_and_is_quick():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "metatoolkit.cli", "--help"],
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=240,
     )  # fmt: skip
     for name in ("run", "runs", "db", "records", "METATOOLKIT_HOME"):
         assert name in done.stdout
@@ -202,7 +202,7 @@ def on_a_terminal(command, columns):
         if not block:
             break
         shown += block
-    process.wait(60)
+    process.wait(240)
     os.close(controller)
     return shown.decode()
 
@@ -212,7 +212,7 @@ def on_a_terminal(command, columns):
 def test_colors_and_width_are_for_terminals_only(filled, columns):
     command = [sys.executable, "-m", "metatoolkit.cli", "runs"]
     piped = subprocess.run(
-        [*command, "list"], capture_output=True, text=True, check=True, timeout=60
+        [*command, "list"], capture_output=True, text=True, check=True, timeout=240
     )
     assert "\x1b" not in piped.stdout
     shown = on_a_terminal([*command, "list"], columns)
@@ -237,7 +237,7 @@ def test_colors_and_width_are_for_terminals_only(filled, columns):
 def test_answers_do_not_wait_for_what_they_do_not_need(filled, words):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "metatoolkit.cli", "runs", *words],
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=240,
     )  # fmt: skip
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "pymongo" in loaded
@@ -248,7 +248,7 @@ def test_answers_do_not_wait_for_what_they_do_not_need(filled, words):
 def test_a_closed_pipe_is_no_error(filled):
     command = f"{sys.executable} -m metatoolkit.cli runs show 1 | head -1"
     done = subprocess.run(
-        command, shell=True, capture_output=True, text=True, check=True, timeout=60
+        command, shell=True, capture_output=True, text=True, check=True, timeout=240
     )
     assert done.stdout.startswith("run") and done.stderr == ""
 

@@ -16,17 +16,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
 from metatoolkit.records.address import DATABASE, NoServerError
 from metatoolkit.records.home import HOME_VARIABLE, data_home, private_directory, storage_error
 
+if TYPE_CHECKING:
+    import psutil
+
 MONGOD_VARIABLE = "METATOOLKIT_MONGOD"
 PORT_VARIABLE = "METATOOLKIT_DB_PORT"
-START_SECONDS = 30.0
-STOP_SECONDS = 30.0
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+ANSWER_SECONDS = 5.0
 ENDING_SECONDS = 5.0
 SOCKET = "mongodb-27017.sock"
 LONGEST_SOCKET_PATH = 100
@@ -307,8 +311,8 @@ class ManagedServer:
         try:
             process = psutil.Process(state["pid"])
             deadline = time.monotonic() + ENDING_SECONDS
-            while process.status() != psutil.STATUS_ZOMBIE:
-                arguments = process.cmdline()
+            while not _has_ended(process):
+                arguments = _arguments(process)
                 if arguments or time.monotonic() > deadline:
                     return str(self.directory / "db") in arguments
                 # A process that is ending loses its command line before it lets its files go.
@@ -350,18 +354,33 @@ def answers(uri: str) -> bool:
         uri: The connection string.
 
     Returns:
-        Whether it answered within two seconds.
+        Whether it answered within five seconds.
     """
     import pymongo
     from pymongo.errors import PyMongoError
 
-    limits = {"serverSelectionTimeoutMS": 2000, "connectTimeoutMS": 2000, "socketTimeoutMS": 2000}
+    names = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS")
+    limits = dict.fromkeys(names, int(ANSWER_SECONDS * 1000))
     try:
         with pymongo.MongoClient(uri, **limits) as client:  # type: ignore[arg-type,var-annotated]
             client.admin.command("ping")
     except PyMongoError:
         return False
     return True
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Say whether a process holds no file any longer: its first thread may go before the others."""
+    return process.status() == "zombie" and process.num_threads() < 2
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    import psutil
+
+    try:
+        return process.cmdline()
+    except psutil.ZombieProcess:
+        return []
 
 
 def _port() -> int | None:

@@ -72,7 +72,7 @@ class Browser:
 
     def open(self, path):
         self._ask("Page.navigate", url=f"file://{path}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while self.evaluate("document.readyState") != "complete":
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -113,7 +113,7 @@ class Browser:
             self.dialogs.append(details["message"])
 
     def _next(self):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0, deadline - time.monotonic()))
             block = os.read(self._read, 1 << 20) if ready else b""

@@ -1,6 +1,6 @@
-import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,15 @@ from metatoolkit.records.server import ManagedServer, find_mongod
 
 
 def kill_server(home: Path) -> None:
-    """End this home's own server, at once."""
-    state = home / "server" / "server.json"
-    if not state.exists():
-        return
+    """End this home's own server, at once, and wait until it has let its files go."""
     server = ManagedServer(home)
-    if server.status()["running"]:
-        os.kill(json.loads(state.read_text())["pid"], signal.SIGKILL)
+    state = server._state()
+    if state is not None and server._lives(state):
+        os.kill(state["pid"], signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while server._lives(state):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +28,25 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("METATOOLKIT_HOME", str(directory))
     for name in ("METATOOLKIT_MONGO_URI", "METATOOLKIT_MONGOD", "METATOOLKIT_DB_PORT"):
         monkeypatch.delenv(name, raising=False)
-    # Nothing here is farther away than a local socket.
-    monkeypatch.setattr(address, "SELECTION_SECONDS", 0.5)
     yield directory
     kill_server(directory)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Servers that nobody runs are given up soon."""
+    monkeypatch.setattr(address, "SELECTION_SECONDS", 0.5)
+
+
+@pytest.fixture
+def default_signals():
+    """What a program in a terminal starts with; one in the background may start deaf to some."""
+    defaults = {signal.SIGINT: signal.default_int_handler}
+    defaults |= dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
+    former = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def test_a_copy_that_differs_is_said(database, other, monkeypatch, tmp_path):
             copying.copy_all(database, target)
 
 
-def test_the_same_server_or_none_is_refused(server, monkeypatch, capsys):
+def test_the_same_server_or_none_is_refused(server, impatient, capsys):
     assert main(["records", "copy", "--to", server.running_uri()]) == 2
     assert "the same" in capsys.readouterr().err
     assert main(["records", "copy", "--to", "NO_SUCH_VARIABLE"]) == 2

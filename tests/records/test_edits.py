@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 
@@ -102,14 +101,18 @@ def test_a_run_that_goes_on_is_not_deleted(database, capsys):
 
 
 def test_tail_follows_a_live_run_to_its_end(home, server, tmp_path):
-    worker = faults.Worker(tmp_path / "run", faults.plain)
-    while not worker.uuid:
-        time.sleep(0.01)
+    worker = faults.Worker(tmp_path / "run", faults.slow_start)
+    worker.wait_for_start()
     command = [sys.executable, "-m", "metatoolkit.cli", "runs", "tail"]
-    followed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as tail:
+        first = tail.stdout.readline()
+        # It follows: now the run may go on.
+        (tmp_path / "run" / "go").touch()
+        rest, told = tail.communicate(timeout=240)
     worker.join()
-    assert followed.returncode == 0, followed.stderr
-    lines = followed.stdout.splitlines()
+    assert tail.returncode == 0, told
+    lines = (first + rest).splitlines()
     values = [line for line in lines if line.startswith("loss  step ")]
     assert values == [f"loss  step {step}  {step}" for step in range(faults.VALUES)]
     assert any("Started" in line for line in lines)
@@ -175,7 +178,7 @@ def script(tmp_path):
 
 def test_a_run_is_repeated_with_its_configuration(server, script, capsys):
     words = ["other", "with", "opt.lr=0.25", "seed=7", "method=a.b"]
-    subprocess.run([sys.executable, str(script), *words], check=True, timeout=60)
+    subprocess.run([sys.executable, str(script), *words], check=True, timeout=240)
     assert main(["runs", "rerun", "1"]) == 2
     told = capsys.readouterr().err
     assert "--script" in told and str(script) in told

@@ -46,7 +46,7 @@ def execute(path, *arguments, **environment):
         [sys.executable, str(path), *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
         env={**os.environ, **environment},
         cwd=path.parent,
@@ -161,7 +161,9 @@ def test_sacred_is_imported_without_pkg_resources():
         "from sacred import dependencies\n"
         "assert dependencies.pkg_resources.working_set.by_key['sacred'].version\n"
     )
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], check=True, timeout=240
+    )
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "abc", True])

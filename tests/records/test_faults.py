@@ -102,8 +102,7 @@ def test_the_server_is_down_at_the_start(external, tmp_path, check):
 def test_the_server_comes_up_in_mid_run(external, tmp_path, check):
     external.kill()
     worker = Worker(tmp_path / "run", faults.slow_start)
-    while not worker.uuid:
-        time.sleep(0.01)
+    worker.wait_for_start()
     external.back()
     (tmp_path / "run" / "go").touch()
     worker.join()
@@ -147,8 +146,7 @@ def test_the_servers_disk_is_full(tmp_path, mongod, monkeypatch, check):
         monkeypatch.setenv("METATOOLKIT_MONGO_URI", external.uri)
         try:
             worker = Worker(tmp_path / "run", faults.heavy)
-            while not worker.uuid:
-                time.sleep(0.01)
+            worker.wait_for_start()
             filler = directory / "filler"
             with pytest.raises(OSError, match="No space"), open(filler, "wb", 0) as file:
                 while file.write(b"x" * 1_000_000):
@@ -184,6 +182,7 @@ def test_the_spool_may_not_grow(external, tmp_path, check):
     check(figures("files of the spool limited to 4 kB (RLIMIT_FSIZE)", worker, external))
 
 
+@pytest.mark.timeout(900)
 def test_every_signal_ends_a_run_and_no_record(external, tmp_path, check):
     workers = {one: Worker(tmp_path / one.name, faults.endless) for one in KILLING}
     try:
@@ -270,6 +269,7 @@ def test_names_with_dots_and_dollars(external, tmp_path, check):
     check(Figures(name, len(wanted), right, status, "COMPLETED", worker.extra))
 
 
+@pytest.mark.timeout(900)
 def test_eight_processes_start_at_once(external, tmp_path, check):
     workers = [Worker(tmp_path / "runs" / str(number), faults.gated) for number in range(8)]
     time.sleep(0.5)

@@ -12,7 +12,7 @@ import torch
 
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, StorageError
-from metatoolkit.records import observer
+from metatoolkit.records import address, observer
 from metatoolkit.records.observer import RunRecorder
 from metatoolkit.records.replay import sync
 from metatoolkit.records.server import ManagedServer
@@ -131,14 +131,14 @@ def test_an_exception_is_recorded_with_its_trace(database):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_interrupts_the_run_and_its_record_is_complete(database, number):
+def test_a_signal_interrupts_the_run_and_its_record_is_complete(database, default_signals, number):
     before = signal.getsignal(number)
 
     def main(_run):
         count_up(_run)
         try:
             os.kill(os.getpid(), number)
-            time.sleep(10)
+            time.sleep(120)
         except Exception:
             pytest.fail("the interrupt was swallowed")
 
@@ -153,12 +153,12 @@ def test_a_signal_interrupts_the_run_and_its_record_is_complete(database, number
         assert document["status_note"] == f"ended by {number.name}"
 
 
-def test_an_unreachable_server_is_one_line_and_the_run_goes_on(home, mongod, monkeypatch, capsys):
+def test_an_unreachable_server_is_one_line_and_the_run_goes_on(
+    home, mongod, monkeypatch, impatient, capsys
+):
     monkeypatch.setenv("METATOOLKIT_MONGO_URI", UNREACHABLE)
-    begun = time.monotonic()
     done = run(count_up)
     assert done.status == "COMPLETED"
-    assert time.monotonic() - begun < 20
     told = capsys.readouterr().err
     assert told.count("no MongoDB server answers at mongodb://127.0.0.1:9/nowhere") == 2
     assert "secret" not in told
@@ -166,6 +166,7 @@ def test_an_unreachable_server_is_one_line_and_the_run_goes_on(home, mongod, mon
         path.read_text("utf-8") for name in ("run.json", "cout.txt") for path in home.rglob(name)
     )
     monkeypatch.delenv("METATOOLKIT_MONGO_URI")
+    monkeypatch.setattr(address, "SELECTION_SECONDS", 30.0)
     assert sync(home).pushed == [1]
     with records.connect() as connection:
         assert len(connection[1].metrics["loss"]) == 20

@@ -79,8 +79,11 @@ def test_replaced_artifacts_do_not_pile_up(home, database, tmp_path, monkeypatch
             time.sleep(0.15)
         kept.extend(one["sha256"] for one in recorder._document["artifacts"])
         sources = recorder._document["experiment"]["sources"]
-        there = {one.name for one in (recorder.spool.path / "files").iterdir()}
-        assert len(there) <= len(sources) + 2
+        deadline = time.monotonic() + 120
+        # A beat deletes what was replaced before it.
+        while len(list((recorder.spool.path / "files").iterdir())) > len(sources) + 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     run(main)
     assert len(set(kept)) == 1
@@ -155,7 +158,7 @@ def test_the_next_run_replays_what_lies_in_the_spool(home, mongod, monkeypatch):
     monkeypatch.delenv("METATOOLKIT_MONGOD")
 
     def main():
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(list(spooled_runs(home))) > 1:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -183,42 +186,58 @@ def test_gpus_are_recorded_once_they_are_used(monkeypatch):
     assert found["gpus"] == [{"model": "H200", "total_memory": 140 * 1024, "peak_memory": 3}]
 
 
+# Python 3.12 and later say that a fork beside threads is dangerous: that is what is tested here.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_neither_hangs_nor_ends_the_run(home, database):
     stop = threading.Event()
+    printed = []
 
     def chatter():
         while not stop.is_set():
             print("chatter")
 
+    def log_in_a_child(_run):
+        child = os.fork()
+        if child == 0:
+            # Not the handler of the test runner's own time limit.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(120)
+            print("in the child")
+            _run.log_scalar("loss", 1.0, 0)
+            os._exit(0)
+        return os.waitpid(child, 0)[1]
+
     def main(_run):
         thread = threading.Thread(target=chatter)
         thread.start()
-        for _ in range(20):
-            child = os.fork()
-            if child == 0:
-                signal.alarm(20)
-                print("in the child")
-                _run.log_scalar("loss", 1.0, 0)
-                os._exit(0)
-            assert os.waitpid(child, 0)[1] == 0
-        stop.set()
-        thread.join()
+        try:
+            assert [log_in_a_child(_run) for _ in range(20)] == [0] * 20
+        finally:
+            stop.set()
+            thread.join()
+        # From the spool: so much chatter may be cut in the middle of the run's document.
+        printed.append(observer.recorder_of(_run)._output.read(0))
         reader, writer = os.pipe()
         lingering = os.fork()
         if lingering == 0:
             os.write(writer, b"x")
-            time.sleep(30)
+            time.sleep(600)
             os._exit(0)
-        os.read(reader, 1)
-        assert not next(spooled_runs(home)).lock()
-        observer.recorder_of(_run).spool.unlock()
-        assert next(spooled_runs(home)).lock()
-        os.kill(lingering, signal.SIGKILL)
-        os.waitpid(lingering, 0)
+        try:
+            os.read(reader, 1)
+            assert not next(spooled_runs(home)).lock()
+            observer.recorder_of(_run).spool.unlock()
+            assert next(spooled_runs(home)).lock()
+        finally:
+            os.kill(lingering, signal.SIGKILL)
+            os.waitpid(lingering, 0)
+            os.close(reader)
+            os.close(writer)
 
     document, values = stored(database, records.run_uuid(run(main)))
+    assert document["status"] == "COMPLETED"
     assert values == [1.0] * 20
-    assert document["captured_out"].count("in the child") == 20
+    assert printed[0].count(b"in the child") == 20
 
 
 def test_what_is_logged_and_written_in_bytes_is_captured(database):

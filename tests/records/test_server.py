@@ -2,6 +2,9 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +14,7 @@ import pytest
 
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
+from metatoolkit.records import server as serving
 from metatoolkit.records.address import NoServerError
 from metatoolkit.records.server import ManagedServer, answers, find_mongod
 
@@ -34,7 +38,11 @@ def test_the_server_starts_answers_and_stops(home, mongod):
 
 
 def gone(pid):
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        process = psutil.Process(pid)
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() == 1
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_only_its_owner_can_reach_it(server):
@@ -84,13 +92,41 @@ def test_a_server_that_is_ending_is_waited_for(server, monkeypatch):
     assert server.stop() and gone(pid)
 
 
+HALF_ENDED = """
+import ctypes, platform, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("started", flush=True)
+exit_this_thread = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+ctypes.CDLL(None).syscall(exit_this_thread, 0)
+"""
+
+
+def test_a_server_whose_first_thread_has_gone_still_holds_its_files(home):
+    """The system calls a process a zombie as soon as its first thread has ended."""
+    server = ManagedServer(home)
+    command = [sys.executable, "-c", HALF_ENDED, str(server.directory / "db")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as half:
+        try:
+            assert half.stdout.readline() == b"started\n"
+            process = psutil.Process(half.pid)
+            while process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+            begun = time.monotonic()
+            threading.Timer(0.5, half.kill).start()
+            assert not server._lives({"pid": half.pid})
+            assert time.monotonic() - begun > 0.4 and gone(half.pid)
+        finally:
+            half.kill()
+
+
 def test_many_may_start_it_at_once(home, mongod):
     with ThreadPoolExecutor(6) as pool:
         uris = set(pool.map(lambda _: ManagedServer(home).start(), range(6)))
     assert len(uris) == 1
 
 
-def test_a_frozen_server_is_said_and_can_be_stopped(server):
+def test_a_frozen_server_is_said_and_can_be_stopped(server, monkeypatch):
+    monkeypatch.setattr(serving, "ANSWER_SECONDS", 1.0)
     os.kill(server.status()["pid"], signal.SIGSTOP)
     with pytest.raises(DatabaseUnavailableError, match="does not answer"):
         server.start()
@@ -177,7 +213,7 @@ def test_a_directory_below_a_file_is_said(tmp_path, mongod):
         ManagedServer(tmp_path / "file" / "home").start()
 
 
-def test_an_unreachable_address_is_said_without_its_password(monkeypatch):
+def test_an_unreachable_address_is_said_without_its_password(monkeypatch, impatient):
     monkeypatch.setenv("METATOOLKIT_MONGO_URI", UNREACHABLE)
     with pytest.raises(DatabaseUnavailableError) as caught:
         records.connect()
