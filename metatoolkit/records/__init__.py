@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from metatoolkit.records.edits import delete, note, tag
     from metatoolkit.records.experiments import experiment, record
     from metatoolkit.records.observer import mark_resumed, run_id, run_uuid
-    from metatoolkit.records.query import Database, RunSet, connect
+    from metatoolkit.records.query import Database, connect
     from metatoolkit.records.replay import sync
     from metatoolkit.records.report import write_report
     from metatoolkit.records.run import Run
+    from metatoolkit.records.selection import RunSet
 
 _LOCATION = {
     "Comparison": "comparison",
@@ -30,7 +31,7 @@ _LOCATION = {
     "run_id": "observer",
     "run_uuid": "observer",
     "Database": "query",
-    "RunSet": "query",
+    "RunSet": "selection",
     "connect": "query",
     "write_report": "report",
     "Run": "run",

@@ -13,8 +13,10 @@ from metatoolkit.records.clean import decode_key
 from metatoolkit.records.comparison import compare
 from metatoolkit.records.display import heading, plain, print_pairs, print_table, span, text
 from metatoolkit.records.fields import duration, flatten, lookup
-from metatoolkit.records.query import Database, RunSet, connect, value_field
+from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run, section
+from metatoolkit.records.selection import RunSet, value_field
+from metatoolkit.records.spool import say
 from metatoolkit.records.table import series, value_of
 
 ESSENTIAL = ["id", "experiment", "status", "started", "duration"]
@@ -35,6 +37,7 @@ def list_runs(options: argparse.Namespace) -> int:
         if not runs:
             chosen = options.where or options.experiment or options.limit == 0
             print("no runs match" if chosen else "no runs yet")
+            tell_why(selected)
             return 0
         if options.columns:
             names = _names(options.columns)
@@ -171,9 +174,11 @@ def group_runs(options: argparse.Namespace) -> int:
     """
     by = _names(options.by)
     with connect() as database:
-        table = database.find(options.where, options.experiment).group(by, options.what, options.at)
+        runs = database.find(options.where, options.experiment)
+        table = runs.group(by, options.what, options.at)
         if table.empty:
             print("no run has a number there")
+            tell_why(runs)
             return 0
         if options.sort:
             downward = options.sort.startswith("-")
@@ -219,6 +224,7 @@ def export_runs(options: argparse.Namespace) -> int:
     with connect() as database:
         runs = _selected(options, database)
         table = series(runs.runs(), options.metric) if options.metric else runs.table(columns)
+        tell_why(runs)
     output = Path(options.output) if options.output else None
     if output is None:
         if options.format == "parquet":
@@ -275,7 +281,20 @@ def _named(options: argparse.Namespace, database: Database) -> list[Run]:
     """Find the runs that the command line names, or else selects."""
     if options.ids:
         return [database[one] for one in options.ids]
-    return _selected(options, database).runs()
+    selected = _selected(options, database)
+    tell_why(selected)
+    return selected.runs()
+
+
+def tell_why(runs: RunSet) -> None:
+    """Say on stderr why a selection is empty, where that is known.
+
+    Args:
+        runs: The selection.
+    """
+    hint = runs.hint()
+    if hint is not None:
+        say(hint)
 
 
 def _selected(options: argparse.Namespace, database: Any) -> RunSet:

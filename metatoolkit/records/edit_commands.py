@@ -15,6 +15,7 @@ from typing import Any
 from metatoolkit.errors import ConfigurationError, QueryError, RecordsError
 from metatoolkit.records import edits
 from metatoolkit.records.clean import HIDDEN, decode
+from metatoolkit.records.commands import tell_why
 from metatoolkit.records.display import plain, text
 from metatoolkit.records.provenance import git_state
 from metatoolkit.records.query import Database, connect
@@ -74,7 +75,9 @@ def remove_runs(options: argparse.Namespace) -> int:
     with connect() as database:
         runs = [database[one] for one in options.ids]
         if options.where:
-            runs += [run for run in database.find(options.where) if run.id not in _ids(runs)]
+            selected = database.find(options.where)
+            tell_why(selected)
+            runs += [run for run in selected if run.id not in _ids(runs)]
         if not runs:
             print("no runs match")
             return 0

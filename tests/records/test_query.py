@@ -271,6 +271,67 @@ def test_what_cannot_be_written_is_told_in_one_line(filled, tmp_path, monkeypatc
     assert "no runs match" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("expression", "hint"),
+    [
+        ("status == 'completed'", "no run has status == 'completed'; did you mean 'COMPLETED'?"),
+        ("status == 'DONE' and id > 0", "no run has status == 'DONE'; there are: 'COMPLETED', "),
+        ("status == 'QUEUED'", None),
+        ("config.method == 'evogard'", "config.method == 'evogard'; did you mean 'evograd'?"),
+        (
+            "config.method in ['plane', 'x']",
+            "config.method in ['plane', 'x']; did you mean 'plain'",
+        ),
+        ("config.method in ['plain', 'x'] and config.seed == 4", None),
+        ("config.seed == '2'", "no run has config.seed == '2'; did you mean 2?"),
+        ("config.seed == 9", "no run has config.seed == 9; there are: 1, 2, 3, 4"),
+        ("9 == config.seed or result.nested.count == 8", "there are: 1, 2, 3, 4"),
+        ("info['a.b'] == 2", "no run has info['a.b'] == 2; there are: 1"),
+        ("experiment == 'test'", "did you mean 'tested'?"),
+        ("not config.method != 'evogard' and config.lr > 7", None),
+        ("config.lr > 7 and 'paper' in tags", None),
+        ("start_time == '2001-01-01'", None),
+    ],
+)
+def test_a_value_that_no_run_has_is_said_with_the_one_that_was_meant(connection, expression, hint):
+    told = connection.find(expression).hint()
+    assert told is None if hint is None else hint in told, told
+    assert connection.find(expression).runs() == []
+    assert connection.find("status != 'completed'").hint() is None
+
+
+def test_the_hint_is_one_line_on_stderr(filled, tmp_path, monkeypatch, capsys):
+    from metatoolkit.cli import main
+
+    monkeypatch.setenv("METATOOLKIT_HOME", str(filled))
+    where = ["--where", "status == 'completed'"]
+    hint = "no run has status == 'completed'; did you mean 'COMPLETED'?\n"
+    for words, code, shown in (
+        (["list", *where], 0, "no runs match\n"),
+        (["rm", *where, "--yes"], 0, "no runs match\n"),
+        (["export", "--columns", "id", *where], 0, "id\n"),
+        (["group", "result.test_accuracy", "--by", "config.lr", *where], 0, "no run has a number"),
+        (["best", "result.test_accuracy", *where], 2, ""),
+        (["plot", "--metric", "valid_loss", "--output", "x.png", *where], 2, ""),
+    ):
+        assert main(["runs", *words]) == code, words
+        told = capsys.readouterr()
+        assert told.out.startswith(shown) and told.err.count(hint) == 1, told
+        assert len(told.err.splitlines()) <= 2, told
+    assert main(["runs", "list", "--experiment", "tasted"]) == 0
+    assert capsys.readouterr().err.endswith("did you mean 'tested'?\n")
+    assert main(["runs", "list", "--where", "config.metod == 'evograd'"]) == 2
+    told = capsys.readouterr().err
+    assert "no run has the field config.metod. Did you mean config.method?" in told
+
+
+def test_runs_in_the_spool_have_hints_too(home, monkeypatch):
+    monkeypatch.setenv("METATOOLKIT_MONGOD", "")
+    make(lambda _run: None).run()
+    with records.connect() as connection:
+        assert "did you mean 'evograd'" in connection.find("config.method == 'evogrd'").hint()
+
+
 def test_a_table_that_just_fits_the_terminal_is_not_folded(monkeypatch, capsys):
     from metatoolkit.records.display import print_table
 

@@ -1,0 +1,120 @@
+"""Why nothing was found: fields and values that no run has, and the nearest that some run has."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from metatoolkit.errors import QueryError, UnknownNameError
+from metatoolkit.records.clean import decode_key
+from metatoolkit.records.expressions import Field, Query
+from metatoolkit.records.fields import FIELDS, flatten, lookup
+from metatoolkit.records.matching import matches
+from metatoolkit.records.stores import Store
+
+STATUSES = (
+    "QUEUED", "RUNNING", "COMPLETED", "INTERRUPTED", "TIMEOUT", "FAILED", "PROBABLY_DEAD",
+)  # fmt: skip
+FEW = 8
+SHORT = 30
+
+
+def check_fields(stores: Sequence[Store], fields: Sequence[Field]) -> None:
+    """Tell misspelled fields from those that merely have no value here.
+
+    Args:
+        stores: Where the runs are.
+        fields: Fields that were asked for in vain.
+
+    Raises:
+        QueryError: A field occurs in no run at all, while others of its kind do.
+        UnknownNameError: No run has the metric.
+    """
+    for field in fields:
+        root, deep = FIELDS[field.root]
+        if not deep:
+            continue
+        if any(store.headers({field.path: {"$exists": True}}, []) for store in stores):
+            continue
+        known: set[str] = set()
+        for store in stores:
+            for header in store.headers({root: {"$exists": True}}, [root])[-200:]:
+                known.update(flatten(header.get(root)))
+        if not known:
+            return
+        if field.root == "metrics":
+            metrics = {decode_key(name.partition(".")[0]) for name in known}
+            metric = decode_key(field.path.split(".")[1]) if "." in field.path else ""
+            if metric not in metrics:
+                raise UnknownNameError("metric", metric, metrics)
+        names = sorted(f"{field.root}.{decode_key(name)}" for name in known)
+        near = difflib.get_close_matches(field.name, names, 1, 0.5)
+        hint = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(names[:20])}"
+        raise QueryError(f"no run has the field {field.name}.{hint}")
+
+
+def unmatched_value(stores: Sequence[Store], query: Query) -> str | None:
+    """Find a comparison of a query that no run at all can fulfill.
+
+    Reads one field of every run per comparison.
+
+    Args:
+        stores: Where the runs are.
+        query: What has selected nothing.
+
+    Returns:
+        One line that names the comparison, and the value that was meant or those that there are;
+        None where every value occurs, or nothing helpful can be said.
+    """
+    names = {path: name for name, (path, _) in FIELDS.items()}
+    names |= {field.path: field.name for field in query.fields}
+    for path, wanted in _comparisons(query.filter):
+        present = list(STATUSES) if path == "status" else []
+        for store in stores:
+            for header in store.headers({path: {"$exists": True}}, [path]):
+                present += lookup(header, path)
+        if not present or any(matches({"value": one}, {"value": wanted}) for one in present):
+            continue
+        choices = _distinct(present)
+        given = wanted.get("$in", [wanted.get("$eq")])
+        told = f"{names[path]} in {given}" if "$in" in wanted else f"{names[path]} == {given[0]!r}"
+        near = _nearest(given, choices)
+        if near is not None:
+            return f"no run has {told}; did you mean {near!r}?"
+        if len(choices) <= FEW and all(len(repr(one)) <= SHORT for one in choices):
+            return f"no run has {told}; there are: {', '.join(map(repr, choices))}"
+    return None
+
+
+def _comparisons(condition: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """List what a filter wants to be equal; below a negation nothing keeps runs out."""
+    for key, wanted in condition.items():
+        if key in ("$and", "$or"):
+            for entry in wanted:
+                yield from _comparisons(entry)
+        elif isinstance(wanted, dict) and ("$eq" in wanted or "$in" in wanted):
+            given = wanted.get("$in", [wanted.get("$eq")])
+            if given and all(isinstance(one, str | int | float) for one in given):
+                yield key, wanted
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    entries = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    plain = {(type(one), one): one for one in entries if isinstance(one, str | int | float)}
+    return sorted(plain.values(), key=lambda one: (isinstance(one, str), one))
+
+
+def _nearest(given: list[Any], choices: list[Any]) -> Any | None:
+    """Find what was meant: written in other letters, as a number instead of text, or misspelled."""
+    by_text = {str(one).casefold(): one for one in choices}
+    for one in given:
+        text = str(one).casefold()
+        if text in by_text:
+            return by_text[text]
+        # Numbers that look alike are as different as any.
+        words = [word for word, choice in by_text.items() if isinstance(choice, str)]
+        near = difflib.get_close_matches(text, words, 1, 0.6) if isinstance(one, str) else []
+        if near:
+            return by_text[near[0]]
+    return None

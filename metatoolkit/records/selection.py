@@ -1,0 +1,292 @@
+"""A selection of runs: ordered, limited, and read when it is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.records.expressions import Field, Query, parse_field
+from metatoolkit.records.fields import FIELDS, lookup
+from metatoolkit.records.hints import check_fields, unmatched_value
+from metatoolkit.records.matching import matches, order
+from metatoolkit.records.run import Run, status_of
+from metatoolkit.records.stores import Store
+
+if TYPE_CHECKING:
+    import pandas
+
+    from metatoolkit.records.query import Database
+
+LIFE = ("status", "proc", "heartbeat", "start_time")
+
+
+class RunSet:
+    """A selection of runs; nothing is read before it is asked for.
+
+    Args:
+        database: Where the runs are.
+        query: Which ones.
+    """
+
+    def __init__(self, database: Database, query: Query) -> None:
+        self._database = database
+        self._query = query
+        self._sort: list[tuple[Field, bool]] = []
+        self._limit: int | None = None
+        self._found: list[Run] | None = None
+
+    def sort(self, *keys: str) -> RunSet:
+        """Order the runs; those without the field come last.
+
+        Args:
+            keys: Fields, the first one the most important; ``-`` before it sorts downward.
+
+        Returns:
+            A new selection.
+
+        Raises:
+            QueryError: No such field.
+        """
+        made = self._copy()
+        made._sort = [(parse_field(key.lstrip("-+")), key.startswith("-")) for key in keys]
+        return made
+
+    def limit(self, count: int) -> RunSet:
+        """Keep the first runs only.
+
+        Args:
+            count: How many.
+
+        Returns:
+            A new selection.
+
+        Raises:
+            ConfigurationError: The count is negative.
+        """
+        if count < 0:
+            raise ConfigurationError(f"a limit is 0 or more, not {count}")
+        made = self._copy()
+        made._limit = count
+        return made
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs())
+
+    def __len__(self) -> int:
+        return len(self.runs())
+
+    def __getitem__(self, position: int) -> Run:
+        return self.runs()[position]
+
+    def runs(self) -> list[Run]:
+        """Read the selected runs.
+
+        Returns:
+            The runs, in order.
+
+        Raises:
+            QueryError: A field that the expression names occurs in no run at all.
+        """
+        if self._found is None:
+            self._found = self._read()
+        return self._found
+
+    def hint(self) -> str | None:
+        """Say why nothing was found, where a value that no run has is the reason.
+
+        Returns:
+            One line, such as ``no run has status == 'completed'; did you mean 'COMPLETED'?``, or
+            None for runs that were found and for selections whose values all occur.
+        """
+        if self._limit == 0 or self.runs():
+            return None
+        return unmatched_value(self._database.stores, self._query)
+
+    def table(self, columns: list[str] | None = None) -> pandas.DataFrame:
+        """Read the runs into a table.
+
+        Args:
+            columns: Fields such as ``config.lr`` or ``metrics['val.loss'].min``; by default id,
+                experiment, status, times, the whole configuration and the whole result.
+
+        Returns:
+            One row per run.
+
+        Raises:
+            QueryError: No such field.
+        """
+        from metatoolkit.records.table import table
+
+        if columns is not None:
+            self.fields(columns)
+        return table(self.runs(), columns)
+
+    def fields(self, names: Sequence[str]) -> list[Field]:
+        """Read the names of fields of these runs.
+
+        Args:
+            names: The names.
+
+        Returns:
+            The fields.
+
+        Raises:
+            QueryError: No such field, or none of these runs nor any other one has it.
+            UnknownNameError: No run has the metric.
+        """
+        found = [parse_field(name) for name in names]
+        runs = self.runs()
+        unused = [one for one in found if not any(lookup(r.document, one.path) for r in runs)]
+        check_fields(self._database.stores, unused)
+        return found
+
+    def group(self, by: str | list[str], metric: str, at: str = "last") -> pandas.DataFrame:
+        """Aggregate a value over runs that differ in other things, such as the seed.
+
+        Args:
+            by: The field, or fields, that the groups share.
+            metric: The value: a field such as ``result.test_accuracy``, or a metric's name.
+            at: Which value of a metric counts: ``last``, ``min`` or ``max``.
+
+        Returns:
+            Per group: mean, std (of the sample), count, and the ends of the 95 % interval of the
+            mean by Student's t.
+
+        Raises:
+            QueryError: No such field.
+        """
+        from metatoolkit.records.table import group
+
+        fields = self.fields([by] if isinstance(by, str) else by)
+        value = value_field(metric, at)
+        found = group(self.runs(), fields, value)
+        if found.empty:
+            check_fields(self._database.stores, [value])
+        return found
+
+    def values(self, field: Field) -> dict[tuple[int, Any], Any]:
+        """Read one field of every selected run.
+
+        Args:
+            field: The field.
+
+        Returns:
+            The value by (store, run id); None where there is none.
+        """
+        result = {}
+        for position, store in enumerate(self._database.stores):
+            for header in store.headers(self._condition(store), [field.path]):
+                found = lookup(header, field.path)
+                result[position, header["_id"]] = found[0] if found else None
+        return result
+
+    def fetch(self, position: int, ids: list[Any]) -> list[Run]:
+        """Read runs by their ids.
+
+        Args:
+            position: Which store.
+            ids: The ids.
+
+        Returns:
+            The runs.
+        """
+        store = self._database.stores[position]
+        return [Run(document, store) for document in store.documents(ids)]
+
+    def _copy(self) -> RunSet:
+        made = RunSet(self._database, self._query)
+        made._sort, made._limit = list(self._sort), self._limit
+        return made
+
+    def _read(self) -> list[Run]:
+        paths = [field.path for field, _ in self._sort]
+        chosen = [
+            (position, header)
+            for position, store in enumerate(self._database.stores)
+            for header in store.headers(self._condition(store), paths)
+        ]
+        for field, downward in reversed(self._sort):
+            with_value: list[tuple[Any, list[Any]]] = []
+            without: list[tuple[Any, list[Any]]] = []
+            for one in chosen:
+                found = [value for value in lookup(one[1], field.path) if value is not None]
+                (with_value if found else without).append((one, found))
+            with_value.sort(key=lambda pair: order(pair[1][0]), reverse=downward)
+            chosen = [one for one, _ in [*with_value, *without]]
+            if chosen and not with_value:
+                check_fields(self._database.stores, [field])
+        if not chosen:
+            check_fields(self._database.stores, self._query.fields)
+        if self._limit is not None:
+            chosen = chosen[: self._limit]
+        runs: dict[tuple[int, Any], Run] = {}
+        for position in range(len(self._database.stores)):
+            ids = [header["_id"] for where, header in chosen if where == position]
+            for run in self.fetch(position, ids) if ids else []:
+                runs[position, run.id] = run
+        keys = [(position, header["_id"]) for position, header in chosen]
+        return [runs[key] for key in keys if key in runs]
+
+    def _condition(self, store: Store) -> dict[str, Any]:
+        """Make the filter tell a run that lives from one that only says so."""
+        if not any(field.root == "status" for field in self._query.fields):
+            return self._query.filter
+        running = store.headers({"status": {"$eq": "RUNNING"}}, LIFE)
+        dead = [header["_id"] for header in running if status_of(header) == "PROBABLY_DEAD"]
+        return with_dead(self._query.filter, dead) if dead else self._query.filter
+
+
+def nothing_found(runs: RunSet) -> str:
+    """Say that a selection is empty, and why, where that is known.
+
+    Args:
+        runs: The selection.
+
+    Returns:
+        One line.
+    """
+    hint = runs.hint()
+    return "no runs match" if hint is None else f"no runs match: {hint}"
+
+
+def value_field(what: str, at: str = "last") -> Field:
+    """Find the field that a result's or a metric's name means.
+
+    Args:
+        what: A field's name, or a metric's.
+        at: Which value of a metric: ``last``, ``min`` or ``max``.
+
+    Returns:
+        The field.
+
+    Raises:
+        QueryError: The name is not understood.
+    """
+    root = what.partition(".")[0].partition("[")[0]
+    if root in FIELDS:
+        return parse_field(what)
+    return parse_field(f"metrics[{what!r}].{at}")
+
+
+def with_dead(condition: dict[str, Any], dead: list[Any]) -> dict[str, Any]:
+    """Rewrite a filter so that some runs count as PROBABLY_DEAD.
+
+    Args:
+        condition: A filter that an expression was translated into.
+        dead: The ids of the runs.
+
+    Returns:
+        The filter.
+    """
+    result = []
+    for key, wanted in condition.items():
+        if key in ("$and", "$or", "$nor"):
+            result.append({key: [with_dead(entry, dead) for entry in wanted]})
+        elif key == "status":
+            alive = {"$and": [{key: wanted}, {"_id": {"$nin": dead}}]}
+            meant = matches({"status": "PROBABLY_DEAD"}, {key: wanted})
+            result.append({"$or": [alive, {"_id": {"$in": dead}}]} if meant else alive)
+        else:
+            result.append({key: wanted})
+    return result[0] if len(result) == 1 else {"$and": result}
