@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,17 +21,14 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
     refuse_initial_state,
 )
+from metatoolkit.hypergradients.generation import Generation, Noise
 from metatoolkit.hypergradients.guided import Guide
-from metatoolkit.hypergradients.noise import stream_noise
 from metatoolkit.hypergradients.prefix import Prefix, share_prefix
-from metatoolkit.hypergradients.unrolled import valid_key
+from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
+from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
-
-Noise = Callable[[int, str, Tensor], Tensor]
-_NOISE = -2
 
 
 class EvoGrad(Estimator):
@@ -180,6 +177,18 @@ class EvoGrad(Estimator):
     def _guide(self, state: InnerState) -> Guide:
         return Guide(self._names(state.parameters), self.sigma, self.temperature, self._factor)
 
+    def _generation(self, state: InnerState) -> Generation:
+        return Generation(
+            state=state,
+            names=self._names(state.parameters),
+            candidates=self.candidates,
+            sigma=self.sigma,
+            temperature=self.temperature,
+            noise=self.noise,
+            common_random_numbers=self.common_random_numbers,
+            seed=self.seed,
+        )
+
     def _names(self, parameters: Tensors) -> list[str]:
         if self.perturb is None:
             return list(parameters)
@@ -194,43 +203,6 @@ class EvoGrad(Estimator):
             for name in parameters
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.perturb)
         ]
-
-    def _perturbations(self, state: InnerState, copy: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield parameter names and ε of one copy, the same at every call."""
-        names = self._names(state.parameters)
-        if callable(self.noise):
-            for name in names:
-                yield name, self.noise(copy, name, state.parameters[name])
-            return
-        key = fold_in(state.key, state.step, _NOISE, self.seed, copy)
-        yield from stream_noise({name: state.parameters[name] for name in names}, self.noise, key)
-
-    def _copy(self, state: InnerState, copy: int) -> Tensors:
-        parameters = dict(state.parameters)
-        for name, epsilon in self._perturbations(state, copy):
-            parameters[name] = parameters[name] + self.sigma * epsilon
-        return parameters
-
-    def _train_loss(
-        self, problem: BilevelProblem, state: InnerState, copy: int, meta: Tensors, batch: Any
-    ) -> Tensor:
-        key = fold_in(state.key, state.step)
-        if not self.common_random_numbers:
-            key = fold_in(key, copy)
-        return problem.evaluate_train(self._copy(state, copy), meta, state.buffers, batch, key)[0]
-
-    def _offspring(self, state: InnerState, weights: Tensor) -> Tensors:
-        """Return θ⁺ = θ + σ Σ_k w_k ε_k."""
-        parameters = dict(state.parameters)
-        for copy, weight in enumerate(weights):
-            for name, epsilon in self._perturbations(state, copy):
-                parameters[name] = parameters[name] + (
-                    self.sigma * weight.to(epsilon.dtype) * epsilon
-                )
-        return parameters
-
-    def _weights(self, losses: Tensor) -> Tensor:
-        return torch.softmax(-losses / self.temperature, dim=0)
 
     def estimate(
         self,
@@ -257,28 +229,29 @@ class EvoGrad(Estimator):
         if self.guided:
             result = self._guide(state).estimate(problem, state, batch, valid_batch)
             return dataclasses.replace(result, cost=self._with_prefix(result.cost))
+        copies = self._generation(state)
         leaves = list(meta.values())
-        losses, graphs = self._score(problem, state, meta, batch)
+        losses, graphs = copies.score(problem, meta, batch, self.streamed)
         values = torch.stack([loss.detach() for loss in losses])
         check_finite({"the training loss of a perturbed copy": values})
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        weights = self._weights(values)
+        weights = copies.weights(values)
 
         valid_loss, valid_gradient, direct = self._outer(
-            problem, state, self._offspring(state, weights), meta, valid_batch
+            problem, copies, copies.offspring(weights), meta, valid_batch
         )
-        coefficients = self._coefficients(state, weights, valid_gradient)
+        coefficients = copies.coefficients(weights, valid_gradient, self._factor)
         del valid_gradient  # as large as θ, and of no use to the passes that follow
 
         names = list(meta)
         if graphs:
-            total = add_gradients(names, direct, self._combine(losses, coefficients, leaves))
+            total = add_gradients(names, direct, _combine(losses, coefficients, leaves))
         else:
             total = add_gradients(names, direct)
             for copy in range(self.candidates):
                 with torch.enable_grad():
-                    loss = self._train_loss(problem, state, copy, meta, batch)
-                part = self._combine([loss], coefficients[copy : copy + 1], leaves)
+                    loss = copies.train_loss(problem, copy, meta, batch)
+                part = _combine([loss], coefficients[copy : copy + 1], leaves)
                 total = add_gradients(names, list(total.values()), part)
         return Hypergradient(
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
@@ -306,87 +279,22 @@ class EvoGrad(Estimator):
         """Count the passes of the prefix; the others are then passes of what follows it."""
         return cost if self.prefix is None else dataclasses.replace(cost, forward=cost.forward + 2)
 
-    def _score(
-        self, problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any
-    ) -> tuple[list[Tensor], bool]:
-        """Return the copies' losses, and whether they carry their graphs in λ."""
-        losses: list[Tensor] = []
-        keep = self.streamed is not True
-        budget = sum(t.numel() * t.element_size() for t in state.parameters.values())
-        for copy in range(self.candidates):
-            held = 0
-
-            def count(tensor: Tensor) -> Tensor:
-                nonlocal held
-                held += tensor.numel() * tensor.element_size()
-                # A node that kept its own output with its history would never be freed.
-                return tensor.detach()
-
-            with torch.set_grad_enabled(keep):
-                if keep and self.streamed is None and copy == 0:
-                    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
-                    with hooks:
-                        loss = self._train_loss(problem, state, copy, meta, batch)
-                    if held * self.candidates > budget:
-                        keep, loss = False, loss.detach()
-                else:
-                    loss = self._train_loss(problem, state, copy, meta, batch)
-            losses.append(loss)
-        return losses, keep
-
-    def _coefficients(self, state: InnerState, weights: Tensor, gradient: Tensors) -> Tensor:
-        """Return c_k = −(w_k/τ) ⟨g, θ_k − θ⁺⟩, scaled."""
-        projections = torch.stack(
-            [
-                sum(
-                    (
-                        (gradient[name].to(weights.dtype) * epsilon).sum()
-                        for name, epsilon in self._perturbations(state, copy)
-                        if name in gradient
-                    ),
-                    start=weights.new_zeros(()),
-                )
-                for copy in range(self.candidates)
-            ]
-        )
-        # Σ_j w_j ⟨g, ε_k − ε_j⟩ over pairs, so that equal copies have exactly no say.
-        centered = self.sigma * (weights * (projections.unsqueeze(1) - projections)).sum(1)
-        return -(self._factor / self.temperature) * weights * centered
-
     @staticmethod
-    def _combine(
-        losses: list[Tensor], coefficients: Tensor, leaves: list[Tensor]
-    ) -> Sequence[Tensor | None]:
-        """Return Σ_k c_k ∂ℓ_k/∂λ."""
-        pairs = [
-            (loss, coefficient.to(loss.dtype))
-            for loss, coefficient in zip(losses, coefficients, strict=True)
-            if loss.requires_grad
-        ]
-        if not pairs:
-            return [None] * len(leaves)
-        outputs, cotangents = zip(*pairs, strict=True)
-        return torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
-
     def _outer(
-        self,
         problem: BilevelProblem,
-        state: InnerState,
+        copies: Generation,
         offspring: Tensors,
         meta: Tensors,
         batch: Any,
-    ) -> tuple[Tensor, Tensors, Sequence[Tensor | None]]:
+    ) -> tuple[Tensor, Tensors, Adjoint]:
         """Return the outer loss at θ⁺, its gradient there, and its direct gradient in λ."""
         # The coefficients need the gradient in what is perturbed alone.
-        names = set(self._names(state.parameters))
+        state, names = copies.state, set(copies.names)
         point = {n: tensor.detach().requires_grad_(n in names) for n, tensor in offspring.items()}
         inner = [tensor for tensor in point.values() if tensor.requires_grad]
-        leaves = list(meta.values())
         with torch.enable_grad():
             loss = problem.evaluate_valid(point, meta, state.buffers, batch, valid_key(state))
-        if not loss.requires_grad:
-            return loss, {}, [None] * len(leaves)
-        gradients = torch.autograd.grad(loss, [*inner, *leaves], allow_unused=True)
+        gradients = loss_gradient(loss, [*inner, *meta.values()])
         named = zip([n for n in point if n in names], gradients[: len(inner)], strict=True)
         return (
             loss.detach(),
@@ -423,11 +331,18 @@ class EvoGrad(Estimator):
         problem, batch, valid_batch = self._shared(problem, state, meta, batch, valid_batch)
         if self.guided:
             return self._guide(state).objective(problem, state, batch, valid_batch, meta)
+        copies = self._generation(state)
         with torch.no_grad():
             losses = torch.stack(
-                [self._train_loss(problem, state, k, meta, batch) for k in range(self.candidates)]
+                [copies.train_loss(problem, k, meta, batch) for k in range(self.candidates)]
             )
-            offspring = self._offspring(state, self._weights(losses))
+            offspring = copies.offspring(copies.weights(losses))
             return problem.evaluate_valid(
                 offspring, meta, state.buffers, valid_batch, valid_key(state)
             )
+
+
+def _combine(losses: list[Tensor], coefficients: Tensor, leaves: list[Tensor]) -> Adjoint:
+    """Return Σ_k c_k ∂ℓ_k/∂λ."""
+    cotangents = [c.to(loss.dtype) for loss, c in zip(losses, coefficients, strict=True)]
+    return vector_jacobian_product(losses, leaves, cotangents)

@@ -19,8 +19,8 @@ from metatoolkit.hypergradients.base import (
     check_finite,
     fill_gradients,
 )
-from metatoolkit.hypergradients.linearization import finite_outer_gradient
-from metatoolkit.hypergradients.trajectory import Adjoint, outer_loss, roll_out
+from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product
+from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -137,16 +137,12 @@ def initial_product(
         meta: Meta-parameters by name, leaves that require a gradient.
         cotangents: v by parameter name; missing ones are zeros.
     """
-    nothing: Adjoint = [None] * len(meta)
     if not problem.begins_with_meta(state):
-        return nothing
+        return [None] * len(meta)
     with torch.enable_grad():
         given = problem.initial_parameters(meta)
-    pairs = [(t, cotangents[n]) for n, t in given.items() if n in cotangents and t.requires_grad]
-    if not pairs:
-        return nothing
-    outputs, vectors = zip(*pairs, strict=True)
-    return list(torch.autograd.grad(outputs, list(meta.values()), vectors, allow_unused=True))
+    vectors = [cotangents.get(name) for name in given]
+    return vector_jacobian_product(list(given.values()), list(meta.values()), vectors)
 
 
 def refuse_inner_meta(
@@ -189,11 +185,9 @@ def refuse_inner_meta(
         key = fold_in(state.key, state.step)
         loss, _ = problem.evaluate_train(state.parameters, meta, state.buffers, batch, key)
         after = inner.apply(problem, state, meta, zeros)
-    outputs = [tensor for tensor in (loss, *after.tensors(), *also) if tensor.requires_grad]
-    if not outputs:
-        return
+    outputs = [loss, *after.tensors(), *also]
     vectors = [torch.zeros_like(tensor) for tensor in outputs]
-    found = torch.autograd.grad(outputs, leaves, vectors, allow_unused=True)
+    found = vector_jacobian_product(outputs, leaves, vectors)
     acting = [name for name, part in zip(missing, found, strict=True) if part is not None]
     if acting:
         raise UnsupportedError(

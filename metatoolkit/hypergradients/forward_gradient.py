@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.hypergradients.base import Estimator, Hypergradient, Traits
+from metatoolkit.hypergradients.base import Traits
+from metatoolkit.hypergradients.forward import ForwardEstimator, Probes
 from metatoolkit.hypergradients.noise import standard_noise
-from metatoolkit.hypergradients.tangents import forward_hypergradient
-from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
-from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
@@ -21,7 +18,7 @@ from metatoolkit.state import InnerState, Tensors
 _DIRECTIONS = -5
 
 
-class ForwardGradient(Estimator):
+class ForwardGradient(ForwardEstimator):
     """Forward gradient unrolling (FG)²U (Shen et al. 2024, arXiv 2406.14095, section 3).
 
     For a random direction v in λ with mean zero and covariance I, ⟨dF/dλ, v⟩ v has the mean dF/dλ;
@@ -81,23 +78,7 @@ class ForwardGradient(Estimator):
         self.chunk = chunk
         self.seed = seed
 
-    def estimate(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-    ) -> Hypergradient:
-        """Return an unbiased estimate of the derivative of the outer loss; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner, differentiated through.
-            state: Detached state to start from.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
-        """
+    def _probes(self, problem: BilevelProblem, state: InnerState) -> Probes:
         drawn = self._draw(problem, state)
 
         def directions(first: int, last: int) -> list[Tensor]:
@@ -109,17 +90,7 @@ class ForwardGradient(Estimator):
                 for name, direction in drawn.items()
             }
 
-        return forward_hypergradient(
-            problem,
-            inner,
-            state,
-            train_batches,
-            valid_batch,
-            directions,
-            self.samples,
-            self.chunk,
-            combine,
-        )
+        return Probes(directions, self.samples, combine)
 
     def _draw(self, problem: BilevelProblem, state: InnerState) -> Tensors:
         """Return the directions in each meta-parameter, (samples, *shape)."""
@@ -129,25 +100,3 @@ class ForwardGradient(Estimator):
             for name, tensor in problem.meta_parameters().items()
         }
         return standard_noise(shapes, self.noise, key)
-
-    def objective(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-        meta: Tensors,
-    ) -> Tensor:
-        """Return the outer loss after T steps, whose derivative is the mean of the estimates.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
-        final = roll_out(problem, inner, state, meta, train_batches)
-        return outer_loss(problem, final, meta, valid_batch)

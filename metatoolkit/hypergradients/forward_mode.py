@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
-from metatoolkit.hypergradients.base import Estimator, Hypergradient, Traits
-from metatoolkit.hypergradients.tangents import forward_hypergradient
-from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
-from metatoolkit.inner.base import InnerLearner
+from metatoolkit.hypergradients.base import Traits
+from metatoolkit.hypergradients.forward import ForwardEstimator, Probes
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
-class ForwardMode(Estimator):
+class ForwardMode(ForwardEstimator):
     """Forward-mode differentiation through ``steps`` inner steps, for few meta-parameters.
 
     Franceschi et al. 2017, arXiv 1703.01785, algorithm 2: the derivatives of θ and of the
@@ -61,26 +56,8 @@ class ForwardMode(Estimator):
         self.chunk = chunk
         self.max_bytes = max_bytes
 
-    def estimate(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-    ) -> Hypergradient:
-        """Return the exact derivative of the outer loss after T steps; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner, differentiated through.
-            state: Detached state to start from.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
-
-        Raises:
-            UnsupportedError: The derivatives would take more than ``max_bytes``.
-        """
+    def _probes(self, problem: BilevelProblem, state: InnerState) -> Probes:
+        """Return one direction for each entry of λ, or raise where they would be too many."""
         meta = problem.meta_parameters()
         sizes = [tensor.numel() for tensor in meta.values()]
         count = sum(sizes)
@@ -110,36 +87,4 @@ class ForwardMode(Estimator):
                 for (name, tensor), part in zip(meta.items(), slopes.split(sizes), strict=True)
             }
 
-        return forward_hypergradient(
-            problem,
-            inner,
-            state,
-            train_batches,
-            valid_batch,
-            directions,
-            count,
-            self.chunk,
-            combine,
-        )
-
-    def objective(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-        meta: Tensors,
-    ) -> Tensor:
-        """Return the outer loss after T steps from ``state`` under ``meta``.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
-        final = roll_out(problem, inner, state, meta, train_batches)
-        return outer_loss(problem, final, meta, valid_batch)
+        return Probes(directions, count, combine)

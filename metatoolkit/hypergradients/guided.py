@@ -18,8 +18,8 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
 )
 from metatoolkit.hypergradients.detached import RecordDetached, ReplayDetached
-from metatoolkit.hypergradients.linearization import finite_outer_gradient
-from metatoolkit.hypergradients.trajectory import Adjoint, outer_loss
+from metatoolkit.hypergradients.products import Adjoint, loss_gradient
+from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
@@ -66,11 +66,8 @@ class Guide:
         valid_loss, direction, norm, direct = self._direction(problem, state, meta, valid_batch)
         losses, sides = [], []
         for loss in self._losses(problem, state, self._copies(state, direction), meta, batch):
-            side: Adjoint = [None] * len(leaves)
-            if loss.requires_grad:
-                side = list(torch.autograd.grad(loss, leaves, allow_unused=True))
+            sides.append(loss_gradient(loss, leaves))
             losses.append(loss.detach())
-            sides.append(side)
         values = torch.stack(losses)
         check_finite({"the training loss of a perturbed copy": values})
         values = values.to(norm.dtype)

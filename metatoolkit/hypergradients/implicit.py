@@ -25,10 +25,10 @@ from metatoolkit.hypergradients.linearization import (
     Through,
     carried_vector,
     check_through,
-    finite_outer_gradient,
     learning_rates,
+    relative_residual,
 )
-from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
+from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.sgd import SGD
 from metatoolkit.problem import BilevelProblem
@@ -171,8 +171,6 @@ class Implicit(Estimator):
         u = solution.vector if factor is None else solution.vector / factor
         step.check("the solution of the linear system", u)
         image, through = step.pull_back(u)
-        norm = float(rhs.norm())
-        residual = float((rhs - image).norm()) / norm if norm > 0 else 0.0
         if self.warm_start:
             self._carried = solution.vector
         names = list(meta)
@@ -187,7 +185,7 @@ class Implicit(Estimator):
                 backward=self.steps + 2,
                 jvp=step.products,
                 hvp=step.transposed_products,
-                residual=residual,
+                residual=relative_residual(rhs - image, rhs),
                 iterations=solution.iterations,
             ),
             details=dict(solution.details) | {"distance": _distance(step, state)},

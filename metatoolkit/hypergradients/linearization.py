@@ -1,4 +1,4 @@
-"""One inner step with its graph, for products with its Jacobian; gradients of the outer loss."""
+"""One inner step with its graph, for products with its Jacobian."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import add_gradients, check_finite, double_backward_kernels
-from metatoolkit.hypergradients.trajectory import Adjoint, outer_gradient
+from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.sgd import SGD
 from metatoolkit.problem import BilevelProblem
@@ -19,32 +19,8 @@ from metatoolkit.state import InnerState, Tensors
 
 Through = Literal["state", "parameters"]
 
-
-def finite_outer_gradient(
-    problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any
-) -> tuple[Tensor, Adjoint, Adjoint]:
-    """Return what :func:`~metatoolkit.hypergradients.trajectory.outer_gradient` does, checked.
-
-    Args:
-        problem: The bilevel problem.
-        state: Detached state.
-        meta: Meta-parameters by name, leaves that require a gradient.
-        batch: Batch for the outer loss.
-
-    Raises:
-        NonFiniteError: The loss or its gradient in a parameter is NaN or infinite.
-    """
-    loss, adjoint, direct = outer_gradient(problem, state, meta, batch)
-    named = zip(state.parameters, adjoint, strict=False)
-    check_finite(
-        {"the validation loss": loss.detach()}
-        | {
-            f"the gradient of the validation loss in {name!r}": gradient
-            for name, gradient in named
-            if gradient is not None
-        }
-    )
-    return loss.detach(), adjoint, direct
+_kept_product = functools.partial(vector_jacobian_product, retain_graph=True)
+"""A product that leaves the graph of the step for the next."""
 
 
 class StepLinearization:
@@ -193,11 +169,10 @@ class StepLinearization:
         Args:
             vector: The vector u.
         """
-        found = _grad(
-            self._outputs, [*self._leaves, *self._gradient_leaves], self.unflatten(vector), False
-        )
+        targets = [*self._leaves, *self._gradient_leaves]
+        found = _kept_product(self._outputs, targets, self.unflatten(vector))
         count = len(self._leaves)
-        second = _grad(self._gradients, self._leaves, found[count:], False)
+        second = _kept_product(self._gradients, self._leaves, found[count:])
         names = [str(index) for index in range(count)]
         return list(add_gradients(names, found[:count], second).values())
 
@@ -226,41 +201,17 @@ class StepLinearization:
         # As the step saw it: a rounding of the vector must not pass for a part of I − ∂Φ.
         vector = self.flatten(cotangents)
         targets = [*self._inputs, *leaves]
-        found = _grad(self._outputs, [*targets, *self._gradient_leaves], cotangents, create_graph)
+        every = [*targets, *self._gradient_leaves]
+        found = _kept_product(self._outputs, every, cotangents, create_graph=create_graph)
         direct = self.flatten(found[:count])
         meta = found[count : len(targets)]
-        second = _grad(self._gradients, targets, found[len(targets) :], create_graph)
+        second = _kept_product(
+            self._gradients, targets, found[len(targets) :], create_graph=create_graph
+        )
         through = self.flatten(second[:count])
         names = [str(index) for index in range(len(leaves))]
         total = add_gradients(names, meta, second[count:])
         return (vector - direct) - through, list(total.values())
-
-
-def _grad(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    cotangents: Sequence[Tensor | None],
-    create_graph: bool,
-) -> Adjoint:
-    """Return a product with a Jacobian, ``None`` where nothing flows; the graph is kept."""
-    pairs = [
-        (output, cotangent)
-        for output, cotangent in zip(outputs, cotangents, strict=True)
-        if cotangent is not None and output.requires_grad
-    ]
-    if not pairs:
-        return [None] * len(inputs)
-    present, given = zip(*pairs, strict=True)
-    return list(
-        torch.autograd.grad(
-            present,
-            inputs,
-            given,
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    )
 
 
 def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerState) -> Tensors:
@@ -314,6 +265,17 @@ def carried_vector(estimator: str, carried: Tensor | None, like: Tensor) -> Tens
             f"state has {like.numel()}; make a new {estimator} for another model or inner learner."
         )
     return carried.to(like)
+
+
+def relative_residual(residual: Tensor, right_hand_side: Tensor) -> float:
+    """Return the norm of a residual over that of the right-hand side, and 0 where that is zero.
+
+    Args:
+        residual: What is left of the right-hand side.
+        right_hand_side: Right-hand side of the linear system.
+    """
+    norm = float(right_hand_side.norm())
+    return float(residual.norm()) / norm if norm > 0 else 0.0
 
 
 def check_through(through: str) -> None:

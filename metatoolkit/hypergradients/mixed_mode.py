@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.base import add_gradients, double_backward_kernels
-from metatoolkit.hypergradients.trajectory import Adjoint
+from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -173,18 +173,12 @@ class MixedStep:
             UnsupportedError: The training loss has no forward mode.
         """
         problem, state, meta, batch = self._arguments
-        pairs = [
-            (tensor, cotangent)
-            for tensor, cotangent in zip(self.after.tensors(), adjoint, strict=True)
-            if cotangent is not None
-        ]
         size = len(self._inputs)
-        if not pairs:
+        if all(cotangent is None for cotangent in adjoint):
             return [None] * (size if self._through_state else 0), [None] * len(meta)
-        outputs, cotangents = zip(*pairs, strict=True)
         sources = [*self._inputs, *meta.values()]
-        found = torch.autograd.grad(
-            outputs, [*sources, *self._points.values()], cotangents, allow_unused=True
+        found = vector_jacobian_product(
+            self.after.tensors(), [*sources, *self._points.values()], adjoint
         )
         directions = dict(zip(self._points, found[len(sources) :], strict=True))
         second = _directional(problem, state, meta, batch, directions, bool(self._inputs))
@@ -198,18 +192,12 @@ class MixedStep:
         direct = list(add_gradients(list(meta), direct, at_start).values())
         return (before if self._through_state else []), direct
 
-    def _through_initial_state(self, adjoint: Adjoint) -> Sequence[Tensor | None]:
+    def _through_initial_state(self, adjoint: Adjoint) -> Adjoint:
         """Differentiate the parameters that λ sets, with the adjoint of all parameters."""
         meta = self._arguments[2]
-        pairs = [
-            (self._given[name], cotangent)
-            for name, cotangent in zip(self._points, adjoint, strict=False)
-            if name in self._given and cotangent is not None and self._given[name].requires_grad
-        ]
-        if not pairs:
-            return [None] * len(meta)
-        outputs, cotangents = zip(*pairs, strict=True)
-        return torch.autograd.grad(outputs, list(meta.values()), cotangents, allow_unused=True)
+        cotangents = dict(zip(self._points, adjoint, strict=False))
+        vectors = [cotangents[name] for name in self._given]
+        return vector_jacobian_product(list(self._given.values()), list(meta.values()), vectors)
 
 
 def _directional(
@@ -233,11 +221,8 @@ def _directional(
                 duals, meta, state.buffers, batch, fold_in(state.key, state.step)
             )
         sources = list(duals.values()) if through_state else []
-        if not loss.requires_grad:
-            return [None] * len(sources), [None] * len(leaves)
-        gradients = torch.autograd.grad(loss, sources + leaves, allow_unused=True)
         tangents = [
             None if gradient is None else forward_ad.unpack_dual(gradient).tangent
-            for gradient in gradients
+            for gradient in loss_gradient(loss, sources + leaves)
         ]
     return tangents[: len(sources)], tangents[len(sources) :]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from metatoolkit.hypergradients.base import Traits
+import dataclasses
+
 from metatoolkit.hypergradients.persistent_es import PersistentES
 
 
@@ -31,12 +32,5 @@ class NoiseReuseES(PersistentES):
         10
     """
 
-    traits = Traits(
-        kind="stochastic",
-        computes="derivative of a window's outer loss, smoothed, through all windows before it",
-        assumes="nothing but evaluations; few meta-parameters or many pairs; windows in order",
-        passes="2N (3T + 1) F for N pairs and a window of T steps",
-        memory="2N inner states and an ordinary inner step",
-        paper="Li et al. 2023, arXiv 2304.12180",
-    )
+    traits = dataclasses.replace(PersistentES.traits, paper="Li et al. 2023, arXiv 2304.12180")
     renews = False

@@ -20,10 +20,9 @@ from metatoolkit.hypergradients.base import (
 )
 from metatoolkit.hypergradients.linearization import (
     StepLinearization,
-    finite_outer_gradient,
     learning_rates,
 )
-from metatoolkit.hypergradients.trajectory import outer_loss
+from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors

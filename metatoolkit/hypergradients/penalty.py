@@ -19,7 +19,8 @@ from metatoolkit.hypergradients.base import (
     check_finite,
     fill_gradients,
 )
-from metatoolkit.hypergradients.trajectory import Adjoint, roll_out, valid_key
+from metatoolkit.hypergradients.products import Adjoint, loss_gradient
+from metatoolkit.hypergradients.trajectory import roll_out, valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -138,10 +139,7 @@ class Penalty(Estimator):
             with torch.enable_grad():
                 loss = _loss(problem, at, meta, batch, valid_batch, y, outer)
             losses[name] = loss.detach()
-            found: Adjoint = [None] * len(meta)
-            if loss.requires_grad:
-                found = list(torch.autograd.grad(loss, list(meta.values()), allow_unused=True))
-            parts.append(found)
+            parts.append(loss_gradient(loss, list(meta.values())))
         return losses, parts
 
     def _start(self, state: InnerState) -> InnerState:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor
-
-from metatoolkit.hypergradients.base import Estimator, Hypergradient, Traits
-from metatoolkit.hypergradients.finite_difference import adapted_hypergradient, check_radius
-from metatoolkit.hypergradients.one_step import OneStep
-from metatoolkit.inner.base import InnerLearner
-from metatoolkit.problem import BilevelProblem
-from metatoolkit.state import InnerState, Tensors
+from metatoolkit.hypergradients.adapted_difference import AdaptedDifference
+from metatoolkit.hypergradients.base import Traits
 
 
-class SAMA(Estimator):
+class SAMA(AdaptedDifference):
     """SAMA (Choe et al. 2023, arXiv 2310.05674, section 3).
 
     With v the gradient of the outer loss L at θ, u(g) the update of the optimizer and θ⁺ = θ − u,
@@ -48,54 +39,4 @@ class SAMA(Estimator):
         memory="graph of one pass",
         paper="Choe et al. 2023, arXiv 2310.05674",
     )
-
-    def __init__(self, radius: float | None = None) -> None:
-        check_radius(radius)
-        self.radius = radius
-
-    def estimate(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-    ) -> Hypergradient:
-        """Return SAMA's hypergradient; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner that takes the step.
-            state: Detached state to start from.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
-
-        Raises:
-            UnsupportedError: The inner learner does not tell ∂θ⁺/∂g.
-        """
-        (batch,) = train_batches
-        return adapted_hypergradient(
-            problem, inner, state, batch, valid_batch, self.radius, lookahead=False
-        )
-
-    def objective(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-        meta: Tensors,
-    ) -> Tensor:
-        """Return the outer loss at θ moved by how much λ changes an inner step.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
-        reference = OneStep(lookahead=False)
-        return reference.objective(problem, inner, state, train_batches, valid_batch, meta)
+    lookahead = False

@@ -23,9 +23,9 @@ from metatoolkit.hypergradients.linearization import (
     Through,
     carried_vector,
     check_through,
-    finite_outer_gradient,
+    relative_residual,
 )
-from metatoolkit.hypergradients.trajectory import outer_loss
+from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -114,7 +114,6 @@ class SOBA(Estimator):
             problem, add_gradients(names, direct, through), "train_loss and valid_loss"
         )
         self._carried, self._used = moved, u
-        norm = float(rhs.norm())
         return Hypergradient(
             gradient=gradient,
             valid_loss=valid_loss,
@@ -123,7 +122,7 @@ class SOBA(Estimator):
                 forward=2,
                 backward=2,
                 hvp=1,
-                residual=float(residual.norm()) / norm if norm > 0 else 0.0,
+                residual=relative_residual(residual, rhs),
                 iterations=1,
             ),
         )

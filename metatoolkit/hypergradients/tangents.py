@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients.base import (
-    Cost,
-    Hypergradient,
-    add_gradients,
-    double_backward_kernels,
-    fill_gradients,
-)
-from metatoolkit.hypergradients.trajectory import Adjoint, outer_gradient
+from metatoolkit.hypergradients.base import double_backward_kernels
+from metatoolkit.hypergradients.products import Adjoint, batched_products, loss_gradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -124,9 +118,7 @@ class TangentBundle:
         theta = list(entry.parameters.values())
         with double_backward_kernels():
             loss, gradients, buffers = inner.gradients(problem, entry, meta, batch, True)
-            direct: Sequence[Tensor | None] = [None] * len(leaves)
-            if loss.requires_grad:
-                direct = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+            direct = loss_gradient(loss, leaves, create_graph=True)
         fields = [*gradients.values(), *direct]
 
         heads = [gradient.detach().requires_grad_() for gradient in gradients.values()]
@@ -164,99 +156,3 @@ class TangentBundle:
             ),
             start=self.tangents[0].new_zeros(len(self.tangents[0])),
         )
-
-
-def forward_hypergradient(
-    problem: BilevelProblem,
-    inner: InnerLearner,
-    state: InnerState,
-    train_batches: Sequence[Any],
-    valid_batch: Any,
-    directions: Directions,
-    count: int,
-    chunk: int,
-    combine: Callable[[Tensor], Tensors],
-) -> Hypergradient:
-    """Take the inner steps with tangents along directions in λ, and return the estimate there.
-
-    Args:
-        problem: The bilevel problem.
-        inner: Inner learner.
-        state: Detached state to start from.
-        train_batches: One training batch per step.
-        valid_batch: Batch for the outer loss.
-        directions: Directions in λ.
-        count: Number of directions.
-        chunk: Number of directions that are pushed at a time.
-        combine: Turns the derivatives of the outer loss through the steps along the directions,
-            of the shape (count,), into a gradient by name. The direct one in λ is added to it.
-
-    Raises:
-        UnsupportedError: See :class:`TangentBundle`.
-        UnusedMetaParameterError: No loss and no hyper-parameter depends on λ.
-    """
-    meta = problem.meta_leaves()
-    bundle = TangentBundle(problem, inner, state, meta, directions, count, chunk)
-    for batch in train_batches:
-        bundle.step(batch)
-    loss, adjoint, direct = outer_gradient(problem, bundle.state, meta, valid_batch)
-    through: dict[str, Tensor | None] = dict.fromkeys(meta)
-    found = combine(bundle.slopes(adjoint))
-    through |= {name: found[name] for name in bundle.reached}
-    total = add_gradients(list(meta), list(through.values()), direct)
-    steps = len(train_batches)
-    return Hypergradient(
-        gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
-        valid_loss=loss,
-        state=bundle.state,
-        cost=Cost(forward=steps + 1, backward=steps + 1, jvp=steps * count),
-    )
-
-
-def batched_products(
-    outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
-) -> list[Tensor]:
-    """Return vector-Jacobian products for several cotangents at a time.
-
-    Args:
-        outputs: Tensors with graphs, or ``None`` for zeros.
-        inputs: Tensors to differentiate in.
-        cotangents: One tensor (count, *shape) for each output; they are batched by ``vmap``,
-            unless there is only one.
-
-    Returns:
-        One tensor (count, *shape) for each input, zeros where no output depends on it.
-
-    Raises:
-        UnsupportedError: An operation is unknown to ``vmap``.
-    """
-    count = len(cotangents[0])
-    pairs = [
-        (output, cotangent)
-        for output, cotangent in zip(outputs, cotangents, strict=True)
-        if output is not None and output.requires_grad
-    ]
-    found: Sequence[Tensor | None] = [None] * len(inputs)
-    if pairs:
-        heads = [output for output, _ in pairs]
-        vectors = [cotangent for _, cotangent in pairs]
-        arguments = {"retain_graph": True, "allow_unused": True}
-        if count == 1:
-            single = torch.autograd.grad(heads, inputs, [v[0] for v in vectors], **arguments)
-            found = [None if g is None else g.unsqueeze(0) for g in single]
-        else:
-            try:
-                found = torch.autograd.grad(
-                    heads, inputs, vectors, is_grads_batched=True, **arguments
-                )
-            except RuntimeError as error:
-                if not any(word in str(error).lower() for word in ("vmap", "batching rule")):
-                    raise
-                raise UnsupportedError(
-                    f"an operation of the training loss cannot be batched over directions "
-                    f"({error}); use chunk=1, which takes them one by one."
-                ) from error
-    return [
-        tensor.new_zeros(count, *tensor.shape) if gradient is None else gradient
-        for tensor, gradient in zip(inputs, found, strict=True)
-    ]

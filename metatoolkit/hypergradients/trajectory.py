@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatoolkit.hypergradients.base import double_backward_kernels
+from metatoolkit.hypergradients.base import check_finite, double_backward_kernels
+from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
-
-Adjoint = list[Tensor | None]
-"""One tensor for each of ``state.tensors()``, in the same order; ``None`` stands for zero."""
 
 Visit = tuple[InnerState, Tensors | None]
 """A state, and the gradient of the training loss there where it is known."""
@@ -96,10 +94,35 @@ def outer_gradient(
             valid_batch,
             valid_key(state),
         )
-    if not loss.requires_grad:
-        return loss, [None] * len(points), [None] * len(leaves)
-    gradients: Adjoint = list(torch.autograd.grad(loss, points + leaves, allow_unused=True))
+    gradients = loss_gradient(loss, points + leaves)
     return loss.detach(), gradients[: len(points)], gradients[len(points) :]
+
+
+def finite_outer_gradient(
+    problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any
+) -> tuple[Tensor, Adjoint, Adjoint]:
+    """Return what :func:`outer_gradient` does, checked.
+
+    Args:
+        problem: The bilevel problem.
+        state: Detached state.
+        meta: Meta-parameters by name, leaves that require a gradient.
+        batch: Batch for the outer loss.
+
+    Raises:
+        NonFiniteError: The loss or its gradient in a parameter is NaN or infinite.
+    """
+    loss, adjoint, direct = outer_gradient(problem, state, meta, batch)
+    named = zip(state.parameters, adjoint, strict=False)
+    check_finite(
+        {"the validation loss": loss.detach()}
+        | {
+            f"the gradient of the validation loss in {name!r}": gradient
+            for name, gradient in named
+            if gradient is not None
+        }
+    )
+    return loss.detach(), adjoint, direct
 
 
 def states_backward(
@@ -205,17 +228,9 @@ class StepGraph:
             The derivative in the tensors of the state before it (empty unless
             ``through_state``), and in λ.
         """
-        pairs = [
-            (tensor, cotangent)
-            for tensor, cotangent in zip(self.after.tensors(), adjoint, strict=True)
-            if cotangent is not None and tensor.requires_grad
-        ]
         size = len(self._inputs)
-        if not pairs:
-            return [None] * size, [None] * len(self._leaves)
-        outputs, cotangents = zip(*pairs, strict=True)
         with double_backward_kernels():
-            gradients = torch.autograd.grad(
-                outputs, self._inputs + self._leaves, cotangents, allow_unused=True
+            gradients = vector_jacobian_product(
+                self.after.tensors(), self._inputs + self._leaves, adjoint
             )
-        return list(gradients[:size]), list(gradients[size:])
+        return gradients[:size], gradients[size:]

@@ -27,7 +27,6 @@ from metatoolkit.hypergradients.trajectory import (
     roll_out,
     states_backward,
 )
-from metatoolkit.hypergradients.trajectory import valid_key as valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors

@@ -53,7 +53,7 @@ def autograd_evograd(case, state, copies, sigma, temperature, seed=0):
     """EvoGrad as the paper states it: one graph through the copies' losses and the softmax."""
     problem = case.problem
     estimator = EvoGrad(copies, sigma, temperature, seed=seed)
-    noise = [dict(estimator._perturbations(state, copy)) for copy in range(copies)]
+    noise = [dict(estimator._generation(state).perturbations(copy)) for copy in range(copies)]
     meta = {
         name: p.detach().clone().requires_grad_() for name, p in problem.meta_parameters().items()
     }
@@ -228,7 +228,8 @@ def test_noise_is_standard_and_independent(noise):
     for estimator in (EvoGrad(noise=noise), EvoGrad(noise=noise, seed=1)):
         for where in (state, later):
             for copy in range(2):
-                parts = [e.flatten() for _, e in estimator._perturbations(where, copy)]
+                generation = estimator._generation(where)
+                parts = [e.flatten() for _, e in generation.perturbations(copy)]
                 draws.append(torch.cat(parts).double())
     matrix = torch.stack(draws)
     size = matrix.shape[1]
@@ -243,7 +244,7 @@ def test_noise_is_standard_and_independent(noise):
 def test_perturb_moves_only_what_it_names():
     case = bank.small_net()
     estimator = EvoGrad(2, 0.1, 0.5, perturb=["4.*"])
-    names = {name for name, _ in estimator._perturbations(case.state, 0)}
+    names = {name for name, _ in estimator._generation(case.state).perturbations(0)}
     assert names == {"4.weight", "4.bias"}
     everything = case.call(EvoGrad(2, 0.1, 0.5)).gradient
     some = case.call(estimator).gradient

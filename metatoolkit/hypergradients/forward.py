@@ -1,0 +1,116 @@
+"""What forward-mode estimators share: tangents along directions in λ go along with the steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from metatoolkit.hypergradients.base import (
+    Cost,
+    Estimator,
+    Hypergradient,
+    add_gradients,
+    fill_gradients,
+)
+from metatoolkit.hypergradients.tangents import Directions, TangentBundle
+from metatoolkit.hypergradients.trajectory import outer_gradient, outer_loss, roll_out
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.state import InnerState, Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """Directions in λ, and what the derivatives along them tell of the gradient.
+
+    Attributes:
+        directions: The directions.
+        count: Number of directions.
+        combine: Turns the derivatives of the outer loss through the steps along the directions,
+            of the shape (count,), into a gradient by name. The direct one in λ is added to it.
+    """
+
+    directions: Directions
+    count: int
+    combine: Callable[[Tensor], Tensors]
+
+
+class ForwardEstimator(Estimator):
+    """What estimators share that carry derivatives forward through the inner steps.
+
+    Attributes:
+        chunk: Number of directions that a step is differentiated along at a time.
+    """
+
+    chunk: int
+
+    @abstractmethod
+    def _probes(self, problem: BilevelProblem, state: InnerState) -> Probes:
+        """Return the directions of a call."""
+
+    def estimate(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> Hypergradient:
+        """Return the derivative of the outer loss after T steps; see the class.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner, differentiated through.
+            state: Detached state to start from.
+            train_batches: T training batches.
+            valid_batch: Batch for the outer loss.
+
+        Raises:
+            UnsupportedError: See :class:`~metatoolkit.hypergradients.tangents.TangentBundle`.
+            UnusedMetaParameterError: No loss and no hyper-parameter depends on λ.
+        """
+        probes = self._probes(problem, state)
+        meta = problem.meta_leaves()
+        bundle = TangentBundle(
+            problem, inner, state, meta, probes.directions, probes.count, self.chunk
+        )
+        for batch in train_batches:
+            bundle.step(batch)
+        loss, adjoint, direct = outer_gradient(problem, bundle.state, meta, valid_batch)
+        through: dict[str, Tensor | None] = dict.fromkeys(meta)
+        found = probes.combine(bundle.slopes(adjoint))
+        through |= {name: found[name] for name in bundle.reached}
+        total = add_gradients(list(meta), list(through.values()), direct)
+        steps = len(train_batches)
+        return Hypergradient(
+            gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
+            valid_loss=loss,
+            state=bundle.state,
+            cost=Cost(forward=steps + 1, backward=steps + 1, jvp=steps * probes.count),
+        )
+
+    def objective(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+        meta: Tensors,
+    ) -> Tensor:
+        """Return the outer loss after T steps from ``state`` under ``meta``.
+
+        Args:
+            problem: The bilevel problem.
+            inner: Inner learner.
+            state: State to start from.
+            train_batches: T training batches.
+            valid_batch: Batch for the outer loss.
+            meta: Meta-parameters by name.
+        """
+        final = roll_out(problem, inner, state, meta, train_batches)
+        return outer_loss(problem, final, meta, valid_batch)

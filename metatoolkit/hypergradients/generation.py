@@ -1,0 +1,166 @@
+"""The random copies of one generation of EvoGrad, each drawn again from its seed when needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metatoolkit.hypergradients.noise import stream_noise
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import fold_in
+from metatoolkit.state import InnerState, Tensors
+
+Noise = Callable[[int, str, Tensor], Tensor]
+"""Function ``(copy, parameter name, parameter) -> tensor``, the same for the same arguments."""
+
+_NOISE = -2
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """The copies θ_k = θ + σ ε_k of the inner parameters; none of them is kept.
+
+    Attributes:
+        state: Detached state with θ.
+        names: Inner parameters to perturb.
+        candidates: Number of copies K.
+        sigma: Size of the perturbations σ.
+        temperature: Temperature τ of the softmax.
+        noise: Kind of the noise ε, or a function that returns it.
+        common_random_numbers: Whether all copies share their dropout masks.
+        seed: Seed of the noise, beside the state's own key.
+    """
+
+    state: InnerState
+    names: Sequence[str]
+    candidates: int
+    sigma: float
+    temperature: float
+    noise: Literal["sign", "gaussian"] | Noise
+    common_random_numbers: bool
+    seed: int
+
+    def perturbations(self, copy: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield parameter names and ε of one copy, the same at every call.
+
+        Args:
+            copy: Number of the copy.
+
+        Yields:
+            Name and noise, tensor by tensor.
+        """
+        parameters = {name: self.state.parameters[name] for name in self.names}
+        if callable(self.noise):
+            for name, parameter in parameters.items():
+                yield name, self.noise(copy, name, parameter)
+            return
+        key = fold_in(self.state.key, self.state.step, _NOISE, self.seed, copy)
+        yield from stream_noise(parameters, self.noise, key)
+
+    def train_loss(self, problem: BilevelProblem, copy: int, meta: Tensors, batch: Any) -> Tensor:
+        """Return the training loss of one copy, a scalar. Cost: 1 F.
+
+        Args:
+            problem: The bilevel problem.
+            copy: Number of the copy.
+            meta: Meta-parameters by name.
+            batch: Training batch.
+        """
+        state = self.state
+        key = fold_in(state.key, state.step)
+        if not self.common_random_numbers:
+            key = fold_in(key, copy)
+        parameters = dict(state.parameters)
+        for name, epsilon in self.perturbations(copy):
+            parameters[name] = parameters[name] + self.sigma * epsilon
+        return problem.evaluate_train(parameters, meta, state.buffers, batch, key)[0]
+
+    def score(
+        self, problem: BilevelProblem, meta: Tensors, batch: Any, streamed: bool | None
+    ) -> tuple[list[Tensor], bool]:
+        """Return the training losses of all copies, with graphs where these are kept.
+
+        Args:
+            problem: The bilevel problem.
+            meta: Meta-parameters by name, leaves that require a gradient.
+            batch: Training batch.
+            streamed: Whether no graph is kept; ``None`` keeps them where the graphs of all copies,
+                by that of the first, take no more memory than θ.
+
+        Returns:
+            The losses, and whether they carry their graphs in λ. Cost: 1 F for each copy.
+        """
+        losses: list[Tensor] = []
+        keep = streamed is not True
+        budget = sum(t.numel() * t.element_size() for t in self.state.parameters.values())
+        for copy in range(self.candidates):
+            held = 0
+
+            def count(tensor: Tensor) -> Tensor:
+                nonlocal held
+                held += tensor.numel() * tensor.element_size()
+                # A node that kept its own output with its history would never be freed.
+                return tensor.detach()
+
+            with torch.set_grad_enabled(keep):
+                if keep and streamed is None and copy == 0:
+                    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+                    with hooks:
+                        loss = self.train_loss(problem, copy, meta, batch)
+                    if held * self.candidates > budget:
+                        keep, loss = False, loss.detach()
+                else:
+                    loss = self.train_loss(problem, copy, meta, batch)
+            losses.append(loss)
+        return losses, keep
+
+    def weights(self, losses: Tensor) -> Tensor:
+        """Return w = softmax(−ℓ/τ).
+
+        Args:
+            losses: Training losses ℓ of the copies, shape (K,).
+        """
+        return torch.softmax(-losses / self.temperature, dim=0)
+
+    def offspring(self, weights: Tensor) -> Tensors:
+        """Return θ⁺ = θ + σ Σ_k w_k ε_k by name.
+
+        Args:
+            weights: Weights w of the copies, shape (K,).
+        """
+        parameters = dict(self.state.parameters)
+        for copy, weight in enumerate(weights):
+            for name, epsilon in self.perturbations(copy):
+                parameters[name] = parameters[name] + (
+                    self.sigma * weight.to(epsilon.dtype) * epsilon
+                )
+        return parameters
+
+    def coefficients(self, weights: Tensor, gradient: Tensors, factor: float) -> Tensor:
+        """Return c_k = −(w_k/τ) ⟨g, θ_k − θ⁺⟩ times a factor, shape (K,).
+
+        Args:
+            weights: Weights w of the copies, shape (K,).
+            gradient: Gradient g of the outer loss at θ⁺ by name; missing ones are zeros.
+            factor: The factor.
+        """
+        projections = torch.stack(
+            [
+                sum(
+                    (
+                        (gradient[name].to(weights.dtype) * epsilon).sum()
+                        for name, epsilon in self.perturbations(copy)
+                        if name in gradient
+                    ),
+                    start=weights.new_zeros(()),
+                )
+                for copy in range(self.candidates)
+            ]
+        )
+        # Σ_j w_j ⟨g, ε_k − ε_j⟩ over pairs, so that equal copies have exactly no say.
+        centered = self.sigma * (weights * (projections.unsqueeze(1) - projections)).sum(1)
+        return -(factor / self.temperature) * weights * centered

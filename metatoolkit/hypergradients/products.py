@@ -1,0 +1,117 @@
+"""Gradients and products with Jacobians, ``None`` where nothing flows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import UnsupportedError
+
+Adjoint = list[Tensor | None]
+"""One tensor for each of several variables, in their order; ``None`` stands for zero."""
+
+
+def loss_gradient(loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> Adjoint:
+    """Return the gradient of a loss, which may be a constant.
+
+    Args:
+        loss: Scalar with its graph, if it has one.
+        inputs: Tensors to differentiate in.
+        create_graph: Whether the result has a graph of its own.
+
+    Returns:
+        One tensor for each input, ``None`` where the loss does not depend on it.
+    """
+    if not loss.requires_grad:
+        return [None] * len(inputs)
+    return list(torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True))
+
+
+def vector_jacobian_product(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> Adjoint:
+    """Return the product of cotangents with the Jacobian of outputs in inputs.
+
+    Args:
+        outputs: Tensors with their graphs, where they have any.
+        inputs: Tensors to differentiate in.
+        cotangents: One tensor of the shape of each output, or ``None`` for zeros.
+        retain_graph: Whether the graph is kept for another product.
+        create_graph: Whether the result has a graph of its own.
+
+    Returns:
+        One tensor for each input, ``None`` where no output with a cotangent depends on it.
+    """
+    pairs = [
+        (output, cotangent)
+        for output, cotangent in zip(outputs, cotangents, strict=True)
+        if cotangent is not None and output.requires_grad
+    ]
+    if not pairs:
+        return [None] * len(inputs)
+    present, given = zip(*pairs, strict=True)
+    return list(
+        torch.autograd.grad(
+            present,
+            inputs,
+            given,
+            retain_graph=retain_graph,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    )
+
+
+def batched_products(
+    outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return vector-Jacobian products for several cotangents at a time.
+
+    Args:
+        outputs: Tensors with graphs, or ``None`` for zeros.
+        inputs: Tensors to differentiate in.
+        cotangents: One tensor (count, *shape) for each output; they are batched by ``vmap``,
+            unless there is only one.
+
+    Returns:
+        One tensor (count, *shape) for each input, zeros where no output depends on it.
+
+    Raises:
+        UnsupportedError: An operation is unknown to ``vmap``.
+    """
+    count = len(cotangents[0])
+    pairs = [
+        (output, cotangent)
+        for output, cotangent in zip(outputs, cotangents, strict=True)
+        if output is not None and output.requires_grad
+    ]
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if pairs:
+        heads = [output for output, _ in pairs]
+        vectors = [cotangent for _, cotangent in pairs]
+        arguments = {"retain_graph": True, "allow_unused": True}
+        if count == 1:
+            single = torch.autograd.grad(heads, inputs, [v[0] for v in vectors], **arguments)
+            found = [None if g is None else g.unsqueeze(0) for g in single]
+        else:
+            try:
+                found = torch.autograd.grad(
+                    heads, inputs, vectors, is_grads_batched=True, **arguments
+                )
+            except RuntimeError as error:
+                if not any(word in str(error).lower() for word in ("vmap", "batching rule")):
+                    raise
+                raise UnsupportedError(
+                    f"an operation of the training loss cannot be batched over directions "
+                    f"({error}); use chunk=1, which takes them one by one."
+                ) from error
+    return [
+        tensor.new_zeros(count, *tensor.shape) if gradient is None else gradient
+        for tensor, gradient in zip(inputs, found, strict=True)
+    ]
