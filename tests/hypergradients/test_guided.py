@@ -10,7 +10,7 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import EvoGrad, OneStep
 from tests import bank
 from tests.hypergradients.test_cost import Setup
-from tests.hypergradients.test_finite_difference import weighted
+from tests.hypergradients.test_finite_difference import weighted, without_outer_gradient
 
 F64 = torch.float64
 NAMES = ["illustration", "ridge", "small_net", "inside_model", "tied"]
@@ -155,14 +155,7 @@ def test_perturb_moves_only_what_it_names():
 
 
 def test_a_zero_outer_gradient_gives_zero():
-    case = bank.ridge()
-    problem = mt.BilevelProblem(
-        case.problem.model,
-        case.problem.meta,
-        case.problem.train_loss,
-        lambda model, meta, batch: 0.0 * model.value.sum(),
-    )
-    result = bank.Case(problem, case.inner, case.train_batches, None).call(guided())
+    result = without_outer_gradient().call(guided())
     assert bool((result.gradient["value"] == 0).all())
 
 

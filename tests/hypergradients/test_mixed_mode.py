@@ -1,0 +1,129 @@
+"""The adjoint by forward over reverse mode against that by double backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import metatoolkit as mt
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients import Unrolled, check_hypergradient
+from metatoolkit.inner import SGD
+from tests import bank
+from tests.hypergradients.test_unrolled import PRODUCTS, error, flat
+
+
+def test_constants_of_a_loss_are_constants_in_both_modes():
+    case = bank.small_net()
+
+    def train_loss(model, meta, batch):
+        with torch.no_grad():
+            teacher = model(batch[0]).softmax(1)
+        losses = F.cross_entropy(model(batch[0]), teacher, reduction="none")
+        return (meta(losses.detach()) * losses).mean()
+
+    problem = mt.BilevelProblem(
+        case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
+    )
+    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    one, other = (flat(case.call(Unrolled(3, product=product))) for product in PRODUCTS)
+    assert error(one, other) < 1e-12
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.inputs = nn.LayerNorm(6), nn.Linear(6, 18)
+
+    def forward(self, inputs):
+        q, k, v = self.inputs(self.norm(inputs)).unsqueeze(0).chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v).squeeze(0)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(6, 3)
+
+    def forward(self, inputs):
+        return self.cell(inputs.unsqueeze(1))[0].squeeze(1)
+
+
+def with_model(model):
+    case = bank.small_net()
+
+    def train_loss(model, meta, batch):
+        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        return (meta(losses) * losses).mean()
+
+    problem = mt.BilevelProblem(model, case.problem.meta, train_loss, case.problem.valid_loss)
+    return bank.Case(problem, SGD(lr=0.5), case.train_batches, case.valid_batch)
+
+
+@pytest.mark.parametrize("kind", [Attention, Recurrent])
+def test_fused_kernels_in_both_modes(kind):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        case = with_model(kind().double())
+    one, other = (flat(case.call(Unrolled(3, product=product))) for product in PRODUCTS)
+    assert error(one, other) < 1e-12
+    check = check_hypergradient(
+        case.problem, case.inner, Unrolled(3), case.batches(3), case.valid_batch
+    )
+    assert check.relative_error < 1e-6, check
+
+
+LOSSES = {
+    "mse_loss": F.mse_loss,
+    "mse_loss by name": lambda outputs, targets: F.mse_loss(
+        target=targets[:, 1:2], input=outputs[:, :1]
+    ),
+    "mse_loss of constants": lambda outputs, targets: (
+        F.mse_loss(targets, outputs) + F.mse_loss(targets, targets / 2) * outputs.square().mean()
+    ),
+    "l1_loss": F.l1_loss,
+    "smooth_l1_loss": F.smooth_l1_loss,
+    "kl_div": lambda outputs, targets: F.kl_div(
+        outputs.log_softmax(1), targets, reduction="batchmean"
+    ),
+    "binary_cross_entropy": lambda outputs, targets: F.binary_cross_entropy(
+        outputs.sigmoid(), targets
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_torch_in_mixed_mode(name):
+    case = bank.small_net()
+
+    def train_loss(model, meta, batch):
+        loss = LOSSES[name](model(batch[0]), F.one_hot(batch[1], 3).double())
+        return loss + meta.log_penalty.exp() * model[0].weight.square().sum()
+
+    problem = mt.BilevelProblem(
+        case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
+    )
+    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    one, other = (flat(case.call(Unrolled(3, product=product))) for product in PRODUCTS)
+    assert error(one, other) < 1e-12
+
+
+def test_what_has_no_forward_mode_is_an_error():
+    case = with_model(nn.Sequential(nn.Linear(6, 4), nn.SiLU(), nn.Linear(4, 3)).double())
+    case.call(Unrolled(2))
+    with pytest.raises(UnsupportedError, match=r"silu.*product='reverse_over_reverse'"):
+        case.call(Unrolled(2, product="forward_over_reverse"))
+
+    class Twice(SGD):
+        def step(self, problem, state, meta, batch, create_graph=False):
+            state, _ = super().step(problem, state, meta, batch, create_graph)
+            return super().step(problem, state, meta, batch, create_graph)
+
+    case = bank.ridge()
+    case.inner = Twice(lr=0.1)
+    check = check_hypergradient(
+        case.problem, case.inner, Unrolled(2), case.batches(2), case.valid_batch
+    )
+    assert check.relative_error < 1e-8
+    with pytest.raises(UnsupportedError, match=r"Twice is another map.*reverse_over_reverse"):
+        case.call(Unrolled(2, product="forward_over_reverse"))
