@@ -20,6 +20,9 @@ from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in, seeded
 from metatoolkit.state import InnerState, Tensors
 
+Result = tuple[Tensor, Sequence[Tensor]]
+"""The outer loss, detached, and its gradient in each parameter of λ."""
+
 
 def installed(module: str) -> bool:
     """Tell whether a peer can be imported.
@@ -28,6 +31,59 @@ def installed(module: str) -> bool:
         module: Name of its module.
     """
     return importlib.util.find_spec(module) is not None
+
+
+def higher_hypergradient(
+    problem: BilevelProblem,
+    train_batches: Sequence[Any],
+    valid_batch: Any,
+    lr: float,
+    momentum: float = 0.0,
+) -> Result:
+    """Return the hypergradient through a trajectory of SGD by higher.
+
+    Args:
+        problem: The bilevel problem, from whose parameters the steps start; it stays as it is.
+        train_batches: One training batch per inner step.
+        valid_batch: Batch for the outer loss.
+        lr: Learning rate of the inner steps.
+        momentum: Momentum of the inner steps.
+    """
+    import higher
+
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=lr, momentum=momentum)
+    with higher.innerloop_ctx(problem.model, optimizer) as (model, inner):
+        for batch in train_batches:
+            inner.step(problem.train_loss(model, problem.meta, batch))
+        loss = problem.valid_loss(model, problem.meta, valid_batch)
+        gradients = torch.autograd.grad(loss, list(problem.meta.parameters()))
+    return loss.detach(), gradients
+
+
+def torchopt_hypergradient(
+    problem: BilevelProblem,
+    train_batches: Sequence[Any],
+    valid_batch: Any,
+    lr: float,
+    momentum: float = 0.0,
+) -> Result:
+    """Return the hypergradient through a trajectory of SGD by TorchOpt.
+
+    Args:
+        problem: The bilevel problem, from whose parameters the steps start; the steps change its
+            model in place.
+        train_batches: One training batch per inner step.
+        valid_batch: Batch for the outer loss.
+        lr: Learning rate of the inner steps.
+        momentum: Momentum of the inner steps.
+    """
+    import torchopt
+
+    optimizer = torchopt.MetaSGD(problem.model, lr=lr, momentum=momentum)
+    for batch in train_batches:
+        optimizer.step(problem.train_loss(problem.model, problem.meta, batch))
+    loss = problem.valid_loss(problem.model, problem.meta, valid_batch)
+    return loss.detach(), torch.autograd.grad(loss, list(problem.meta.parameters()))
 
 
 class Peer(Estimator):
@@ -78,7 +134,7 @@ class Peer(Estimator):
         with seeded(fold_in(state.key, state.step)), warnings.catch_warnings():
             # What a peer's sources warn of is no news here.
             warnings.simplefilter("ignore")
-            loss, gradients = self.run(own, lr, train_batches, valid_batch)
+            loss, gradients = self._run(own, lr, train_batches, valid_batch)
         names = own.meta_parameter_names
         return Hypergradient(
             gradient=dict(zip(names, gradients, strict=True)),
@@ -88,17 +144,10 @@ class Peer(Estimator):
         )
 
     @abstractmethod
-    def run(
+    def _run(
         self, problem: BilevelProblem, lr: float, train_batches: Sequence[Any], valid_batch: Any
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return the outer loss and its gradient in λ.
-
-        Args:
-            problem: A copy that may be changed.
-            lr: Learning rate of the inner steps.
-            train_batches: Training batches.
-            valid_batch: Batch for the outer loss.
-        """
+    ) -> Result:
+        """Return the outer loss and its gradient in λ; the problem is a copy to be changed."""
 
     def objective(
         self,
@@ -125,49 +174,19 @@ class Peer(Estimator):
 class Higher(Peer):
     """higher's ``innerloop_ctx``."""
 
-    def run(
+    def _run(
         self, problem: BilevelProblem, lr: float, train_batches: Sequence[Any], valid_batch: Any
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """See :meth:`Peer.run`.
-
-        Args:
-            problem: A copy that may be changed.
-            lr: Learning rate of the inner steps.
-            train_batches: Training batches.
-            valid_batch: Batch for the outer loss.
-        """
-        import higher
-
-        optimizer = torch.optim.SGD(problem.model.parameters(), lr=lr)
-        with higher.innerloop_ctx(problem.model, optimizer) as (model, inner):
-            for batch in train_batches:
-                inner.step(problem.train_loss(model, problem.meta, batch))
-            loss = problem.valid_loss(model, problem.meta, valid_batch)
-            gradients = torch.autograd.grad(loss, list(problem.meta.parameters()))
-        return loss.detach(), gradients
+    ) -> Result:
+        return higher_hypergradient(problem, train_batches, valid_batch, lr)
 
 
 class TorchOpt(Peer):
     """TorchOpt's ``MetaSGD``."""
 
-    def run(
+    def _run(
         self, problem: BilevelProblem, lr: float, train_batches: Sequence[Any], valid_batch: Any
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """See :meth:`Peer.run`.
-
-        Args:
-            problem: A copy that may be changed.
-            lr: Learning rate of the inner steps.
-            train_batches: Training batches.
-            valid_batch: Batch for the outer loss.
-        """
-        import torchopt
-
-        optimizer = torchopt.MetaSGD(problem.model, lr=lr)
-        for batch in train_batches:
-            optimizer.step(problem.train_loss(problem.model, problem.meta, batch))
-        loss = problem.valid_loss(problem.model, problem.meta, valid_batch)
-        return loss.detach(), torch.autograd.grad(loss, list(problem.meta.parameters()))
+    ) -> Result:
+        return torchopt_hypergradient(problem, train_batches, valid_batch, lr)
 
 
 class ImplicitPeer(Peer):
@@ -189,18 +208,10 @@ class ImplicitPeer(Peer):
 class Betty(ImplicitPeer):
     """A function of ``betty.hypergradient``, called with the two problems that it reads."""
 
-    def run(
+    def _run(
         self, problem: BilevelProblem, lr: float, train_batches: Sequence[Any], valid_batch: Any
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """See :meth:`Peer.run`.
-
-        Args:
-            problem: A copy that may be changed.
-            lr: Not used: Betty differentiates the training loss's minimum.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
-        """
-        del lr
+    ) -> Result:
+        del lr  # Betty differentiates the minimum of the training loss
         function = getattr(
             importlib.import_module(f"betty.hypergradient.{self.method}"), self.method
         )
@@ -234,17 +245,9 @@ class Betty(ImplicitPeer):
 class Hypertorch(ImplicitPeer):
     """A function of hypertorch's ``hypergrad``, on the map of one plain gradient step."""
 
-    def run(
+    def _run(
         self, problem: BilevelProblem, lr: float, train_batches: Sequence[Any], valid_batch: Any
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """See :meth:`Peer.run`.
-
-        Args:
-            problem: A copy that may be changed.
-            lr: Learning rate of the gradient step that is the map.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
-        """
+    ) -> Result:
         import hypergrad
 
         names, meta_names = problem.parameter_names, problem.meta_parameter_names

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.metadata
-import importlib.util
 import multiprocessing
 import platform
 import sys
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 import metatoolkit as mt
 from benchmarks.machine import processor
+from benchmarks.peers import higher_hypergradient, installed, torchopt_hypergradient
 from metatoolkit.hypergradients import ForwardMode, Unrolled
 from metatoolkit.measure import peak_memory
 
@@ -87,11 +87,13 @@ def batches(steps: int, size: int = BATCH) -> tuple[list[Any], Any]:
     return [train[step % len(train)] for step in range(steps)], valid
 
 
-def ours(steps: int, **arguments: Any) -> Callable[[], Tensor]:
+def weighting_problem() -> mt.BilevelProblem:
     torch.manual_seed(0)
-    problem = mt.BilevelProblem(
-        convolutional_network(), ExampleWeights(), weighted_loss, plain_loss
-    )
+    return mt.BilevelProblem(convolutional_network(), ExampleWeights(), weighted_loss, plain_loss)
+
+
+def ours(steps: int, **arguments: Any) -> Callable[[], Tensor]:
+    problem = weighting_problem()
     inner = mt.inner.SGD(lr=LR, momentum=MOMENTUM)
     state = inner.init(problem)
     train, valid = batches(steps)
@@ -100,36 +102,18 @@ def ours(steps: int, **arguments: Any) -> Callable[[], Tensor]:
 
 
 def highers(steps: int) -> Callable[[], Tensor]:
-    import higher
-
-    torch.manual_seed(0)
-    model, meta = convolutional_network(), ExampleWeights()
+    problem = weighting_problem()
     train, valid = batches(steps)
-
-    def call() -> Tensor:
-        optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
-        with higher.innerloop_ctx(model, optimizer) as (functional, differentiable):
-            for batch in train:
-                differentiable.step(weighted_loss(functional, meta, batch))
-            loss = plain_loss(functional, meta, valid)
-            return torch.autograd.grad(loss, meta.logits)[0]
-
-    return call
+    return lambda: higher_hypergradient(problem, train, valid, LR, MOMENTUM)[1][0]
 
 
 def torchopts(steps: int) -> Callable[[], Tensor]:
-    import torchopt
-
     train, valid = batches(steps)
 
     def call() -> Tensor:
         # Its steps change the module in place.
-        torch.manual_seed(0)
-        model, meta = convolutional_network(), ExampleWeights()
-        optimizer = torchopt.MetaSGD(model, lr=LR, momentum=MOMENTUM)
-        for batch in train:
-            optimizer.step(weighted_loss(model, meta, batch))
-        return torch.autograd.grad(plain_loss(model, meta, valid), meta.logits)[0]
+        problem = weighting_problem()
+        return torchopt_hypergradient(problem, train, valid, LR, MOMENTUM)[1][0]
 
     return call
 
@@ -333,7 +317,7 @@ def main() -> None:
     torch.set_num_threads(1)
     names, versions = list(METHODS), []
     for name, module in PEERS.items():
-        if importlib.util.find_spec(module) is None:
+        if not installed(module):
             print(
                 f"{name} is not installed, and is left out; install the extra: "
                 "pip install -e '.[benchmarks]'",

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from benchmarks import estimators
+from metatoolkit.hypergradients import Unrolled
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def test_peers_give_the_same_hypergradient(problem):
     if setup["peer_steps"] is None:
         pytest.skip("peers take no hyper-parameter of the optimizer for λ here")
     kinds = {"higher": estimators.Higher, "torchopt": estimators.TorchOpt}
-    ours = estimators.hg.Unrolled(2)
+    ours = Unrolled(2)
     theirs = [kind(2) for module, kind in kinds.items() if estimators.installed(module)]
     if not theirs:
         pytest.skip("no peer is installed: pip install -e '.[benchmarks]'")
@@ -47,7 +48,7 @@ def test_peers_give_the_same_hypergradient(problem):
 def test_implicit_peers_give_the_same_hypergradient(peer):
     if not estimators.installed(peer):
         pytest.skip(f"{peer} is not installed")
-    setup = estimators.penalties()
+    setup = estimators.PROBLEMS["penalties"]()
     # Betty's released conjugate gradient does not converge; its Neumann series does.
     kind = estimators.Betty("neumann", 600, 0.3) if peer == "betty" else None
     kind = kind or estimators.Hypertorch("CG", 20)
