@@ -21,7 +21,7 @@ from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.figures import draw_curves
 from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.records.home import data_home
-from metatoolkit.records.spool import say
+from metatoolkit.records.messages import say
 from metatoolkit.training import Evaluate, MetaTrainer
 
 RUN_SETTINGS: dict[str, Any] = {

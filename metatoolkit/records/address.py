@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import DatabaseUnavailableError
-from metatoolkit.records.clean import redact
+from metatoolkit.records.redaction import redact
 
 if TYPE_CHECKING:
     from pymongo import MongoClient

@@ -6,7 +6,7 @@ import logging
 import sys
 from typing import Any
 
-from metatoolkit.records.spool import AppendedFile
+from metatoolkit.records.appended_file import AppendedFile
 
 
 class _Stream:

@@ -9,57 +9,17 @@ import enum
 import math
 import numbers
 import os
-import re
 import sys
 import time
 from collections.abc import Mapping, Set
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.records.redaction import HIDDEN, SECRET_KEY, redact
 
 INT64 = 2**63
 LARGEST_ARRAY = 100_000
 DEEPEST = 60
-HIDDEN = "***"
-
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]+@")
-_SECRET_OPTIONS = re.compile(
-    r"([?&](?:tlsCertificateKeyFilePassword|authMechanismProperties|password|token)=)[^&\s]+",
-    re.IGNORECASE,
-)
-_SECRET_KEY = re.compile(
-    r"(?:.*_)?(?:password|passwd|passphrase|secret|credentials?|api_?key|access_?key|private_?key"
-    r"|(?:access|auth|api|hf|hub|bearer)_?token|token)",
-    re.IGNORECASE,
-)
-
-
-def redact(text: str) -> str:
-    """Take user names, passwords and tokens out of every URL in a text.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The text with ``scheme://user:password@host`` as ``scheme://host``.
-    """
-    return _SECRET_OPTIONS.sub(r"\1***", _CREDENTIALS.sub("", text))
-
-
-def hide_assignment(word: Any) -> Any:
-    """Hide what is assigned to a secret's name, as in ``api.password=...``.
-
-    Args:
-        word: A word of a command line.
-
-    Returns:
-        The word, with ``***`` as the value of a secret.
-    """
-    if isinstance(word, str) and "=" in word:
-        name = word.partition("=")[0]
-        if _SECRET_KEY.fullmatch(name.replace("．", ".").rpartition(".")[2].strip()):
-            return f"{name}={HIDDEN}"
-    return word
 
 
 def encode_key(key: object) -> str:
@@ -209,7 +169,7 @@ def _clean_mapping(value: Mapping[Any, Any], path: list[int]) -> dict[str, Any]:
         # 1 and "1" are two keys in Python and one in a document.
         while name in result:
             name += "'"
-        secret = isinstance(entry, str) and entry and _SECRET_KEY.fullmatch(name)
+        secret = isinstance(entry, str) and entry and SECRET_KEY.fullmatch(name)
         result[name] = HIDDEN if secret else _clean(entry, path)
     return result
 

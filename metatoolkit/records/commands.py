@@ -13,10 +13,10 @@ from metatoolkit.records.clean import decode_key
 from metatoolkit.records.comparison import compare
 from metatoolkit.records.display import heading, plain, print_pairs, print_table, span, text
 from metatoolkit.records.fields import duration, flatten, lookup
+from metatoolkit.records.messages import say
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run, section
 from metatoolkit.records.selection import RunSet, value_field
-from metatoolkit.records.spool import say
 from metatoolkit.records.table import series, value_of
 
 ESSENTIAL = ["id", "experiment", "status", "started", "duration"]

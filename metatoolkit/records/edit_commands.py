@@ -14,11 +14,12 @@ from typing import Any
 
 from metatoolkit.errors import ConfigurationError, QueryError, RecordsError
 from metatoolkit.records import edits
-from metatoolkit.records.clean import HIDDEN, decode
+from metatoolkit.records.clean import decode
 from metatoolkit.records.commands import tell_why
 from metatoolkit.records.display import plain, text
 from metatoolkit.records.provenance import git_state
 from metatoolkit.records.query import Database, connect
+from metatoolkit.records.redaction import HIDDEN
 from metatoolkit.records.run import Run, section
 from metatoolkit.records.tail import Follower
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, UnknownNameError
+from metatoolkit.records.messages import say
 from metatoolkit.records.observer import CAPTURED_BY_US, SpoolObserver, recorder_of
 from metatoolkit.records.sacred_compat import import_sacred
 from metatoolkit.records.signals import Terminated
-from metatoolkit.records.spool import say
 
 
 def experiment(

@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 from metatoolkit.errors import QueryError
 from metatoolkit.records.clean import clean_text
 from metatoolkit.records.fields import DATES, FIELDS, stored_path
-from metatoolkit.records.spool import utcnow
+from metatoolkit.records.moments import moment, whole_day
 
 LONGEST = 10_000
 DEEPEST = 40
@@ -36,10 +36,6 @@ _OPERATORS: dict[type[ast.cmpop], str] = {
 }
 _MIRRORED = {"$eq": "$eq", "$ne": "$ne", "$gt": "$lt", "$gte": "$lte", "$lt": "$gt", "$lte": "$gte"}
 _WORDS = {"true": True, "false": False, "null": None, "none": None, "nan": float("nan")}
-_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w|second|minute|hour|day|week)s?(?:\s+ago)?")
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @dataclass(frozen=True)
@@ -206,9 +202,9 @@ class _Parser:
             hint = f"put text into quotes: {ast.unparse(value)!r}"
             raise self._error(value, f"a field is compared with a value; {hint}")
         if target.root in DATES and symbol in ("$eq", "$ne"):
-            day = self._day(value)
+            day = whole_day(value.value) if _is_text(value) else None
             if day is not None:
-                within = {"$gte": _naive_utc(day), "$lt": _naive_utc(_next_day(day))}
+                within = {"$gte": day[0], "$lt": day[1]}
                 return (
                     {target.path: within} if symbol == "$eq" else {"$nor": [{target.path: within}]}
                 )
@@ -314,15 +310,8 @@ class _Parser:
         return value
 
     def _date(self, node: ast.expr, text: str) -> datetime.datetime:
-        ago = _AGO.fullmatch(text.strip())
         try:
-            if ago:
-                seconds = float(ago.group(1)) * _SECONDS[ago.group(2)[0]]
-                return utcnow() - datetime.timedelta(seconds=seconds)
-            day = self._day(node)
-            if day is not None:
-                return _naive_utc(day)
-            return _naive_utc(datetime.datetime.fromisoformat(text.strip()).astimezone())
+            return moment(text)
         except (ValueError, OverflowError, OSError):
             raise self._error(
                 node,
@@ -330,40 +319,9 @@ class _Parser:
                 "or '2 days'",
             ) from None
 
-    def _day(self, node: ast.expr) -> datetime.datetime | None:
-        """Read a whole day: its first moment here, or None for anything else."""
-        text = node.value.strip().lower() if _is_text(node) else ""
-        today = datetime.datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
-        if text in ("today", "yesterday"):
-            return _local(today - datetime.timedelta(days=text == "yesterday"))
-        weekday = text.removeprefix("last").strip()
-        if weekday in WEEKDAYS:
-            # The latest one that is over: on a Tuesday, `last tuesday` is a week ago.
-            days = (today.weekday() - WEEKDAYS.index(weekday) - 1) % 7 + 1
-            return _local(today - datetime.timedelta(days=days))
-        if _DATE.fullmatch(text):
-            try:
-                return _local(datetime.datetime.fromisoformat(text))
-            except ValueError:
-                return None
-        return None
-
 
 def _is_text(node: ast.expr) -> TypeGuard[Any]:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def _local(moment: datetime.datetime) -> datetime.datetime:
-    return moment.replace(tzinfo=None).astimezone()
-
-
-def _next_day(day: datetime.datetime) -> datetime.datetime:
-    # By the calendar, since days on which clocks change are not of 24 hours.
-    return _local(day.replace(tzinfo=None) + datetime.timedelta(days=1))
-
-
-def _naive_utc(moment: datetime.datetime) -> datetime.datetime:
-    return moment.astimezone(datetime.UTC).replace(tzinfo=None)
 
 
 def _is_field(node: ast.expr) -> bool:

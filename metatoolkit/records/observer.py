@@ -14,12 +14,14 @@ from typing import Any
 from metatoolkit.errors import ConfigurationError, RecordsError, StorageError
 from metatoolkit.records import provenance
 from metatoolkit.records.capture import OutputTee
-from metatoolkit.records.clean import clean, clean_metric, clean_text, hide_assignment
+from metatoolkit.records.clean import clean, clean_metric, clean_text
 from metatoolkit.records.fields import duration
+from metatoolkit.records.messages import say
 from metatoolkit.records.push import Push
 from metatoolkit.records.pusher import BEAT_SECONDS, Pusher
+from metatoolkit.records.redaction import hide_assignment
 from metatoolkit.records.signals import TerminationSignals
-from metatoolkit.records.spool import RunSpool, say, utcnow
+from metatoolkit.records.spool import RunSpool, utcnow
 
 FORMAT = "metatoolkit-1"
 SECTION_LIMIT = 1_000_000

@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.records.clean import redact
+from metatoolkit.records.redaction import redact
 
 GIT_SECONDS = 5.0
 _METADATA = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.(?:dist-info|egg-info)")

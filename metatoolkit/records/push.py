@@ -11,9 +11,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
+from metatoolkit.records.appended_file import AppendedFile
 from metatoolkit.records.clean import count_entries, encode_key
 from metatoolkit.records.files import CHUNK, complete, file_blocks, remove, upload
-from metatoolkit.records.spool import METRICS, AppendedFile, RunSpool, say
+from metatoolkit.records.messages import say
+from metatoolkit.records.spool import METRICS, RunSpool
 
 if TYPE_CHECKING:
     from pymongo.database import Database

@@ -17,9 +17,10 @@ from metatoolkit.records.address import (
     open_database,
     resolve,
 )
-from metatoolkit.records.clean import redact
+from metatoolkit.records.messages import say
 from metatoolkit.records.push import Push
-from metatoolkit.records.spool import say, spooled_runs
+from metatoolkit.records.redaction import redact
+from metatoolkit.records.spool import spooled_runs
 
 if TYPE_CHECKING:
     from pymongo import MongoClient

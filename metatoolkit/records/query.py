@@ -23,10 +23,11 @@ from metatoolkit.records.address import (
 from metatoolkit.records.clean import clean_text
 from metatoolkit.records.expressions import Query, parse
 from metatoolkit.records.hints import check_fields
+from metatoolkit.records.messages import say
 from metatoolkit.records.replay import sync_into
 from metatoolkit.records.run import Run
 from metatoolkit.records.selection import RunSet, nothing_found, value_field
-from metatoolkit.records.spool import say, spooled_runs
+from metatoolkit.records.spool import spooled_runs
 from metatoolkit.records.stores import MongoStore, SpoolStore, Store
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from metatoolkit.records.address import (
 )
 from metatoolkit.records.fields import duration
 from metatoolkit.records.home import private_directory, storage_error
+from metatoolkit.records.messages import say
 from metatoolkit.records.provenance import process_lives
 from metatoolkit.records.push import Push
-from metatoolkit.records.spool import DOCUMENT, RunSpool, say, spooled_runs, sweep
+from metatoolkit.records.spool import DOCUMENT, RunSpool, spooled_runs, sweep
 
 if TYPE_CHECKING:
     from pymongo.database import Database

@@ -17,9 +17,9 @@ from metatoolkit.records.address import (
     open_database,
     resolve,
 )
-from metatoolkit.records.clean import redact
 from metatoolkit.records.display import print_pairs
 from metatoolkit.records.home import data_home
+from metatoolkit.records.redaction import redact
 from metatoolkit.records.replay import BAD, sync
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spool_directory, spooled_runs

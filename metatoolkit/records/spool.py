@@ -8,15 +8,13 @@ import hashlib
 import json
 import os
 import shutil
-import sys
-import threading
 import uuid as uuids
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import StorageError
+from metatoolkit.records.appended_file import FORKED, AppendedFile
 from metatoolkit.records.home import data_home, private_directory, storage_error
 
 DOCUMENT = "run.json"
@@ -25,17 +23,6 @@ OUTPUT = "cout.txt"
 LOCK = "lock"
 FILES = "files"
 VERIFIED = ".done-"
-
-# What a forked child must put right: locks that nobody will free, and the run's own lock.
-_FORKED: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for one in list(_FORKED):
-        one.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def utcnow() -> datetime.datetime:
@@ -46,108 +33,6 @@ def utcnow() -> datetime.datetime:
     """
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
     return now.replace(microsecond=now.microsecond // 1000 * 1000)
-
-
-def say(message: str) -> None:
-    """Print one line for the user on stderr.
-
-    Args:
-        message: What happened and what follows from it.
-    """
-    print(f"metatoolkit: {message}", file=sys.stderr, flush=True)
-
-
-class AppendedFile:
-    """A file that only grows, and that keeps in memory what a full disk does not take.
-
-    Threads may append at once; so may forked workers, whose lines go into the same file.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.unwritten = b""
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._failed = False
-        self.after_fork()
-        _FORKED.add(self)
-
-    def append(self, data: bytes) -> None:
-        """Write at once, or keep for the next attempt.
-
-        Args:
-            data: The bytes to add.
-        """
-        with self._lock:
-            problem = self._append(data)
-        # Only now: what is said may come back here, as captured output.
-        if problem is not None:
-            say(f"cannot write {self.path} ({problem}); what it lacks is kept in memory")
-
-    def _append(self, data: bytes) -> str | None:
-        if self.unwritten:
-            data = self.unwritten + data
-        try:
-            written = os.write(self._descriptor, data)
-        except OSError as error:
-            self.unwritten = data
-            if self._failed:
-                return None
-            self._failed = True
-            return error.strerror or str(error)
-        self.unwritten = data[written:]
-        self._failed = self._failed and bool(self.unwritten)
-        return None
-
-    def size(self) -> int:
-        """Say how much was appended.
-
-        Returns:
-            Bytes, those included that the disk did not take.
-        """
-        with self._lock:
-            return self._stored() + len(self.unwritten)
-
-    def read(self, offset: int, length: int = -1) -> bytes:
-        """Read what was added from an offset on, also what the disk did not take.
-
-        Args:
-            offset: A position in the stream of everything that was appended.
-            length: At most so many bytes; all of them by default.
-
-        Returns:
-            The bytes from there on.
-        """
-        with self._lock:
-            stored = self._stored()
-            wanted = stored + len(self.unwritten) - offset if length < 0 else length
-            data = b""
-            if offset < stored:
-                with open(self.path, "rb") as file:
-                    file.seek(offset)
-                    data = file.read(min(wanted, stored - offset))
-            start = max(0, offset - stored)
-            return data + self.unwritten[start : start + wanted - len(data)]
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        with self._lock:
-            if self._descriptor < 0:
-                return
-            if self.unwritten:
-                self._append(b"")
-            os.close(self._descriptor)
-            self._descriptor = -1
-        _FORKED.discard(self)
-
-    def after_fork(self) -> None:
-        """Free the lock, which another thread may have held when the process was forked."""
-        self._lock = threading.RLock()
-
-    def _stored(self) -> int:
-        return os.fstat(self._descriptor).st_size
 
 
 class RunSpool:
@@ -216,7 +101,7 @@ class RunSpool:
             os.close(descriptor)
             return False
         self._lock = descriptor
-        _FORKED.add(self)
+        FORKED.add(self)
         return True
 
     def unlock(self) -> None:
