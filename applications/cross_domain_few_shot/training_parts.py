@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,15 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
     """
     try:
         encoder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        pickle.PickleError,
+    ) as error:
         raise CheckpointError(
             f"warm_up.checkpoint: {path} holds no parameters of this backbone ({error}); give a "
             "file of its state_dict(), or warm_up.steps."

@@ -1,8 +1,10 @@
-"""Checks of the arguments that networks share."""
+"""Checks of arguments and images that networks share."""
 
 from __future__ import annotations
 
-from metatoolkit.errors import ConfigurationError
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError, ShapeError
 
 
 def check_positive(**values: int) -> None:
@@ -17,3 +19,20 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ConfigurationError(f"{name} is {value}; at least 1 is needed.")
+
+
+def check_sides(images: Tensor, least: int) -> None:
+    """Check that images are large enough for a network's poolings.
+
+    Args:
+        images: Images of shape (batch, channels, height, width).
+        least: Smallest height and width.
+
+    Raises:
+        ShapeError: A side is shorter.
+    """
+    if min(images.shape[-2:]) < least:
+        raise ShapeError(
+            f"images have shape {tuple(images.shape)}; this network pools them and needs sides of "
+            f"at least {least} pixels: give larger images, or a network that pools less."
+        )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from metatoolkit.errors import ConfigurationError, ShapeError
-from metatoolkit.networks.arguments import check_positive
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.networks.arguments import check_positive, check_sides
 
 
 class Conv4(nn.Module):
@@ -56,10 +56,6 @@ class Conv4(nn.Module):
         Raises:
             ShapeError: A side is shorter.
         """
-        if min(images.shape[-2:]) < 2**self.pools:
-            raise ShapeError(
-                f"images have shape {tuple(images.shape)}; with {self.pools} poolings, sides of at "
-                f"least {2**self.pools} pixels are needed: give larger images or fewer pools."
-            )
+        check_sides(images, 2**self.pools)
         features: Tensor = self.blocks(images)
         return features

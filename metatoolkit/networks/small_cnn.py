@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from metatoolkit.networks.arguments import check_positive
+from metatoolkit.networks.arguments import check_positive, check_sides
 
 
 class SmallCNN(nn.Module):
@@ -44,6 +44,10 @@ class SmallCNN(nn.Module):
 
         Returns:
             Logits of shape (batch, classes).
+
+        Raises:
+            ShapeError: A side is shorter.
         """
+        check_sides(images, 2)
         logits: Tensor = self.classifier(self.features(images).mean(dim=(2, 3)))
         return logits

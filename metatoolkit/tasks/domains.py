@@ -225,8 +225,13 @@ def check_names(names: Iterable[str]) -> list[str]:
         names: Names of domains.
 
     Raises:
-        ConfigurationError: It is one string, whose letters would be taken for names.
+        ConfigurationError: It is one string, whose letters would be taken for names, or a name
+            comes twice.
     """
     if isinstance(names, str):
         raise ConfigurationError(f"names is {names!r}; a list is needed: [{names!r}].")
-    return list(names)
+    given = list(names)
+    twice = [name for name in dict.fromkeys(given) if given.count(name) > 1]
+    if twice:
+        raise ConfigurationError(f"domains name {', '.join(map(repr, twice))} twice; name it once.")
+    return given

@@ -8,6 +8,7 @@ from metatoolkit.errors import ConfigurationError, ShapeError, UnknownNameError
 from metatoolkit.networks import (
     MLP,
     NETWORKS,
+    Conv4,
     LeNet,
     ResNet32,
     SmallCNN,
@@ -43,6 +44,15 @@ def make(name: str) -> tuple[nn.Module, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(0)
     return build_network(name, 3, shape, **options), torch.randn(6, *shape, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "least"), [(SmallCNN(1, 3, 2), 1, 2), (Conv4(1, 2, 4), 15, 16)]
+)
+def test_images_that_poolings_would_swallow_are_refused(network, side, least) -> None:
+    with pytest.raises(ShapeError, match=f"sides of at least {least} pixels"):
+        network(torch.zeros(2, 1, 20, side))
+    assert network(torch.zeros(2, 1, least, least)).isfinite().all()
 
 
 @pytest.mark.parametrize(
