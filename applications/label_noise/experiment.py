@@ -146,7 +146,8 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
     """Train one method with one seed, and record curves, figure and costs.
 
     Returns:
-        Test accuracy of the last step and the figures beside it.
+        Test accuracy of the last step and the figures beside it; no mean weight of corrupted
+        examples where there are none.
     """
     config = settings_of(dict(_config))
     _run.info["settings"] = {name: config[name] for name in UNTUNED if name in config}
@@ -170,8 +171,8 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
     last = fit_recorded(_run, assembly, evaluate=evaluate, write_artifacts=write_artifacts)
     weights = figures.learned_weights(trainer, task)
     result = {name: last[name] for name in last if name.endswith(("accuracy", "distance"))}
-    return result | {
-        "train_loss": last["train_loss"],
-        "weight_clean": float(weights[~task.is_corrupted].mean()),
-        "weight_corrupted": float(weights[task.is_corrupted].mean()),
-    }
+    result["train_loss"] = last["train_loss"]
+    for name, mask in (("clean", ~task.is_corrupted), ("corrupted", task.is_corrupted)):
+        if mask.any():
+            result[f"weight_{name}"] = float(weights[mask].mean())
+    return result
