@@ -50,7 +50,7 @@ from metatoolkit.metaparameters.representation_transform import (
 )
 from metatoolkit.networks.text_classifier import TextClassifier, build_encoder, check_positions
 from metatoolkit.recorded import Assembly, fit_recorded
-from metatoolkit.tasks.datasets import data_root
+from metatoolkit.tasks.data_root import data_root
 
 experiment = records.experiment("cross_lingual")
 

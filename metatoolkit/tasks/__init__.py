@@ -1,7 +1,8 @@
 """Sources of tasks: data sets, text in several languages, label corruption and batches."""
 
 from metatoolkit.tasks.batches import Batches, evaluation_batches
-from metatoolkit.tasks.datasets import Classification, Split, load_dataset
+from metatoolkit.tasks.classification import Classification, Split
+from metatoolkit.tasks.datasets import load_dataset
 from metatoolkit.tasks.default_domains import default_domains
 from metatoolkit.tasks.domains import Domain, ImageSet, LabeledImages, domain_of, split_classes
 from metatoolkit.tasks.episodes import Episode, EpisodeBatches, pseudo_domains

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
-from metatoolkit.tasks.datasets import DATA_VARIABLE, data_root
+from metatoolkit.tasks.data_root import DATA_VARIABLE, data_root
 from metatoolkit.tasks.domains import SPLITS, Domain, check_names, split_classes
 from metatoolkit.tasks.image_files import class_images, read_image, subfolders
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
 from metatoolkit.randomness import fold_in
-from metatoolkit.tasks.datasets import Classification, Split
+from metatoolkit.tasks.classification import Classification, Split
 from metatoolkit.tasks.image_transforms import ImageTransform
 from metatoolkit.tasks.labels import check_labels
 

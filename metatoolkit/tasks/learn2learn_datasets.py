@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import DataError, MissingDependencyError, UnknownNameError
-from metatoolkit.tasks.datasets import data_root
+from metatoolkit.tasks.data_root import data_root
 from metatoolkit.tasks.domains import Domain
 from metatoolkit.tasks.learn2learn_import import import_learn2learn
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from metatoolkit.errors import DataError, MissingDependencyError, UnknownNameError
-from metatoolkit.tasks.datasets import DATA_VARIABLE, data_root
+from metatoolkit.tasks.data_root import DATA_VARIABLE, data_root
 from metatoolkit.tasks.domains import Domain, ImageSet, domain_of
 
 

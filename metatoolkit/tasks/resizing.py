@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.tasks.datasets import Classification
+from metatoolkit.tasks.classification import Classification
 
 
 def resize_dataset(dataset: Classification, side: int, padding: int = 0) -> Classification:

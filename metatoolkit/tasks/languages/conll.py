@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metatoolkit.errors import DataError, UnknownNameError
-from metatoolkit.tasks.datasets import DATA_VARIABLE, data_root
+from metatoolkit.tasks.data_root import DATA_VARIABLE, data_root
 from metatoolkit.tasks.languages.corpus import SPLITS, Corpus, Sentence, bio_labels, is_bio_tag
 
 MASAKHANER_LANGUAGES = ("amh", "hau", "ibo", "kin", "lug", "luo", "pcm", "swa", "wol", "yor")
