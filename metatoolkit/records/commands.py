@@ -1,4 +1,4 @@
-"""What `metatoolkit runs ...` does."""
+"""What asks about many runs: `metatoolkit runs list`, `best`, `group`, `compare`, `export`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError, StorageError, UnknownNameError
-from metatoolkit.records.clean import decode_key
 from metatoolkit.records.comparison import compare
-from metatoolkit.records.display import heading, plain, print_pairs, print_table, span, text
-from metatoolkit.records.fields import duration, flatten, lookup
+from metatoolkit.records.display import plain, print_pairs, print_table, span, text
+from metatoolkit.records.fields import duration, flatten
 from metatoolkit.records.messages import say
 from metatoolkit.records.query import Database, connect
-from metatoolkit.records.run import Run, section
+from metatoolkit.records.run import Run
 from metatoolkit.records.selection import RunSet, value_field
 from metatoolkit.records.table import series, value_of
 
@@ -46,64 +45,6 @@ def list_runs(options: argparse.Namespace) -> int:
             print_table(names, rows)
         else:
             print_table(*_overview(runs), essential=len(ESSENTIAL))
-    return 0
-
-
-def show_run(options: argparse.Namespace) -> int:
-    """Print everything about a run.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
-    with connect() as database:
-        run = database[options.id]
-        details = run.details()
-        document = run.document
-        host, process = section(details, "host"), section(details, "proc")
-        gpus = [str(gpu) for gpu in lookup(host, "gpus.gpus.model")]
-        pairs: list[tuple[str, Any]] = [
-            ("run", run.id),
-            ("experiment", run.experiment),
-            ("status", run.status),
-            ("note", details.get("status_note")),
-            ("started", document.get("start_time")),
-            ("stopped", document.get("stop_time")),
-            ("last heard of", document.get("heartbeat")),
-            ("duration", span(duration(document))),
-            ("host", f"{host.get('hostname', '')}, process {process.get('pid', '')}"),
-            ("gpu", gpus or None),
-            ("python", host.get("python_version")),
-            ("code", _code(details)),
-            ("resumed from", section(details, "meta").get("resumed_from")),
-            ("comment", section(details, "meta").get("comment")),
-            ("tags", run.tags or None),
-            ("notes", run.notes or None),
-            ("uuid", run.uuid),
-            ("files that were lost", details.get("missing_files")),
-            ("in the spool only", "yes" if document.get("spooled") else None),
-        ]
-        print_pairs([(name, value) for name, value in pairs if value not in (None, "")])
-        _section("configuration", flatten(run.config))
-        if run.result is not None:
-            _section("result", flatten(run.result, "result"))
-        info = {key: value for key, value in run.info.items() if key != "metrics"}
-        _section("info", flatten(info))
-        _print_metrics(run)
-        if run.artifacts:
-            heading("artifacts")
-            for name in run.artifacts:
-                print(text(name))
-        if details.get("fail_trace"):
-            heading("failure")
-            for line in run.fail_trace.splitlines():
-                print(text(line))
-        if options.output:
-            heading("output")
-            for line in run.output.splitlines():
-                print(text(line))
     return 0
 
 
@@ -254,29 +195,6 @@ def _write_table(table: Any, form: str, target: Any) -> None:
         table.to_parquet(target, index=False)
 
 
-def artifacts_of(options: argparse.Namespace) -> int:
-    """List a run's artifacts, or save them.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
-    with connect() as database:
-        artifacts = database[options.id].artifacts
-        if options.name:
-            for name in options.name:
-                if name not in artifacts:
-                    raise UnknownNameError("artifact", name, artifacts)
-            artifacts = {name: artifacts[name] for name in options.name}
-        for name, artifact in artifacts.items():
-            print(text(artifact.save(options.save) if options.save else name))
-        if not artifacts:
-            print("the run has no artifacts")
-    return 0
-
-
 def _named(options: argparse.Namespace, database: Database) -> list[Run]:
     """Find the runs that the command line names, or else selects."""
     if options.ids:
@@ -336,31 +254,3 @@ def _overview(runs: list[Run]) -> tuple[list[str], list[list[Any]]]:
         row += [result.get(name) for name in numbers] + [config.get(name) for name in differing]
         rows.append(row)
     return [*ESSENTIAL, *numbers, *differing], rows
-
-
-def _section(title: str, entries: dict[str, Any]) -> None:
-    if entries:
-        heading(title)
-        print_pairs(list(entries.items()))
-
-
-def _print_metrics(run: Run) -> None:
-    summary = section(run.document, "summary")
-    if not summary:
-        return
-    heading("metrics")
-    rows = [
-        [decode_key(name), one.get("count"), one.get("last"), one.get("min"), one.get("max")]
-        for name, one in summary.items()
-        if isinstance(one, dict)
-    ]
-    print_table(["name", "values", "last", "min", "max"], rows)
-
-
-def _code(details: dict[str, Any]) -> str | None:
-    for repository in lookup(details, "experiment.repositories"):
-        for one in repository if isinstance(repository, list) else []:
-            if isinstance(one, dict):
-                dirty = " with uncommitted changes" if one.get("dirty") else ""
-                return f"{one.get('url')} at {str(one.get('commit'))[:12]}{dirty}"
-    return None

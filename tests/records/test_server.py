@@ -14,9 +14,10 @@ import pytest
 
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
-from metatoolkit.records import server as serving
+from metatoolkit.records import mongod as serving
 from metatoolkit.records.address import NoServerError
-from metatoolkit.records.server import ManagedServer, answers, find_mongod
+from metatoolkit.records.mongod import answers, find_mongod
+from metatoolkit.records.server import ManagedServer
 
 from .conftest import kill_server
 from .experiments import UNREACHABLE
