@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 
-from metatoolkit.randomness import fold_in
 from metatoolkit.tasks.languages.corpus import Corpus, Sentence, bio_labels, check_sizes
 from metatoolkit.tasks.languages.grammar import (
     Grammar,
+    Writer,
     check_shares,
-    distinct,
-    draw_grammar,
+    write_corpora,
 )
 from metatoolkit.tasks.languages.vocabulary import (
     choice,
@@ -103,23 +102,17 @@ def generated_languages(
     sizes = {"train": train, "dev": dev, "test": test}
     check_sizes(count=count, **sizes)
     check_shares(cognates=cognates, shared_names=shared_names, word_order=word_order)
-    corpora = {}
-    for number in range(count):
-        grammar = draw_grammar(seed, number, word_order)
+
+    def speak(number: int, grammar: Grammar) -> Writer:
         words = draw_vocabulary(_CONCEPTS, seed, number, cognates)
         names = draw_names(_NAMES, seed, number, shared_names)
-        seen: set[Sentence] = set()
-        splits = {}
-        for place, (split, size) in enumerate(sizes.items()):
-            rng = random.Random(fold_in(seed, 6, number, place))
-            writer = _Writer(grammar, words, names, rng)
-            splits[split] = distinct(writer.sentence, size, seen)
-        name = f"generated-{number}"
-        corpora[name] = Corpus(name, splits, bio_labels(ENTITY_TYPES))
-    return corpora
+        return lambda rng: _Reporter(grammar, words, names, rng).sentence
+
+    labels = bio_labels(ENTITY_TYPES)
+    return write_corpora(count, seed, word_order, sizes, speak, labels, stream=6)
 
 
-class _Writer:
+class _Reporter:
     """Writes sentences in one language; each method returns words with their tags."""
 
     def __init__(
@@ -172,12 +165,7 @@ class _Writer:
         acting: Tokens = [(self.inflect(zipf_choice(self.rng, self.words[verb]), plural), "O")]
         if self.chance(0.2):
             acting.append((zipf_choice(self.rng, self.words["adverb"]), "O"))
-        parts = {
-            "first": [acting, subject, rest],
-            "middle": [subject, acting, rest],
-            "last": [subject, rest, acting],
-        }
-        return [token for part in parts[self.grammar.verb] for token in part]
+        return self.grammar.clause(subject, acting, rest)
 
     def thing(self) -> Tokens:
         if self.chance(0.15):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 
-from metatoolkit.randomness import fold_in
 from metatoolkit.tasks.languages.corpus import Corpus, Document, check_sizes
 from metatoolkit.tasks.languages.grammar import (
     Grammar,
+    Writer,
     check_shares,
-    distinct,
-    draw_grammar,
+    write_corpora,
 )
 from metatoolkit.tasks.languages.vocabulary import choice, draw_vocabulary, zipf_choice
 
@@ -67,18 +66,12 @@ def generated_reviews(
     sizes = {"train": train, "dev": dev, "test": test}
     check_sizes(count=count, **sizes)
     check_shares(cognates=cognates, loans=loans, word_order=word_order)
-    corpora = {}
-    for number in range(count):
-        grammar = draw_grammar(seed, number, word_order)
+
+    def speak(number: int, grammar: Grammar) -> Writer:
         words = draw_vocabulary(_CONCEPTS, seed, number, cognates, loans)
-        seen: set[Document] = set()
-        splits = {}
-        for place, (split, size) in enumerate(sizes.items()):
-            rng = random.Random(fold_in(seed, 8, number, place))
-            splits[split] = distinct(_Reviewer(grammar, words, rng).document, size, seen)
-        name = f"generated-{number}"
-        corpora[name] = Corpus(name, splits, list(SENTIMENTS))
-    return corpora
+        return lambda rng: _Reviewer(grammar, words, rng).document
+
+    return write_corpora(count, seed, word_order, sizes, speak, list(SENTIMENTS), stream=8)
 
 
 class _Reviewer:
@@ -123,22 +116,12 @@ class _Reviewer:
             negation = choice(self.rng, self.words["negation"])
             said = [negation, *said] if self.grammar.negation_first else [*said, negation]
         subject, copula = self.thing(), self.words["copula"]
-        parts = {
-            "first": [copula, subject, said],
-            "middle": [subject, copula, said],
-            "last": [subject, said, copula],
-        }
-        return [word for part in parts[self.grammar.verb] for word in part], value
+        return self.grammar.clause(subject, copula, said), value
 
     def remark(self) -> list[str]:
         verb = [zipf_choice(self.rng, self.words["doing"])]
         first, second = self.thing(), self.thing()
-        parts = {
-            "first": [verb, first, second],
-            "middle": [first, verb, second],
-            "last": [first, second, verb],
-        }
-        return [word for part in parts[self.grammar.verb] for word in part]
+        return self.grammar.clause(first, verb, second)
 
     def thing(self) -> list[str]:
         words = [zipf_choice(self.rng, self.words["noun"])]

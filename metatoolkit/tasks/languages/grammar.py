@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.randomness import fold_in
+from metatoolkit.tasks.languages.corpus import Corpus, Example
 from metatoolkit.tasks.languages.vocabulary import choice
 
 T = TypeVar("T", bound=Hashable)
+Token = TypeVar("Token")
+# Takes the generator of a split and returns what writes one example of it.
+Writer = Callable[[random.Random], Callable[[], Example]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,21 @@ class Grammar:
     title_first: bool = True
     prefixes: bool = False
     negation_first: bool = True
+
+    def clause(self, subject: list[Token], verb: list[Token], rest: list[Token]) -> list[Token]:
+        """Return a clause with its verb in its place.
+
+        Args:
+            subject: Tokens of the subject.
+            verb: Those of the verb.
+            rest: What follows, but for the verb.
+        """
+        parts = {
+            "first": [verb, subject, rest],
+            "middle": [subject, verb, rest],
+            "last": [subject, rest, verb],
+        }
+        return [token for part in parts[self.verb] for token in part]
 
 
 def draw_grammar(seed: int, language: int, word_order: float) -> Grammar:
@@ -62,6 +81,42 @@ def draw_grammar(seed: int, language: int, word_order: float) -> Grammar:
         prefixes=flipped(first.prefixes),
         negation_first=flipped(first.negation_first),
     )
+
+
+def write_corpora(
+    count: int,
+    seed: int,
+    word_order: float,
+    sizes: Mapping[str, int],
+    speak: Callable[[int, Grammar], Writer],
+    labels: Sequence[str],
+    stream: int,
+) -> dict[str, Corpus]:
+    """Write a corpus in each language of a family; no example occurs twice in a language.
+
+    Args:
+        count: Number of languages.
+        seed: Seed of the family.
+        word_order: As in :func:`draw_grammar`.
+        sizes: Number of examples by split.
+        speak: Called with the number of a language and its grammar; returns its writer.
+        labels: Labels that the examples may have.
+        stream: What tells the draws of these examples from others of the same seed.
+
+    Returns:
+        The corpora by name, ``generated-0`` on.
+    """
+    corpora = {}
+    for number in range(count):
+        writer = speak(number, draw_grammar(seed, number, word_order))
+        seen: set[Example] = set()
+        splits = {}
+        for place, (split, size) in enumerate(sizes.items()):
+            rng = random.Random(fold_in(seed, stream, number, place))
+            splits[split] = distinct(writer(rng), size, seen)
+        name = f"generated-{number}"
+        corpora[name] = Corpus(name, splits, labels)
+    return corpora
 
 
 def distinct(write: Callable[[], T], count: int, seen: set[T]) -> list[T]:
