@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.files import complete, download, upload
-from metatoolkit.records.push import ensure_indexes, next_id
+from metatoolkit.records.identities import ensure_indexes, next_id
 from metatoolkit.records.run import status_of
 
 if TYPE_CHECKING:

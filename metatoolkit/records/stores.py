@@ -14,7 +14,8 @@ from metatoolkit.records.clean import decode_key, encode_key
 from metatoolkit.records.fields import duration
 from metatoolkit.records.files import download, file_blocks
 from metatoolkit.records.matching import matches
-from metatoolkit.records.push import Push, shorten
+from metatoolkit.records.metric_copy import MetricCopy
+from metatoolkit.records.push import shorten
 from metatoolkit.records.spool import RunSpool, spooled_runs
 
 if TYPE_CHECKING:
@@ -269,13 +270,13 @@ class SpoolStore:
 
 def _as_stored(spool: RunSpool) -> dict[str, Any]:
     document = spool.read_document()
-    metrics, output = spool.open_metrics(), spool.open_output()
+    metrics = spool.open_metrics()
     try:
-        push = Push(spool, metrics, output)
-        document["summary"] = {encode_key(name): one for name, one in push.summary().items()}
+        copy = MetricCopy(spool, metrics)
+        copy.read()
+        document["summary"] = {encode_key(name): one for name, one in copy.summary.items()}
     finally:
         metrics.close()
-        output.close()
     # No database has given it a number: the beginning of its own id stands in.
     document["_id"] = spool.uuid[:8]
     document.setdefault("duration", duration(document))

@@ -1,7 +1,7 @@
 import pytest
 from pymongo.errors import AutoReconnect
 
-from metatoolkit.records import push as pushing
+from metatoolkit.records import metric_copy
 from metatoolkit.records.push import Push, shorten
 from metatoolkit.records.spool import RunSpool, utcnow
 
@@ -85,7 +85,7 @@ def check(database, spool, names, count):
 def test_an_attempt_cut_off_anywhere_is_repeated_without_loss_or_double(
     database, spool, monkeypatch, after
 ):
-    monkeypatch.setattr(pushing, "PART", 7)
+    monkeypatch.setattr(metric_copy, "PART", 7)
     names = ("loss", "val.acc")
     fail_at = 0
     cut_off = True
