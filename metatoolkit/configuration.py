@@ -208,6 +208,22 @@ def check_configuration(config: Mapping[str, Any], rules: Rules, prefix: str = "
             )
 
 
+def check_at_most(entry: str, value: int, most: int, what: str) -> None:
+    """Raise if an entry asks for more than there is.
+
+    Args:
+        entry: Name of the entry.
+        value: Its value.
+        most: What there is.
+        what: Of what, in the plural.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    if value > most:
+        raise ConfigurationError(f"{entry} is {value}, but there are {most} {what}; lower it.")
+
+
 def build_estimator(config: Mapping[str, Any], **options: Any) -> Estimator | None:
     """Return the estimator that ``config["method"]`` names, or ``None`` for any other method.
 

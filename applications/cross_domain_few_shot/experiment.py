@@ -38,7 +38,7 @@ from applications.cross_domain_few_shot.training_parts import (
     warm_up,
 )
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator, check_configuration
+from metatoolkit.configuration import build_estimator, check_at_most, check_configuration
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.evaluation import domain_accuracy
 from metatoolkit.randomness import fold_in
@@ -172,10 +172,12 @@ def _labeled(
     name = config[kind]["domain"]
     if name not in domains.seen:
         raise UnknownNameError(f"{kind}.domain (a seen domain)", name, domains.seen)
+    size, count = config[kind]["batch_size"], len(domains.seen[name].train.labels)
+    check_at_most(f"{kind}.batch_size", size, count, f"training images of {name!r}")
     return LabeledBatches(
         domains.seen[name],
         "train",
-        config[kind]["batch_size"],
+        size,
         seed=fold_in(config["seed"], stream),
         transform=domains.train_transform,
         device=config["device"],

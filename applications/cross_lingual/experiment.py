@@ -42,8 +42,8 @@ from applications.cross_lingual.settings import (
     UNTUNED,
 )
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator, check_configuration
-from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.configuration import build_estimator, check_at_most, check_configuration
+from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
 from metatoolkit.metaparameters.representation_transform import (
     RepresentationTransform,
     find_layers,
@@ -156,6 +156,7 @@ def load_task(config: dict[str, Any]) -> Transfer:
     Raises:
         LabelError: The languages have different labels.
         ConfigurationError: A language has fewer examples than are asked for.
+        DataError: There is no span to score predictions by.
     """
     data = config["data"]
     source, target = load_corpora(data)
@@ -166,9 +167,11 @@ def load_task(config: dict[str, Any]) -> Transfer:
         tokenizer = mt.tasks.load_tokenizer(config["encoder"]["pretrained"])
     seed = config["seed"] if data["sample_seed"] is None else data["sample_seed"]
     count = min(data["source_examples"], len(source["train"]))
+    wanted, there = data["target_examples"], len(target["train"])
+    check_at_most("data.target_examples", wanted, there, f"training examples of {target.language}")
     examples = {
         "source": source.sample("train", count, seed),
-        "target": target.sample("train", data["target_examples"], seed),
+        "target": target.sample("train", wanted, seed),
         "dev": target["dev"],
         "test": target["test"],
     }
@@ -176,6 +179,16 @@ def load_task(config: dict[str, Any]) -> Transfer:
         name: mt.tasks.encode(part, tokenizer, labels, data["max_length"])
         for name, part in examples.items()
     }
+    for entry, role in (("batch_size", "source"), ("target_batch_size", "target")):
+        check_at_most(entry, config[entry], len(encoded[role]), f"{role} rows")
+    spans = torch.tensor([index for index, label in enumerate(labels) if label != "O"])
+    for name in ("dev", "test"):
+        part = encoded[name]
+        if part.is_tagging and not torch.isin(part.labels, spans).any():
+            raise DataError(
+                f"{name} of {target.language!r} holds no span, so that its F1 is not defined; "
+                "give a split with spans."
+            )
     languages = (source.language, target.language)
     return Transfer(**encoded, labels=labels, tokenizer=tokenizer, languages=languages)
 

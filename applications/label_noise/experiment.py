@@ -29,7 +29,7 @@ from applications.label_noise.settings import DEFAULT, NAMED, RULES, TUNED, UNTU
 from baselines import frozen_weights, plain, uniform_weights
 from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator, check_configuration
+from metatoolkit.configuration import build_estimator, check_at_most, check_configuration
 from metatoolkit.recorded import Assembly, fit_recorded
 
 experiment = records.experiment("label_noise")
@@ -134,6 +134,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
             torch.cat([task.train.images, task.meta.images]),
             torch.cat([task.train.labels, task.meta.labels]),
         )
+    check_at_most("batch_size", config["batch_size"], len(train.labels), "training examples")
     common = {"transform": transform, "device": device}
     batches = mt.tasks.Batches(*train, batch_size=config["batch_size"], seed=seed, **common)
     meta_size = min(config["meta_batch_size"], len(task.meta.labels))

@@ -17,7 +17,6 @@ from metatoolkit.hypergradients import EvoGrad, Unrolled
 from metatoolkit.networks import Conv4
 from metatoolkit.tasks import ImageSet, domain_of
 from metatoolkit.tasks.labeled_batches import LabeledBatches
-from metatoolkit.training import MetaTrainer
 
 # The package gives its name to the Sacred experiment.
 application = sys.modules[assemble.__module__]
@@ -66,40 +65,20 @@ def test_same_seed_gives_the_same_result():
     assert _run(seed=6).result != first
 
 
-def test_an_interrupted_run_resumes_bitwise():
+def test_an_interrupted_run_resumes_bitwise(interrupt):
     whole = _run(seed=7, auxiliary={"domain": "digits"}).result
-    original = MetaTrainer.meta_step
-
-    def stop(self, *arguments):
-        if self.steps_done == 5:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MetaTrainer, "meta_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            _run(seed=7, auxiliary={"domain": "digits"})
+    interrupt(lambda: _run(seed=7, auxiliary={"domain": "digits"}), 5)
     assert _run(seed=7, auxiliary={"domain": "digits"}, resume=True).result == whole
 
 
 @pytest.mark.parametrize("warm_up", [{"domain": "digits", "steps": 3}, {"checkpoint": "file"}])
-def test_a_resumed_run_repeats_no_warm_up(warm_up, tmp_path, monkeypatch):
+def test_a_resumed_run_repeats_no_warm_up(warm_up, tmp_path, monkeypatch, interrupt):
     if "checkpoint" in warm_up:
         warm_up = {"checkpoint": str(tmp_path / "encoder.pt")}
         torch.save(Conv4(channels=1, width=4, pools=1).state_dict(), warm_up["checkpoint"])
     updates = {"seed": 9, "warm_up": warm_up, "auxiliary": {"domain": "textures"}}
     whole = _run(**updates).result
-    original = MetaTrainer.meta_step
-
-    def stop(self, *arguments):
-        if self.steps_done == 5:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MetaTrainer, "meta_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            _run(**updates)
+    interrupt(lambda: _run(**updates), 5)
 
     def never(*arguments):
         raise AssertionError("the warm-up was repeated")
@@ -115,7 +94,10 @@ def test_a_resumed_run_repeats_no_warm_up(warm_up, tmp_path, monkeypatch):
         ({"test_queries": 500}, r"ways=5, shots=1, test_queries=500: class .* has 40 images"),
         ({"shots": 39}, r"test_queries=2: class .* has 40 images, fewer than the 41"),
         ({"unseen": "digits", "ways": 7}, r"'valid' of domain 'digits' has 6 classes"),
-        ({"auxiliary": {"domain": "digits", "batch_size": 10**6}}, r"batch_size is 1000000"),
+        (
+            {"auxiliary": {"domain": "digits", "batch_size": 10**6}},
+            r"auxiliary\.batch_size is 1000000",
+        ),
         ({"transform": {"where": ["bn9"]}}, "matches no BatchNorm"),
         ({"backbone": {"pools": 4}}, "sides of at least 16 pixels"),
     ],

@@ -17,7 +17,6 @@ from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
 from metatoolkit.measure import count_flops
-from metatoolkit.training import MetaTrainer
 
 QUIET = {"progress": False}
 
@@ -69,19 +68,9 @@ def test_same_seed_gives_the_same_result():
     assert first["train_loss"] != other["train_loss"]
 
 
-def test_an_interrupted_run_resumes_bitwise(home):
+def test_an_interrupted_run_resumes_bitwise(home, interrupt):
     whole = run(seed=7, method="second_order").result
-    original = MetaTrainer.meta_step
-
-    def stop(self, *arguments):
-        if self.steps_done == 9:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MetaTrainer, "meta_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(seed=7, method="second_order")
+    interrupt(lambda: run(seed=7, method="second_order"), 9)
     assert list((home / "checkpoints").glob("cross_lingual-*.pt"))
     assert run(seed=7, method="second_order", resume=True).result == whole
     assert not list((home / "checkpoints").iterdir())
@@ -258,6 +247,10 @@ def test_conll_folders_and_label_sets_that_differ(tmp_path):
     assert "B-MISC" in load_task(settings("cc", labels="union")).labels
     with pytest.raises(DataError, match="dd does not exist"):
         load_task(settings("dd"))
+    silent = (tmp_path / "bb" / "dev.txt").read_text().replace("B-PER", "O").replace("B-LOC", "O")
+    (tmp_path / "bb" / "dev.txt").write_text(silent)
+    with pytest.raises(DataError, match="dev of 'bb' holds no span"):
+        load_task(settings("bb"))
 
 
 @pytest.mark.parametrize(
@@ -268,9 +261,15 @@ def test_conll_folders_and_label_sets_that_differ(tmp_path):
         ({"data": {"name": "conll"}}, ConfigurationError, r"data\.source is None"),
         ({"data": {"target": "generated-0"}}, ConfigurationError, "name two languages"),
         ({"data": {"target": "generated-7"}}, UnknownNameError, "generated-1"),
-        ({"data": {"target_examples": 61}}, ConfigurationError, "count is 61"),
+        (
+            {"data": {"target_examples": 61}},
+            ConfigurationError,
+            r"data\.target_examples is 61",
+        ),
         ({"data": {"name": "masakhaner", "root": "/missing"}}, DataError, "masakhane-ner"),
         ({"target_batch_size": 1}, ConfigurationError, "at least 2 is needed"),
+        ({"target_batch_size": 21}, ConfigurationError, r"target_batch_size is 21.* 20 target"),
+        ({"batch_size": 41}, ConfigurationError, r"batch_size is 41, but there are 40 source"),
         ({"transform": {"layers": [2]}}, ConfigurationError, "the encoder has 2 layers"),
         ({"encoder": {"embeddings": 100}}, ConfigurationError, "100 embeddings"),
         ({"evograd": {"candidates": 1}}, ConfigurationError, "candidates is 1"),

@@ -51,21 +51,9 @@ def test_same_seed_gives_the_same_result():
     assert _run(seed=6).result != first
 
 
-def test_an_interrupted_run_resumes_bitwise(home):
-    from metatoolkit.training import MetaTrainer
-
+def test_an_interrupted_run_resumes_bitwise(home, interrupt):
     whole = _run(seed=7).result
-    original = MetaTrainer.meta_step
-
-    def stop(self, *arguments):
-        if self.steps_done == 9:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MetaTrainer, "meta_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            _run(seed=7)
+    interrupt(lambda: _run(seed=7), 9)
     assert list((home / "checkpoints").glob("*.pt"))
     assert _run(seed=7, resume=True).result == whole
 
