@@ -15,7 +15,8 @@ from typing import Any
 
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, UnknownNameError
 from metatoolkit.records.messages import say
-from metatoolkit.records.observer import CAPTURED_BY_US, SpoolObserver, recorder_of
+from metatoolkit.records.observer import SpoolObserver, recorder_of
+from metatoolkit.records.recorder import CAPTURED_BY_US
 from metatoolkit.records.sacred_compat import import_sacred
 from metatoolkit.records.signals import Terminated
 

@@ -313,12 +313,12 @@ def gated(folder):
 def backwards(folder):
     import datetime
 
-    from metatoolkit.records import observer
+    from metatoolkit.records import document
 
-    real_time, real_now = time.time, observer.utcnow
+    real_time, real_now = time.time, document.utcnow
     shift = [0.0]
     time.time = lambda: real_time() - shift[0]
-    observer.utcnow = lambda: real_now() - datetime.timedelta(seconds=shift[0])
+    document.utcnow = lambda: real_now() - datetime.timedelta(seconds=shift[0])
 
     def body(_run, folder):
         for step in range(VALUES):

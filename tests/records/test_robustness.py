@@ -10,6 +10,7 @@ import pytest
 
 from metatoolkit import records
 from metatoolkit.records import observer, push, pusher
+from metatoolkit.records.document import _hide_secrets
 from metatoolkit.records.replay import sync
 from metatoolkit.records.spool import spool_directory, spooled_runs
 
@@ -77,8 +78,8 @@ def test_replaced_artifacts_do_not_pile_up(home, database, tmp_path, monkeypatch
             _run.add_artifact(path)
             _run.add_artifact(path, "again.bin")
             time.sleep(0.15)
-        kept.extend(one["sha256"] for one in recorder._document["artifacts"])
-        sources = recorder._document["experiment"]["sources"]
+        kept.extend(one["sha256"] for one in recorder.document.data["artifacts"])
+        sources = recorder.document.data["experiment"]["sources"]
         deadline = time.monotonic() + 120
         # A beat deletes what was replaced before it.
         while len(list((recorder.spool.path / "files").iterdir())) > len(sources) + 1:
@@ -138,7 +139,7 @@ def test_secrets_are_stored_nowhere(home, database, monkeypatch):
     assert document["config"]["api"] == {"key": "k", "hf_token": "***"}
     assert document["meta"]["comment"] == "see https://b"
     meta = {"options": {"--mongo_db": "me:hunter2@host:1:db"}}
-    observer._hide_secrets(meta)
+    _hide_secrets(meta)
     assert meta == {"options": {"--mongo_db": "host:1:db"}}
 
 

@@ -1,0 +1,269 @@
+"""The document of a run: what is known about it, as plain data and within a document's limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.errors import StorageError
+from metatoolkit.records import provenance
+from metatoolkit.records.clean import clean
+from metatoolkit.records.fields import duration
+from metatoolkit.records.messages import say
+from metatoolkit.records.redaction import hide_assignment
+from metatoolkit.records.spool import RunSpool, utcnow
+
+FORMAT = "metatoolkit-1"
+SECTION_LIMIT = 1_000_000
+ENTRY_LIMIT = 100_000
+SECTIONS = ("config", "meta", "info", "result", "fail_trace")
+
+
+class RunDocument:
+    """The document of a run that goes on; threads may change it at once.
+
+    Args:
+        spool: The run's folder.
+        run: The Sacred run, whose notes are read at every writing.
+    """
+
+    def __init__(self, spool: RunSpool, run: Any) -> None:
+        self.spool = spool
+        self.lock = threading.RLock()
+        self.data: dict[str, Any] = {}
+        self._run = run
+        self._roots: list[Path] = []
+        self._digests: dict[Path, str] = {}
+        self._replaced: set[str] = set()
+        self._failing = False
+
+    def begin(
+        self,
+        ex_info: dict[str, Any],
+        command: str,
+        host_info: dict[str, Any],
+        config: dict[str, Any],
+    ) -> None:
+        """Write down what is known when the run starts.
+
+        Args:
+            ex_info: Sacred's description of the experiment.
+            command: The command that runs.
+            host_info: Sacred's description of the host.
+            config: The final configuration.
+
+        Raises:
+            StorageError: The spool cannot be written.
+        """
+        host = {key: value for key, value in host_info.items() if value is not None}
+        self.data = {
+            "run_uuid": self.spool.uuid,
+            "format": FORMAT,
+            "proc": provenance.process_identity(),
+            "command": command,
+            "experiment": clean(self._experiment(ex_info)),
+            "host": clean(host),
+            "config": clean(config),
+            "status": "RUNNING",
+            "start_time": utcnow(),
+            "resources": [],
+            "artifacts": [],
+            "result": None,
+        }
+        self.write(strict=True)
+
+    def describe(self) -> None:
+        """Note sources and packages again, since more modules may be loaded by now."""
+        with self.lock:
+            experiment = dict(self.data["experiment"])
+            experiment["sources"] = clean(self._sources())
+            experiment["dependencies"] = provenance.package_versions()
+            self.data["experiment"] = experiment
+
+    def put(self, field: str, value: Any) -> None:
+        """Set a field of the document.
+
+        Args:
+            field: Its name.
+            value: Any value, which is cleaned.
+        """
+        with self.lock:
+            self.data[field] = clean(value)
+
+    def add_resource(self, filename: str, digest: str) -> None:
+        """Note a file that the run has read.
+
+        Args:
+            filename: The file.
+            digest: The MD5 of its content.
+        """
+        entry = [clean(filename), digest]
+        with self.lock:
+            if entry not in self.data["resources"]:
+                self.data["resources"].append(entry)
+
+    def add_artifact(
+        self,
+        name: str,
+        digest: str,
+        size: int,
+        metadata: dict[str, Any] | None,
+        content_type: str | None,
+    ) -> None:
+        """Note an artifact whose content is in the spool; one of the same name is replaced.
+
+        Args:
+            name: What it is called.
+            digest: The SHA-256 of its content.
+            size: Its length in bytes.
+            metadata: What to store beside it.
+            content_type: Its MIME type.
+        """
+        entry = {"name": clean(name), "sha256": digest, "size": size, "content_type": content_type}
+        if metadata:
+            entry["metadata"] = clean(metadata)
+        with self.lock:
+            present = self.data["artifacts"]
+            others = [one for one in present if one["name"] != entry["name"]]
+            self._replaced.update(one["sha256"] for one in present if one not in others)
+            self.data["artifacts"] = [*others, entry]
+
+    def end(self, status: str, note: str | None) -> None:
+        """Note how and when the run has ended, and write that down.
+
+        Args:
+            status: The last status.
+            note: Why, where the status does not say it.
+        """
+        with self.lock:
+            self.describe()
+            self.data["status"] = status
+            # The clock may have been set back meanwhile.
+            self.data["stop_time"] = max(utcnow(), self.data["start_time"])
+            self.data["heartbeat"] = self.data["stop_time"]
+            if note:
+                self.data["status_note"] = note
+        self.write()
+
+    def write(self, strict: bool = False) -> dict[str, Any]:
+        """Write the document to the spool, with the run's notes as they are now.
+
+        Args:
+            strict: Whether a disk that does not take it is an error; else it is said once.
+
+        Returns:
+            The document.
+
+        Raises:
+            StorageError: The disk does not take it.
+        """
+        with self.lock:
+            document = self.data
+            self._delete_replaced()
+            document["meta"] = clean(self._run.meta_info)
+            _hide_secrets(document["meta"])
+            document["info"] = clean(self._run.info)
+            for section in SECTIONS:
+                if section in document:
+                    document[section] = self._bounded(section, document[section])
+            gpus = provenance.gpu_information()
+            if gpus is not None:
+                document["host"] = {**document["host"], "gpus": clean(gpus)}
+            if document["status"] == "RUNNING":
+                document["heartbeat"] = utcnow()
+            document["duration"] = duration(document)
+            snapshot = dict(document)
+            try:
+                self.spool.write_document(snapshot)
+                self._failing = False
+            except StorageError as error:
+                if strict:
+                    raise
+                if not self._failing:
+                    say(f"{error} The run goes on.")
+                self._failing = True
+            return snapshot
+
+    def _delete_replaced(self) -> None:
+        """Delete contents that a later artifact of the same name has replaced."""
+        document = self.data
+        used = {one["sha256"] for one in document["artifacts"]}
+        used.update(one["sha256"] for one in document["experiment"]["sources"])
+        for digest in self._replaced - used:
+            self.spool.file(digest).unlink(missing_ok=True)
+        self._replaced.clear()
+
+    def _experiment(self, ex_info: dict[str, Any]) -> dict[str, Any]:
+        base = Path(os.path.realpath(ex_info.get("base_dir") or "."))
+        git = provenance.git_state(base)
+        roots = [base] if git is None else [base, Path(git["root"])]
+        self._roots = roots
+        repositories = [] if git is None else [{k: git[k] for k in ("url", "commit", "dirty")}]
+        return {
+            "name": ex_info.get("name"),
+            "base_dir": str(base),
+            "mainfile": ex_info.get("mainfile"),
+            "sources": self._sources(),
+            "dependencies": provenance.package_versions(),
+            "repositories": repositories,
+        }
+
+    def _sources(self) -> list[dict[str, str]]:
+        base = self._roots[0]
+        sources = []
+        for path in provenance.source_files(self._roots):
+            if path not in self._digests:
+                try:
+                    self._digests[path], _ = self.spool.add_file(path)
+                except OSError as error:
+                    say(f"the source {path} is not recorded: {error.strerror or error}")
+                    continue
+            name = os.path.relpath(path, base)
+            sources.append({"name": name, "path": str(path), "sha256": self._digests[path]})
+        return sources
+
+    def _bounded(self, section: str, data: Any) -> Any:
+        """Move what is too large for a document into artifacts."""
+        if _length(data) <= SECTION_LIMIT:
+            return data
+        if isinstance(data, dict):
+            result = {
+                key: self._moved(f"{section}.{key}", value)
+                if _length(value) > ENTRY_LIMIT
+                else value
+                for key, value in data.items()
+            }
+            if _length(result) <= SECTION_LIMIT:
+                return result
+        return self._moved(section, data)
+
+    def _moved(self, name: str, data: Any) -> dict[str, str]:
+        path = self.spool.path / "large.json"
+        name = f"{name}.json"
+        try:
+            path.touch(mode=0o600)
+            path.write_text(json.dumps(data, default=str), "utf-8")
+            digest, size = self.spool.add_file(path)
+            path.unlink()
+        except OSError as error:
+            say(f"{name} is too large for the run's document and is not recorded: {error}")
+            return {"too_large": name}
+        self.add_artifact(name, digest, size, None, "application/json")
+        return {"artifact": name}
+
+
+def _length(data: Any) -> int:
+    return len(json.dumps(data, default=str))
+
+
+def _hide_secrets(meta: dict[str, Any]) -> None:
+    """Take credentials out of what was typed on the command line."""
+    options: dict[str, Any] = meta.get("options") or {}
+    for option, value in options.items():
+        if isinstance(value, str) and "@" in value and option in ("--mongo_db", "--sql"):
+            options[option] = value.rpartition("@")[2]
+        elif isinstance(value, list):
+            options[option] = [hide_assignment(one) for one in value]

@@ -1,0 +1,276 @@
+"""What records one run: its events, values and output go into its spool, and on from there."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import mimetypes
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.records.capture import OutputTee
+from metatoolkit.records.clean import clean_metric, clean_text
+from metatoolkit.records.document import RunDocument
+from metatoolkit.records.messages import say
+from metatoolkit.records.push import Push
+from metatoolkit.records.pusher import BEAT_SECONDS, Pusher
+from metatoolkit.records.signals import TerminationSignals
+from metatoolkit.records.spool import RunSpool
+
+CAPTURED_BY_US = "no"
+
+
+class RunRecorder:
+    """Records one run.
+
+    Args:
+        run: The Sacred run.
+        home: The data directory.
+    """
+
+    priority = 30
+
+    def __init__(self, run: Any, home: Path | None = None) -> None:
+        self.run = run
+        self.spool = RunSpool.create(home)
+        self.uuid = self.spool.uuid
+        self._home = home
+        self._metrics = self.spool.open_metrics()
+        self._output = self.spool.open_output()
+        self._tee: OutputTee | None = None
+        self._signals = TerminationSignals()
+        self.document = RunDocument(self.spool, run)
+        self._names: dict[str, tuple[str, str]] = {}
+        self._steps: dict[str, int] = {}
+        self._pid = os.getpid()
+        self._written: str = ""
+        self._finished = False
+        self.push = Push(self.spool, self._metrics, self._output)
+        self._pusher = Pusher(self.push, self.document.write, self._release, home)
+
+    def started_event(
+        self,
+        ex_info: dict[str, Any],
+        command: str,
+        host_info: dict[str, Any],
+        start_time: datetime.datetime,
+        config: dict[str, Any],
+        meta_info: dict[str, Any],
+        _id: int | None,
+    ) -> int | None:
+        """Write the run's first document, take over its metrics, output and signals, push.
+
+        Args:
+            ex_info: Sacred's description of the experiment.
+            command: The command that runs.
+            host_info: Sacred's description of the host.
+            start_time: When the run started, in UTC.
+            config: The final configuration.
+            meta_info: Command-line options and the like.
+            _id: An id that was asked for; ids are given by the database alone.
+
+        Returns:
+            The run's id, or None as long as no database can be reached.
+        """
+        self.document.begin(ex_info, command, host_info, config)
+        self._take_over()
+        self._pusher.start()
+        return self.run_id
+
+    @property
+    def run_id(self) -> int | None:
+        """The id in the database, or None before the first push."""
+        return self.push.run_id
+
+    def log_scalar(self, metric_name: str, value: Any, step: Any = None) -> None:
+        """Write one value of a metric to the spool, at once.
+
+        Args:
+            metric_name: The metric's name.
+            value: A number, or an array of them; tensors are copied to the CPU.
+            step: The step; counted per metric where it is left out.
+
+        Raises:
+            ConfigurationError: The value or the step is not numeric.
+        """
+        known = self._names.get(metric_name)
+        if known is None:
+            name = clean_text(str(metric_name))
+            known = self._names[metric_name] = (name, json.dumps(name))
+        name, quoted = known
+        if type(value) is not float:
+            value = clean_metric(name, value)
+        if step is None:
+            step = self._steps.get(name, -1) + 1
+        elif type(step) is not int:
+            step = clean_metric(f"{name}, step", step)
+            if isinstance(step, list):
+                raise ConfigurationError(
+                    f"the step of the metric {name!r} is one number, not {step}"
+                )
+        self._steps[name] = step
+        # This is called in the innermost loops: what is common takes the short way.
+        if type(value) is float and value - value == 0.0 and type(step) is int:
+            line = f"[{quoted}, {step}, {value!r}, {time.time()!r}]\n"
+        else:
+            line = json.dumps([name, step, value, time.time()]) + "\n"
+        self._metrics.append(line.encode("ascii"))
+        if len(self.run.observers) > 1:
+            self.run._metrics.log_scalar_metric(name, value, step)
+
+    def describe(self) -> None:
+        """Note sources and packages again, since more modules may be loaded by now."""
+        self.document.describe()
+
+    def log_metrics(self, **event: Any) -> None:
+        """Do nothing: the values are in the spool already; Sacred calls this."""
+
+    def heartbeat_event(
+        self, info: dict[str, Any], captured_out: str, beat_time: Any, result: Any
+    ) -> None:
+        """Push soon; Sacred calls this.
+
+        Args:
+            info: The run's own notes; read from the run itself.
+            captured_out: What Sacred has captured, where it does the capturing.
+            beat_time: Sacred's time of the beat.
+            result: The result, once there is one.
+        """
+        if self._finished:
+            return
+        self._take_output(captured_out)
+        self.document.put("result", result)
+        if self.run._id is None:
+            self.run._id = self.run_id
+        self._pusher.wake()
+
+    def completed_event(self, stop_time: Any, result: Any) -> None:
+        """Record the normal end; Sacred calls this.
+
+        Args:
+            stop_time: When the run ended.
+            result: What the main function returned.
+        """
+        if not self._finished:
+            self.document.put("result", result)
+        self._finish("COMPLETED")
+
+    def interrupted_event(self, interrupt_time: Any, status: str) -> None:
+        """Record an interruption; Sacred calls this.
+
+        Args:
+            interrupt_time: When the run ended.
+            status: INTERRUPTED, TIMEOUT, or what a custom interrupt says.
+        """
+        received = self._signals.received
+        self._finish(status, note=f"ended by {received}" if received else None)
+
+    def failed_event(self, fail_time: Any, fail_trace: list[str]) -> None:
+        """Record an exception; Sacred calls this.
+
+        Args:
+            fail_time: When the run ended.
+            fail_trace: The formatted exception.
+        """
+        if not self._finished:
+            self.document.put("fail_trace", fail_trace)
+        self._finish("FAILED")
+
+    def resource_event(self, filename: str) -> None:
+        """Record a file that the run has read, with its content's digest; Sacred calls this.
+
+        Args:
+            filename: The file.
+        """
+        import hashlib
+
+        try:
+            with open(filename, "rb") as file:
+                digest = hashlib.file_digest(file, "md5").hexdigest()
+        except OSError as error:
+            say(f"the resource {filename} is not recorded: {error.strerror or error}")
+            return
+        self.document.add_resource(filename, digest)
+
+    def artifact_event(
+        self,
+        name: str,
+        filename: str,
+        metadata: dict[str, Any] | None = None,
+        content_type: str | None = None,
+    ) -> None:
+        """Copy a file of the run into the spool; Sacred calls this.
+
+        Args:
+            name: What the artifact is called; a later one of the same name replaces it.
+            filename: The file.
+            metadata: What to store beside it.
+            content_type: Its MIME type; guessed where it is left out.
+        """
+        content_type = content_type or mimetypes.guess_type(filename)[0]
+        try:
+            # Locked, so that the same content is not taken for replaced, and deleted, meanwhile.
+            with self.document.lock:
+                digest, size = self.spool.add_file(Path(filename))
+                self.document.add_artifact(name, digest, size, metadata, content_type)
+        except OSError as error:
+            # Sacred would switch this observer off for the rest of the run.
+            say(f"the artifact {name!r} is not recorded: {filename}: {error.strerror or error}")
+            return
+        self._pusher.wake()
+
+    def join(self) -> None:
+        """Do nothing: the end has been waited for already; Sacred calls this."""
+
+    def _take_over(self) -> None:
+        run = self.run
+        run.log_scalar = self.log_scalar
+        if run.capture_mode == CAPTURED_BY_US:
+            self._tee = OutputTee(self._output, run.root_logger)
+            self._tee.install()
+            run._output_file = self._tee
+        if run.beat_interval > BEAT_SECONDS:
+            run.beat_interval = BEAT_SECONDS
+        self._signals.install()
+
+    def _take_output(self, captured_out: str) -> None:
+        if self._tee is not None or captured_out == self._written:
+            return
+        if captured_out.startswith(self._written):
+            new = captured_out[len(self._written) :]
+            self._output.append(new.encode("utf-8", "backslashreplace"))
+        else:
+            # A filter of the experiment has changed what had been captured before.
+            os.truncate(self._output.path, 0)
+            self._output.append(captured_out.encode("utf-8", "backslashreplace"))
+        self._written = captured_out
+
+    def _finish(self, status: str, note: str | None = None) -> None:
+        # A forked child that runs on to the end of the main function is not the run.
+        if self._finished or os.getpid() != self._pid:
+            return
+        self._finished = self._signals.ending = True
+        if self._tee is not None:
+            self._tee.remove()
+        else:
+            self._take_output(self.run.captured_out)
+        self.document.end(status, note)
+        if self._pusher.finish():
+            self.spool.remove()
+        else:
+            reason = self._pusher.complaint or "the database did not answer in time"
+            say(
+                f"the run is complete in {self.spool.path} and not yet in the database ({reason}). "
+                "`metatoolkit records sync` brings it there."
+            )
+        if self.run._id is None:
+            self.run._id = self.run_id
+        self._signals.restore()
+
+    def _release(self) -> None:
+        self._metrics.close()
+        self._output.close()
+        self.spool.unlock()
