@@ -10,16 +10,14 @@ from metatoolkit.hypergradients import ForwardMode, Unrolled
 from metatoolkit.inner import SGD
 from metatoolkit.measure import count_flops, peak_memory
 from tests import bank
+from tests.hypergradients.test_mixed_mode import Attention, Recurrent, with_model
 from tests.hypergradients.test_unrolled import (
     LEARNERS,
-    Attention,
     Plain,
-    Recurrent,
     convolution,
     error,
     flat,
     learners,
-    with_model,
 )
 
 F64 = torch.float64
