@@ -15,12 +15,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from metatoolkit import records
-from metatoolkit.errors import UnknownNameError
+from metatoolkit.configuration import (
+    DEVICE,
+    FLAG,
+    TEXT,
+    Rules,
+    check_configuration,
+    integer,
+    list_of,
+    one_of,
+)
 from metatoolkit.jobs import Job, resolve
 from metatoolkit.recorded import configuration_digest, measure_costs
 
 ESTIMATORS = ("second_order", "evograd", "evograd_streamed")
 APPLICATIONS = ("label_noise", "rotation", "cross_domain_few_shot", "cross_lingual")
+
+RULES: Rules = {
+    "application": one_of(*APPLICATIONS),
+    "settings": list_of(TEXT),
+    "estimator": one_of(*ESTIMATORS),
+    "candidates": integer(2),
+    "device": DEVICE,
+    "progress": FLAG,
+}
 
 experiment = records.experiment("meta_step_cost")
 experiment.add_config(
@@ -43,11 +61,10 @@ def job_of(config: Mapping[str, Any]) -> Job:
         config: A configuration of this experiment.
 
     Raises:
+        ConfigurationError: An entry is out of range.
         UnknownNameError: There is no such application or estimator.
     """
-    for kind, known in (("application", APPLICATIONS), ("estimator", ESTIMATORS)):
-        if config[kind] not in known:
-            raise UnknownNameError(kind, config[kind], known)
+    check_configuration(config, RULES)
     # Only now, since `records` prepares Sacred for its import.
     from sacred.arg_parser import get_config_updates
 

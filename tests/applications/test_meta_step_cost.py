@@ -2,7 +2,7 @@ import pytest
 
 from applications.meta_step_cost.experiment import experiment
 from applications.meta_step_cost.study import SIZES
-from metatoolkit.errors import UnknownNameError
+from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.records import address
 
 QUIET = {"--loglevel": "ERROR"}
@@ -34,6 +34,14 @@ def test_streamed_evograd_needs_the_memory_of_a_base_step(application):
     assert many["flops"] > few["flops"]
     second = measure(application, "second_order")
     assert second["peak_memory_bytes"] > 1.3 * few["peak_memory_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"), [("settings", 3), ("settings", [3]), ("candidates", 1), ("device", "gpu")]
+)
+def test_wrong_values_are_answered(entry, value):
+    with pytest.raises(ConfigurationError, match=f"{entry} is"):
+        experiment.run(config_updates={entry: value, "seed": 1}, options=QUIET)
 
 
 @pytest.mark.parametrize("entry", ["application", "estimator"])
