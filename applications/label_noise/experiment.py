@@ -166,11 +166,15 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
             if len(split.labels) > 0
         }
 
+    losses = torch.empty(0)
+
     def write_artifacts(folder: Path) -> list[Path]:
-        return figures.write(trainer, task, folder, config["method"])
+        nonlocal losses
+        losses = figures.example_losses(trainer, task)
+        return figures.write(trainer, losses, task.is_corrupted, folder, config["method"])
 
     last = fit_recorded(_run, assembly, evaluate=evaluate, write_artifacts=write_artifacts)
-    weights = figures.learned_weights(trainer, task)
+    weights = figures.learned_weights(trainer, losses)
     result = {name: last[name] for name in last if name.endswith(("accuracy", "distance"))}
     result["train_loss"] = last["train_loss"]
     for name, mask in (("clean", ~task.is_corrupted), ("corrupted", task.is_corrupted)):

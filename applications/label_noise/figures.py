@@ -33,14 +33,13 @@ def example_losses(trainer: mt.MetaTrainer, task: NoisyClassification) -> Tensor
         return torch.cat([sample_losses(model, batch) for batch in batches]).cpu()
 
 
-def learned_weights(trainer: mt.MetaTrainer, task: NoisyClassification) -> Tensor:
-    """Return the weight of each training example, before normalization, shape (examples,).
+def learned_weights(trainer: mt.MetaTrainer, losses: Tensor) -> Tensor:
+    """Return the weight that belongs to each loss, before normalization, of the same shape.
 
     Args:
-        trainer: Trainer whose model and weight network are evaluated.
-        task: The noisy data.
+        trainer: Trainer whose weight network is evaluated.
+        losses: Losses of shape (examples,), for instance those of :func:`example_losses`.
     """
-    losses = example_losses(trainer, task)
     meta = trainer.problem.meta
     with torch.no_grad():
         weights: Tensor = meta(losses.to(next(meta.parameters()).device))
@@ -48,13 +47,14 @@ def learned_weights(trainer: mt.MetaTrainer, task: NoisyClassification) -> Tenso
 
 
 def write(
-    trainer: mt.MetaTrainer, task: NoisyClassification, folder: Path, method: str
+    trainer: mt.MetaTrainer, losses: Tensor, corrupted: Tensor, folder: Path, method: str
 ) -> list[Path]:
     """Write the learned weight against the loss as a figure and a table.
 
     Args:
         trainer: The trained trainer.
-        task: The noisy data.
+        losses: Loss of each training example, shape (examples,).
+        corrupted: Which of them carry a wrong label, bool, of the same shape.
         folder: Where to write.
         method: Name for the title.
 
@@ -62,18 +62,15 @@ def write(
         The files: ``weights.png`` and ``weights.csv`` (loss, weight, corrupted) of the training
         examples.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    losses, weights = example_losses(trainer, task), learned_weights(trainer, task)
-    corrupted = task.is_corrupted
-    figure, (scatter, histogram) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    weights = learned_weights(trainer, losses)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    scatter, histogram = figure.subplots(1, 2)
     grid = torch.linspace(0, float(losses.max()), 200)
-    with torch.no_grad():
-        curve = trainer.problem.meta(grid.to(next(trainer.problem.meta.parameters()).device))
-    scatter.plot(grid, curve.cpu(), color="black", linewidth=1, label="learned weight")
+    scatter.plot(
+        grid, learned_weights(trainer, grid), color="black", linewidth=1, label="learned weight"
+    )
     bins = torch.linspace(0, float(losses.max()) + 1e-6, 40).tolist()
     for name, mask, color in (
         ("clean label", ~corrupted, "tab:blue"),
@@ -87,7 +84,6 @@ def write(
     histogram.legend()
     picture, table = folder / "weights.png", folder / "weights.csv"
     figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["loss", "weight", "corrupted"])
