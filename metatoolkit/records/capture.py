@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import Any
 
 from metatoolkit.records.appended_file import AppendedFile
+
+
+class _Nowhere(io.TextIOBase):
+    """In the place of a stream that was closed before the program began."""
+
+    def write(self, text: str | bytes) -> int:
+        return len(text)
+
+    @property
+    def buffer(self) -> _Nowhere:
+        return self
 
 
 class _Stream:
@@ -58,7 +70,9 @@ class OutputTee:
     def install(self) -> None:
         """Begin to capture."""
         self._originals = (sys.stdout, sys.stderr)
-        self._streams = (_Stream(sys.stdout, self), _Stream(sys.stderr, self))
+        # Python has None in the place of a closed stream, and lets a program print to it.
+        out, err = (_Nowhere() if one is None else one for one in self._originals)
+        self._streams = (_Stream(out, self), _Stream(err, self))
         self._active = True
         sys.stdout, sys.stderr = self._streams
         for handler in self._stream_handlers():

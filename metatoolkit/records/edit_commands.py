@@ -205,7 +205,7 @@ def _agreed(runs: list[Run]) -> bool:
         print(f"{text(run.id)}  {text(run.experiment)}  {run.status}  {text(_started(run))}")
     if len(runs) > 20:
         print(f"and {len(runs) - 20} more")
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise ConfigurationError("deleting asks first, and nobody can answer here: add --yes")
     answer = input(f"Delete {len(runs)} run{'s' * (len(runs) > 1)} for good? [y/N] ")
     return answer.strip().lower() in ("y", "yes")

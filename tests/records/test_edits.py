@@ -72,6 +72,10 @@ def test_deletion_asks_and_leaves_what_others_need(database, tmp_path, monkeypat
     database["runs"].insert_one({"_id": 3, "status": "COMPLETED", "artifacts": others})
     assert main(["runs", "rm", "1"]) == 2
     assert "add --yes" in capsys.readouterr().err
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdin", None)
+        assert main(["runs", "rm", "1"]) == 2
+    assert "add --yes" in capsys.readouterr().err
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     for answer, code in {"": 1, "n": 1, "x": 1}.items():
         monkeypatch.setattr("builtins.input", lambda prompt, answer=answer: answer)

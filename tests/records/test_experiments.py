@@ -79,6 +79,19 @@ def test_a_script_records_its_source_output_and_git_state(script, server):
     assert "CUDA" not in done.stderr + done.stdout
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_run_needs_no_open_streams(script, home, closed):
+    """As a service or a job in the background may start it."""
+    command = f"exec {sys.executable} {script.name} {closed}"
+    environment = {**os.environ, "METATOOLKIT_MONGOD": ""}
+    done = subprocess.run(["bash", "-c", command], env=environment, cwd=script.parent, timeout=240)
+    assert done.returncode == 0
+    with records.connect() as connection:
+        (run,) = connection.find()
+        assert run.status == "COMPLETED" and "printed by the run\n" in run.output
+        assert run.metrics["loss"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_mistakes_on_the_command_line_end_with_one_line(script):
     environment = {"METATOOLKIT_MONGOD": ""}
     done = execute(script, "with", "method=unknown", **environment)
