@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable
+
+
+def brief(error: BaseException) -> str:
+    """Return what an error says in one line of at most 300 characters.
+
+    Args:
+        error: An error of another package, which may say it in many lines.
+    """
+    return textwrap.shorten(str(error), 300, placeholder=" …")
 
 
 class MetatoolkitError(Exception):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.errors import DataError
+from metatoolkit.errors import DataError, brief
 
 _SECONDS = 5
 
@@ -61,9 +61,11 @@ def load_pretrained(loader: Any, name: str, kind: str) -> Any:
     except (OSError, ValueError) as error:
         local = Path(name).is_dir() or Path(name).is_absolute()
         if local or constants.HF_HUB_OFFLINE:
-            raise DataError(f"the {kind} {name!r} cannot be loaded: {error} {remedy}") from error
+            raise DataError(
+                f"the {kind} {name!r} cannot be loaded: {brief(error)} {remedy}"
+            ) from error
     check_connection(f"the {kind} {name!r}", remedy)
     try:
         return loader.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise DataError(f"the {kind} {name!r} cannot be loaded: {error} {remedy}") from error
+        raise DataError(f"the {kind} {name!r} cannot be loaded: {brief(error)} {remedy}") from error

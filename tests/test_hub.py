@@ -72,3 +72,16 @@ def test_offline_mode_asks_nobody(asked: list[str], monkeypatch: Any) -> None:
     with pytest.raises(DataError, match="the tokenizer 'a' cannot be loaded"):
         load_pretrained(Loader(online=("a",)), "a", "tokenizer")
     assert asked == []
+
+
+def test_what_another_package_says_in_many_lines_takes_one(tmp_path: Path) -> None:
+    class Wordy:
+        def from_pretrained(self, name: str, local_files_only: bool = False) -> str:
+            raise OSError("it lacks\n(1) a file\n" + "or another " * 100)
+
+    with pytest.raises(
+        DataError, match=r"cannot be loaded: it lacks \(1\) a file .* … Give"
+    ) as error:
+        load_pretrained(Wordy(), str(tmp_path), "tokenizer")
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith("make a small one on the spot.")

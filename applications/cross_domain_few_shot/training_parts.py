@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from metatoolkit.errors import CheckpointError
+from metatoolkit.errors import CheckpointError, brief
 from metatoolkit.evaluation import evaluation_mode
 from metatoolkit.losses import episode_cross_entropy
 from metatoolkit.tasks import Episode, EpisodeBatches
@@ -148,6 +148,6 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
         pickle.PickleError,
     ) as error:
         raise CheckpointError(
-            f"warm_up.checkpoint: {path} holds no parameters of this backbone ({error}); give a "
-            "file of its state_dict(), or warm_up.steps."
+            f"warm_up.checkpoint: {path} holds no parameters of this backbone ({brief(error)}); "
+            "give a file of its state_dict(), or warm_up.steps."
         ) from error
