@@ -147,7 +147,10 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
         KeyError,
         pickle.PickleError,
     ) as error:
+        # torch's own words would have the file run its code.
+        foreign = isinstance(error, pickle.PickleError)
+        reason = "it is no file of tensors by torch.save" if foreign else brief(error)
         raise CheckpointError(
-            f"warm_up.checkpoint: {path} holds no parameters of this backbone ({brief(error)}); "
+            f"warm_up.checkpoint: {path} holds no parameters of this backbone ({reason}); "
             "give a file of its state_dict(), or warm_up.steps."
         ) from error

@@ -259,7 +259,7 @@ def test_estimators_follow_the_configuration():
         ({"auxiliary": {"domain": "letters"}}, UnknownNameError, "a seen domain"),
         ({"warm_up": {"steps": 1}}, UnknownNameError, "warm_up.domain"),
         ({"warm_up": {"checkpoint": "/nowhere.pt"}}, CheckpointError, "warm_up.checkpoint"),
-        ({"warm_up": {"checkpoint": __file__}}, CheckpointError, "warm_up.checkpoint"),
+        ({"warm_up": {"checkpoint": __file__}}, CheckpointError, "no file of tensors"),
         ({"domains": ["digits", "letters", "letters"]}, ConfigurationError, "'letters' twice"),
         ({"evograd": {"candidates": 1}}, ConfigurationError, "candidates is 1"),
         ({"transform": {"where": ["bn9"]}}, ConfigurationError, "'bn9' matches no BatchNorm"),
