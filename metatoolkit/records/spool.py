@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
 import hashlib
 import json
@@ -23,6 +24,7 @@ OUTPUT = "cout.txt"
 LOCK = "lock"
 FILES = "files"
 VERIFIED = ".done-"
+BIRTHS = 20
 
 
 def utcnow() -> datetime.datetime:
@@ -60,20 +62,25 @@ class RunSpool:
             StorageError: The folder cannot be written.
         """
         base = private_directory(spool_directory(home))
-        uuid = uuids.uuid4().hex
-        stamp = utcnow().strftime("%Y%m%d-%H%M%S")
-        path = base / f"{stamp}-{uuid}"
-        try:
-            # Born under a hidden name and locked, so that nobody takes it for an abandoned run.
-            hidden = base / f".{path.name}"
-            (hidden / FILES).mkdir(mode=0o700, parents=True)
-            spool = cls(hidden)
-            spool.lock()
-            hidden.rename(path)
-        except OSError as error:
-            raise storage_error(path, error) from error
-        spool.path = path
-        return spool
+        missing: OSError = FileNotFoundError(errno.ENOENT, "it is deleted as soon as it is made")
+        for _ in range(BIRTHS):
+            stamp = utcnow().strftime("%Y%m%d-%H%M%S")
+            path = base / f"{stamp}-{uuids.uuid4().hex}"
+            try:
+                # Born under a hidden name and locked, so that nobody takes it for an abandoned run.
+                hidden = base / f".{path.name}"
+                (hidden / FILES).mkdir(mode=0o700, parents=True)
+                spool = cls(hidden)
+                if spool.lock():
+                    hidden.rename(path)
+                    spool.path = path
+                    return spool
+            except FileNotFoundError as error:
+                missing = error
+            except OSError as error:
+                raise storage_error(path, error) from error
+            # Another process has swept the folder in the moment before it was locked.
+        raise storage_error(path, missing) from missing
 
     @property
     def uuid(self) -> str:

@@ -288,3 +288,24 @@ def test_empty_leftovers_are_swept_and_nothing_else(home, database):
     run(count_up)
     with records.connect():
         assert [path.name for path in base.iterdir()] == [live.path.name]
+
+
+def test_a_run_that_begins_while_another_process_sweeps_gets_a_folder(home, monkeypatch):
+    from metatoolkit.records.spool import RunSpool, sweep
+
+    lock = RunSpool.lock
+    swept = []
+
+    def lock_late(spool):
+        if len(swept) < 3:
+            swept.append(spool.path)
+            monkeypatch.setattr(RunSpool, "lock", lock)
+            sweep(home)
+            monkeypatch.setattr(RunSpool, "lock", lock_late)
+            assert not spool.path.exists()
+        return lock(spool)
+
+    monkeypatch.setattr(RunSpool, "lock", lock_late)
+    made = RunSpool.create(home)
+    assert len(swept) == 3 and made.path.is_dir() and not lock(RunSpool(made.path))
+    made.unlock()
