@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metatoolkit.errors import CheckpointError
+from metatoolkit.errors import CheckpointError, brief
 
 FORMAT = 1
 
@@ -45,6 +44,24 @@ def write_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -
             temporary.unlink()
 
 
+def load_tensors(path: str | os.PathLike[str]) -> Any:
+    """Load what ``torch.save`` wrote, on the CPU: tensors and plain containers, never code.
+
+    Args:
+        path: File to read.
+
+    Raises:
+        CheckpointError: The file cannot be read; the message is the reason alone, in one line.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(brief(error)) from error
+    except Exception as error:
+        # Of other files the unpickler fails in any way, or advises to have them run their code.
+        raise CheckpointError("it is no file of tensors by torch.save") from error
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what :func:`write_checkpoint` wrote, with its tensors on the CPU.
 
@@ -54,16 +71,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: The file cannot be read or holds something else.
     """
-    reason: object
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.PickleError) as error:
-        reason = error
-    else:
-        if isinstance(content, dict) and content.get("format") == FORMAT:
-            return content
-        reason = "it holds something else, or comes from another version"
-    raise CheckpointError(
-        f"{os.fspath(path)} is no readable checkpoint ({reason}); delete it, or start without "
-        "resume."
-    )
+        content = load_tensors(path)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise CheckpointError("it holds something else, or comes from another version")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{os.fspath(path)} is no readable checkpoint ({error}); delete it, or start without "
+            "resume."
+        ) from error
+    return content

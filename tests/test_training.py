@@ -240,9 +240,19 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
     plain.inner = mt.inner.SGD(lr=0.1)
     with pytest.raises(CheckpointError, match="another model or inner learner"):
         fit(trainer_of(plain), plain, 2, checkpoint=path, resume=True)
-    path.write_bytes(path.read_bytes()[:200])
-    case = bank.small_net()
-    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+    whole = path.read_bytes()
+    for content, reason in (
+        (whole[:200], "zip archive"),
+        (b"", "no file of tensors by torch.save"),
+        (b"some text", "no file of tensors by torch.save"),
+    ):
+        path.write_bytes(content)
+        case = bank.small_net()
+        with pytest.raises(CheckpointError, match=rf"no readable .*({reason})") as told:
+            fit(trainer_of(case), case, 2, checkpoint=path, resume=True)
+        assert "\n" not in str(told.value)
+    torch.save({"steps_done": 1}, path)
+    with pytest.raises(CheckpointError, match="it holds something else"):
         fit(trainer_of(case), case, 2, checkpoint=path, resume=True)
 
 

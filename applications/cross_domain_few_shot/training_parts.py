@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from metatoolkit.checkpoints import load_tensors
 from metatoolkit.errors import CheckpointError, brief
 from metatoolkit.evaluation import evaluation_mode
 from metatoolkit.losses import episode_cross_entropy
@@ -137,20 +137,9 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
         CheckpointError: The file cannot be read, or belongs to another backbone.
     """
     try:
-        encoder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        pickle.PickleError,
-    ) as error:
-        # torch's own words would have the file run its code.
-        foreign = isinstance(error, pickle.PickleError)
-        reason = "it is no file of tensors by torch.save" if foreign else brief(error)
+        encoder.load_state_dict(load_tensors(path))
+    except (CheckpointError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"warm_up.checkpoint: {path} holds no parameters of this backbone ({reason}); "
+            f"warm_up.checkpoint: {path} holds no parameters of this backbone ({brief(error)}); "
             "give a file of its state_dict(), or warm_up.steps."
         ) from error
