@@ -49,7 +49,7 @@ def draw(frame: pandas.DataFrame, path: Path) -> None:
     axes = figure.subplots(2, len(SIZES), squeeze=False)
     for column, application in enumerate(SIZES):
         chosen = frame[frame["row"].str.startswith(f"{application}: ")]
-        names = chosen["row"].str.partition(": ")[2].tolist()
+        names = [label.removeprefix(f"{application}: ") for label in chosen["row"]]
         for row, header in enumerate((_MEMORY.header, _FLOPS.header)):
             axis = axes[row][column]
             axis.barh(range(len(chosen)), chosen[header], color="tab:blue", alpha=0.6)

@@ -1,7 +1,8 @@
+import pandas
 import pytest
 
 from applications.meta_step_cost.experiment import experiment
-from applications.meta_step_cost.study import SIZES
+from applications.meta_step_cost.study import SIZES, STUDIES
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.records import address
 
@@ -48,3 +49,12 @@ def test_wrong_values_are_answered(entry, value):
 def test_unknown_names_are_answered(entry):
     with pytest.raises(UnknownNameError, match=entry):
         experiment.run(config_updates={entry: "rotatio", "seed": 1}, options=QUIET)
+
+
+def test_figure_is_drawn_of_the_runs_that_there_are(tmp_path):
+    (study,) = STUDIES
+    names = ["row", *(column.header for column in study.columns)]
+    lines = [[label, *range(1, len(names))] for label in study.rows if "rotation" in label]
+    assert lines
+    study.draw(pandas.DataFrame(lines, columns=names), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
