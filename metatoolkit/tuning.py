@@ -8,12 +8,13 @@ that fails now and then is not seen to in a few; the best mean over all seeds wi
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import ConfigurationError
-from metatoolkit.jobs import Job, run_jobs
+from metatoolkit.errors import ConfigurationError, MetatoolkitError
+from metatoolkit.jobs import Job, resolve, run_jobs
 
 if TYPE_CHECKING:
     import pandas
@@ -115,8 +116,11 @@ def score(
         processes: Number of runs at once.
 
     Returns:
-        ``entry``, the position in ``entries``, ``seed`` and ``score``, which is 0 where the run
-        failed.
+        ``entry``, the position in ``entries``, ``seed``, ``failed`` and ``score``, which is 0 where
+        the run failed.
+
+    Raises:
+        UnknownNameError: A trial has a configuration entry that the experiment has not.
     """
     import pandas
 
@@ -125,13 +129,17 @@ def score(
         for entry in entries
         for seed in seeds
     ]
-    scores = [
-        0.0 if outcome.error else float(outcome.result[search.score])
-        for outcome in run_jobs(jobs, processes)
-    ]
-    positions = [position for position in range(len(entries)) for _ in seeds]
+    for job in jobs:
+        # Else a misspelled entry would make every run fail.
+        resolve(job)
+    outcomes = run_jobs(jobs, processes)
     return pandas.DataFrame(
-        {"entry": positions, "seed": [job.seed for job in jobs], "score": scores}
+        {
+            "entry": [position for position in range(len(entries)) for _ in seeds],
+            "seed": [job.seed for job in jobs],
+            "failed": [bool(outcome.error) for outcome in outcomes],
+            "score": [0.0 if o.error else float(o.result[search.score]) for o in outcomes],
+        }
     )
 
 
@@ -157,11 +165,13 @@ def tune(
         common: Configuration entries of all runs.
 
     Returns:
-        A line for each trial, best first within a method: ``method``, ``settings``, ``count`` of
-        runs, ``mean`` and ``std`` of the score. Those with more seeds come before the others.
+        A line for each trial, best first within a method: ``method``, ``settings``, ``failed`` and
+        ``count``, numbers of runs, ``mean`` and ``std`` of the score. Those with more seeds come
+        before the others.
 
     Raises:
         ConfigurationError: A number is less than 1.
+        UnknownNameError: ``common`` or a trial has an entry that the experiment has not.
     """
     import pandas
 
@@ -183,13 +193,16 @@ def tune(
     added = score(search, [entries[entry] for entry in final], more, processes)
     added["entry"] = added["entry"].map(dict(enumerate(final)))
     everything = pandas.concat([scores, added])
-    table = everything.groupby("entry")["score"].agg(["count", "mean", "std"]).reset_index()
+    table = everything.groupby("entry")["score"].agg(["count", "mean", "std"])
+    table["failed"] = everything.groupby("entry")["failed"].sum()
+    table = table.reset_index()
     table["method"] = [entries[entry].method for entry in table["entry"]]
     table["settings"] = [str(dict(found[entry].updates)) for entry in table["entry"]]
     order = {method: place for place, method in enumerate(search.spaces)}
     table["place"] = table["method"].map(order)
     table = table.sort_values(["place", "count", "mean"], ascending=[True, False, False])
-    return table[["method", "settings", "count", "mean", "std"]].reset_index(drop=True)
+    columns = ["method", "settings", "failed", "count", "mean", "std"]
+    return table[columns].reset_index(drop=True)
 
 
 def main(search: Search, description: str, argv: Sequence[str] | None = None) -> int:
@@ -201,26 +214,48 @@ def main(search: Search, description: str, argv: Sequence[str] | None = None) ->
         argv: Arguments; by default those of the command line.
 
     Returns:
-        Exit code.
+        Exit code: 2 for an error, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="tuning", description=description)
     parser.add_argument("--trials", type=int, default=16, help="trials a method (default: 16)")
     parser.add_argument("--seeds", type=int, default=4, help="seeds of each trial (default: 4)")
     parser.add_argument("--finalists", type=int, default=3, help="best trials (default: 3)")
     parser.add_argument("--more-seeds", type=int, default=8, help="seeds of these (default: 8)")
-    parser.add_argument("--steps", type=int, help="training steps of each run")
-    parser.add_argument("--processes", type=int, default=2, help="runs at once (default: 2)")
-    given = parser.parse_args(argv)
-    table = tune(
-        search,
-        count=given.trials,
-        seeds=given.seeds,
-        finalists=given.finalists,
-        more_seeds=given.more_seeds,
-        processes=given.processes,
-        common={} if given.steps is None else {"steps": given.steps},
+    parser.add_argument(
+        "entries", nargs="*", help="configuration entries of all runs, such as steps=100"
     )
+    parser.add_argument("--processes", type=int, default=2, help="runs at once (default: 2)")
+    given = parser.parse_intermixed_args(argv)
+    try:
+        table = tune(
+            search,
+            count=given.trials,
+            seeds=given.seeds,
+            finalists=given.finalists,
+            more_seeds=given.more_seeds,
+            processes=given.processes,
+            common=_entries(given.entries),
+        )
+    except MetatoolkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the runs so far are recorded", file=sys.stderr)
+        return 130
     for method, part in table.groupby("method", sort=False):
-        columns = part[["settings", "count", "mean", "std"]]
+        columns = part[["settings", "failed", "count", "mean", "std"]]
         print(f"\n{method}\n{columns.to_string(index=False, float_format='%.4g')}")
     return 0
+
+
+def _entries(words: Sequence[str]) -> dict[str, Any]:
+    """Return configuration entries as Sacred reads them."""
+    from metatoolkit.records.sacred_compat import import_sacred
+
+    import_sacred()
+    from sacred.arg_parser import get_config_updates
+
+    updates, named = get_config_updates(words)
+    if named:
+        raise ConfigurationError(f"{named[0]!r} is no configuration entry; write entry=value.")
+    return dict(updates)

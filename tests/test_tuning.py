@@ -33,6 +33,7 @@ def runs(monkeypatch):
             for job in jobs
         ]
 
+    monkeypatch.setattr(tuning, "resolve", lambda job: dict(job.updates))
     monkeypatch.setattr(tuning, "run_jobs", run_jobs)
     return done
 
@@ -62,6 +63,7 @@ def test_a_run_that_fails_counts_as_zero(runs):
     table = tune(_search(one=_space("a")), **SIZES)
     worst = table.iloc[-1]
     assert worst["settings"] == "{'a': 0.125}" and worst["mean"] == 0.0
+    assert list(table["failed"]) == [0, 0, 0, 2]
 
 
 def test_bounds_are_reached_on_a_logarithmic_scale():
@@ -73,11 +75,30 @@ def test_bounds_are_reached_on_a_logarithmic_scale():
 def test_the_table_is_printed(runs, capsys):
     sizes = ["--trials", "2", "--seeds", "1", "--finalists", "1", "--more-seeds", "1"]
     search = _search(one=_space("a"), two=_space("a"))
-    assert tuning.main(search, "what it is", [*sizes, "--processes", "1"]) == 0
+    entries = ["steps=5", "data.name=generated"]
+    assert tuning.main(search, "what it is", [*sizes, *entries, "--processes", "1"]) == 0
+    assert all(job.updates["steps"] == 5 for job in runs)
+    assert all(job.updates["data"] == {"name": "generated"} for job in runs)
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert [block.splitlines()[0] for block in blocks] == ["one", "two"]
     for block in blocks:
         assert [line.split()[-3] for line in block.splitlines()[2:]] == ["2", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["smoke"], "'smoke' is no configuration entry"),
+        (["stepss=5"], "Did you mean 'steps'"),
+        (["--seeds", "0"], "seeds is 0"),
+    ],
+)
+def test_wrong_words_are_answered_before_anything_runs(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(tuning, "run_jobs", None)
+    space = Space(("lr",), lambda point: {"lr": point["lr"]})
+    search = Search("applications.label_noise.experiment", "tuning_accuracy", {"one": space}, 1)
+    assert tuning.main(search, "what it is", words) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", SIZES)

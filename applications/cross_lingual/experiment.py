@@ -99,12 +99,20 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
             or source and target are the same.
     """
     check_configuration(config, RULES)
-    own = {**UNTUNED, **(TUNED[config["method"]] if config["tuned"] else {})}
-    filled = {name: own[name] if config[name] is None else config[name] for name in UNTUNED}
-    data = dict(config["data"])
+    data, evograd = dict(config["data"]), dict(config["evograd"])
     if data["name"] == "auto":
         found = (data_root(data["root"]) / "masakhaner").is_dir()
         data["name"] = "masakhaner" if found else "generated"
+    own = UNTUNED
+    if config["tuned"]:
+        guided = config["method"] == "evograd" and evograd["guided"]
+        alike = "generated" if data["name"].startswith("generated") else "masakhaner"
+        own = {**UNTUNED, **TUNED[alike]["guided" if guided else config["method"]]}
+    filled = {
+        name: own[name] if config[name] is None else config[name] for name in ("lr", "meta_lr")
+    }
+    if evograd["sigma"] is None:
+        evograd["sigma"] = own["sigma"]
     for role, language in zip(("source", "target"), LANGUAGES[data["name"]], strict=True):
         data[role] = data[role] or language
         if data[role] is None:
@@ -115,7 +123,7 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(
             f"data.source and data.target are both {data['target']!r}; name two languages."
         )
-    return {**config, **filled, "data": data}
+    return {**config, **filled, "data": data, "evograd": evograd}
 
 
 def load_corpora(data: dict[str, Any]) -> list[mt.tasks.Corpus]:
@@ -309,7 +317,11 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
     config = settings_of(dict(_config))
     assembly = assemble(dict(_config))
     task, trainer = assembly.task, assembly.trainer
-    _run.info["settings"] = {name: config[name] for name in UNTUNED}
+    _run.info["settings"] = {
+        "lr": config["lr"],
+        "meta_lr": config["meta_lr"],
+        "sigma": config["evograd"]["sigma"],
+    }
     _run.info["data"] = {
         "name": config["data"]["name"],
         "source": task.languages[0],

@@ -12,11 +12,22 @@ from applications.cross_lingual import figures, study
 from applications.cross_lingual.batches import TransferBatches
 from applications.cross_lingual.experiment import assemble, experiment, load_task, settings_of
 from applications.cross_lingual.losses import TransferLoss, encode_all
-from applications.cross_lingual.settings import DEFAULT, META_METHODS, METHODS, NAMED
+from applications.cross_lingual.settings import (
+    DEFAULT,
+    META_METHODS,
+    METHODS,
+    NAMED,
+    TUNED,
+    UNTUNED,
+)
+from applications.cross_lingual.study import STUDIES
+from applications.cross_lingual.tuning import SEARCH
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.jobs import Job, resolve
 from metatoolkit.measure import count_flops
+from metatoolkit.tuning import trials
 
 QUIET = {"progress": False}
 
@@ -60,6 +71,36 @@ def test_figures_and_checkpoint_are_in_the_database(tmp_path):
         rows = stored.artifacts["transform.csv"].save(tmp_path).read_text().splitlines()
     assert rows[0] == "label,tokens,mean,std"
     assert rows[1].startswith("O,") and len(rows) > 3
+
+
+@pytest.mark.parametrize(
+    ("entries", "row"),
+    [
+        ({}, TUNED["generated"]["evograd"]),
+        ({"evograd": {"guided": True}}, TUNED["generated"]["guided"]),
+        ({"data": {"name": "wikiann"}}, TUNED["masakhaner"]["evograd"]),
+        ({"tuned": False}, UNTUNED),
+        ({"lr": 0.5, "evograd": {"sigma": 0.2}}, {"lr": 0.5, "sigma": 0.2}),
+    ],
+)
+def test_settings_that_are_left_open_are_those_of_the_tuning(entries, row):
+    def merged(name):
+        return {**DEFAULT[name], **entries.get(name, {})}
+
+    config = {**DEFAULT, **entries, "evograd": merged("evograd"), "data": merged("data")}
+    if "data" not in entries:
+        config["data"]["name"] = "generated"
+    filled = settings_of({**config, "seed": 1})
+    found = {"lr": filled["lr"], "meta_lr": filled["meta_lr"], **filled["evograd"]}
+    assert {name: found[name] for name in row} == row
+
+
+def test_trials_leave_the_reported_seeds_alone():
+    assert SEARCH.first_seed > max(seed for study in STUDIES for seed in study.seeds)
+    for method in SEARCH.spaces:
+        for trial in trials(SEARCH, method, 3):
+            job = Job(SEARCH.experiment, method, 1, trial.updates, trial.named)
+            assert settings_of(resolve(job))["lr"] == trial.updates["lr"]
 
 
 def test_same_seed_gives_the_same_result():
