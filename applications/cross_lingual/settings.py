@@ -35,12 +35,12 @@ TUNED: dict[str, dict[str, dict[str, float]]] = {
         "guided": {"lr": 8.9e-4, "meta_lr": 3.1e-3, "sigma": 0.063},
     },
     "generated": {
-        "target_only": {"lr": 6.7e-4},
-        "joint": {"lr": 6.7e-4},
+        "target_only": {"lr": 8.9e-4},
+        "joint": {"lr": 2.8e-3},
         "frozen": {"lr": 2.8e-3},
-        "second_order": {"lr": 8.9e-4, "meta_lr": 3.1e-3},
-        "evograd": {"lr": 8.9e-4, "meta_lr": 3.1e-3, "sigma": 0.0063},
-        "guided": {"lr": 8.9e-4, "meta_lr": 3.1e-3, "sigma": 0.063},
+        "second_order": {"lr": 2.1e-3, "meta_lr": 4.6e-3},
+        "evograd": {"lr": 2.1e-3, "meta_lr": 4.6e-3, "sigma": 0.0012},
+        "guided": {"lr": 2.1e-3, "meta_lr": 4.6e-3, "sigma": 0.012},
     },
 }
 
