@@ -16,7 +16,8 @@ _HEAD = """\
 Written by `scripts/reproduce --document docs/results.md` from the experiment database. Each number
 is the mean over the seeds, ± their standard deviation; "not available" means that no published
 number could be found that is certain. The runs' ids are those of the database that this document
-was written from.
+was written from. Times per step are those of runs side by side on a machine that may have had other
+work; they compare within a study, and only roughly.
 """
 
 

@@ -76,7 +76,9 @@ def write(
         ("clean label", ~corrupted, "tab:blue"),
         ("corrupted label", corrupted, "tab:red"),
     ):
-        scatter.scatter(losses[mask], weights[mask], s=6, alpha=0.4, color=color, label=name)
+        # Matplotlib reads a tensor one entry at a time.
+        points = losses[mask].numpy(), weights[mask].numpy()
+        scatter.scatter(*points, s=6, alpha=0.4, color=color, label=name)
         histogram.hist(losses[mask].tolist(), bins=bins, alpha=0.6, color=color, label=name)
     scatter.set(xlabel="loss of the example", ylabel="weight V(loss)", title=method)
     histogram.set(xlabel="loss of the example", ylabel="training examples", title="losses")
