@@ -7,12 +7,13 @@ import ctypes
 import importlib
 import multiprocessing
 import signal
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
-from metatoolkit.errors import ConfigurationError, WorkerError
+from metatoolkit.errors import ConfigurationError, MetatoolkitError, WorkerError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -140,6 +141,25 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> list[Outcome]:
                 worker.terminate()
             raise
         return [future.result() for future in futures]
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Carry out a command that runs jobs, and answer what ends it in one line.
+
+    Args:
+        command: The command; returns its exit code.
+
+    Returns:
+        That code, 2 for an error of this toolkit, 130 after Ctrl-C.
+    """
+    try:
+        return command()
+    except MetatoolkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the runs so far are recorded", file=sys.stderr)
+        return 130
 
 
 def _experiment(module: str) -> Any:

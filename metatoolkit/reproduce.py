@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.cli import applications
-from metatoolkit.errors import ConfigurationError, MetatoolkitError, UnknownNameError
+from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.jobs import exit_code, run_jobs
 
 if TYPE_CHECKING:
     import pandas
@@ -74,14 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 1 where a run failed, 2 for an error, 130 after Ctrl-C.
     """
     options = build_parser().parse_args(argv)
-    try:
-        return reproduce(options)
-    except MetatoolkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the runs so far are recorded", file=sys.stderr)
-        return 130
+    return exit_code(lambda: reproduce(options))
 
 
 def reproduce(options: argparse.Namespace) -> int:
@@ -98,7 +92,6 @@ def reproduce(options: argparse.Namespace) -> int:
         ConfigurationError: A number is out of range, or no file can be written where it should.
     """
     from metatoolkit import document, records
-    from metatoolkit.jobs import run_jobs
     from metatoolkit.studies import collect, jobs_of
 
     known = find_studies()

@@ -8,13 +8,12 @@ that fails now and then is not seen to in a few; the best mean over all seeds wi
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import ConfigurationError, MetatoolkitError
-from metatoolkit.jobs import Job, resolve, run_jobs
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.jobs import Job, exit_code, resolve, run_jobs
 
 if TYPE_CHECKING:
     import pandas
@@ -129,8 +128,8 @@ def score(
         for entry in entries
         for seed in seeds
     ]
-    for job in jobs:
-        # Else a misspelled entry would make every run fail.
+    for job in jobs[:: len(seeds)]:
+        # Once for each trial: else a misspelled entry would make every run fail.
         resolve(job)
     outcomes = run_jobs(jobs, processes)
     return pandas.DataFrame(
@@ -226,7 +225,8 @@ def main(search: Search, description: str, argv: Sequence[str] | None = None) ->
     )
     parser.add_argument("--processes", type=int, default=2, help="runs at once (default: 2)")
     given = parser.parse_intermixed_args(argv)
-    try:
+
+    def command() -> int:
         table = tune(
             search,
             count=given.trials,
@@ -236,16 +236,12 @@ def main(search: Search, description: str, argv: Sequence[str] | None = None) ->
             processes=given.processes,
             common=_entries(given.entries),
         )
-    except MetatoolkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the runs so far are recorded", file=sys.stderr)
-        return 130
-    for method, part in table.groupby("method", sort=False):
-        columns = part[["settings", "failed", "count", "mean", "std"]]
-        print(f"\n{method}\n{columns.to_string(index=False, float_format='%.4g')}")
-    return 0
+        for method, part in table.groupby("method", sort=False):
+            columns = part[["settings", "failed", "count", "mean", "std"]]
+            print(f"\n{method}\n{columns.to_string(index=False, float_format='%.4g')}")
+        return 0
+
+    return exit_code(command)
 
 
 def _entries(words: Sequence[str]) -> dict[str, Any]:

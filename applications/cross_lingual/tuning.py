@@ -10,7 +10,7 @@ languages; without it MasakhaNER is taken where METATOOLKIT_DATA holds it. The w
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from applications.cross_lingual.settings import METHODS
@@ -49,17 +49,5 @@ SEARCH = Search(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Try all settings and print the best ones.
-
-    Args:
-        argv: Arguments; by default those of the command line.
-
-    Returns:
-        Exit code.
-    """
-    return tuning.main(SEARCH, __doc__, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tuning.main(SEARCH, __doc__))

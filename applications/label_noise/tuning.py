@@ -9,7 +9,7 @@ in another way. The winners go into ``settings.py``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from applications.label_noise.settings import METHODS
@@ -53,17 +53,5 @@ SEARCH = Search(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Try all settings and print the best ones.
-
-    Args:
-        argv: Arguments; by default those of the command line.
-
-    Returns:
-        Exit code.
-    """
-    return tuning.main(SEARCH, __doc__, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tuning.main(SEARCH, __doc__))
