@@ -15,12 +15,14 @@ from tqdm.auto import tqdm
 
 from metatoolkit.batch_stream import BatchStream, Stateful
 from metatoolkit.checkpoints import read_checkpoint, write_checkpoint
-from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, tree_map
+from metatoolkit.training.checks import check_losses, check_optimizer, resolve_device
+from metatoolkit.training.snapshot import restore, snapshot
 
 Log = Callable[[str, float, int], None]
 _EPISODE = -8
@@ -85,8 +87,8 @@ class MetaTrainer:
                 "keep_lookahead=True needs order='meta_first': the look-ahead is the base step."
             )
         if meta_optimizer is not None:
-            _check_optimizer(problem, meta_optimizer)
-        self.device = _resolve_device(device)
+            check_optimizer(problem, meta_optimizer)
+        self.device = resolve_device(device)
         if self.device is not None:
             problem.to(self.device)
         self.problem = problem
@@ -233,7 +235,7 @@ class MetaTrainer:
                 done = self.steps_done
                 if done % log_every == 0 or done == steps:
                     report(metrics, done)
-                    _check_losses(last, metrics, done)
+                    check_losses(last, metrics, done)
                     bar.set_postfix({n: f"{last[n]:.3g}" for n in metrics if "loss" in n})
                 bar.update()
                 due = evaluate_every > 0 and done % evaluate_every == 0
@@ -287,19 +289,7 @@ class MetaTrainer:
         Raises:
             CheckpointError: The file cannot be written; a former one is left as it was.
         """
-        content = {
-            "steps_done": self.steps_done,
-            "seconds": self.seconds,
-            "history": self.history,
-            "state": self.state.state_dict(),
-            "start": self.start and self.start.state_dict(),
-            "episodes_done": self.episodes_done,
-            "meta": self.problem.meta.state_dict(),
-            "meta_optimizer": self.meta_optimizer and self.meta_optimizer.state_dict(),
-            "estimator": self.estimator and self.estimator.state_dict(),
-            "streams": {name: stream.state_dict() for name, stream in (streams or {}).items()},
-        }
-        write_checkpoint(path, content)
+        write_checkpoint(path, snapshot(self, streams or {}))
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], streams: Mapping[str, Stateful] | None = None
@@ -313,68 +303,4 @@ class MetaTrainer:
         Raises:
             CheckpointError: The file cannot be read, or belongs to another problem.
         """
-        content = read_checkpoint(path)
-        saved = InnerState.from_state_dict(content["state"])
-        shapes = {name: tensor.shape for name, tensor in self.state.parameters.items()}
-        if shapes != {name: tensor.shape for name, tensor in saved.parameters.items()} or set(
-            saved.optimizer
-        ) != set(self.state.optimizer):
-            raise CheckpointError(
-                f"{os.fspath(path)} belongs to another model or inner learner; give another file, "
-                "or the configuration that it was written with."
-            )
-        try:
-            self.problem.meta.load_state_dict(content["meta"])
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{os.fspath(path)} belongs to other meta-parameters: {error}"
-            ) from error
-        device = next(iter(self.state.parameters.values())).device
-        self.state = saved.to(device)
-        self.episodes_done = content["episodes_done"]
-        if self.episode is not None and content["start"] is not None:
-            self.start = InnerState.from_state_dict(content["start"]).to(device)
-        if self.meta_optimizer is not None and content["meta_optimizer"] is not None:
-            self.meta_optimizer.load_state_dict(content["meta_optimizer"])
-        if self.estimator is not None and content["estimator"] is not None:
-            self.estimator.load_state_dict(content["estimator"])
-        for name, stream in (streams or {}).items():
-            if name in content["streams"]:
-                stream.load_state_dict(content["streams"][name])
-        self.steps_done = content["steps_done"]
-        self.seconds = content["seconds"]
-        self.history = [(name, value, step) for name, value, step in content["history"]]
-
-
-def _check_losses(values: Mapping[str, float], metrics: Mapping[str, Any], step: int) -> None:
-    for name in metrics:
-        value = values[name]
-        if value != value or value in (float("inf"), float("-inf")):
-            raise NonFiniteError(
-                f"{name} is {value} at outer step {step}. Lower the inner learning rate, or look "
-                "for NaN in the data."
-            )
-
-
-def _check_optimizer(problem: BilevelProblem, optimizer: torch.optim.Optimizer) -> None:
-    own = {id(parameter) for parameter in problem.meta_parameters().values()}
-    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not own & given:
-        raise ConfigurationError(
-            "meta_optimizer holds none of the meta-parameters; make it from "
-            "problem.meta.parameters()."
-        )
-
-
-def _resolve_device(device: torch.device | str | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigurationError(f"device is {device!r}: {error}") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(
-            f"device is {device!r}, but no GPU can be used here; pass device='cpu'."
-        )
-    return resolved
+        restore(self, read_checkpoint(path), streams or {}, os.fspath(path))
