@@ -24,6 +24,8 @@ class InnerState:
             the shape of the parameter.
         step: Number of inner steps taken since ``init``.
         key: Random key of the trajectory; step number t draws from ``fold_in(key, t)``.
+        missed: Number of these steps that skipped a parameter, since the graph of the training
+            loss did not reach it; parameters that took every step may be left out.
     """
 
     parameters: Tensors
@@ -31,6 +33,15 @@ class InnerState:
     optimizer: dict[str, Tensors]
     step: int
     key: int
+    missed: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def steps_of(self, name: str) -> int:
+        """Return the number of steps that a parameter took, which is what its slots tell of.
+
+        Args:
+            name: Name of the parameter.
+        """
+        return self.step - self.missed.get(name, 0)
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that a hypergradient flows through: parameters, then slots."""
@@ -76,11 +87,23 @@ class InnerState:
             args: Passed on to ``Tensor.to``; a dtype applies to floating-point tensors only.
             kwargs: Likewise.
         """
+        others = {name: value for name, value in kwargs.items() if name != "dtype"}
+        dtype = kwargs.get("dtype")
+        for value in args:
+            if isinstance(value, torch.dtype):
+                dtype = value
+            elif isinstance(value, Tensor):
+                dtype, others["device"] = value.dtype, value.device
+            elif not isinstance(value, bool):
+                others["device"] = value
+        flags = [value for value in args if isinstance(value, bool)]
+        others |= dict(zip(("non_blocking", "copy"), flags, strict=False))
 
         def move(tensor: Tensor) -> Tensor:
-            if tensor.is_floating_point():
-                return tensor.to(*args, **kwargs)
-            return tensor.to(*[a for a in args if not isinstance(a, torch.dtype)])
+            own = dtype if tensor.is_floating_point() else None
+            if dtype is not None and tensor.is_complex():
+                own = dtype.to_complex()
+            return tensor.to(dtype=own, **others)
 
         return self.map(move)
 

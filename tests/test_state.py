@@ -40,6 +40,23 @@ def test_to_leaves_integers_alone():
     assert state.buffers["model.1.num_batches_tracked"].dtype == torch.int64
 
 
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        (("meta",), {}),
+        ((), {"device": "meta"}),
+        ((), {"device": torch.device("meta"), "dtype": torch.float32}),
+        (("meta", torch.float32, True), {"copy": True}),
+        ((torch.ones(1, device="meta", dtype=torch.float64),), {}),
+    ],
+)
+def test_to_moves_integer_buffers_with_the_others(args, kwargs):
+    state = stepped().to(*args, **kwargs)
+    tensors = [*state.tensors(), *state.buffers.values()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert state.buffers["model.1.num_batches_tracked"].dtype == torch.int64
+
+
 def test_state_dict_round_trip(tmp_path):
     state = stepped()
     torch.save(state.state_dict(), tmp_path / "state.pt")

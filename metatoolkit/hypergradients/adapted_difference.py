@@ -177,6 +177,8 @@ def _direction(sensitivity: Tensors, gradients: Tensors, outer: Tensors) -> Tens
     Adam amplifies the gradient of a coordinate that never had one by 1/ε. The training loss does
     not depend on it, as a rule, but it would take up the whole radius of the perturbation.
     """
+    if not sensitivity:
+        return {}
     live = torch.stack(
         [
             torch.where(gradients[name] != 0, diagonal.abs(), 0.0).amax().double()
@@ -222,9 +224,9 @@ def _mixed_product(
     leaves = list(meta.values())
     losses, sides = [], []
     for sign in (1.0, -1.0):
-        shifted = {
-            name: tensor + (sign * epsilon * direction[name]).to(tensor.dtype)
-            for name, tensor in parameters.items()
+        shifted = parameters | {
+            name: parameters[name] + (sign * epsilon * along).to(parameters[name].dtype)
+            for name, along in direction.items()
         }
         with torch.enable_grad(), ReplayDetached(detached):
             loss, _ = problem.evaluate_train(
@@ -241,12 +243,11 @@ def _mixed_product(
 
 def _dot(one: Tensors, other: Tensors) -> Tensor:
     """Return the inner product over all entries, in float32 or more."""
-    return torch.stack(
-        [
-            (tensor * other[name]).sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
-            for name, tensor in one.items()
-        ]
-    ).sum()
+    parts = [
+        (tensor * other[name]).sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+        for name, tensor in one.items()
+    ]
+    return torch.stack(parts or [torch.zeros(())]).sum()
 
 
 def _norm(tensors: Tensors) -> Tensor:
@@ -255,4 +256,4 @@ def _norm(tensors: Tensors) -> Tensor:
         torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32))
         for t in tensors.values()
     ]
-    return torch.linalg.vector_norm(torch.stack(parts))
+    return torch.linalg.vector_norm(torch.stack(parts or [torch.zeros(())]))

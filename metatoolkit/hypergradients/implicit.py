@@ -147,7 +147,10 @@ class Implicit(Estimator):
         state = roll_out(problem, inner, state, meta, train_batches[: self.steps])
         valid_loss, adjoint, direct = finite_outer_gradient(problem, state, meta, valid_batch)
         step = StepLinearization(problem, inner, state, meta, train_batches[-1], self.through)
-        rhs = step.flatten(adjoint[: len(step.names)])
+        rhs = step.right_hand_side(adjoint)
+        if rates is not None:
+            # Those at the state that was reached: dampening differs at a parameter's first step.
+            rates = list(learning_rates(problem, inner, state).values())
         factor = None if rates is None else step.flatten(rates)
 
         def checked(image: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -67,6 +68,7 @@ class StepLinearization:
             for index, tensor in enumerate(state.tensors())
         ]
         entry = state.with_tensors(self._inputs)
+        self._reached = set(state.parameters)
         self._gradients: list[Tensor] = []
         self._gradient_leaves: list[Tensor] = []
         with double_backward_kernels(), torch.enable_grad():
@@ -75,16 +77,16 @@ class StepLinearization:
                 loss, gradients, buffers = inner.gradients(problem, entry, meta, batch, True)
                 cut = {name: g.detach().requires_grad_() for name, g in gradients.items()}
                 after = inner.apply(problem, entry, meta, cut)
+                self._reached = set(gradients)
                 self._gradients = list(gradients.values())
                 self._gradient_leaves = list(cut.values())
-                self.after = InnerState(
-                    after.parameters, buffers, after.optimizer, after.step, after.key
-                ).detach()
+                self.after = dataclasses.replace(after, buffers=buffers).detach()
             else:
                 after, loss = inner.step(problem, entry, meta, batch, True)
                 self.after = after.detach()
         count = len(self._inputs) if self._slots else len(state.parameters)
         self._inputs = self._inputs[:count]
+        self._parameters = len(state.parameters)
         self._outputs = after.tensors()[:count]
         slots = [f"{slot} of {n}" for slot, values in state.optimizer.items() for n in values]
         self.names = [*state.parameters, *slots][:count]
@@ -119,6 +121,19 @@ class StepLinearization:
                 for tensor, like in zip(padded, self._inputs, strict=True)
             ]
         )
+
+    def right_hand_side(self, adjoint: Adjoint) -> Tensor:
+        """Return the outer gradient as one vector, for a system with (I − ∂Φ)ᵀ.
+
+        A parameter that the batch does not reach stays where it is, whatever λ and the others do:
+        it is a constant of Φ, whose equation 0 = 0 has no right-hand side.
+
+        Args:
+            adjoint: Outer gradient in the tensors of the state.
+        """
+        pairs = zip(self.names, adjoint, strict=False)
+        unreached = set(self.names[: self._parameters]) - self._reached
+        return self.flatten([None if name in unreached else part for name, part in pairs])
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """Return the parts of a vector in the shapes and types of the variables.

@@ -188,15 +188,15 @@ class MixedStep:
         parts = (found[: len(sources)], [*second[0], *slots, *second[1]])
         total = list(add_gradients(names, *parts).values())
         before, direct = total[:size], total[size:]
-        at_start = self._through_initial_state(before[: len(self._points)])
+        at_start = self._through_initial_state(before[: len(state.parameters)])
         direct = list(add_gradients(list(meta), direct, at_start).values())
         return (before if self._through_state else []), direct
 
     def _through_initial_state(self, adjoint: Adjoint) -> Adjoint:
         """Differentiate the parameters that λ sets, with the adjoint of all parameters."""
-        meta = self._arguments[2]
-        cotangents = dict(zip(self._points, adjoint, strict=False))
-        vectors = [cotangents[name] for name in self._given]
+        _, state, meta, _ = self._arguments
+        cotangents = dict(zip(state.parameters, adjoint, strict=False))
+        vectors = [cotangents.get(name) for name in self._given]
         return vector_jacobian_product(list(self._given.values()), list(meta.values()), vectors)
 
 
@@ -214,7 +214,7 @@ def _directional(
         duals = {}
         for name, parameter in state.parameters.items():
             leaf = parameter.detach().requires_grad_(through_state)
-            direction = directions[name]
+            direction = directions.get(name)
             duals[name] = leaf if direction is None else forward_ad.make_dual(leaf, direction)
         with _NoTangents():
             loss, _ = problem.evaluate_train(

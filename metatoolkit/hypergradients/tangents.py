@@ -115,11 +115,12 @@ class TangentBundle:
         leaves = list(meta.values())
         points = [tensor.detach().requires_grad_() for tensor in self.state.tensors()]
         entry = self.state.with_tensors(points)
-        theta = list(entry.parameters.values())
         with double_backward_kernels():
             loss, gradients, buffers = inner.gradients(problem, entry, meta, batch, True)
             direct = loss_gradient(loss, leaves, create_graph=True)
         fields = [*gradients.values(), *direct]
+        theta = [entry.parameters[name] for name in gradients]
+        reached = [index for index, name in enumerate(entry.parameters) if name in gradients]
 
         heads = [gradient.detach().requires_grad_() for gradient in gradients.values()]
         with torch.enable_grad():
@@ -136,7 +137,7 @@ class TangentBundle:
             rows = [tangent[first:last] for tangent in self.tangents]
             along = self._directions(first, last)
             with double_backward_kernels():
-                bent = batched_products(fields, theta, [*rows[: len(theta)], *along])
+                bent = batched_products(fields, theta, [*(rows[i] for i in reached), *along])
             moved = batched_products(products, vectors, [*rows, *bent, *along])
             for row, tangent in zip(rows, moved, strict=True):
                 row.copy_(tangent)

@@ -62,7 +62,7 @@ class Adam(MomentLearner):
             gradient: Its gradient, of the same shape.
             slots: Its moments, each of the same shape.
             hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps taken before this one.
+            step: Number of steps that this parameter took before this one.
         """
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         moments = next_moments(gradient, slots, hyperparameters)
@@ -83,7 +83,7 @@ class Adam(MomentLearner):
             gradient: Its gradient, of the same shape.
             slots: Its moments before the step, each of the same shape.
             hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps taken before this one.
+            step: Number of steps that this parameter took before this one.
         """
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         return move_sensitivity(gradient, slots, hyperparameters, step)

@@ -58,7 +58,7 @@ class AdamW(MomentLearner):
             gradient: Its gradient, of the same shape.
             slots: Its moments, each of the same shape.
             hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps taken before this one.
+            step: Number of steps that this parameter took before this one.
         """
         moments = next_moments(gradient, slots, hyperparameters)
         kept = 1.0 - hyperparameters["lr"] * hyperparameters["weight_decay"]
@@ -79,7 +79,7 @@ class AdamW(MomentLearner):
             gradient: Its gradient, of the same shape.
             slots: Its moments before the step, each of the same shape.
             hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps taken before this one.
+            step: Number of steps that this parameter took before this one.
         """
         del parameter
         return move_sensitivity(gradient, slots, hyperparameters, step)

@@ -77,7 +77,7 @@ class InnerLearner(ABC):
             gradient: Its gradient, of the same shape.
             slots: Its optimizer state by slot name, each of the same shape.
             hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps taken before this one.
+            step: Number of steps that this parameter took before this one.
         """
 
     def init(self, problem: BilevelProblem, seed: int = 0) -> InnerState:
@@ -181,8 +181,8 @@ class InnerLearner(ABC):
             create_graph: Whether loss and gradients carry their graphs.
 
         Returns:
-            The loss (a scalar), the gradients by parameter name (zeros where the loss does not
-            depend on a parameter), and the buffers. Cost: 3 F.
+            The loss (a scalar), the gradients by the names of the parameters that the graph of the
+            loss reaches, and the buffers. Cost: 3 F.
         """
         parameters = state.parameters
         with torch.enable_grad():
@@ -190,15 +190,12 @@ class InnerLearner(ABC):
                 parameters, meta, state.buffers, batch, fold_in(state.key, state.step)
             )
             if not loss.requires_grad:
-                zeros = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
-                return loss, zeros, buffers
+                return loss, {}, buffers
             found = torch.autograd.grad(
                 loss, list(parameters.values()), create_graph=create_graph, allow_unused=True
             )
-        gradients = {
-            name: torch.zeros_like(tensor) if gradient is None else gradient
-            for (name, tensor), gradient in zip(parameters.items(), found, strict=True)
-        }
+        pairs = zip(parameters, found, strict=True)
+        gradients = {name: gradient for name, gradient in pairs if gradient is not None}
         return loss, gradients, buffers
 
     def apply(
@@ -206,13 +203,14 @@ class InnerLearner(ABC):
     ) -> InnerState:
         """Return the state after the update with given gradients; its buffers stay as they are.
 
-        A pure function, differentiable in all tensors it is given.
+        A pure function, differentiable in all tensors it is given. A parameter without a gradient
+        is skipped, as ``torch.optim`` skips it: value, slots and its own number of steps stay.
 
         Args:
             problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
             state: State before the step.
             meta: Meta-parameters by name.
-            gradients: Gradient of the training loss by parameter name.
+            gradients: Gradient of the training loss by parameter name, of some parameters or all.
 
         Raises:
             ShapeError: A hyper-parameter is a tensor that does not expand to a parameter's shape.
@@ -220,10 +218,17 @@ class InnerLearner(ABC):
         new_parameters: Tensors = {}
         new_slots: dict[str, Tensors] = {slot: {} for slot in state.optimizer}
         resolved = resolve(self.hyperparameters, self.groups, problem, meta, state.step)
+        missed = state.missed
         for name, parameter in state.parameters.items():
             slots = {slot: values[name] for slot, values in state.optimizer.items()}
+            if name not in gradients:
+                new_parameters[name] = parameter
+                for slot, tensor in slots.items():
+                    new_slots[slot][name] = tensor
+                missed = missed | {name: missed.get(name, 0) + 1}
+                continue
             moved, updated = self.update(
-                parameter, gradients[name], slots, resolved(name), state.step
+                parameter, gradients[name], slots, resolved(name), state.steps_of(name)
             )
             if moved.shape != parameter.shape:
                 raise ShapeError(
@@ -236,7 +241,11 @@ class InnerLearner(ABC):
             for slot, tensor in updated.items():
                 new_slots[slot][name] = tensor.to(state.optimizer[slot][name].dtype)
         return dataclasses.replace(
-            state, parameters=new_parameters, optimizer=new_slots, step=state.step + 1
+            state,
+            parameters=new_parameters,
+            optimizer=new_slots,
+            step=state.step + 1,
+            missed=missed,
         )
 
     def gradient_sensitivity(
@@ -255,7 +264,7 @@ class InnerLearner(ABC):
             gradients: Gradient of the training loss by parameter name.
 
         Returns:
-            The diagonal, one tensor of the shape of the parameter for each parameter name.
+            The diagonal, one tensor of the shape of the parameter for each name in ``gradients``.
 
         Raises:
             UnsupportedError: The learner has no closed form for it.
@@ -267,9 +276,10 @@ class InnerLearner(ABC):
                 gradients[name],
                 {slot: values[name] for slot, values in state.optimizer.items()},
                 resolved(name),
-                state.step,
+                state.steps_of(name),
             ).expand_as(parameter)
             for name, parameter in state.parameters.items()
+            if name in gradients
         }
 
     def sensitivity(
@@ -287,7 +297,7 @@ class InnerLearner(ABC):
             gradient: Its gradient, of the same shape.
             slots: Its optimizer state before the step, each of the same shape.
             hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps taken before this one.
+            step: Number of steps that this parameter took before this one.
 
         Raises:
             UnsupportedError: The learner has no closed form for it.

@@ -128,7 +128,7 @@ def move(
     Args:
         moments: m and v after the step.
         hyperparameters: Values that hold at this step.
-        step: Number of steps taken before this one.
+        step: Number of steps that the parameter took before this one.
     """
     rate, _, _, denominator = _scale(moments, hyperparameters, step)
     return -rate * (moments["first_moment"] / denominator)
@@ -146,7 +146,7 @@ def move_sensitivity(
         gradient: Gradient of one parameter, weight decay included.
         slots: Its moments before the step.
         hyperparameters: Values that hold at this step.
-        step: Number of steps taken before this one.
+        step: Number of steps that the parameter took before this one.
     """
     moments = next_moments(gradient, slots, hyperparameters)
     rate, length, correction, denominator = _scale(moments, hyperparameters, step)

@@ -110,7 +110,7 @@ groups=0)
             gradient: Its gradient, of the same shape.
             slots: Its running means and velocity, each of the same shape.
             hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps taken before this one; not read.
+            step: Number of steps that this parameter took before this one; not read.
         """
         del step
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
@@ -136,7 +136,7 @@ groups=0)
             gradient: Its gradient, of the same shape.
             slots: Its running means before the step, each of the same shape.
             hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps taken before this one; not read.
+            step: Number of steps that this parameter took before this one; not read.
         """
         del step
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])

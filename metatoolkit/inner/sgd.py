@@ -94,7 +94,7 @@ class SGD(InnerLearner):
             gradient: Its gradient, of the same shape.
             slots: Its velocity, where there is momentum.
             hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps taken before this one.
+            step: Number of steps that this parameter took before this one.
         """
         momentum = hyperparameters["momentum"]
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
@@ -126,7 +126,7 @@ class SGD(InnerLearner):
             gradient: Its gradient; not read.
             slots: Its velocity; not read.
             hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps taken before this one.
+            step: Number of steps that this parameter took before this one.
         """
         del gradient, slots
         factor: float | Tensor = 1.0
