@@ -195,6 +195,11 @@ def _add_answers(commands: Any) -> None:
     group.add_argument(
         "--by", metavar="FIELDS", required=True, help="what the runs of a group share"
     )
+    group.add_argument(
+        "--over", metavar="ENTRIES", default="seed",
+        help="entries of the configuration to average over; default seed. Runs that differ in "
+        "others are kept apart",
+    )  # fmt: skip
     group.add_argument("--sort", metavar="COLUMN", help="for instance -mean")
     report = _command(
         commands, "report", "write runs as one self-contained page", f"{_RUNS}:report_runs"

@@ -11,6 +11,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+def literal(words: str) -> str:
+    """Keep matplotlib from reading a text as a formula, or from leaving it out of a legend.
+
+    Args:
+        words: Any text.
+
+    Returns:
+        The text to draw.
+    """
+    # A label that begins with an underscore is a hidden one.
+    hidden = "\u200b" if words.startswith("_") else ""
+    return hidden + words.replace("$", r"\$")
+
+
 def draw_curves(history: Iterable[tuple[str, float, int]], path: Path) -> Path:
     """Draw each metric of a run over the steps, losses, scores and the others apart.
 
@@ -37,7 +51,7 @@ def draw_curves(history: Iterable[tuple[str, float, int]], path: Path) -> Path:
     axes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
     for axis, (label, names) in zip(axes, panels.items(), strict=False):
         for name in names:
-            axis.plot(*curves[name], label=name.replace("_", " "), linewidth=1)
+            axis.plot(*curves[name], label=literal(name.replace("_", " ")), linewidth=1)
         axis.set(xlabel="step", ylabel=label)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
@@ -60,6 +74,6 @@ def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str, **options: Any) 
     axis.barh(places, groups.mean(), xerr=groups.std(ddof=1).fillna(0), **options)
     for place, (_, values) in zip(places, groups, strict=True):
         axis.plot(values, [place] * len(values), "k.", markersize=5)
-    axis.set_yticks(list(places), [str(label) for label in groups.groups])
+    axis.set_yticks(list(places), [literal(str(label)) for label in groups.groups])
     axis.invert_yaxis()
-    axis.set(xlabel=f"{header}: mean, deviation, seeds")
+    axis.set(xlabel=literal(f"{header}: mean, deviation, seeds"))

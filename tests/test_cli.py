@@ -65,7 +65,7 @@ def test_list_selects_sorts_and_fits(filled, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [
         "id", "experiment", "status", "started", "duration",
-        "result.test_accuracy", "config.method", "config.seed",
+        "config.method", "config.seed", "result.test_accuracy",
     ]  # fmt: skip
     assert [line.split()[0] for line in lines[1:]] == ["3", "2", "1"]
     assert main(["runs", "list", "--where", "config.seed == 2 and result.test_accuracy > 0.6"]) == 0

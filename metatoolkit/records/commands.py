@@ -16,8 +16,10 @@ from metatoolkit.records.messages import say
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run
 from metatoolkit.records.selection import RunSet, value_field
+from metatoolkit.records.settings import differing, distinguishing, ranked, settings
 from metatoolkit.records.table import series, value_of
 
+CHOICES = 3
 ESSENTIAL = ["id", "experiment", "status", "started", "duration"]
 
 
@@ -116,7 +118,7 @@ def group_runs(options: argparse.Namespace) -> int:
     by = _names(options.by)
     with connect() as database:
         runs = database.find(options.where, options.experiment)
-        table = runs.group(by, options.what, options.at)
+        table = runs.group(by, options.what, options.at, _names(options.over))
         if table.empty:
             print("no run has a number there")
             tell_why(runs)
@@ -128,6 +130,8 @@ def group_runs(options: argparse.Namespace) -> int:
                 raise UnknownNameError("column", name, list(table.columns))
             table = table.sort_values(name, ascending=not downward)
         print_table(list(table.columns), table.astype(object).values.tolist())
+        for note in table.attrs["notes"]:
+            say(note)
     return 0
 
 
@@ -233,24 +237,27 @@ def _cell(run: Run, field: Any) -> Any:
 def _overview(runs: list[Run]) -> tuple[list[str], list[list[Any]]]:
     configs = [flatten(run.config, "config") for run in runs]
     results = [flatten(run.result, "result") if run.result is not None else {} for run in runs]
-    numbers = list(
-        dict.fromkeys(
-            name
-            for one in results
-            for name, value in one.items()
-            if isinstance(value, int | float | str)
-        )
-    )
-    differing = [
-        name
-        for name in dict.fromkeys(name for config in configs for name in config)
-        if len({repr(config.get(name)) for config in configs}) > 1
+    shown = [
+        {name: value for name, value in one.items() if isinstance(value, int | float | str)}
+        for one in results
     ]
+    varying = differing(shown)
+    chosen = [settings(run) for run in runs]
+    entries = ranked(chosen)
+    # What tells runs apart comes first, then what came of them, as long as there is room.
+    telling = distinguishing(chosen)
+    first = [
+        name
+        for place, name in enumerate(entries)
+        if place < CHOICES or name in telling or name == "config.seed"
+    ]
+    constant = [name for one in shown for name in one]
+    names = [*first, *varying, *entries, *ranked(configs), *constant]
+    names = list(dict.fromkeys(names))
     rows = []
     for run, config, result in zip(runs, configs, results, strict=True):
         document = run.document
         row = [run.id, run.experiment, run.status, document.get("start_time")]
         row += [span(duration(document))]
-        row += [result.get(name) for name in numbers] + [config.get(name) for name in differing]
-        rows.append(row)
-    return [*ESSENTIAL, *numbers, *differing], rows
+        rows.append([*row, *({**config, **result}.get(name) for name in names)])
+    return [*ESSENTIAL, *names], rows

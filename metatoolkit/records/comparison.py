@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError, RecordsError, StorageError, UnknownNameError
-from metatoolkit.records.fields import flatten
+from metatoolkit.figures import literal
+from metatoolkit.records.display import text
+from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run
+from metatoolkit.records.selection import check_entries
+from metatoolkit.records.settings import distinguishing, labels, settings
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 FORMATS = (".png", ".pdf", ".svg")
+# So many labels, and of so many characters, fit inside the axes; so many stand below each other
+# beside them, and so many are listed at all.
+INSIDE = 10
+SHORT = 40
+BESIDE = 30
+LISTED = 60
 
 
 def compare(
@@ -65,7 +76,7 @@ class Comparison:
         """
         import pandas
 
-        columns = [run.id for run in self.runs]
+        columns = [run.key for run in self.runs]
         rows = self.differing()
         return pandas.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=object)
 
@@ -80,7 +91,7 @@ class Comparison:
         rows: dict[str, list[Any]] = {}
         for name in names:
             values = [config.get(name) for config in configs]
-            if any(repr(value) != repr(values[0]) for value in values):
+            if any(identity(value) != identity(values[0]) for value in values):
                 rows[name] = values
         results = [
             flatten(run.result, "result") if run.result is not None else {} for run in self.runs
@@ -100,7 +111,7 @@ class Comparison:
         """
         import pandas
 
-        series = {run.id: curve for run, curve in self._curves()}
+        series = {run.key: curve for run, curve in self._curves()}
         # A resumed run may have logged a step twice: the later value counts.
         kept = {key: one[~one.index.duplicated(keep="last")] for key, one in series.items()}
         return pandas.DataFrame(kept).sort_index()
@@ -132,29 +143,52 @@ class Comparison:
         target = Path(path)
         if target.suffix.lower() not in FORMATS:
             raise ConfigurationError(f"{target} must end in one of {', '.join(FORMATS)}")
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        for label, curves in self._groups(over):
-            mean = curves.mean(axis=1)
-            (line,) = axes.plot(mean.index, mean.to_numpy(), label=label)
-            if curves.shape[1] > 1:
-                spread = curves.std(axis=1)
-                low, high = (mean - spread).to_numpy(), (mean + spread).to_numpy()
-                axes.fill_between(mean.index, low, high, color=line.get_color(), alpha=0.2, lw=0)
-        axes.set_xlabel("step")
-        axes.set_ylabel(str(self.metric))
-        axes.set_xscale("log" if log_x else "linear")
-        axes.set_yscale("log" if log_y else "linear")
-        axes.grid(alpha=0.3)
-        axes.legend()
+        figure = self._draw(self._groups(over), log_x, log_y)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(target, dpi=150)
         except OSError as error:
             raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
         return target
+
+    def _draw(self, groups: list[tuple[str, Any]], log_x: bool, log_y: bool) -> Figure:
+        from matplotlib.figure import Figure
+
+        colors = _colors(len(groups))
+        # Many or long labels get room of their own, so that the curves keep theirs.
+        beside = len(groups) > INSIDE or max(len(label) for label, _ in groups) > SHORT
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        for (label, curves), color in zip(groups, colors, strict=True):
+            mean = curves.mean(axis=1).dropna()
+            axes.plot(mean.index, mean.to_numpy(), label=literal(label), color=color)
+            if curves.shape[1] > 1:
+                spread = curves.std(axis=1).reindex(mean.index)
+                low, high = (mean - spread).to_numpy(), (mean + spread).to_numpy()
+                axes.fill_between(mean.index, low, high, color=color, alpha=0.2, lw=0)
+        axes.set_xlabel("step")
+        axes.set_ylabel(literal(text(self.metric)))
+        axes.set_xscale("log" if log_x else "linear")
+        axes.set_yscale("log" if log_y else "linear")
+        axes.grid(alpha=0.3)
+        if not beside:
+            axes.legend(fontsize="small")
+            return figure
+        handles, told = axes.get_legend_handles_labels()
+        if len(told) > LISTED:
+            handles, told = (
+                handles[:LISTED],
+                [*told[: LISTED - 1], f"{len(told) - LISTED + 1} more"],
+            )
+        columns = -(-len(told) // BESIDE)
+        legend = figure.legend(
+            handles, told, loc="outside right upper", fontsize="x-small", ncols=columns
+        )
+        # Wide enough for any legend, until the width of this one is known.
+        figure.set_figwidth(100)
+        figure.draw_without_rendering()
+        figure.set_figwidth(7 + legend.get_window_extent().width / figure.dpi)
+        return figure
 
     def _curves(self) -> list[tuple[Run, Any]]:
         if self.metric is None:
@@ -168,24 +202,29 @@ class Comparison:
     def _groups(self, over: str | None) -> list[tuple[str, pandas.DataFrame]]:
         table = self.table()
         if over is not None:
-            known = {name for run in self.runs for name in flatten(run.config)}
-            if over.removeprefix("config.") not in known:
-                raise UnknownNameError("configuration entry", over, known)
-        differing = [
-            str(name)
-            for name in self.differences().index
-            if str(name).startswith("config.") and str(name) not in (f"config.{over}", over)
-        ]
-        labels = {}
-        for run in self.runs:
-            config = flatten(run.config, "config")
-            told = [f"{name[7:]}={config.get(name)}" for name in differing]
+            check_entries([over], self.runs)
+        drawn = [run for run in self.runs if run.key in table.columns]
+        # The number tells single runs apart; their seeds would only make labels longer.
+        configs = [settings(run, ["seed"] if over is None else [over]) for run in drawn]
+        told = labels(configs, distinguishing(configs))
+        groups: dict[Any, tuple[str, list[Any]]] = {}
+        for run, config, label in zip(drawn, configs, told, strict=True):
             if over is None:
-                told = [one for one in told if not one.startswith("seed=")]
-                labels[run.id] = f"{run.id}: {', '.join(told[:3])}" if told else f"run {run.id}"
+                key: Any = run.key
+                label = f"{text(run.id)}: {label}" if label else f"run {text(run.id)}"
             else:
-                labels[run.id] = ", ".join(told) or run.experiment
-        groups: dict[str, list[Any]] = {}
-        for column in table.columns:
-            groups.setdefault(labels[column], []).append(column)
-        return [(label, table[columns]) for label, columns in groups.items()]
+                key = identity({name: value for name, value in config.items() if value is not None})
+                label = label or text(run.experiment)
+            groups.setdefault(key, (label, []))[1].append(run.key)
+        return [(label, table[columns]) for label, columns in groups.values()]
+
+
+def _colors(count: int) -> list[Any]:
+    """Choose colors: the usual ones for a few curves, and a scale for more, in their order."""
+    from matplotlib import color_sequences, colormaps
+
+    if count <= 10:
+        return list(color_sequences["tab10"][:count])
+    if count <= 20:
+        return list(color_sequences["tab20"][:count])
+    return [colormaps["turbo"](position / (count - 1)) for position in range(count)]

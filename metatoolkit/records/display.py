@@ -89,6 +89,7 @@ def print_table(
         essential: How many columns are shown in any case; further ones only where they fit, the
             first ones first. All of them by default.
     """
+    columns = [text(column) for column in columns]
     cells = [[text(value) for value in row] for row in rows]
     if not sys.stdout.isatty():
         _print_plain(columns, cells)
@@ -100,17 +101,18 @@ def print_table(
 
     widths = _widths(columns, cells)
     shown = _fitting(widths, len(columns) if essential is None else essential)
+    hidden = [column for index, column in enumerate(columns) if index not in shown]
     # One blank and the box's own column make the gap that widths are reckoned with.
     padding = (0, GAP - 1, 0, 0)
     table = Table(box=SIMPLE_HEAD, padding=padding, pad_edge=False, show_edge=False)
-    for column in columns[:shown]:
-        table.add_column(Text(column), overflow="fold")
+    for index in shown:
+        table.add_column(Text(columns[index]), overflow="fold")
     for row in cells:
-        entries = [Text(cell, style=STATUS_COLORS.get(cell, "")) for cell in row[:shown]]
+        entries = [Text(row[index], style=STATUS_COLORS.get(row[index], "")) for index in shown]
         table.add_row(*entries)
     Console().print(table)
-    if shown < len(columns):
-        print(f"{len(columns) - shown} more: {', '.join(columns[shown:])}")
+    if hidden:
+        print(f"{len(hidden)} more: {', '.join(hidden)}")
 
 
 def print_pairs(pairs: Sequence[tuple[str, Any]]) -> None:
@@ -119,8 +121,9 @@ def print_pairs(pairs: Sequence[tuple[str, Any]]) -> None:
     Args:
         pairs: Names and values.
     """
-    width = max((len(name) for name, _ in pairs), default=0)
-    for name, value in pairs:
+    shown = [(text(name), value) for name, value in pairs]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
         print(f"{name:<{width}}  {text(value)}".rstrip())
 
 
@@ -141,15 +144,15 @@ def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]
     ]
 
 
-def _fitting(widths: list[int], essential: int) -> int:
+def _fitting(widths: list[int], essential: int) -> list[int]:
+    """Choose columns; one that is too wide does not keep narrower ones after it away."""
     available = shutil.get_terminal_size().columns
     used = sum(width + GAP for width in widths[:essential]) - GAP
-    shown = essential
-    for width in widths[essential:]:
-        used += width + GAP
-        if used > available:
-            break
-        shown += 1
+    shown = list(range(essential))
+    for index, width in enumerate(widths[essential:], essential):
+        if used + width + GAP <= available:
+            used += width + GAP
+            shown.append(index)
     return shown
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from metatoolkit.records.clean import encode_key
@@ -112,3 +112,24 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
             result.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
         return result
     return {prefix: data} if prefix else {}
+
+
+def identity(value: Any) -> Hashable:
+    """Give a value a key that is equal for equal values only: 1 and 1.0, but not 1 and true.
+
+    Args:
+        value: Plain data.
+
+    Returns:
+        The key.
+    """
+    if isinstance(value, bool):
+        return ("boolean", value)
+    if isinstance(value, int | float):
+        return ("number", "nan" if value != value else value)
+    if isinstance(value, list | tuple):
+        return ("list", tuple(identity(entry) for entry in value))
+    if isinstance(value, Mapping):
+        entries = {(str(key), identity(entry)) for key, entry in value.items()}
+        return ("entries", frozenset(entries))
+    return (type(value).__name__, str(value))

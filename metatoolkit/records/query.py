@@ -173,11 +173,7 @@ class Database:
         field = value_field(what, at)
         runs = self.find(where, experiment)
         values = runs.values(field)
-        numbers = {
-            key: value
-            for key, value in values.items()
-            if isinstance(value, int | float) and value == value
-        }
+        numbers = [one for one in values if isinstance(one[2], int | float) and one[2] == one[2]]
         if not numbers:
             check_fields(self.stores, [field])
             if not values:
@@ -187,7 +183,7 @@ class Database:
                 f"none of the {len(values)} selected runs has a number at {field.name}"
             )
         choose = max if mode == "max" else min
-        position, run_id = choose(numbers, key=lambda key: numbers[key])
+        position, run_id, _ = choose(numbers, key=lambda one: one[2])
         return runs.fetch(position, [run_id])[0]
 
     def __getitem__(self, key: int | str) -> Run:

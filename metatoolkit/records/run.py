@@ -6,12 +6,13 @@ import datetime
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import StorageError, UnknownNameError
 from metatoolkit.records.clean import decode, decode_key
+from metatoolkit.records.display import text
 from metatoolkit.records.provenance import process_lives
 from metatoolkit.records.spool import utcnow
 from metatoolkit.records.stores import Store
@@ -41,6 +42,11 @@ class Run:
     def id(self) -> Any:
         """The number in the database; the beginning of the uuid for a run in the spool."""
         return self.document["_id"]
+
+    @property
+    def key(self) -> Hashable:
+        """The id where it can be a key, as numbers and text can; else the text that shows it."""
+        return self.id if isinstance(self.id, Hashable) else text(self.id)
 
     @property
     def uuid(self) -> str | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.records.expressions import Field, Query, parse_field
-from metatoolkit.records.fields import FIELDS, lookup
+from metatoolkit.records.fields import FIELDS, flatten, identity, lookup
 from metatoolkit.records.hints import check_fields, unmatched_value
 from metatoolkit.records.matching import matches, order
 from metatoolkit.records.run import Run, status_of
@@ -141,44 +141,58 @@ class RunSet:
         check_fields(self._database.stores, unused)
         return found
 
-    def group(self, by: str | list[str], metric: str, at: str = "last") -> pandas.DataFrame:
-        """Aggregate a value over runs that differ in other things, such as the seed.
+    def group(
+        self,
+        by: str | list[str],
+        metric: str,
+        at: str = "last",
+        over: str | Sequence[str] = ("seed",),
+    ) -> pandas.DataFrame:
+        """Aggregate a value over runs that differ in nothing but the seed.
 
         Args:
-            by: The field, or fields, that the groups share.
+            by: The field, or fields, that the groups share. Runs that share it and differ in other
+                entries of the configuration make groups of their own.
             metric: The value: a field such as ``result.test_accuracy``, or a metric's name.
             at: Which value of a metric counts: ``last``, ``min`` or ``max``.
+            over: The entry, or entries, of the configuration that are averaged over.
 
         Returns:
-            Per group: mean, std (of the sample), count, and the ends of the 95 % interval of the
-            mean by Student's t.
+            Per group: the fields, the entries that tell groups of the same fields apart, mean, std
+            (of the sample), count, and the ends of the 95 % interval of the mean by Student's t.
+            ``attrs["notes"]`` holds sentences about what was kept apart and what was counted.
 
         Raises:
             QueryError: No such field.
+            UnknownNameError: No run has an entry of ``over`` in its configuration.
         """
         from metatoolkit.records.table import group
 
         fields = self.fields([by] if isinstance(by, str) else by)
         value = value_field(metric, at)
-        found = group(self.runs(), fields, value)
+        entries = [over] if isinstance(over, str) else list(over)
+        runs = self.runs()
+        if runs and entries != ["seed"]:
+            check_entries(entries, runs)
+        found = group(runs, fields, value, entries)
         if found.empty:
             check_fields(self._database.stores, [value])
         return found
 
-    def values(self, field: Field) -> dict[tuple[int, Any], Any]:
+    def values(self, field: Field) -> list[tuple[int, Any, Any]]:
         """Read one field of every selected run.
 
         Args:
             field: The field.
 
         Returns:
-            The value by (store, run id); None where there is none.
+            Position of the store, run id, and the value or None for each run.
         """
-        result = {}
+        result = []
         for position, store in enumerate(self._database.stores):
             for header in store.headers(self._condition(store), [field.path]):
                 found = lookup(header, field.path)
-                result[position, header["_id"]] = found[0] if found else None
+                result.append((position, header["_id"], found[0] if found else None))
         return result
 
     def fetch(self, position: int, ids: list[Any]) -> list[Run]:
@@ -220,12 +234,12 @@ class RunSet:
             check_fields(self._database.stores, self._query.fields)
         if self._limit is not None:
             chosen = chosen[: self._limit]
-        runs: dict[tuple[int, Any], Run] = {}
+        runs: dict[tuple[int, Hashable], Run] = {}
         for position in range(len(self._database.stores)):
             ids = [header["_id"] for where, header in chosen if where == position]
             for run in self.fetch(position, ids) if ids else []:
-                runs[position, run.id] = run
-        keys = [(position, header["_id"]) for position, header in chosen]
+                runs[position, identity(run.id)] = run
+        keys = [(position, identity(header["_id"])) for position, header in chosen]
         return [runs[key] for key in keys if key in runs]
 
     def _condition(self, store: Store) -> dict[str, Any]:
@@ -235,6 +249,23 @@ class RunSet:
         running = store.headers({"status": {"$eq": "RUNNING"}}, LIFE)
         dead = [header["_id"] for header in running if status_of(header) == "PROBABLY_DEAD"]
         return with_dead(self._query.filter, dead) if dead else self._query.filter
+
+
+def check_entries(names: Sequence[str], runs: Sequence[Run]) -> None:
+    """Refuse a name of a configuration entry that no run has.
+
+    Args:
+        names: Names, with or without ``config.``; that of a part stands for its entries.
+        runs: The runs.
+
+    Raises:
+        UnknownNameError: No run has the entry.
+    """
+    known = {name for run in runs for name in flatten(run.config)}
+    for name in names:
+        bare = name.removeprefix("config.")
+        if not any(one == bare or one.startswith(f"{bare}.") for one in known):
+            raise UnknownNameError("configuration entry", name, known)
 
 
 def nothing_found(runs: RunSet) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.address import Address, database_errors
 from metatoolkit.records.clean import decode_key, encode_key
-from metatoolkit.records.fields import duration
+from metatoolkit.records.fields import duration, identity
 from metatoolkit.records.files import download, file_blocks
 from metatoolkit.records.matching import matches
 from metatoolkit.records.metric_copy import MetricCopy
@@ -83,10 +83,10 @@ class MongoStore:
         fields = None if whole else dict.fromkeys(HEAVY, 0)
         with database_errors(self.address):
             found = {
-                entry["_id"]: entry
+                identity(entry["_id"]): entry
                 for entry in self.database["runs"].find({"_id": {"$in": ids}}, fields)
             }
-        return [found[one] for one in ids if one in found]
+        return [found[identity(one)] for one in ids if identity(one) in found]
 
     def metric(self, document: Mapping[str, Any], name: str) -> tuple[list[Any], ...]:
         """Return a metric's steps, values and times.

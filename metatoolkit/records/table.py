@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import UnknownNameError
-from metatoolkit.records.clean import decode
+from metatoolkit.records.clean import decode, decode_key
 from metatoolkit.records.expressions import Field, parse_field
-from metatoolkit.records.fields import duration, flatten, lookup
+from metatoolkit.records.fields import duration, flatten, identity, lookup
+from metatoolkit.records.matching import order
 from metatoolkit.records.run import Run, section
+from metatoolkit.records.settings import differing, distinguishing, finite, settings
 
 if TYPE_CHECKING:
     import pandas
@@ -38,36 +41,97 @@ def table(runs: list[Run], columns: list[str] | None = None) -> pandas.DataFrame
     return pandas.DataFrame(rows, columns=columns)
 
 
-def group(runs: list[Run], by: list[Field], value: Field) -> pandas.DataFrame:
-    """Aggregate a value over groups of runs.
+def group(
+    runs: list[Run], by: list[Field], value: Field, over: Sequence[str] = ("seed",)
+) -> pandas.DataFrame:
+    """Aggregate a value over groups of runs that differ in nothing but ``over``.
 
     Args:
         runs: The runs.
-        by: What the runs of a group share.
+        by: What the runs of a group share. Runs that share it and differ in other entries of the
+            configuration, or in their experiment, are kept apart.
         value: What is averaged; runs without a finite number there are left out.
+        over: Entries that are averaged over.
 
     Returns:
-        mean, std, count, and the ends of the 95 % interval of the mean, per group.
+        The fields, the entries that tell groups of the same fields apart, mean, std, count, and the
+        ends of the 95 % interval of the mean; ``attrs["notes"]`` says what must be known of it.
     """
     import pandas
 
     # Not scipy.stats, which takes a second to load.
     from scipy.special import stdtrit
 
-    samples: dict[tuple[Any, ...], list[float]] = {}
+    shared = [".".join(decode_key(part) for part in one.path.split(".")) for one in by]
+    shared = [name for name in shared if name.startswith("config")]
+    samples: dict[Any, list[tuple[Run, float]]] = {}
+    heads: dict[Any, tuple[list[Any], dict[str, Any]]] = {}
     for run in runs:
         number = value_of(run, value)
-        if isinstance(number, int | float) and math.isfinite(number):
-            key = tuple(_hashable(value_of(run, field)) for field in by)
-            samples.setdefault(key, []).append(float(number))
+        if not finite(number):
+            continue
+        fields = [value_of(run, field) for field in by]
+        rest = {"experiment": run.experiment, **settings(run, [*shared, *over])}
+        key = (identity(fields), identity({n: v for n, v in rest.items() if v is not None}))
+        heads.setdefault(key, (fields, rest))
+        samples.setdefault(key, []).append((run, float(number)))
+    keys = sorted(heads, key=lambda one: [order(part) for part in heads[one][0]])
+    rests = [heads[key][1] for key in keys]
+    extra = distinguishing(rests, [key[0] for key in keys]) if "config" not in shared else []
     rows = []
-    for key in sorted(samples, key=lambda one: [str(part) for part in one]):
-        numbers = pandas.Series(samples[key])
+    for key in keys:
+        numbers = pandas.Series([number for _, number in samples[key]])
         count, mean, spread = len(numbers), numbers.mean(), numbers.std()
         half = stdtrit(count - 1, 0.975) * spread / math.sqrt(count) if count > 1 else math.nan
-        rows.append([*key, mean, spread, count, mean - half, mean + half])
-    names = [field.name for field in by]
-    return pandas.DataFrame(rows, columns=[*names, "mean", "std", "count", "low95", "high95"])
+        told = [*heads[key][0], *(heads[key][1].get(name) for name in extra)]
+        rows.append([*told, mean, spread, count, mean - half, mean + half])
+    names = [*(field.name for field in by), *extra]
+    found = pandas.DataFrame(rows, columns=[*names, "mean", "std", "count", "low95", "high95"])
+    found.attrs["notes"] = _notes(list(samples.values()), extra, over)
+    return found
+
+
+def _notes(
+    samples: list[list[tuple[Run, float]]], extra: list[str], over: Sequence[str]
+) -> list[str]:
+    """Say what a reader of means must know: what was kept apart, what was pooled, what is odd."""
+    notes = []
+    if extra:
+        names = ", ".join(extra)
+        notes.append(f"groups that differ in {names} are kept apart; --over averages over entries")
+    pooled = {f"config.{name.removeprefix('config.')}": 0 for name in over}
+    repeated: list[str] = []
+    unfinished: list[str] = []
+    for group in samples:
+        configs = [settings(run) for run, _ in group]
+        for name in differing(configs):
+            entry = next((one for one in pooled if f"{name}.".startswith(f"{one}.")), None)
+            if entry is not None:
+                values = len({identity(config.get(name)) for config in configs})
+                pooled[entry] = max(pooled[entry], values)
+        seen: set[Any] = set()
+        for (run, _), config in zip(group, configs, strict=True):
+            key = identity(config)
+            repeated += [str(run.id)] if key in seen else []
+            seen.add(key)
+        unfinished += [str(run.id) for run, _ in group if run.status != "COMPLETED"]
+    told = [
+        f"{name} (up to {n} values)" for name, n in pooled.items() if n and name != "config.seed"
+    ]
+    if told:
+        notes.append(f"averaged over {', '.join(told)}")
+    if repeated:
+        notes.append(
+            f"counted although another run has the same settings and seed: {_few(repeated)}"
+        )
+    if unfinished:
+        notes.append(f"counted although not completed: {_few(unfinished)}")
+    return notes
+
+
+def _few(ids: list[str]) -> str:
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    return f"run{'s' * (len(ids) > 1)} {', '.join(ids[:8])}{more}"
 
 
 def series(runs: list[Run], metric: str) -> pandas.DataFrame:
@@ -128,7 +192,3 @@ def _everything(run: Run) -> dict[str, Any]:
         **flatten(run.config, "config"),
         **(flatten(result, "result") if result is not None else {}),
     }
-
-
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, int | float | str | bool) or value is None else str(value)

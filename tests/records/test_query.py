@@ -344,6 +344,38 @@ def test_a_table_that_just_fits_the_terminal_is_not_folded(monkeypatch, capsys):
     print_table([*columns, "e"], [[*row, "5"]], essential=1)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].split() == row and lines[-1] == "1 more: e"
+    print_table(["wide" * 9, *columns], [["0", *row]], essential=0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split() == row and lines[-1] == "1 more: " + "wide" * 9
+
+
+def test_what_varies_comes_first_in_the_list_of_runs(monkeypatch, capsys):
+    from metatoolkit.records.commands import ESSENTIAL, _overview
+    from metatoolkit.records.display import print_table
+
+    from .fakes import fake_run
+
+    runs = [
+        fake_run(
+            number,
+            {"a_long_constant": "x" * 90, **{f"tuned_{n}": n * number for n in range(20)},
+             "method": method, "seed": number % 2, "checkpoint": f"/tmp/{number}"},
+            result={**{f"constant_{n}": 1 for n in range(20)}, "test_accuracy": 0.1 * number},
+        )
+        for number, method in enumerate(("plain", "plain", "evograd", "evograd"))
+    ]  # fmt: skip
+    columns, rows = _overview(runs)
+    place = len(ESSENTIAL)
+    assert columns[place] == "config.method"
+    assert columns.index("config.checkpoint") > columns.index("config.tuned_19")
+    assert columns.index("config.seed") < columns.index("result.test_accuracy") < place + 5
+    assert columns.index("result.constant_0") > columns.index("config.tuned_19")
+    assert rows[2][columns.index("config.method")] == "evograd"
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(columns, rows, essential=place)
+    head = capsys.readouterr().out.splitlines()[0]
+    assert "config.method" in head and "config.seed" in head and "result.test_accuracy" in head
 
 
 def test_a_silent_run_is_probably_dead():
