@@ -82,6 +82,7 @@ def check_hypergradient(
         raise ConfigurationError(
             f"epsilon is {epsilon} and coordinates {coordinates}; both must be above 0."
         )
+    inner.check(problem)
     # One copy of all three keeps a hyper-parameter that is a meta-parameter the same tensor.
     problem, inner, estimator, reference = copy.deepcopy(
         (problem, inner, estimator, reference or estimator)

@@ -28,7 +28,8 @@ class InnerLearner(ABC):
     """A gradient-based inner learner: θ and its optimizer state after one more batch.
 
     Every hyper-parameter may be a number; a tensor, which is λ where it is one of the parameters
-    of ``meta``; or a function ``(meta, step) -> number or 0-d tensor``.
+    of ``meta``, and a constant where it requires no gradient; or a function
+    ``(meta, step) -> number or 0-d tensor`` of the module that is passed.
 
     Args:
         hyperparameters: Values by name for all parameters.
@@ -90,10 +91,10 @@ class InnerLearner(ABC):
             seed: Seed of the trajectory's random key.
 
         Raises:
-            ConfigurationError: A group's pattern matches no inner parameter.
+            ConfigurationError: The learner does not fit the problem; see :meth:`check`.
         """
+        self.check(problem)
         parameters = problem.parameters()
-        check_patterns(self.groups, parameters)
         with torch.no_grad():
             given = problem.initial_parameters(problem.meta_parameters())
             parameters |= {name: tensor.clone() for name, tensor in given.items()}
@@ -104,6 +105,20 @@ class InnerLearner(ABC):
             step=0,
             key=fold_in(seed, 0),
         )
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Raise unless this learner fits a problem.
+
+        Args:
+            problem: Problem whose inner parameters it shall move.
+
+        Raises:
+            ConfigurationError: A group's pattern matches no inner parameter, or a hyper-parameter
+                requires a gradient, but not through a meta-parameter of the problem.
+        """
+        check_patterns(self.groups, problem.parameter_names)
+        with torch.enable_grad():
+            resolve(self.hyperparameters, self.groups, problem, problem.meta_leaves(), 0)
 
     @staticmethod
     def enter(problem: BilevelProblem, state: InnerState, meta: Tensors) -> InnerState:

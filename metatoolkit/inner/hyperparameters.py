@@ -113,22 +113,35 @@ def resolve(
 
     Returns:
         A function from the name of a parameter to values by name.
+
+    Raises:
+        ConfigurationError: A value requires a gradient, but not through λ.
     """
     names = {id(live): name for name, live in problem.meta_parameters().items()}
 
-    def value(hyperparameter: Hyperparameter) -> float | Tensor:
+    def value(own: str, hyperparameter: Hyperparameter) -> float | Tensor:
         if isinstance(hyperparameter, Tensor):
             name = names.get(id(hyperparameter))
-            return hyperparameter.detach() if name is None else meta[name]
+            if name is None and hyperparameter.requires_grad:
+                raise _foreign_error(own, "is a tensor that requires a gradient, but")
+            return hyperparameter if name is None else meta[name]
         if callable(hyperparameter):
-            return problem.evaluate_meta(lambda module: hyperparameter(module, step), meta)
+            # With its graph even where none is wanted, which tells what the value depends on.
+            with torch.enable_grad():
+                found = problem.evaluate_meta(lambda module: hyperparameter(module, step), meta)
+            if isinstance(found, Tensor) and found.requires_grad:
+                if _depends_on_others(found, meta):
+                    raise _foreign_error(own, "depends on a tensor that requires a gradient, but")
+                return found if torch.is_grad_enabled() else found.detach()
+            return found
         return hyperparameter
 
-    common = {name: value(given) for name, given in hyperparameters.items()}
+    common = {name: value(name, given) for name, given in hyperparameters.items()}
     special = [
         (
             group["parameters"],
-            common | {name: value(given) for name, given in group.items() if name != "parameters"},
+            common
+            | {name: value(name, given) for name, given in group.items() if name != "parameters"},
         )
         for group in groups
     ]
@@ -140,6 +153,35 @@ def resolve(
         return common
 
     return of_parameter
+
+
+def _foreign_error(name: str, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name} {what} is no meta-parameter of this problem, so that the derivative through it "
+        f"would be lost. Compute it at each step from the `meta` that is passed, for instance "
+        f"{name}=lambda meta, step: meta.raw.exp(), or pass the meta-parameter itself, "
+        f"{name}=problem.meta.raw; detach what is a constant."
+    )
+
+
+def _depends_on_others(value: Tensor, given: Tensors) -> bool:
+    """Return whether the graph of a value reaches a leaf that is none of the tensors given."""
+    known = {id(tensor) for tensor in given.values()}
+    if value.grad_fn is None:
+        return id(value) not in known
+    # The objects themselves, since their identity lasts as long as they do.
+    seen = {tensor.grad_fn for tensor in given.values() if tensor.grad_fn is not None}
+    waiting = [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            return True
+        waiting += [child for child, _ in node.next_functions if child is not None]
+    return False
 
 
 def is_used(value: Any) -> bool:

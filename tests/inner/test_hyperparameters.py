@@ -1,0 +1,119 @@
+"""What a hyper-parameter may be: λ, a function of λ, or a constant."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import metatoolkit as mt
+from metatoolkit import hypergradients as hg
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.inner import SGD, Adam
+from tests import bank
+
+F64 = torch.float64
+
+
+class Exponential(nn.Module):
+    def forward(self, raw):
+        return raw.exp()
+
+
+class Rates(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.raw = nn.Parameter(torch.tensor(-1.0, dtype=F64))
+        self.rate = nn.Parameter(torch.tensor(-1.0, dtype=F64))
+        parametrize.register_parametrization(self, "rate", Exponential())
+
+
+def loss(model, meta, batch):
+    return (model.value - 1.0).square()
+
+
+def make_problem():
+    return mt.BilevelProblem(bank.Value(3.0), Rates(), loss, loss)
+
+
+def right():
+    # θ = 3 − 4 r with r = exp(−1), and d(θ − 1)²/draw = 2 (2 − 4 r) (−4 r).
+    rate = torch.tensor(-1.0, dtype=F64).exp()
+    return float(2 * (2 - 4 * rate) * (-4 * rate))
+
+
+def other_rate(problem):
+    return nn.Parameter(torch.tensor(0.1, dtype=F64))
+
+
+FOREIGN = {
+    "a computed tensor": lambda problem: problem.meta.raw.exp(),
+    "a parametrized tensor": lambda problem: problem.meta.rate,
+    "a parameter of another module": other_rate,
+    "one of another problem": lambda problem: copy.deepcopy(problem).meta.raw,
+    "an inner parameter": lambda problem: problem.model.value,
+    "a view": lambda problem: problem.meta.raw.view(()),
+}
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("how", ["tensor", "group", "function", "constant function", "beta"])
+def test_what_requires_a_gradient_but_is_no_meta_parameter_is_an_error(make, how):
+    problem = make_problem()
+    value = make(problem)
+    name = "momentum" if how == "group" else "beta2" if how == "beta" else "lr"
+    inner = {
+        "tensor": lambda: SGD(lr=value),
+        "group": lambda: SGD(0.1, groups=[{"parameters": ["value"], "momentum": value}]),
+        "function": lambda: SGD(lr=lambda meta, step: 0.5 * value + meta.raw.exp()),
+        "constant function": lambda: SGD(lr=lambda meta, step: value),
+        "beta": lambda: Adam(betas=(0.9, value)),
+    }[how]()
+    message = rf"{name} .*requires a gradient.*{name}=lambda meta, step: meta.raw.exp\(\)"
+    with pytest.raises(ConfigurationError, match=message):
+        inner.init(problem)
+    with pytest.raises(ConfigurationError, match=message):
+        hg.check_hypergradient(problem, inner, hg.Unrolled(1), [None], None)
+    state = SGD(lr=0.1).init(problem)
+    if how not in ("group", "beta"):
+        for estimator in (hg.Unrolled(1), hg.EvolutionStrategies(1, 2, 0.1), hg.ForwardMode(1)):
+            with pytest.raises(ConfigurationError, match=message):
+                estimator(problem, inner, state, [None], None)
+        with pytest.raises(ConfigurationError, match=message):
+            inner.step(problem, state, problem.meta_parameters(), None)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda meta: lambda meta, step: meta.raw.exp(),
+        lambda meta: lambda meta, step: meta.rate,
+        lambda meta: lambda _, step: meta.raw.exp(),
+        lambda meta: lambda meta, step: meta.raw.exp() * torch.tensor(1.0) + 0.0 * meta.rate,
+    ],
+    ids=["function", "parametrized", "closing over the module", "beside constants"],
+)
+def test_a_function_of_meta_has_its_derivative(make):
+    problem = make_problem()
+    inner = SGD(lr=make(problem.meta))
+    result = hg.Unrolled(1)(problem, inner, inner.init(problem), [None], None)
+    assert float(sum(result.gradient.values())) == pytest.approx(right())
+    after, _ = inner.step(problem, inner.init(problem), problem.meta_parameters(), None)
+    assert not any(tensor.requires_grad for tensor in after.tensors())
+
+
+def test_a_tensor_without_a_gradient_is_a_constant():
+    meta = bank.Value(0.1)
+    constant = torch.tensor(0.25, dtype=F64)
+    problem = mt.BilevelProblem(
+        bank.Value(3.0), meta, loss, lambda m, meta, b: m.value * meta.value
+    )
+    for given, rate in (
+        (constant, 0.25),
+        (lambda meta, step: constant, 0.25),
+        (lambda meta, step: meta.value.detach(), 0.1),
+    ):
+        inner = SGD(lr=given)
+        result = hg.Unrolled(1)(problem, inner, inner.init(problem), [None], None)
+        assert float(result.gradient["value"]) == pytest.approx(3.0 - 4.0 * rate)
