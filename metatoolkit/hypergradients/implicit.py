@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -136,7 +137,8 @@ class Implicit(Estimator):
             valid_batch: Batch for the outer loss.
 
         Raises:
-            UnsupportedError: The solver does not work for this inner learner at this state.
+            UnsupportedError: The solver does not work for this inner learner at this state, or
+                returns what is worse than zero.
         """
         if self.steps == 0:
             why = "takes an inner optimum, where it is forgotten"
@@ -152,6 +154,9 @@ class Implicit(Estimator):
             # Those at the state that was reached: dampening differs at a parameter's first step.
             rates = list(learning_rates(problem, inner, state).values())
         factor = None if rates is None else step.flatten(rates)
+        # Norms of what is tiny or huge are none in float32: solvers see an exact multiple of it.
+        scale = _power_of_two(rhs)
+        start = carried_vector("Implicit", self._carried, rhs)
 
         def checked(image: Tensor) -> Tensor:
             step.check("a product with the Jacobian of the inner step", image)
@@ -166,16 +171,20 @@ class Implicit(Estimator):
                 transposed_product=lambda x: (
                     checked(step.product(x)) if factor is None else product(x)
                 ),
-                right_hand_side=rhs,
-                start=carried_vector("Implicit", self._carried, rhs),
+                right_hand_side=rhs / scale,
+                start=None if start is None else start / scale,
                 key=fold_in(state.key, state.step, _SOLVER),
+                rounding=step.rounding,
             )
         )
-        u = solution.vector if factor is None else solution.vector / factor
+        vector = solution.vector * scale
+        u = vector if factor is None else vector / factor
         step.check("the solution of the linear system", u)
         image, through = step.pull_back(u)
+        residual = rhs - image
+        _refuse_worse_than_zero(self.solver, residual / scale, rhs / scale, solution.vector)
         if self.warm_start:
-            self._carried = solution.vector
+            self._carried = vector
         names = list(meta)
         return Hypergradient(
             gradient=fill_gradients(
@@ -188,7 +197,7 @@ class Implicit(Estimator):
                 backward=self.steps + 2,
                 jvp=step.products,
                 hvp=step.transposed_products,
-                residual=relative_residual(rhs - image, rhs),
+                residual=relative_residual(residual / scale, rhs / scale),
                 iterations=solution.iterations,
             ),
             details=dict(solution.details) | {"distance": _distance(step, state)},
@@ -260,6 +269,35 @@ def _distance(step: StepLinearization, state: InnerState) -> Tensor:
     after = torch.cat([tensor.flatten().to(step.dtype) for tensor in step.after.tensors()])
     size = before.norm().clamp_min(torch.finfo(step.dtype).tiny)
     return (after - before).norm() / size
+
+
+def _power_of_two(vector: Tensor) -> float:
+    """Return the power of two below the largest entry, 1 for zeros."""
+    largest = float(vector.abs().max())
+    return 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+
+
+def _refuse_worse_than_zero(
+    solver: LinearSolver, residual: Tensor, right_hand_side: Tensor, solution: Tensor
+) -> None:
+    """Raise where the true residual says that the solver went astray.
+
+    A Nyström approximation may: its error is what its rank leaves out, and the residual tells it.
+
+    Raises:
+        UnsupportedError: The residual is above that of zero.
+    """
+    if not solver.warm_startable:
+        return
+    left = relative_residual(residual - solver.diagonal * solution, right_hand_side)
+    # Room for the rounding of the two products that are compared.
+    if not left <= 1.01:
+        raise UnsupportedError(
+            f"{type(solver).__name__} returned a solution of the residual {left:.3g}, which is "
+            "worse than zero: the linear system is singular, or too ill-conditioned for "
+            f"{str(solution.dtype).removeprefix('torch.')} or the type of the parameters. Use "
+            "fewer iterations, damping, a regularized training loss or float64."
+        )
 
 
 def _symmetric_factor(

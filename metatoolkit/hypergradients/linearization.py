@@ -47,6 +47,7 @@ class StepLinearization:
         after: State after the step, detached.
         transposed_products: Number of products with (I − ∂Φ)ᵀ so far.
         products: Number of products with I − ∂Φ so far.
+        rounding: Relative rounding error of a product, that of the least precise variable.
 
     Raises:
         NonFiniteError: The training loss or the state after the step is NaN or infinite.
@@ -101,6 +102,7 @@ class StepLinearization:
             torch.promote_types, [tensor.dtype for tensor in self._inputs], torch.float32
         )
         self.device = self._inputs[0].device
+        self.rounding = max(torch.finfo(tensor.dtype).eps for tensor in self._inputs)
         self.size = sum(tensor.numel() for tensor in self._inputs)
         self.transposed_products = 0
         self.products = 0

@@ -25,6 +25,7 @@ class LinearSystem:
         right_hand_side: b, in float32 or float64.
         start: First iterate, or ``None`` for zero.
         key: Random key for solvers that draw vectors.
+        rounding: Relative rounding error of a product; ``None`` for that of b's type.
     """
 
     product: Product
@@ -32,12 +33,39 @@ class LinearSystem:
     right_hand_side: Tensor
     start: Tensor | None = None
     key: int = 0
+    rounding: float | None = None
+
+    @property
+    def eps(self) -> float:
+        """Relative rounding error of a product."""
+        own = torch.finfo(self.right_hand_side.dtype).eps
+        return own if self.rounding is None else max(own, self.rounding)
 
     def first_residual(self) -> tuple[Tensor, Tensor]:
-        """Return the first iterate and its residual; one product where there is a start."""
-        if self.start is None:
-            return torch.zeros_like(self.right_hand_side), self.right_hand_side.clone()
-        return self.start.clone(), self.right_hand_side - self.product(self.start)
+        """Return the first iterate and its residual; one product where there is a start.
+
+        A start that is worse than zero is left out.
+        """
+        rhs = self.right_hand_side
+        if self.start is not None:
+            residual = rhs - self.product(self.start)
+            if float(residual.norm()) <= float(rhs.norm()):
+                return self.start.clone(), residual
+        return torch.zeros_like(rhs), rhs.clone()
+
+    def damped(self, damping: float) -> LinearSystem:
+        """Return the system (M + ρ I) x = b.
+
+        Args:
+            damping: ρ, what is added to the diagonal.
+        """
+        if damping == 0:
+            return self
+        return dataclasses.replace(
+            self,
+            product=lambda x: self.product(x) + damping * x,
+            transposed_product=lambda x: self.transposed_product(x) + damping * x,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +73,11 @@ class Solution:
     """What a solver reached.
 
     Attributes:
-        vector: The last iterate x.
+        vector: The best iterate x, by its residual in the system that is solved.
         iterations: Iterations taken.
-        details: What else the solver can tell, 0-d tensors by name.
+        details: What else the solver can tell, 0-d tensors by name. Of an iteration these are
+            ``best_iteration``, where x was found, ``estimated_residual``, relative to b with what
+            rounding adds, and ``stagnated``, where it came to an end above the tolerance.
     """
 
     vector: Tensor
@@ -66,9 +96,14 @@ class LinearSolver(ABC):
     symmetric: ClassVar[bool] = False
     warm_startable: ClassVar[bool] = True
 
+    @property
+    def diagonal(self) -> float:
+        """What the solver adds to the diagonal of M."""
+        return 0.0
+
     @abstractmethod
     def solve(self, system: LinearSystem) -> Solution:
-        """Return an approximate solution.
+        """Return an approximate solution, no worse than zero where the solver iterates.
 
         Args:
             system: The system.

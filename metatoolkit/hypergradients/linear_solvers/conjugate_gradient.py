@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
-import torch
-
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.linear_solvers.base import (
     LinearSolver,
@@ -14,6 +12,7 @@ from metatoolkit.hypergradients.linear_solvers.base import (
     Solution,
     check_iteration,
 )
+from metatoolkit.hypergradients.linear_solvers.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +20,8 @@ class ConjugateGradient(LinearSolver):
     """Conjugate gradient, for a symmetric positive definite M (Hestenes and Stiefel 1952).
 
     After k iterations the error in the norm of M is at most 2 ((√κ − 1)/(√κ + 1))ᵏ times the
-    first one, with κ the condition number. One product per iteration; memory: four vectors.
+    first one, with κ the condition number. The residual may rise on the way; the iterate with the
+    least is returned. One product per iteration; memory: five vectors.
 
     Args:
         iterations: Largest number of iterations.
@@ -48,8 +48,13 @@ class ConjugateGradient(LinearSolver):
                 f"negative_curvature is {self.negative_curvature!r}; accepted: 'error', 'stop'."
             )
 
+    @property
+    def diagonal(self) -> float:
+        """The damping."""
+        return self.damping
+
     def solve(self, system: LinearSystem) -> Solution:
-        """Return the iterate at which the residual fell below the tolerance, or the last.
+        """Return the iterate at which the residual fell below the tolerance, or the best.
 
         Args:
             system: The system.
@@ -57,31 +62,38 @@ class ConjugateGradient(LinearSolver):
         Raises:
             UnsupportedError: M is not positive definite, unless that is to stop the iteration.
         """
-        damped = _damped(system, self.damping)
+        damped = system.damped(self.damping)
         x, residual = damped.first_residual()
-        target = self.tolerance * float(system.right_hand_side.norm())
+        scale = float(system.right_hand_side.norm())
+        target = self.tolerance * scale
         direction = residual.clone()
         square = residual.dot(residual)
-        rounding = torch.finfo(residual.dtype).eps
+        left = float(square.sqrt())
+        progress = Progress(x, left, damped)
+        rounding = system.eps
         done = 0
-        while done < self.iterations and float(square.sqrt()) > target:
+        while done < self.iterations and left > target:
             image = damped.product(direction)
+            progress.see(float(image.norm() / direction.norm()))
             curvature = direction.dot(image)
             if float(curvature) <= rounding * float(direction.norm() * image.norm()):
-                if float(square.sqrt()) <= rounding * float(system.right_hand_side.norm()):
+                if left <= rounding * scale:
                     # Rounding is all that is left, which tells nothing of M.
                     break
-                relative = curvature / direction.dot(direction)
+                relative = float(curvature / direction.dot(direction))
                 if self.negative_curvature == "error":
-                    raise UnsupportedError(_indefinite(float(relative), self.damping))
-                return Solution(x, done, {"negative_curvature": relative})
+                    raise UnsupportedError(_indefinite(relative, self.damping))
+                return progress.solution(done, target, negative_curvature=relative)
             step = square / curvature
             x = x + step * direction
             residual = residual - step * image
             before, square = square, residual.dot(residual)
+            left = float(square.sqrt())
             direction = residual + (square / before) * direction
             done += 1
-        return Solution(x, done)
+            if not progress.offer(x, left, done):
+                break
+        return progress.solution(done, target)
 
 
 def _indefinite(curvature: float, damping: float) -> str:
@@ -90,15 +102,4 @@ def _indefinite(curvature: float, damping: float) -> str:
         "the training loss is no strictly convex function at this state. Use MINRES (symmetric, "
         "indefinite), NormalEquationCG or GMRES, raise the damping, train θ for longer, or pass "
         "negative_curvature='stop'."
-    )
-
-
-def _damped(system: LinearSystem, damping: float) -> LinearSystem:
-    """Return the system with ``damping`` on the diagonal."""
-    if damping == 0:
-        return system
-    return dataclasses.replace(
-        system,
-        product=lambda x: system.product(x) + damping * x,
-        transposed_product=lambda x: system.transposed_product(x) + damping * x,
     )

@@ -18,7 +18,7 @@ class FixedPoint(LinearSolver):
     """The adjoint fixed-point iteration x ← x + (b − M x), which is u ← ∂Φᵀ u + b for M = I − ∂Φᵀ.
 
     It converges for every contraction Φ, at the rate ρ, the spectral radius of ∂Φ (Grazzi et al.
-    2020, arXiv 2006.16218). One product per iteration; memory: three vectors.
+    2020, arXiv 2006.16218). One product per iteration; memory: four vectors.
 
     Args:
         iterations: Largest number of iterations.
@@ -35,7 +35,7 @@ class FixedPoint(LinearSolver):
         check_iteration(self.iterations, self.tolerance)
 
     def solve(self, system: LinearSystem) -> Solution:
-        """Return the iterate at which the residual fell below the tolerance, or the last.
+        """Return the iterate at which the residual fell below the tolerance, or the best.
 
         Args:
             system: The system.
@@ -43,7 +43,7 @@ class FixedPoint(LinearSolver):
         Raises:
             UnsupportedError: The iteration diverges, since the inner step is no contraction.
         """
-        x, done = iterate(
+        return iterate(
             system,
             1.0,
             self.iterations,
@@ -51,4 +51,3 @@ class FixedPoint(LinearSolver):
             "FixedPoint does not converge, for the inner step is no contraction at this state",
             "Lower the inner learning rate, train θ for longer, or",
         )
-        return Solution(x, done)

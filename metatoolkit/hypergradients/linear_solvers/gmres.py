@@ -11,10 +11,10 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.linear_solvers.base import (
     LinearSolver,
     LinearSystem,
-    Product,
     Solution,
     check_iteration,
 )
+from metatoolkit.hypergradients.linear_solvers.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,42 +44,56 @@ class GMRES(LinearSolver):
             raise ConfigurationError(f"restart is {self.restart}; at least 1, or None.")
 
     def solve(self, system: LinearSystem) -> Solution:
-        """Return the iterate at which the residual fell below the tolerance, or the last.
+        """Return the iterate at which the residual fell below the tolerance, or the best.
 
         Args:
             system: The system.
         """
         x, residual = system.first_residual()
-        target = self.tolerance * float(system.right_hand_side.norm())
+        scale = float(system.right_hand_side.norm())
+        target = self.tolerance * scale
+        left = float(residual.norm())
+        progress = Progress(x, left, system)
         done = 0
-        while done < self.iterations and float(residual.norm()) > target:
+        while done < self.iterations and left > target:
             length = self.iterations - done
             length = length if self.restart is None else min(length, self.restart)
-            correction, taken = self._cycle(system.product, residual, length, target)
-            x = x + correction
+            correction, taken, expected = self._cycle(system, residual, length, target, progress)
+            moved = x + correction
             done += taken
-            if done < self.iterations:
-                before, residual = residual, system.right_hand_side - system.product(x)
-                if not float(residual.norm()) < 0.999 * float(before.norm()):
-                    break
-        return Solution(x, done)
+            if done == self.iterations:
+                progress.offer(moved, expected, done)
+                break
+            residual = system.right_hand_side - system.product(moved)
+            before, left = left, float(residual.norm())
+            progress.offer(moved, left, done)
+            if not left < 0.999 * before:
+                progress.stagnated = True
+                break
+            x = moved
+        return progress.solution(done, target)
 
     @staticmethod
     def _cycle(
-        product: Product, residual: Tensor, length: int, target: float
-    ) -> tuple[Tensor, int]:
-        """Return the correction after at most ``length`` iterations, and how many there were."""
+        system: LinearSystem, residual: Tensor, length: int, target: float, progress: Progress
+    ) -> tuple[Tensor, int, float]:
+        """Return the best correction in at most ``length`` iterations, their number, and the norm.
+
+        The norm is that of the residual with the correction, as the small problem has it.
+        """
         norm = float(residual.norm())
         basis = [residual / norm]
         # Column k of the Hessenberg matrix holds k + 2 entries.
         hessenberg = torch.zeros(length + 1, length, dtype=torch.float64)
         goal = torch.zeros(length + 1, dtype=torch.float64)
         goal[0] = norm
-        weights = goal[:0]
-        rounding = torch.finfo(residual.dtype).eps
+        best, least, taken = goal[:0], norm, 0
+        rounding = system.eps
         for k in range(length):
-            image = product(basis[-1])
+            image = system.product(basis[-1])
             size = float(image.norm())
+            progress.see(size)
+            taken += 1
             # Twice is enough to keep the basis orthogonal to rounding.
             for _ in range(2):
                 parts = torch.stack([vector.dot(image) for vector in basis])
@@ -90,10 +104,13 @@ class GMRES(LinearSolver):
             small, right = hessenberg[: k + 2, : k + 1], goal[: k + 2]
             weights = torch.linalg.lstsq(small, right, driver="gelsd").solution
             left = float((right - small @ weights).norm())
-            if left <= target or float(hessenberg[k + 1, k]) <= rounding * size:
+            floor = progress.floor(float(weights.norm()))
+            if left + floor < least:
+                best, least = weights, left + floor
+            if left <= max(target, floor) or float(hessenberg[k + 1, k]) <= rounding * size:
                 break
             basis.append(image / image.norm())
         correction = torch.zeros_like(residual)
-        for weight, vector in zip(weights.tolist(), basis, strict=False):
+        for weight, vector in zip(best.tolist(), basis, strict=False):
             correction += weight * vector
-        return correction, len(weights)
+        return correction, taken, least

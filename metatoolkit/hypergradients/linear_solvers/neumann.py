@@ -22,7 +22,7 @@ class Neumann(LinearSolver):
 
     It converges where all eigenvalues μ of M have abs(1 − α μ) < 1, and for a symmetric positive
     definite M at the rate 1 − 1/κ with α one over the largest eigenvalue. One product per
-    iteration, and ``power_iterations`` where α is estimated; memory: three vectors.
+    iteration, and ``power_iterations`` where α is estimated; memory: four vectors.
 
     Args:
         iterations: Largest number of iterations.
@@ -49,7 +49,7 @@ class Neumann(LinearSolver):
             )
 
     def solve(self, system: LinearSystem) -> Solution:
-        """Return the iterate at which the residual fell below the tolerance, or the last.
+        """Return the iterate at which the residual fell below the tolerance, or the best.
 
         Args:
             system: The system.
@@ -58,21 +58,21 @@ class Neumann(LinearSolver):
             UnsupportedError: The series diverges.
         """
         step_size = self.step_size
-        details = {}
+        details: dict[str, float] = {}
         if step_size is None:
             largest = self._largest_eigenvalue(system)
             step_size = 1.0 / largest if largest > 0 else 1.0
-            details["largest_eigenvalue"] = system.right_hand_side.new_tensor(largest)
-        details["step_size"] = system.right_hand_side.new_tensor(step_size)
-        x, done = iterate(
+            details["largest_eigenvalue"] = largest
+        details["step_size"] = step_size
+        return iterate(
             system,
             step_size,
             self.iterations,
             self.tolerance,
             f"Neumann does not converge at step_size={step_size:.3g}",
             "Lower step_size or leave it None, raise power_iterations, or",
+            details,
         )
-        return Solution(x, done, details)
 
     def _largest_eigenvalue(self, system: LinearSystem) -> float:
         """Return the growth of a random vector in the last power iteration."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.linear_solvers.base import LinearSolver, LinearSystem, Solution
 
 
@@ -46,18 +46,34 @@ class Nystrom(LinearSolver):
             system: The system; a start is not used.
         """
         rhs = system.right_hand_side
+        rounding = system.eps
         generator = torch.Generator(rhs.device).manual_seed(system.key)
         rank = min(self.rank, len(rhs))
         drawn = torch.randn(len(rhs), rank, generator=generator, dtype=rhs.dtype, device=rhs.device)
         directions = torch.linalg.qr(drawn).Q
         images = torch.stack([system.product(column) for column in directions.T], dim=1)
-        basis, triangle = torch.linalg.qr(images)
         core = (directions.T @ images).double()
-        # The inverse of the core, without directions that M sends to zero.
-        cutoff = rank * torch.finfo(rhs.dtype).eps
-        inverse = torch.linalg.pinv((core + core.T) / 2, hermitian=True, rtol=cutoff)
-        values, vectors = torch.linalg.eigh(triangle.double() @ inverse @ triangle.T.double())
+        core = (core + core.T) / 2
+        if rank == len(rhs):
+            # The directions span the whole space: M_k is M.
+            basis = directions
+            values, vectors = torch.linalg.eigh(core)
+        else:
+            basis, triangle = torch.linalg.qr(images)
+            # The inverse of the core, without directions that M sends to zero.
+            inverse = torch.linalg.pinv(core, hermitian=True, rtol=rank * rounding)
+            values, vectors = torch.linalg.eigh(triangle.double() @ inverse @ triangle.T.double())
+        damped = values + self.damping
+        least = float(damped.abs().min())
+        if not least > rounding * float(values.abs().max()):
+            raise UnsupportedError(
+                f"Nystrom with rank={self.rank} finds an eigenvalue of {-self.damping:.3g} to "
+                f"rounding, so that damping={self.damping} makes the system of {len(rhs)} "
+                "variables singular. Use another damping, or MINRES, which takes indefinite "
+                "systems."
+            )
         basis = basis @ vectors.to(basis.dtype)
         inside = basis.T @ rhs
-        scaled = inside / (values + self.damping).to(rhs.dtype)
-        return Solution(basis @ scaled + (rhs - basis @ inside) / self.damping, rank)
+        scaled = inside / damped.to(rhs.dtype)
+        outside = (rhs - basis @ inside) / self.damping if rank < len(rhs) else 0.0
+        return Solution(basis @ scaled + outside, rank)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients.linear_solvers.base import LinearSystem
+from metatoolkit.hypergradients.linear_solvers.base import LinearSystem, Solution
+from metatoolkit.hypergradients.linear_solvers.progress import Progress
 
 
 def iterate(
@@ -15,7 +16,8 @@ def iterate(
     tolerance: float,
     problem: str,
     remedy: str,
-) -> tuple[Tensor, int]:
+    details: Mapping[str, float] | None = None,
+) -> Solution:
     """Take steps x ← x + α (b − M x) and watch the residual.
 
     Args:
@@ -25,27 +27,33 @@ def iterate(
         tolerance: Norm of the residual relative to b at which to stop.
         problem: What a divergence means, as the beginning of the message.
         remedy: What to do about it, likewise.
+        details: What else the solution is to tell.
 
     Returns:
-        The last iterate, and the number of iterations taken.
+        The best iterate; its details hold ``stagnated`` where the residual rose after it.
 
     Raises:
         UnsupportedError: The iteration diverges.
     """
     x, residual = system.first_residual()
     norm = float(system.right_hand_side.norm())
-    first = float(residual.norm())
-    left, done = first, 0
-    while done < iterations and left > tolerance * norm:
+    target = tolerance * norm
+    left, done = float(residual.norm()), 0
+    progress = Progress(x, left, system)
+    rising = False
+    while done < iterations and left > target:
         x = x + step_size * residual
         residual = system.right_hand_side - system.product(x)
         left = float(residual.norm())
         done += 1
-        # A matrix that is not normal may let the residual grow for a while.
-        if left > (100.0 if done < iterations else 1.0) * max(first, norm):
+        rising = not progress.improves(left, 0.0)
+        progress.offer(x, left, done)
+        # A matrix that is not normal may let the residual grow for a while; NaN is above all.
+        if not left <= (100.0 if done < iterations else 1.0) * norm:
             raise UnsupportedError(
                 f"{problem}: after {done} iterations the residual is {left / norm:.3g} times the "
                 f"right-hand side. {remedy} use GMRES or NormalEquationCG, which need no "
                 "contraction."
             )
-    return x, done
+    progress.stagnated = rising
+    return progress.solution(done, target, **(details or {}))
