@@ -25,6 +25,7 @@ _SERVICE = "metatoolkit.records.service_commands"
 _RUNS = "metatoolkit.records.commands"
 _SHOW = "metatoolkit.records.show_commands"
 _EDITS = "metatoolkit.records.edit_commands"
+_RERUN = "metatoolkit.records.rerun"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -225,7 +226,7 @@ def _add_edits(commands: Any) -> None:
     tail.add_argument("id", metavar="ID", nargs="?", help="the run; default the newest that runs")
     tail.add_argument("--metric", action="append", help="only this metric; may be repeated")
     tail.add_argument("--quiet", action="store_true", help="metrics only, not what it prints")
-    rerun = _command(commands, "rerun", "run again with the same configuration", f"{_EDITS}:rerun")
+    rerun = _command(commands, "rerun", "run again with the same configuration", f"{_RERUN}:rerun")
     rerun.add_argument("id", metavar="ID", help="the run")
     rerun.add_argument("--script", help="what to start, where it is not an application")
     rerun.add_argument(

@@ -11,7 +11,7 @@ import numbers
 import os
 import sys
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError
@@ -33,6 +33,25 @@ def encode_key(key: object) -> str:
     """
     text = key if isinstance(key, str) else str(key)
     return clean_text(text).replace("\0", "").replace(".", "．").replace("$", "＄")
+
+
+def encoded_keys(keys: Iterable[object]) -> Iterator[tuple[str, Any]]:
+    """Write all keys of one dictionary as MongoDB can store them.
+
+    Args:
+        keys: The keys.
+
+    Yields:
+        Each one as text, and as it is.
+    """
+    names: set[str] = set()
+    for key in keys:
+        name = encode_key(key)
+        # 1 and "1" are two keys in Python and one in a document.
+        while name in names:
+            name += "'"
+        names.add(name)
+        yield name, key
 
 
 def decode_key(key: str) -> str:
@@ -164,11 +183,9 @@ def _clean_container(value: Any, path: list[int]) -> Any:
 
 def _clean_mapping(value: Mapping[Any, Any], path: list[int]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for key, entry in _entries_of(value.items()):
-        name = encode_key(key)
-        # 1 and "1" are two keys in Python and one in a document.
-        while name in result:
-            name += "'"
+    entries = dict(_entries_of(value.items()))
+    for name, key in encoded_keys(entries):
+        entry = entries[key]
         secret = isinstance(entry, str) and entry and SECRET_KEY.fullmatch(name)
         result[name] = HIDDEN if secret else _clean(entry, path)
     return result

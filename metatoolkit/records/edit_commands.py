@@ -1,26 +1,17 @@
-"""What changes, follows or repeats runs: `metatoolkit runs tag`, `note`, `rm`, `tail`, `rerun`."""
+"""What changes or follows runs: `metatoolkit runs tag`, `note`, `rm`, `tail`."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from metatoolkit.errors import ConfigurationError, QueryError, RecordsError
+from metatoolkit.errors import ConfigurationError, QueryError
 from metatoolkit.records import edits
-from metatoolkit.records.clean import decode
 from metatoolkit.records.commands import tell_why
 from metatoolkit.records.display import plain, text
-from metatoolkit.records.provenance import git_state
 from metatoolkit.records.query import Database, connect
-from metatoolkit.records.redaction import HIDDEN
-from metatoolkit.records.run import Run, section
+from metatoolkit.records.run import Run
 from metatoolkit.records.tail import Follower
 
 
@@ -111,83 +102,6 @@ def tail_run(options: argparse.Namespace) -> int:
                 )
     print(f"run {text(run.id)}: {text(follower.status)}")
     return 0 if follower.status == "COMPLETED" else 1
-
-
-def rerun(options: argparse.Namespace) -> int:
-    """Run again with the configuration of a recorded run.
-
-    Only an application of this toolkit, or a script that the user names, is started: what the
-    database says about files is not trusted.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code of the run.
-
-    Raises:
-        ConfigurationError: The run's experiment is no application and no script is named.
-        RecordsError: The record does not name a command.
-    """
-    from metatoolkit.cli import applications
-
-    with connect() as database:
-        run = database[options.id]
-        details = run.details()
-    experiment = section(details, "experiment")
-    if options.script:
-        program = [sys.executable, options.script]
-    elif run.experiment in applications():
-        program = [sys.executable, "-m", "metatoolkit.cli", "run", run.experiment]
-    else:
-        recorded = os.path.join(str(experiment.get("base_dir")), str(experiment.get("mainfile")))
-        raise ConfigurationError(
-            f"the experiment {run.experiment!r} is not one of the applications. It was started "
-            f"from {text(recorded)}: name the script that you trust with --script."
-        )
-    command = str(details.get("command") or "main")
-    if not re.fullmatch(r"[A-Za-z_][\w.]*", command):
-        raise RecordsError(f"run {run.id} has no usable command: {text(command)!r}")
-    config, hidden = _without_secrets(decode(section(details, "config")))
-    if hidden:
-        print(f"not recorded, so left to their defaults: {', '.join(hidden)}", file=sys.stderr)
-    _tell_changes(experiment)
-    with tempfile.TemporaryDirectory(prefix="metatoolkit-") as folder:
-        path = Path(folder) / "config.json"
-        path.write_text(json.dumps(config), "utf-8")
-        words = [*program, command, "--comment", f"rerun of {run.uuid or run.id}", "with"]
-        # As a child, so that the configuration's file is gone however the run ends.
-        return subprocess.run([*words, str(path), *options.updates], check=False).returncode
-
-
-def _without_secrets(config: dict[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    kept: dict[str, Any] = {}
-    hidden = []
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if value == HIDDEN:
-            hidden.append(name)
-        elif isinstance(value, dict) and value:
-            kept[key], more = _without_secrets(value, f"{name}.")
-            hidden += more
-        else:
-            kept[key] = value
-    return kept, hidden
-
-
-def _tell_changes(experiment: dict[str, Any]) -> None:
-    repositories = experiment.get("repositories")
-    recorded = repositories[0] if isinstance(repositories, list) and repositories else None
-    if not isinstance(recorded, dict):
-        return
-    now = git_state(Path.cwd())
-    if now is not None and (now["commit"] != recorded.get("commit") or recorded.get("dirty")):
-        dirty = " with uncommitted changes" if recorded.get("dirty") else ""
-        print(
-            f"the run was made at commit {text(recorded.get('commit'))[:12]}{dirty}; this is "
-            f"{now['commit'][:12]}",
-            file=sys.stderr,
-        )
 
 
 def _running(database: Database) -> Run:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, UnknownNameError
+from metatoolkit.records.fields import flatten
+from metatoolkit.records.handover import take_over
 from metatoolkit.records.messages import say
 from metatoolkit.records.observer import SpoolObserver, recorder_of
 from metatoolkit.records.recorder import CAPTURED_BY_US
@@ -63,6 +65,7 @@ def record(experiment: Any, home: str | os.PathLike[str] | None = None) -> Spool
     observer = SpoolObserver(experiment, home)
     experiment.observers.append(observer)
     experiment.option_hook(_capture_ourselves)
+    experiment.option_hook(lambda options: take_over(experiment, options))
     experiment.pre_run_hook(seed_everything)
     # First, so that the hooks of the application find seeded generators.
     experiment.pre_run_hooks.insert(0, experiment.pre_run_hooks.pop())
@@ -105,7 +108,6 @@ def _experiment_class() -> Any:
         ConfigAddedError,
         NamedConfigNotFoundError,
         create_basic_stream_logger,
-        iterate_flattened,
     )
 
     class Experiment(sacred.Experiment):  # type: ignore[name-defined]
@@ -226,9 +228,7 @@ def _experiment_class() -> Any:
             try:
                 run = super()._create_run(command_name, config_updates, *args, **kwargs)
             except ConfigAddedError as error:
-                known = [
-                    name for name, _ in iterate_flattened(super()._create_run(command_name).config)
-                ]
+                known = list(flatten(super()._create_run(command_name).config))
                 given = min(str(name) for name in error.__conflicting_configs__)
                 raise UnknownNameError("configuration entry", given, known) from None
             except NamedConfigNotFoundError as error:

@@ -133,7 +133,7 @@ class RunSpool:
         temporary = self.path / f"{DOCUMENT}.new"
         try:
             with open(temporary, "w", encoding="utf-8", opener=_private) as file:
-                json.dump(document, file, default=_encode_date)
+                json.dump(document, file, default=encode_date)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path / DOCUMENT)
@@ -151,7 +151,7 @@ class RunSpool:
         """
         path = self.path / DOCUMENT
         try:
-            document = json.loads(path.read_text("utf-8"), object_hook=_decode_date)
+            document = json.loads(path.read_text("utf-8"), object_hook=decode_date)
         except (OSError, ValueError) as error:
             raise StorageError(f"cannot read {path}: {error}") from error
         if not isinstance(document, dict) or document.get("run_uuid") != self.uuid:
@@ -269,13 +269,32 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _encode_date(value: object) -> dict[str, str]:
+def encode_date(value: object) -> dict[str, str]:
+    """Write a date as JSON can hold it; what ``json.dump`` calls for what it does not know.
+
+    Args:
+        value: The date.
+
+    Returns:
+        A dictionary that no plain data can be mistaken for.
+
+    Raises:
+        TypeError: It is something else.
+    """
     if isinstance(value, datetime.datetime):
         return {"$date": value.isoformat(timespec="milliseconds")}
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
-def _decode_date(value: dict[str, Any]) -> Any:
+def decode_date(value: dict[str, Any]) -> Any:
+    """Undo :func:`encode_date`; what ``json.loads`` calls for every dictionary.
+
+    Args:
+        value: A dictionary.
+
+    Returns:
+        The date that it stands for, or the dictionary itself.
+    """
     if len(value) == 1 and isinstance(value.get("$date"), str):
         return datetime.datetime.fromisoformat(value["$date"])
     return value

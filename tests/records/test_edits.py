@@ -1,16 +1,14 @@
-"""Tags, notes, deletion, following and repeating runs, by hand and on the command line."""
+"""Tags, notes, deletion and following of runs, by hand and on the command line."""
 
-import os
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
 from metatoolkit import records
 from metatoolkit.cli import main
 from metatoolkit.errors import ConfigurationError, QueryError, RecordsError
-from metatoolkit.records import edit_commands, edits
+from metatoolkit.records import edits
 from metatoolkit.records.spool import spooled_runs, utcnow
 
 from . import faults
@@ -152,70 +150,6 @@ def test_what_follows_is_what_is_new(database):
         assert list(follower._from_database()) == []
 
 
-SCRIPT = """
-    from metatoolkit import records
-
-    experiment = records.experiment("again")
-    experiment.add_config(
-        {"method": "plain", "seed": 1, "opt": {"lr": 0.1, "api_key": "hunter2"}, "none": None}
-    )
-
-    @experiment.command
-    def other(opt, seed, none):
-        return {"lr": opt["lr"], "seed": seed, "key": opt["api_key"] == "hunter2"}
-
-    @experiment.main
-    def main():
-        return {}
-
-    if __name__ == "__main__":
-        experiment.run_commandline()
-"""
-
-
-@pytest.fixture
-def script(tmp_path):
-    path = tmp_path / "again.py"
-    path.write_text(textwrap.dedent(SCRIPT))
-    return path
-
-
-def test_a_run_is_repeated_with_its_configuration(server, script, capsys):
-    words = ["other", "with", "opt.lr=0.25", "seed=7", "method=a.b"]
-    subprocess.run([sys.executable, str(script), *words], check=True, timeout=240)
-    assert main(["runs", "rerun", "1"]) == 2
-    told = capsys.readouterr().err
-    assert "--script" in told and str(script) in told
-    assert main(["runs", "rerun", "1", "--script", str(script)]) == 0
-    assert main(["runs", "rerun", "1", "--script", str(script), "--with", "seed=8"]) == 0
-    assert "left to their defaults: opt.api_key" in capsys.readouterr().err
-    with records.connect() as connection:
-        first, second, third = connection.find().sort("id")
-        assert first.config == second.config
-        assert first.result == second.result == {"lr": 0.25, "seed": 7, "key": True}
-        assert third.result["seed"] == 8
-        assert third.document["meta"]["comment"] == f"rerun of {first.uuid}"
-        assert first.document["command"] == third.document["command"] == "other"
-
-
-def test_planted_documents_start_nothing(database, script, tmp_path, capsys):
-    flag = tmp_path / "flag"
-    for number, document in enumerate(
-        [
-            {"experiment": {"name": "label_noise/../../evil", "mainfile": str(script)}},
-            {"experiment": {"name": "; touch flag", "base_dir": "/", "mainfile": "x"}},
-            {"experiment": "text", "command": ["touch"]},
-        ]
-    ):
-        database["runs"].insert_one({"_id": number, "status": "COMPLETED", **document})
-        assert main(["runs", "rerun", str(number)]) == 2
-    planted = {"_id": 9, "command": "--file_storage=flag", "status": "COMPLETED", "experiment": {}}
-    database["runs"].insert_one(planted)
-    assert main(["runs", "rerun", "9", "--script", str(script)]) == 2
-    assert "no usable command" in capsys.readouterr().err
-    assert not flag.exists() and not os.path.exists("flag")
-
-
 def test_the_latest_run_has_a_name(database):
     with records.connect() as connection:
         with pytest.raises(QueryError, match="no runs yet"):
@@ -223,4 +157,3 @@ def test_the_latest_run_has_a_name(database):
     make(count_up).run()
     with records.connect() as connection:
         assert connection["latest"].id == 1
-    assert edit_commands._without_secrets({"a": {"b": "***", "c": 1}}) == ({"a": {"c": 1}}, ["a.b"])
