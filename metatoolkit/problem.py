@@ -16,7 +16,7 @@ from metatoolkit.errors import (
     UnusedMetaParameterError,
 )
 from metatoolkit.randomness import seeded
-from metatoolkit.state import InnerState, Tensors, describe
+from metatoolkit.state import InnerState, Tensors, describe, require_grad
 
 Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
 
@@ -86,6 +86,7 @@ class BilevelProblem:
         self.valid_mode = valid_mode
         self.initial = initial
         self._roots = {"model": model, "meta": meta}
+        self._differentiating: set[str] = set()
         self._index()
         owned = {id(parameter) for parameter in meta.parameters()}
         self.parameter_names = [
@@ -304,6 +305,26 @@ class BilevelProblem:
             ]
 
     def _evaluate(
+        self, loss: Loss, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
+    ) -> tuple[Tensor, Tensors]:
+        """Evaluate a loss, which may differentiate inside itself where nobody asks for a graph."""
+        if kind not in self._differentiating:
+            try:
+                return self._evaluate_once(loss, kind, parameters, meta, *rest)
+            except RuntimeError as error:
+                every = torch.is_grad_enabled() and all(
+                    tensor.requires_grad for tensor in [*parameters.values(), *meta.values()]
+                )
+                if every or "does not require grad" not in str(error):
+                    raise
+        with torch.enable_grad():
+            value, after = self._evaluate_once(
+                loss, kind, require_grad(parameters), require_grad(meta), *rest
+            )
+        self._differentiating.add(kind)
+        return (value if torch.is_grad_enabled() else value.detach()), after
+
+    def _evaluate_once(
         self,
         loss: Loss,
         kind: str,

@@ -151,3 +151,18 @@ def describe(tree: Any) -> str:
         for leaf in leaves
     ]
     return ", ".join(parts) or "empty"
+
+
+def require_grad(tensors: Tensors) -> Tensors:
+    """Return tensors of which those that require no gradient are exchanged for leaves that do.
+
+    Args:
+        tensors: Tensors by name; leaves share their memory.
+    """
+    return {
+        name: tensor
+        if tensor.requires_grad or not tensor.is_floating_point()
+        # As a view: what a loss detaches is recorded, and this is none of it.
+        else tensor.view_as(tensor).requires_grad_()
+        for name, tensor in tensors.items()
+    }
