@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from metatoolkit.hypergradients import compare_estimators as compare_estimators
     from metatoolkit.problem import BilevelProblem as BilevelProblem
     from metatoolkit.state import InnerState as InnerState
+    from metatoolkit.training import EarlyStopping as EarlyStopping
     from metatoolkit.training import MetaTrainer as MetaTrainer
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _MODULES = (
 )
 _NAMES = {
     "BilevelProblem": "metatoolkit.problem",
+    "EarlyStopping": "metatoolkit.training",
     "InnerState": "metatoolkit.state",
     "MetaTrainer": "metatoolkit.training",
     "check_hypergradient": "metatoolkit.hypergradients",

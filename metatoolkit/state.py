@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -121,20 +122,54 @@ class InnerState:
         return InnerState(**saved)
 
 
-def tree_map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+def tree_map(
+    function: Callable[[Tensor], Tensor],
+    tree: Any,
+    own: Callable[[Any], bool] | None = None,
+    on_object: Callable[[Any], Any] | None = None,
+) -> Any:
     """Apply ``function`` to every tensor of a batch.
 
     Args:
         function: Called with one tensor.
-        tree: A tensor, or any nesting of dicts, lists, tuples and named tuples of tensors; what
-            is no tensor stays as it is.
+        tree: A tensor, or any nesting of mappings, lists, tuples, named tuples and dataclasses,
+            and of what is registered as a node of a pytree.
+        own: Tells of a node that it goes to ``on_object`` as a whole.
+        on_object: Called with such nodes and with what is neither tensor nor container; ``None``
+            lets it stay as it is.
 
     Returns:
-        A tree of the same structure.
+        A tree of the same structure; containers are new ones.
     """
-    return torch.utils._pytree.tree_map(
-        lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree
-    )
+
+    def on_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        filled: Any
+        if own is None or not own(leaf):
+            if isinstance(leaf, Mapping):
+                filled = copy.copy(leaf)
+                for key, value in leaf.items():
+                    filled[key] = walk(value)
+                return filled
+            if isinstance(leaf, list):
+                filled = copy.copy(leaf)
+                filled[:] = [walk(value) for value in leaf]
+                return filled
+            if isinstance(leaf, tuple):
+                return tuple.__new__(type(leaf), [walk(value) for value in leaf])
+            if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+                filled = copy.copy(leaf)
+                for field in dataclasses.fields(leaf):
+                    # A frozen one, or one that derives a field from others, is a copy as well.
+                    object.__setattr__(filled, field.name, walk(getattr(leaf, field.name)))
+                return filled
+        return leaf if on_object is None else on_object(leaf)
+
+    def walk(node: Any) -> Any:
+        return torch.utils._pytree.tree_map(on_leaf, node, is_leaf=own)
+
+    return walk(tree)
 
 
 def describe(tree: Any) -> str:

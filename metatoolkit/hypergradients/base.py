@@ -94,10 +94,13 @@ class Estimator(ABC):
     Attributes:
         horizon: Number of training batches that a call takes, one per inner step.
         traits: What the estimator computes, assumes and costs.
+        windows: Whether calls are windows of one inner problem, each to begin where the one
+            before ended.
     """
 
     horizon: int = 1
     traits: Traits
+    windows: bool = False
 
     def __call__(
         self,

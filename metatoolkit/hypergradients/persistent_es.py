@@ -36,7 +36,7 @@ class PersistentES(AntitheticEvaluations):
     A call at a state whose step number is not above that of the call before, or whose random key
     is another, begins the inner problem anew, at that state; ``MetaTrainer(episode=...)`` does so
     by itself. Between, the given state is not read: the trajectories go on from their own, and see
-    the batches of the calls alone, so that ``meta_every`` is to be 1.
+    the batches of the calls alone, so that ``MetaTrainer`` takes it with ``meta_every=1`` alone.
 
     Cost with F one forward pass: N pairs take 2N (3T + 1) F for T steps. Memory: 2N inner states
     and an ordinary inner step.
@@ -65,6 +65,7 @@ class PersistentES(AntitheticEvaluations):
         paper="Vicol et al. 2021, arXiv 2112.13835",
     )
 
+    windows = True
     renews = True
     """Whether each window draws a perturbation of its own."""
 

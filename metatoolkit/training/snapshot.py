@@ -21,14 +21,19 @@ def snapshot(trainer: MetaTrainer, streams: Mapping[str, Stateful]) -> dict[str,
         streams: Data iterators.
     """
     return {
+        "kinds": {role: type(part).__name__ for role, part in _parts(trainer).items()},
         "steps_done": trainer.steps_done,
         "seconds": trainer.seconds,
         "history": trainer.history,
+        "unreported": {name: float(value) for name, value in trainer.unreported.items()},
+        "evaluation_due": trainer.evaluation_due,
+        "watch": trainer.watch and trainer.watch.state_dict(),
         "state": trainer.state.state_dict(),
         "start": trainer.start and trainer.start.state_dict(),
         "episodes_done": trainer.episodes_done,
         "meta": trainer.problem.meta.state_dict(),
         "meta_optimizer": trainer.meta_optimizer and trainer.meta_optimizer.state_dict(),
+        "meta_scheduler": trainer.meta_scheduler and trainer.meta_scheduler.state_dict(),
         "estimator": trainer.estimator and trainer.estimator.state_dict(),
         "streams": {name: stream.state_dict() for name, stream in streams.items()},
     }
@@ -46,17 +51,15 @@ def restore(
         source: Where the content comes from, for messages.
 
     Raises:
-        CheckpointError: The snapshot belongs to another problem.
+        CheckpointError: The snapshot belongs to another problem or to other components.
     """
     saved = InnerState.from_state_dict(content["state"])
-    shapes = {name: tensor.shape for name, tensor in trainer.state.parameters.items()}
-    if shapes != {name: tensor.shape for name, tensor in saved.parameters.items()} or set(
-        saved.optimizer
-    ) != set(trainer.state.optimizer):
+    if _layout(saved) != _layout(trainer.state):
         raise CheckpointError(
             f"{source} belongs to another model or inner learner; give another file, or the "
             "configuration that it was written with."
         )
+    _check_parts(trainer, content, source)
     try:
         trainer.problem.meta.load_state_dict(content["meta"])
     except RuntimeError as error:
@@ -66,13 +69,57 @@ def restore(
     trainer.episodes_done = content["episodes_done"]
     if trainer.episode is not None and content["start"] is not None:
         trainer.start = InnerState.from_state_dict(content["start"]).to(device)
-    if trainer.meta_optimizer is not None and content["meta_optimizer"] is not None:
-        trainer.meta_optimizer.load_state_dict(content["meta_optimizer"])
-    if trainer.estimator is not None and content["estimator"] is not None:
+    if trainer.meta_optimizer is not None:
+        try:
+            trainer.meta_optimizer.load_state_dict(content["meta_optimizer"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{source} belongs to another meta_optimizer: {error}") from error
+    if trainer.meta_scheduler is not None:
+        trainer.meta_scheduler.load_state_dict(content["meta_scheduler"])
+    if trainer.estimator is not None:
         trainer.estimator.load_state_dict(content["estimator"])
+    if trainer.watch is not None and content.get("watch") is not None:
+        trainer.watch.load_state_dict(content["watch"], device)
     for name, stream in streams.items():
         if name in content["streams"]:
             stream.load_state_dict(content["streams"][name])
     trainer.steps_done = content["steps_done"]
     trainer.seconds = content["seconds"]
     trainer.history = [(name, value, step) for name, value, step in content["history"]]
+    trainer.unreported = dict(content.get("unreported", {}))
+    trainer.evaluation_due = content.get("evaluation_due", False)
+
+
+def _parts(trainer: MetaTrainer) -> dict[str, Any]:
+    """Return the components whose state a snapshot holds, by role; those that are there."""
+    parts = {
+        "inner": trainer.inner,
+        "estimator": trainer.estimator,
+        "meta_optimizer": trainer.meta_optimizer,
+        "meta_scheduler": trainer.meta_scheduler,
+    }
+    return {role: part for role, part in parts.items() if part is not None}
+
+
+def _check_parts(trainer: MetaTrainer, content: Mapping[str, Any], source: str) -> None:
+    parts = _parts(trainer)
+    stored = content.get("kinds")
+    for role in ("inner", "estimator", "meta_optimizer", "meta_scheduler"):
+        now = type(parts[role]).__name__ if role in parts else "None"
+        if stored is not None:
+            before = stored.get(role, "None")
+        elif role == "inner" or (content.get(role) is None) == (role not in parts):
+            continue
+        else:
+            before = "None" if content.get(role) is None else "another one"
+        if before != now:
+            raise CheckpointError(
+                f"{source} was written with {role}={before}, this trainer has {role}={now}; give "
+                "the stored one, or start without resume."
+            )
+
+
+def _layout(state: InnerState) -> tuple[Any, ...]:
+    """Return what must agree of two states of one training."""
+    tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in state.parameters.items()}
+    return tensors, set(state.optimizer), set(state.buffers)

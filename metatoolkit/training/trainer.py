@@ -1,17 +1,16 @@
-"""The training loop: meta steps and base steps, evaluation, checkpoint and resume."""
+"""The trainer: meta steps and base steps over streams of batches, checkpoint and resume."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from torch.optim.lr_scheduler import LRScheduler
 
 from metatoolkit.batch_stream import BatchStream, Stateful
 from metatoolkit.checkpoints import read_checkpoint, write_checkpoint
@@ -20,30 +19,48 @@ from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
-from metatoolkit.state import InnerState, tree_map
-from metatoolkit.training.checks import check_losses, check_optimizer, resolve_device
+from metatoolkit.state import InnerState
+from metatoolkit.training.checks import (
+    check_components,
+    check_gradients_can_be_taken,
+    check_rhythm,
+    check_stopping,
+    resolve_device,
+)
+from metatoolkit.training.early_stopping import EarlyStopping, Watch
+from metatoolkit.training.fit import Evaluate, Fit, Log, Plan
+from metatoolkit.training.meta_update import MetaUpdate
+from metatoolkit.training.placement import placed
 from metatoolkit.training.snapshot import restore, snapshot
 
-Log = Callable[[str, float, int], None]
 _EPISODE = -8
-Evaluate = Callable[["MetaTrainer"], Mapping[str, float]]
 
 
 class MetaTrainer:
     """Alternates meta steps (λ follows its hypergradient) with base steps (θ learns).
 
     One outer step draws as many training batches as the estimator's horizon and one validation
-    batch, moves λ, and takes one base step on each of these training batches. Without an
-    estimator only θ learns, which is what baselines do.
+    batch, moves λ, and takes one base step on each of these training batches. The validation batch
+    is drawn, and dropped, in outer steps where λ rests, too, so that two streams whose batches
+    belong together (the support and query sets of tasks) stay in step. Without an estimator only θ
+    learns, which is what baselines do.
 
     Args:
         problem: The bilevel problem.
         inner: Inner learner.
         estimator: Hypergradient estimator, or ``None`` to leave λ alone.
-        meta_optimizer: Optimizer of ``problem.meta``'s parameters; needed with an estimator.
+        meta_optimizer: Optimizer of ``problem.meta``'s parameters; needed with an estimator. A
+            ``.grad`` that one of them has stays as it is.
+        meta_scheduler: Scheduler of the meta-optimizer's learning rate, stepped after each move of
+            λ; it is part of checkpoints. ``ReduceLROnPlateau`` is given the outer loss.
+        clip_norm: Largest norm of the hypergradient over all of λ; a longer one is scaled down to
+            it. The metric ``hypergradient_norm`` is the norm before.
         device: Where to run; ``None`` keeps the modules where they are. Moves them in place.
         seed: Seed of the trajectory (dropout, the noise of estimators).
         meta_every: λ moves in every so many outer steps, beginning with the first.
+        accumulate: Meta batches for each move of λ. An outer step then draws so many times the
+            training batches and as many validation batches, and λ moves along the mean of their
+            hypergradients, all taken at the same θ and λ; base steps see all training batches.
         order: Whether λ moves before θ (``"meta_first"``: the base step sees the new λ, as in
             Meta-Weight-Net) or after (``"inner_first"``).
         keep_lookahead: Take over the state that the estimator reached, instead of base steps of
@@ -64,30 +81,24 @@ class MetaTrainer:
         estimator: Estimator | None = None,
         meta_optimizer: torch.optim.Optimizer | None = None,
         *,
+        meta_scheduler: LRScheduler | None = None,
+        clip_norm: float | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
         meta_every: int = 1,
+        accumulate: int = 1,
         order: Literal["meta_first", "inner_first"] = "meta_first",
         keep_lookahead: bool = False,
         episode: int | None = None,
     ) -> None:
-        if (estimator is None) != (meta_optimizer is None):
-            raise ConfigurationError(
-                "estimator and meta_optimizer belong together: give both to learn λ, or neither "
-                "to train θ alone."
-            )
-        if meta_every < 1:
-            raise ConfigurationError(f"meta_every is {meta_every}; at least 1 is needed.")
-        if episode is not None and episode < 1:
-            raise ConfigurationError(f"episode is {episode}; at least 1 inner step is needed.")
-        if order not in ("meta_first", "inner_first"):
-            raise ConfigurationError(f"order is {order!r}; accepted: 'meta_first', 'inner_first'.")
-        if keep_lookahead and order == "inner_first":
-            raise ConfigurationError(
-                "keep_lookahead=True needs order='meta_first': the look-ahead is the base step."
-            )
+        check_gradients_can_be_taken("MetaTrainer")
+        check_components(inner, estimator, meta_optimizer, meta_scheduler)
+        check_rhythm(estimator, meta_every, order, keep_lookahead, episode, accumulate)
+        self.meta_update = None
         if meta_optimizer is not None:
-            check_optimizer(problem, meta_optimizer)
+            self.meta_update = MetaUpdate(problem, meta_optimizer, meta_scheduler, clip_norm)
+        elif clip_norm is not None:
+            raise ConfigurationError("clip_norm needs an estimator, whose hypergradient it clips.")
         self.device = resolve_device(device)
         if self.device is not None:
             problem.to(self.device)
@@ -95,7 +106,9 @@ class MetaTrainer:
         self.inner = inner
         self.estimator = estimator
         self.meta_optimizer = meta_optimizer
+        self.meta_scheduler = meta_scheduler
         self.meta_every = meta_every
+        self.accumulate = accumulate
         self.order = order
         self.keep_lookahead = keep_lookahead
         self.seed = seed
@@ -106,6 +119,10 @@ class MetaTrainer:
         self.steps_done = 0
         self.seconds = 0.0
         self.history: list[tuple[str, float, int]] = []
+        self.unreported: dict[str, Tensor | float] = {}
+        self.evaluation_due = False
+        self.watch: Watch | None = None
+        self._streams: dict[str, BatchStream] = {}
 
     def meta_step(self, train_batches: list[Any], valid_batch: Any) -> dict[str, Tensor]:
         """Move λ once along its hypergradient.
@@ -120,9 +137,20 @@ class MetaTrainer:
         Raises:
             ConfigurationError: There is no estimator, or no look-ahead to keep.
         """
-        if self.estimator is None or self.meta_optimizer is None:
+        return self._move_meta([(train_batches, valid_batch)])
+
+    def _move_meta(self, pairs: Sequence[tuple[list[Any], Any]]) -> dict[str, Tensor]:
+        """Move λ once along the mean hypergradient of several meta batches."""
+        check_gradients_can_be_taken("a meta step")
+        if self.estimator is None or self.meta_update is None:
             raise ConfigurationError("this trainer has no estimator, so λ cannot move.")
-        result = self.estimator(self.problem, self.inner, self.state, train_batches, valid_batch)
+        gradients, losses = [], []
+        for train_batches, valid_batch in pairs:
+            result = self.estimator(
+                self.problem, self.inner, self.state, train_batches, valid_batch
+            )
+            gradients.append(result.gradient)
+            losses.append(result.valid_loss)
         if self.keep_lookahead:
             if result.state.step == self.state.step:
                 raise ConfigurationError(
@@ -130,15 +158,9 @@ class MetaTrainer:
                     "that it was given, so that θ would never move; leave keep_lookahead=False."
                 )
             self.state = result.state
-        for name, parameter in self.problem.meta_parameters().items():
-            parameter.grad = result.gradient[name]
-        self.meta_optimizer.step()
-        self.meta_optimizer.zero_grad(set_to_none=True)
-        norms = torch._foreach_norm(list(result.gradient.values()))
-        return {
-            "valid_loss": result.valid_loss,
-            "hypergradient_norm": torch.linalg.vector_norm(torch.stack(norms)),
-        }
+        valid_loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        norm = self.meta_update.move(gradients, valid_loss)
+        return {"valid_loss": valid_loss, "hypergradient_norm": norm}
 
     def base_step(self, batch: Any) -> Tensor:
         """Move θ once on a training batch; returns the training loss, a detached scalar.
@@ -146,6 +168,7 @@ class MetaTrainer:
         Args:
             batch: Training batch.
         """
+        check_gradients_can_be_taken("a base step")
         self.state, loss = self.inner.step(
             self.problem, self.state, self.problem.meta_parameters(), batch
         )
@@ -161,6 +184,7 @@ class MetaTrainer:
         log_every: int = 1,
         evaluate: Evaluate | None = None,
         evaluate_every: int = 0,
+        early_stopping: EarlyStopping | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 0,
         resume: bool = False,
@@ -169,16 +193,24 @@ class MetaTrainer:
     ) -> dict[str, float]:
         """Train until ``steps`` outer steps are done, and load the result into the model.
 
+        A further call goes on: from the state that was reached, and with the data where they were
+        if it is given the same iterable; another one is read from its beginning. Ctrl-C and other
+        signals wait for the end of the outer step, a second one does not. Whatever ends a training
+        early, the state that was reached is loaded into the model before the exception goes on,
+        and stored in ``checkpoint`` unless it lies within an outer step.
+
         Args:
             train_batches: Batches for the inner loss; starts over when exhausted. One with
                 ``state_dict`` and ``load_state_dict`` resumes at once, any other is replayed.
             valid_batches: Batches for the outer loss; not needed without an estimator.
-            steps: Total number of outer steps, those before a resume included.
+            steps: Total number of outer steps, those of former calls and before a resume included.
             log: Receives ``(name, value, step)`` for each metric; after a resume first those from
                 before it, so that the record of a resumed run is complete.
             log_every: Losses are logged, and checked to be finite, every so many steps.
             evaluate: Called with this trainer, its state loaded into the model; returns metrics.
             evaluate_every: Steps between evaluations; the last step is always evaluated.
+            early_stopping: Ends the training when a metric gets no better, and keeps the best
+                state; see :class:`EarlyStopping`.
             checkpoint: File to store the training in.
             checkpoint_every: Steps between checkpoints; the last step is always stored.
             resume: Go on from ``checkpoint`` where that file exists.
@@ -186,96 +218,101 @@ class MetaTrainer:
             description: Words in front of the bar.
 
         Returns:
-            The last value of each metric.
+            The last value of each metric; where early stopping keeps the best state, of those
+            reported until then.
 
         Raises:
-            ConfigurationError: Numbers are out of range, or validation batches are missing.
+            ConfigurationError: Numbers are out of range, validation batches are missing, ``steps``
+                are done already, or it is called in ``torch.inference_mode``.
             CheckpointError: The checkpoint cannot be read or written, or belongs to another
                 problem.
             NonFiniteError: A loss is NaN or infinite.
             DataError: There is no batch.
         """
+        check_gradients_can_be_taken("fit")
         for name, number in (("steps", steps), ("log_every", log_every)):
             if number < 1:
                 raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
         if self.estimator is not None and valid_batches is None:
             raise ConfigurationError("valid_batches is missing; the estimator needs them.")
-        streams = {"train_batches": BatchStream("train_batches", train_batches)}
-        if valid_batches is not None:
-            streams["valid_batches"] = BatchStream("valid_batches", valid_batches)
+        check_stopping(early_stopping, evaluate is not None, evaluate_every)
         path = None if checkpoint is None else Path(checkpoint)
-        if resume and path is not None and path.exists():
-            self.load_checkpoint(path, streams)
-        last = {name: value for name, value, _ in self.history}
-        if log is not None:
-            for entry in self.history:
-                log(*entry)
-
-        def report(values: Mapping[str, float | Tensor], step: int) -> None:
-            for name, value in values.items():
-                last[name] = float(value)
-                self.history.append((name, last[name], step))
-                if log is not None:
-                    log(name, last[name], step)
-
-        bar = tqdm(
-            total=steps,
-            initial=self.steps_done,
-            desc=description,
-            disable=not progress,
-            dynamic_ncols=True,
-            leave=False,
+        resumes = resume and path is not None and path.exists()
+        self._open_stream("train_batches", train_batches)
+        self._open_stream("valid_batches", valid_batches)
+        self.watch = None if early_stopping is None else Watch(early_stopping)
+        if resumes:
+            assert path is not None
+            self.load_checkpoint(path)
+        if self.steps_done > steps or (self.steps_done == steps and not resumes):
+            raise ConfigurationError(
+                f"steps is {steps}, but {self.steps_done} outer steps are done already, and steps "
+                "counts these, too; to go on, give a larger number, for instance "
+                f"steps={self.steps_done + steps}."
+            )
+        plan = Plan(
+            steps=steps,
+            log=log,
+            log_every=log_every,
+            evaluate=evaluate,
+            evaluate_every=evaluate_every,
+            checkpoint=path,
+            checkpoint_every=checkpoint_every,
+            progress=progress,
+            description=description,
         )
-        with bar:
-            while self.steps_done < steps:
-                started = time.perf_counter()
-                metrics = self._outer_step(streams)
-                self.seconds += time.perf_counter() - started
-                self.steps_done += 1
-                done = self.steps_done
-                if done % log_every == 0 or done == steps:
-                    report(metrics, done)
-                    check_losses(last, metrics, done)
-                    bar.set_postfix({n: f"{last[n]:.3g}" for n in metrics if "loss" in n})
-                bar.update()
-                due = evaluate_every > 0 and done % evaluate_every == 0
-                if evaluate is not None and (due or done == steps):
-                    self.problem.load(self.state)
-                    report(evaluate(self), done)
-                due = checkpoint_every > 0 and done % checkpoint_every == 0
-                if path is not None and (due or done == steps):
-                    self.save_checkpoint(path, streams)
-        self.problem.load(self.state)
-        return last
+        return Fit(self, plan).run()
 
-    def _outer_step(self, streams: dict[str, BatchStream]) -> dict[str, Tensor]:
+    def _open_stream(self, name: str, batches: Iterable[Any] | None) -> None:
+        """Go on with the stream over these very batches, or begin one."""
+        if batches is None:
+            self._streams.pop(name, None)
+        elif name not in self._streams or self._streams[name].batches is not batches:
+            self._streams[name] = BatchStream(name, batches)
+
+    def outer_step(self) -> dict[str, Tensor]:
+        """Take one outer step with the batches of :meth:`fit`; what that repeats.
+
+        Returns:
+            The losses, 0-d tensors, by name.
+        """
         if self.episode is not None and self.state.step >= self.episode:
             assert self.start is not None
             self.episodes_done += 1
             key = fold_in(self.start.key, _EPISODE, self.episodes_done)
             self.state = dataclasses.replace(self.start, key=key)
         moves = self.estimator is not None and self.steps_done % self.meta_every == 0
-        count = 1 if self.estimator is None else self.estimator.horizon
-        batches = [self.place(streams["train_batches"].next()) for _ in range(count)]
+        pairs = [self._draw(moves) for _ in range(self.accumulate)]
         metrics: dict[str, Tensor] = {}
         if moves and self.order == "meta_first":
-            metrics |= self.meta_step(batches, self.place(streams["valid_batches"].next()))
+            metrics |= self._move_meta(pairs)
         if not (moves and self.keep_lookahead):
-            losses = [self.base_step(batch) for batch in batches]
+            losses = [self.base_step(batch) for batches, _ in pairs for batch in batches]
             metrics["train_loss"] = torch.stack(losses).mean()
         if moves and self.order == "inner_first":
-            metrics |= self.meta_step(batches, self.place(streams["valid_batches"].next()))
+            metrics |= self._move_meta(pairs)
         return metrics
+
+    def _draw(self, moves: bool) -> tuple[list[Any], Any]:
+        """Draw the batches of a hypergradient; without a move of λ the last one is dropped."""
+        count = 1 if self.estimator is None else self.estimator.horizon
+        batches = [self.place(self._streams["train_batches"].next()) for _ in range(count)]
+        if self.estimator is None:
+            return batches, None
+        valid_batch = self._streams["valid_batches"].next()
+        return batches, self.place(valid_batch) if moves else None
 
     def place(self, batch: Any) -> Any:
         """Return a batch on the device that this trainer was given, if any.
 
         Args:
-            batch: A batch, any pytree.
+            batch: A batch: any nesting of containers, dataclasses, tensors, and objects with a
+                method ``to``, which moves them.
+
+        Raises:
+            DataError: It holds an object with tensors that cannot be moved.
         """
-        if self.device is None:
-            return batch
-        return tree_map(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
+        return batch if self.device is None else placed(batch, self.device)
 
     def save_checkpoint(
         self, path: str | os.PathLike[str], streams: Mapping[str, Stateful] | None = None
@@ -284,12 +321,12 @@ class MetaTrainer:
 
         Args:
             path: File to write.
-            streams: Data iterators to store with it.
+            streams: Data iterators to store with it; ``None`` for those of :meth:`fit`.
 
         Raises:
             CheckpointError: The file cannot be written; a former one is left as it was.
         """
-        write_checkpoint(path, snapshot(self, streams or {}))
+        write_checkpoint(path, snapshot(self, self._streams if streams is None else streams))
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], streams: Mapping[str, Stateful] | None = None
@@ -298,9 +335,11 @@ class MetaTrainer:
 
         Args:
             path: File to read.
-            streams: Data iterators that go back to where they were.
+            streams: Data iterators that go back to where they were; ``None`` for those of
+                :meth:`fit`.
 
         Raises:
             CheckpointError: The file cannot be read, or belongs to another problem.
         """
-        restore(self, read_checkpoint(path), streams or {}, os.fspath(path))
+        streams = self._streams if streams is None else streams
+        restore(self, read_checkpoint(path), streams, os.fspath(path))

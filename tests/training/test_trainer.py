@@ -1,44 +1,20 @@
-"""The trainer: order of the steps, batches, checkpoints, errors."""
-
-import errno
-import math
-import os
+"""The trainer: order of the steps, what moves λ, which arguments go together."""
 
 import pytest
 import torch
 
 import metatoolkit as mt
-from metatoolkit.errors import CheckpointError, ConfigurationError, DataError, NonFiniteError
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import (
     GMRES,
     EvoGrad,
     EvolutionStrategies,
     Implicit,
+    PersistentES,
     Unrolled,
 )
 from tests import bank
-
-
-def trainer_of(case, estimator="unrolled", lr=0.01, **options):
-    if estimator == "unrolled":
-        estimator = Unrolled(1)
-    optimizer = None
-    if estimator is not None:
-        optimizer = torch.optim.SGD(case.problem.meta.parameters(), lr=lr)
-    return mt.MetaTrainer(case.problem, case.inner, estimator, optimizer, **options)
-
-
-def fit(trainer, case, steps, **options):
-    options.setdefault("progress", False)
-    return trainer.fit(case.train_batches, [case.valid_batch], steps, **options)
-
-
-def tensors_of(problem):
-    return [*problem.model.state_dict().values(), *problem.meta.state_dict().values()]
-
-
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+from tests.training.assembled import fit, same, tensors_of, trainer_of
 
 
 def by_hand(case, steps, order, horizon=1, meta_every=1, lr=0.01):
@@ -110,182 +86,211 @@ def test_without_an_estimator_theta_learns_alone():
     assert not same(trainer.state.tensors(), state.tensors())
 
 
-def test_user_held_gradients_are_not_in_the_way():
+def test_gradients_that_a_user_holds_are_neither_in_the_way_nor_touched():
     case = bank.small_net()
     fit(trainer_of(case), case, 2)
     expected = tensors_of(case.problem)
     case = bank.small_net()
     trainer = trainer_of(case)
-    for parameter in case.problem.meta.parameters():
-        parameter.grad = torch.full_like(parameter, 1e6)
+    held = {}
+    for name, parameter in case.problem.meta.named_parameters():
+        parameter.grad = held[name] = torch.full_like(parameter, 1e6)
     fit(trainer, case, 2)
     assert same(tensors_of(case.problem), expected)
+    for name, parameter in case.problem.meta.named_parameters():
+        assert parameter.grad is held[name] and bool((held[name] == 1e6).all())
 
 
-def test_metrics_are_logged_and_returned():
-    case, logged = bank.small_net(), []
-    last = fit(
-        trainer_of(case),
-        case,
-        7,
-        log=lambda *entry: logged.append(entry),
-        log_every=3,
-        evaluate=lambda trainer: {"steps_seen": float(trainer.steps_done)},
-        evaluate_every=2,
+def paired(index):
+    """A support set and the query set of the same task, told by a tag in the first entry."""
+    case = bank.small_net()
+    (inputs, targets), (valid_inputs, valid_targets) = case.train_batches[0], case.valid_batch
+    inputs, valid_inputs = inputs.clone(), valid_inputs.clone()
+    inputs[0, 0] = valid_inputs[0, 0] = float(index)
+    return (inputs, targets), (valid_inputs, valid_targets)
+
+
+class Noting(Unrolled):
+    """Notes the tags of the batches that it is given."""
+
+    def __init__(self, steps, seen):
+        super().__init__(steps)
+        self.seen = seen
+
+    def estimate(self, problem, inner, state, train_batches, valid_batch):
+        self.seen.append(([float(b[0][0, 0]) for b in train_batches], float(valid_batch[0][0, 0])))
+        return super().estimate(problem, inner, state, train_batches, valid_batch)
+
+
+@pytest.mark.parametrize("order", ["meta_first", "inner_first"])
+@pytest.mark.parametrize(
+    ("horizon", "meta_every", "accumulate", "expected"),
+    [
+        (1, 1, 1, [([0], 0), ([1], 1), ([2], 2), ([3], 3)]),
+        (1, 3, 1, [([0], 0), ([3], 3)]),
+        (2, 2, 1, [([0, 1], 0), ([4, 5], 2)]),
+        (1, 2, 2, [([0], 0), ([1], 1), ([4], 4), ([5], 5)]),
+    ],
+)
+def test_a_support_set_meets_its_own_query_set(order, horizon, meta_every, accumulate, expected):
+    tasks = [paired(index) for index in range(8)]
+    case = bank.small_net()
+    options = {"order": order, "meta_every": meta_every, "accumulate": accumulate}
+    seen = []
+    trainer = trainer_of(case, Noting(horizon, seen), **options)
+    support, query = zip(*tasks, strict=True)
+    trainer.fit(support, query, 4, progress=False)
+    assert seen == expected
+
+
+def test_an_accumulated_move_is_along_the_mean_of_the_hypergradients_at_one_point():
+    case = bank.small_net()
+    state, before = case.inner.init(case.problem, 0), tensors_of_meta(case)
+    valid = [case.valid_batch, case.train_batches[2]]
+    found = [
+        Unrolled(1)(case.problem, case.inner, state, [batch], valid_batch)
+        for batch, valid_batch in zip(case.train_batches[:2], valid, strict=True)
+    ]
+    trainer = trainer_of(case, Unrolled(1), lr=0.5, accumulate=2)
+    last = trainer.fit(case.train_batches, valid, 1, progress=False)
+    means = {n: (found[0].gradient[n] + found[1].gradient[n]) / 2 for n in before}
+    for name, parameter in case.problem.meta.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] - 0.5 * means[name])
+    flat = torch.cat([gradient.flatten() for gradient in means.values()])
+    assert last["hypergradient_norm"] == pytest.approx(float(flat.norm()))
+    assert last["valid_loss"] == pytest.approx(float(sum(f.valid_loss for f in found)) / 2)
+    assert trainer.state.step == 2
+
+
+def tensors_of_meta(case):
+    return {n: p.detach().clone() for n, p in case.problem.meta.named_parameters()}
+
+
+def test_an_episode_starts_over_with_a_key_of_its_own():
+    case = bank.small_net()
+    case.inner = mt.inner.SGD(lr=0.0)
+    entered = []
+
+    class Noted(Unrolled):
+        def estimate(self, problem, inner, state, train_batches, valid_batch):
+            entered.append((state.step, state.key))
+            return super().estimate(problem, inner, state, train_batches, valid_batch)
+
+    trainer = trainer_of(case, Noted(2), lr=0.0, episode=3)
+    losses = []
+    batch = case.train_batches[0]
+    trainer.fit(
+        [batch],
+        [batch],
+        6,
+        log=lambda name, value, _: losses.append(value) if name == "train_loss" else None,
+        progress=False,
     )
-    steps = {name: [s for n, _, s in logged if n == name] for name, _, _ in logged}
-    assert steps["train_loss"] == steps["valid_loss"] == steps["hypergradient_norm"] == [3, 6, 7]
-    assert steps["steps_seen"] == [2, 4, 6, 7]
-    assert last["steps_seen"] == 7
-    assert last["train_loss"] == [v for n, v, _ in logged if n == "train_loss"][-1]
+    # Three inner steps, rounded up to whole outer steps of two.
+    assert [step for step, _ in entered] == [0, 2, 0, 2, 0, 2]
+    keys = [key for _, key in entered[::2]]
+    assert len(set(keys)) == 3 and keys[0] == trainer.start.key
+    assert trainer.episodes_done == 2
+    # Nothing moves: what differs between the episodes are the dropout masks alone.
+    assert len(set(losses)) == 6
 
 
-def test_evaluation_sees_the_present_parameters():
+def test_an_episode_starts_where_the_trainer_found_theta():
+    case = bank.ridge()
+    trainer = trainer_of(case, episode=1)
+    start = case.problem.model.value.detach().clone()
+    stepped = case.inner.init(case.problem)
+    meta = {n: p.detach().clone() for n, p in case.problem.meta_parameters().items()}
+    fit(trainer, case, 1)
+    stepped, _ = case.inner.step(
+        case.problem, stepped, case.problem.meta_parameters(), case.train_batches[0]
+    )
+    torch.testing.assert_close(trainer.state.parameters["value"], stepped.parameters["value"])
+    assert torch.equal(trainer.start.parameters["value"], start)
+    assert not torch.equal(meta["value"], case.problem.meta.value)
+    fit(trainer, case, 2)
+    restarted = trainer.start
+    restarted, _ = case.inner.step(
+        case.problem, restarted, case.problem.meta_parameters(), case.train_batches[0]
+    )
+    torch.testing.assert_close(trainer.state.parameters["value"], restarted.parameters["value"])
+
+
+@pytest.mark.parametrize("meta_every", [1, 2])
+def test_base_steps_are_taken_where_there_is_no_lookahead_to_keep(meta_every):
     case = bank.small_net()
-
-    def evaluate(trainer):
-        live = dict(trainer.problem.model.named_parameters())
-        assert all(torch.equal(live[n], p) for n, p in trainer.state.parameters.items())
-        return {}
-
-    fit(trainer_of(case), case, 4, evaluate=evaluate, evaluate_every=1)
-
-
-class Counted:
-    """Batches with a place of their own."""
-
-    def __init__(self, batches):
-        self.batches, self.place = batches, 0
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        self.place += 1
-        return self.batches[(self.place - 1) % len(self.batches)]
-
-    def state_dict(self):
-        return {"place": self.place}
-
-    def load_state_dict(self, saved):
-        self.place = saved["place"]
+    trainer = trainer_of(case, Unrolled(2), keep_lookahead=True, meta_every=meta_every)
+    for step in range(3):
+        batches = [case.train_batches[(2 * step + i) % 3] for i in range(2)]
+        state, meta = trainer.state, tensors_of_meta(case)
+        fit(trainer, case, step + 1)
+        moves = step % meta_every == 0
+        assert moves == (not same(meta.values(), case.problem.meta.parameters()))
+        for batch in batches:
+            state, _ = case.inner.step(case.problem, state, meta, batch)
+        for one, other in zip(state.tensors(), trainer.state.tensors(), strict=True):
+            torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("stateful", [True, False])
-@pytest.mark.parametrize("estimator", [Unrolled(2), EvoGrad(3, 0.1, 0.5)])
-def test_a_resumed_training_is_bitwise_the_whole_one(tmp_path, stateful, estimator):
-    def train(path, steps, resume):
-        case, logged = bank.small_net(), []
-        trainer = mt.MetaTrainer(
-            case.problem,
-            case.inner,
-            estimator,
-            torch.optim.Adam(case.problem.meta.parameters(), lr=0.02),
-            seed=3,
-        )
-        batches = Counted(case.train_batches) if stateful else case.train_batches
-        options = {"checkpoint": path, "checkpoint_every": 2, "progress": False}
-        trainer.fit(
-            batches,
-            [case.valid_batch],
-            steps,
-            log=lambda *entry: logged.append(entry),
-            resume=resume,
-            **options,
-        )
-        return tensors_of(case.problem), logged
-
-    whole, expected = train(tmp_path / "a.pt", 9, False)
-    train(tmp_path / "b.pt", 4, False)
-    # The global random state must not matter.
-    torch.manual_seed(77)
-    resumed, logged = train(tmp_path / "b.pt", 9, True)
-    assert same(whole, resumed)
-    assert logged == expected
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "b.pt"]
-
-
-def test_resume_without_a_checkpoint_begins(tmp_path):
+def test_no_grad_does_no_harm_and_inference_mode_is_refused():
     case = bank.small_net()
+    fit(trainer_of(case), case, 3)
+    expected = tensors_of(case.problem)
+    case = bank.small_net()
+    with torch.no_grad():
+        fit(trainer_of(case), case, 3)
+    assert same(tensors_of(case.problem), expected)
     trainer = trainer_of(case)
-    fit(trainer, case, 2, checkpoint=tmp_path / "folder" / "c.pt", resume=True)
-    assert trainer.steps_done == 2 and (tmp_path / "folder" / "c.pt").exists()
+    with torch.inference_mode():
+        for call in (
+            lambda: trainer_of(case),
+            lambda: fit(trainer, case, 3),
+            lambda: trainer.base_step(case.train_batches[0]),
+            lambda: trainer.meta_step(case.train_batches[:1], case.valid_batch),
+        ):
+            with pytest.raises(ConfigurationError, match=r"inference_mode.*no_grad does no harm"):
+                call()
+    assert trainer.steps_done == 0 and trainer.state.step == 0
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(tmp_path, monkeypatch):
-    case, path = bank.ridge(), tmp_path / "c.pt"
-    trainer = trainer_of(case)
-    fit(trainer, case, 1, checkpoint=path)
-    former = path.read_bytes()
-
-    def full(_descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*No space left"):
-        fit(trainer, case, 2, checkpoint=path)
-    assert path.read_bytes() == former and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(CheckpointError, match=r"File exists.*give another"):
-        trainer.save_checkpoint(path / "below.pt")
-
-
-def test_checkpoints_of_something_else_are_refused(tmp_path):
-    path = tmp_path / "c.pt"
+def test_classes_in_place_of_instances_are_told():
     case = bank.small_net()
-    fit(trainer_of(case), case, 1, checkpoint=path)
-    other = bank.ridge()
-    with pytest.raises(CheckpointError, match="another model or inner learner"):
-        fit(trainer_of(other), other, 2, checkpoint=path, resume=True)
-    plain = bank.small_net()
-    plain.inner = mt.inner.SGD(lr=0.1)
-    with pytest.raises(CheckpointError, match="another model or inner learner"):
-        fit(trainer_of(plain), plain, 2, checkpoint=path, resume=True)
-    whole = path.read_bytes()
-    for content, reason in (
-        (whole[:200], "zip archive"),
-        (b"", "no file of tensors by torch.save"),
-        (b"some text", "no file of tensors by torch.save"),
-    ):
-        path.write_bytes(content)
-        case = bank.small_net()
-        with pytest.raises(CheckpointError, match=rf"no readable .*({reason})") as told:
-            fit(trainer_of(case), case, 2, checkpoint=path, resume=True)
-        assert "\n" not in str(told.value)
-    torch.save({"steps_done": 1}, path)
-    with pytest.raises(CheckpointError, match="it holds something else"):
-        fit(trainer_of(case), case, 2, checkpoint=path, resume=True)
+    optimizer = torch.optim.SGD(case.problem.meta.parameters(), lr=0.1)
+    with pytest.raises(ConfigurationError, match=r"estimator is the class Unrolled; .*Unrolled\("):
+        mt.MetaTrainer(case.problem, case.inner, Unrolled, optimizer)
+    with pytest.raises(ConfigurationError, match=r"estimator is a function; an estimator is"):
+        mt.MetaTrainer(case.problem, case.inner, lambda: None, optimizer)
+    with pytest.raises(ConfigurationError, match=r"estimator is a SGD.*for instance"):
+        mt.MetaTrainer(case.problem, case.inner, optimizer, optimizer)
+    with pytest.raises(ConfigurationError, match=r"inner is the class SGD; give an instance"):
+        mt.MetaTrainer(case.problem, mt.inner.SGD, Unrolled(), optimizer)
 
 
-def test_an_iterator_that_ends_is_told():
-    case = bank.small_net()
-    trainer = trainer_of(case)
-    with pytest.raises(DataError, match="train_batches: it is exhausted"):
-        trainer.fit(iter(case.train_batches), [case.valid_batch], 9, progress=False)
-    with pytest.raises(DataError, match="valid_batches: it holds no batch"):
-        trainer.fit(case.train_batches, [], 9, progress=False)
-
-
-def test_a_non_finite_loss_stops_the_training():
-    case = bank.small_net()
-    case.inner = mt.inner.SGD(lr=1e200)
-    with pytest.raises(NonFiniteError, match=r"train_loss is (nan|inf) at outer step"):
-        trainer_of(case, None).fit(case.train_batches, steps=50, progress=False)
-    case = bank.small_net()
-    inputs, targets = case.valid_batch
-    case.valid_batch = (inputs * math.nan, targets)
-    with pytest.raises(NonFiniteError, match="validation loss is not finite"):
-        fit(trainer_of(case), case, 1)
+@pytest.mark.parametrize("options", [{"meta_every": 2}, {"accumulate": 2}])
+def test_windows_that_would_not_follow_each_other_are_refused(options):
+    with pytest.raises(ConfigurationError, match=r"PersistentES.*meta_every=1 and accumulate=1"):
+        trainer_of(bank.small_net(), PersistentES(2, 2, 0.1), **options)
 
 
 def test_arguments_that_contradict():
     case = bank.small_net()
     problem, inner = case.problem, case.inner
     optimizer = torch.optim.SGD(problem.meta.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     wrong = torch.optim.SGD(problem.model.parameters(), lr=0.1)
     for message, arguments, options in [
         ("belong together", (Unrolled(),), {}),
         ("belong together", (None, optimizer), {}),
         ("none of the meta-parameters", (Unrolled(), wrong), {}),
+        ("meta_scheduler needs a meta_optimizer", (), {"meta_scheduler": scheduler}),
+        ("clip_norm needs an estimator", (), {"clip_norm": 1.0}),
+        ("accumulate is 0", (Unrolled(), optimizer), {"accumulate": 0}),
+        ("episode is 0", (Unrolled(), optimizer), {"episode": 0}),
+        (
+            "keep_lookahead=True needs accumulate=1, but accumulate is 2",
+            (Unrolled(), optimizer),
+            {"keep_lookahead": True, "accumulate": 2},
+        ),
         ("meta_every is 0", (Unrolled(), optimizer), {"meta_every": 0}),
         ("order is 'both'", (Unrolled(), optimizer), {"order": "both"}),
         (
@@ -321,28 +326,3 @@ def test_training_on_a_gpu():
     trainer = trainer_of(case, device="cuda")
     fit(trainer, case, 3)
     assert all(tensor.is_cuda for tensor in trainer.state.tensors())
-
-
-def test_memory_does_not_grow_while_training():
-    import gc
-
-    case = bank.small_net()
-    trainer = trainer_of(case, Unrolled(2))
-    counts = []
-    gc.collect()
-    gc.disable()
-    try:
-        for steps in (10, 60, 110):
-            fit(trainer, case, steps, log_every=1000)
-            trainer.history.clear()
-            counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
-    finally:
-        gc.enable()
-    assert counts[1] == counts[2]
-
-
-def test_the_progress_bar_shows_the_losses(capsys):
-    case = bank.small_net()
-    fit(trainer_of(case), case, 3, progress=True, description="ridge")
-    told = capsys.readouterr().err
-    assert "ridge" in told and "valid_loss" in told
