@@ -72,11 +72,22 @@ class BatchStream:
 
         Args:
             saved: What :meth:`state_dict` returned.
+
+        Raises:
+            DataError: The place lies behind, and the batches cannot start over.
         """
         if saved["batches"] is not None and isinstance(self.batches, Stateful):
             self.batches.load_state_dict(saved["batches"])
             self.iterator = iter(self.batches)
             self.taken = saved["taken"]
             return
+        if self.taken > saved["taken"]:
+            self.iterator = iter(self.batches)
+            if self.iterator is self.batches:
+                raise DataError(
+                    f"{self.name}: it is an iterator, which cannot go back from batch {self.taken} "
+                    f"to batch {saved['taken']}; pass a list or a DataLoader, or make it anew."
+                )
+            self.taken = 0
         while self.taken < saved["taken"]:
             self.next()

@@ -178,13 +178,16 @@ def describe(tree: Any) -> str:
     Args:
         tree: Any batch.
     """
-    leaves = torch.utils._pytree.tree_leaves(tree)
-    parts = [
-        f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
-        if isinstance(leaf, Tensor)
-        else type(leaf).__name__
-        for leaf in leaves
-    ]
+    parts: list[str] = []
+
+    def note(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            parts.append(f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}")
+        else:
+            parts.append(type(leaf).__name__)
+        return leaf
+
+    tree_map(note, tree, on_object=note)
     return ", ".join(parts) or "empty"
 
 

@@ -1,9 +1,11 @@
 """The inner state as a value, and batches as trees."""
 
 import collections
+import dataclasses
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 
 from metatoolkit.state import InnerState, describe, tree_map
 from tests import bank
@@ -84,6 +86,55 @@ def test_any_tree_is_a_batch(batch):
     assert float(next(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))[0]) == 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Example:
+    inputs: torch.Tensor
+    targets: object = None
+
+
+class Tagged(dict):
+    pass
+
+
+class Listed(list):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("batch", "read"),
+    [
+        (Example(torch.ones(2)), lambda b: b.inputs),
+        ([Example(torch.ones(2), {"deep": torch.ones(2)})], lambda b: b[0].targets["deep"]),
+        (Tagged(a=torch.ones(2)), lambda b: b["a"]),
+        (collections.UserDict(a=[torch.ones(2)]), lambda b: b["a"][0]),
+        (Listed([torch.ones(2)]), lambda b: b[0]),
+        (pack_sequence([torch.ones(2), torch.ones(1)]), lambda b: b.data),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_pytorch_takes_for_a_leaf_is_walked_through(batch, read):
+    doubled = tree_map(lambda t: 2 * t if t.is_floating_point() else t, batch)
+    assert type(doubled) is type(batch)
+    assert bool((read(doubled) == 2).all()) and bool((read(batch) == 1).all())
+
+
+def test_objects_stay_unless_somebody_takes_them():
+    batch = [None, 3, "text", Example(torch.ones(1), object())]
+    same = tree_map(lambda tensor: tensor, batch)
+    assert same[:3] == batch[:3] and same[3].targets is batch[3].targets
+    named = tree_map(lambda tensor: tensor, batch, on_object=lambda value: type(value).__name__)
+    assert named[:3] == ["NoneType", "int", "str"] and named[3].targets == "object"
+    # One that goes as a whole is not looked into.
+    whole = tree_map(
+        lambda tensor: 2 * tensor,
+        [Example(torch.ones(1)), torch.ones(1)],
+        own=lambda value: isinstance(value, Example),
+        on_object=lambda value: "whole",
+    )
+    assert whole[0] == "whole" and float(whole[1]) == 2
+
+
 def test_description_of_a_batch():
     assert describe((torch.ones(4, 5), torch.arange(4), "x")) == "(4, 5) float32, (4,) int64, str"
     assert describe(()) == "empty"
+    assert describe({"x": Example(torch.ones(2), None)}) == "(2,) float32, NoneType"

@@ -1,0 +1,150 @@
+"""The checkpoint file: replaced at once or not at all, and read without running anything."""
+
+import errno
+import os
+import pickle
+
+import pytest
+import torch
+
+from metatoolkit import checkpoints
+from metatoolkit.checkpoints import load_tensors, read_checkpoint, write_checkpoint
+from metatoolkit.errors import CheckpointError
+
+CONTENT = {"state": {"w": torch.arange(3.0)}, "step": 4, "names": ["a", "b"], "none": None}
+
+
+def same(content):
+    assert torch.equal(content["state"]["w"], CONTENT["state"]["w"])
+    return {name: content[name] for name in ("step", "names", "none")} == {
+        "step": 4,
+        "names": ["a", "b"],
+        "none": None,
+    }
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "new" / "folder" / "c.pt"
+    write_checkpoint(path, CONTENT)
+    assert same(read_checkpoint(path)) and same(read_checkpoint(str(path)))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_former_file_stands_until_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    write_checkpoint(path, CONTENT)
+    former, synced = path.read_bytes(), []
+    fsync = os.fsync
+
+    def watched(descriptor):
+        # All of the new file has been written, beside the former one, in the same folder.
+        assert path.read_bytes() == former
+        (other,) = (p for p in tmp_path.iterdir() if p != path)
+        assert os.fstat(descriptor).st_ino == other.stat().st_ino
+        synced.append(load_tensors(other)["step"])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_checkpoint(path, CONTENT | {"step": 5})
+    assert synced == [5] and read_checkpoint(path)["step"] == 5
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def failing(error):
+    def fail(*_arguments, **_options):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("os.fsync", OSError(errno.ENOSPC, "No space left on device")),
+        ("torch.save", RuntimeError("PytorchStreamWriter failed writing file")),
+    ],
+)
+def test_a_write_that_fails_leaves_the_former_file_alone(tmp_path, monkeypatch, place, error):
+    path = tmp_path / "c.pt"
+    write_checkpoint(path, CONTENT)
+    former = path.read_bytes()
+    monkeypatch.setattr(place, failing(error))
+    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*c\.pt.*another file"):
+        write_checkpoint(path, CONTENT)
+    assert path.read_bytes() == former and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interruption_in_the_middle_leaves_the_former_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    write_checkpoint(path, CONTENT)
+    former = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", failing(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(path, CONTENT)
+    assert path.read_bytes() == former and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_do_not_write_into_one_temporary_file(tmp_path, monkeypatch):
+    opened = []
+    replace = type(tmp_path).replace
+    monkeypatch.setattr(
+        type(tmp_path), "replace", lambda self, target: opened.append(self) or replace(self, target)
+    )
+    write_checkpoint(tmp_path / "c.pt", CONTENT)
+    monkeypatch.setattr(os, "getpid", lambda: 12345678)
+    write_checkpoint(tmp_path / "c.pt", CONTENT)
+    assert len(set(opened)) == 2 and all(path.parent == tmp_path for path in opened)
+
+
+class Planted:
+    """What an unpickler would run."""
+
+    def __reduce__(self):
+        return os.mkdir, ("planted",)
+
+
+@pytest.mark.parametrize("save", ["torch", "pickle"])
+def test_pickles_are_refused_and_never_run(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.pt"
+    content = {"format": checkpoints.FORMAT, "step": Planted()}
+    if save == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match=r"no readable checkpoint .*no file of tensors"):
+        read_checkpoint(path)
+    with pytest.raises(CheckpointError, match="no file of tensors") as told:
+        load_tensors(path)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "planted").exists()
+
+
+def test_tensors_come_back_on_the_cpu(tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    write_checkpoint(path, CONTENT)
+    asked = {}
+    load = torch.load
+
+    def noted(*arguments, **options):
+        asked.update(options)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
+    assert read_checkpoint(path)["state"]["w"].device.type == "cpu"
+    assert asked == {"map_location": "cpu", "weights_only": True}
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"step": 4}, {"format": checkpoints.FORMAT + 1, "step": 4}, torch.ones(2)]
+)
+def test_other_files_of_tensors_are_told_apart(tmp_path, content):
+    path = tmp_path / "c.pt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"holds something else, or .*; delete it, or start"):
+        read_checkpoint(path)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match="No such file"):
+        read_checkpoint(tmp_path / "c.pt")
