@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import dataclasses
 import datetime
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.records.redaction import HIDDEN, SECRET_KEY, redact
+from metatoolkit.records.redaction import HIDDEN, is_secret, is_secret_option, redact
 
 INT64 = 2**63
 LARGEST_ARRAY = 100_000
@@ -131,6 +132,30 @@ def clean(value: Any) -> Any:
     return _clean(value, [])
 
 
+def clean_update(word: Any) -> Any:
+    """Clean a word of a command line, as in ``api.password=...`` or ``api={'password': ...}``.
+
+    Args:
+        word: The word.
+
+    Returns:
+        The word, with ``***`` in the place of credentials.
+    """
+    if not isinstance(word, str) or "=" not in word:
+        return clean(word)
+    name, _, given = word.partition("=")
+    key = name.replace("．", ".").rpartition(".")[2]
+    try:
+        value = ast.literal_eval(given.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = given.strip()
+    if is_secret(key, value):
+        return f"{clean_text(name)}={HIDDEN}"
+    cleaned = clean(value)
+    hidden = isinstance(cleaned, dict | list) and HIDDEN in repr(cleaned)
+    return f"{clean_text(name)}={cleaned!r}" if hidden else clean(word)
+
+
 def _clean(value: Any, path: list[int]) -> Any:
     try:
         return _plain(value, path)
@@ -174,7 +199,13 @@ def _clean_container(value: Any, path: list[int]) -> Any:
     if isinstance(value, Mapping):
         return _clean_mapping(value, path)
     if isinstance(value, list | tuple):
-        return [_clean(entry, path) for entry in list(value)]
+        entries = list(value)
+        # Such as the words of a command: `["--password", "..."]`.
+        before = [None, *entries]
+        return [
+            HIDDEN if isinstance(entry, str) and is_secret_option(last) else _clean(entry, path)
+            for last, entry in zip(before, entries, strict=False)
+        ]
     if isinstance(value, Set):
         entries = [_clean(entry, path) for entry in _entries_of(value)]
         return sorted(entries, key=lambda entry: (str(type(entry)), str(entry)))
@@ -186,8 +217,7 @@ def _clean_mapping(value: Mapping[Any, Any], path: list[int]) -> dict[str, Any]:
     entries = dict(_entries_of(value.items()))
     for name, key in encoded_keys(entries):
         entry = entries[key]
-        secret = isinstance(entry, str) and entry and SECRET_KEY.fullmatch(name)
-        result[name] = HIDDEN if secret else _clean(entry, path)
+        result[name] = HIDDEN if is_secret(name, entry) else _clean(entry, path)
     return result
 
 

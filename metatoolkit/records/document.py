@@ -10,10 +10,9 @@ from typing import Any
 
 from metatoolkit.errors import StorageError
 from metatoolkit.records import provenance
-from metatoolkit.records.clean import clean
+from metatoolkit.records.clean import clean, clean_update
 from metatoolkit.records.fields import duration
 from metatoolkit.records.messages import say
-from metatoolkit.records.redaction import hide_assignment
 from metatoolkit.records.spool import RunSpool, utcnow
 
 FORMAT = "metatoolkit-1"
@@ -163,8 +162,7 @@ class RunDocument:
         with self.lock:
             document = self.data
             self._delete_replaced()
-            document["meta"] = clean(self._run.meta_info)
-            _hide_secrets(document["meta"])
+            document["meta"] = clean(_without_secrets(self._run.meta_info))
             document["info"] = clean(self._run.info)
             for section in SECTIONS:
                 if section in document:
@@ -259,11 +257,12 @@ def _length(data: Any) -> int:
     return len(json.dumps(data, default=str))
 
 
-def _hide_secrets(meta: dict[str, Any]) -> None:
+def _without_secrets(meta: dict[str, Any]) -> dict[str, Any]:
     """Take credentials out of what was typed on the command line."""
-    options: dict[str, Any] = meta.get("options") or {}
+    options = dict(meta.get("options") or {})
     for option, value in options.items():
         if isinstance(value, str) and "@" in value and option in ("--mongo_db", "--sql"):
             options[option] = value.rpartition("@")[2]
         elif isinstance(value, list):
-            options[option] = [hide_assignment(one) for one in value]
+            options[option] = [clean_update(one) for one in value]
+    return {**meta, "options": options} if options else meta

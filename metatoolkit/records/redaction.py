@@ -7,41 +7,103 @@ from typing import Any
 
 HIDDEN = "***"
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]+@")
-_SECRET_OPTIONS = re.compile(
-    r"([?&](?:tlsCertificateKeyFilePassword|authMechanismProperties|password|token)=)[^&\s]+",
+# No number of a computation, whatever stands before it: `pgpassword`, `client_secret`.
+_SECRET = re.compile(
+    r".*(?:password|passwd|passphrase)s?|.+_pwd|(?:.*_)?(?:secrets?|credentials?|authorization)"
+    r"|(?:.*_)?(?:api|access|account|private|secret|signing|encryption|subscription|auth|ssh|hf"
+    r"|openai|wandb)_?keys?",
     re.IGNORECASE,
 )
-SECRET_KEY = re.compile(
-    r"(?:.*_)?(?:password|passwd|passphrase|secret|credentials?|api_?key|access_?key|private_?key"
-    r"|(?:access|auth|api|hf|hub|bearer)_?token|token)",
+# Tokens are credentials or pieces of text: `hf_token` is the one, `pad_token` the other.
+_SECRET_TOKEN = re.compile(
+    r"(?:(?:.*_)?(?:access|auth|api|hf|hub|hugging_?face|bearer|refresh|session|oauth|jwt|github|gh"
+    r"|gitlab|private|personal|deploy|wandb|openai|pypi|npm)_?)?token",
     re.IGNORECASE,
 )
+_TEXT_TOKEN = re.compile(
+    r"(?:.*_)?(?:pad|eos|bos|unk|sep|cls|mask|start|end|stop|special|next|first|last|image|audio"
+    r"|new|prompt|decoder|word|sub|label)_token",
+    re.IGNORECASE,
+)
+_UNKNOWN_TOKEN = re.compile(r".*_token", re.IGNORECASE)
+_RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w.+/=-]{6,}")
+_MARKED = re.compile(r"[<\[{(|].*[>\])}|]")
+_WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[-. ．]")
+
+# What follows a colon is a password, which may hold any sign, or a port. Of a database's address
+# everything before the last @ goes.
+_PASSWORD = re.compile(
+    r"(?<=://)[^/\s'\"@:\[]*:(?!\d*(?:[/?#'\",)\]\s]|$))"
+    r"(?:(?:(?!://)[^\s?'\"])*@|(?:(?!://)\S)*?@)"
+)
+_DATABASE_USER = re.compile(
+    r"((?:mongodb|postgres|mysql|mariadb|mssql|oracle|redis|amqp)[\w+]*://)(?:(?!://)[^\s?'\"])*@",
+    re.IGNORECASE,
+)
+_USER = re.compile(r"(?<=://)[^/\s'\"]+@")
+_PARAMETER = re.compile(r"([?&;])([\w.%-]+)=([^&\s'\"#]+)")
+_SECRET_PARAMETER = re.compile(
+    r".*(?:token|key|sig|signature|password|passwd|pass|pwd|secret|credentials?|auth"
+    r"|authmechanismproperties)",
+    re.IGNORECASE,
+)
+_ASSIGNMENT = re.compile(r"(?<![\w.?&-])(-{0,2}[A-Za-z_][\w.．-]*)=(\"[^\"]*\"|'[^']*'|[^\s;]+)")
 
 
 def redact(text: str) -> str:
-    """Take user names, passwords and tokens out of every URL in a text.
+    """Take user names, passwords and tokens out of every URL and assignment in a text.
 
     Args:
         text: Any text.
 
     Returns:
-        The text with ``scheme://user:password@host`` as ``scheme://host``.
+        The text with ``scheme://user:password@host`` as ``scheme://host``, and with ``***`` for
+        what is given to a secret's name, as in ``--password=...``.
     """
-    return _SECRET_OPTIONS.sub(r"\1***", _CREDENTIALS.sub("", text))
+    if "://" in text:
+        text = _PASSWORD.sub("", _DATABASE_USER.sub(r"\1", text))
+        text = _PARAMETER.sub(_hide_parameter, _USER.sub("", text))
+    return _ASSIGNMENT.sub(_hide_given, text) if "=" in text else text
 
 
-def hide_assignment(word: Any) -> Any:
-    """Hide what is assigned to a secret's name, as in ``api.password=...``.
+def is_secret(key: str, value: Any) -> bool:
+    """Say whether what is stored under a key is a credential.
 
     Args:
-        word: A word of a command line.
+        key: The key.
+        value: What is stored there; where the name does not tell, its look does.
 
     Returns:
-        The word, with ``***`` as the value of a secret.
+        Whether it must not be recorded.
     """
-    if isinstance(word, str) and "=" in word:
-        name = word.partition("=")[0]
-        if SECRET_KEY.fullmatch(name.replace("．", ".").rpartition(".")[2].strip()):
-            return f"{name}={HIDDEN}"
-    return word
+    name = _WORD_BEGINS.sub("_", key.strip().lstrip("-"))
+    if _SECRET.fullmatch(name):
+        return value is not None and not isinstance(value, bool) and value != ""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(one, str) and is_secret(key, one) for one in value)
+    if not isinstance(value, str) or _MARKED.fullmatch(value) or _TEXT_TOKEN.fullmatch(name):
+        return False
+    known = _SECRET_TOKEN.fullmatch(name)
+    return bool((value and known) or (_UNKNOWN_TOKEN.fullmatch(name) and _RANDOM.fullmatch(value)))
+
+
+def is_secret_option(word: Any) -> bool:
+    """Say whether what follows a word of a command line is a credential.
+
+    Args:
+        word: A word, such as ``--password``.
+
+    Returns:
+        Whether it announces one.
+    """
+    return isinstance(word, str) and word.startswith("-") and is_secret(word, "x")
+
+
+def _hide_parameter(found: re.Match[str]) -> str:
+    secret = _SECRET_PARAMETER.fullmatch(found[2])
+    return f"{found[1]}{found[2]}={HIDDEN}" if secret else found[0]
+
+
+def _hide_given(found: re.Match[str]) -> str:
+    name = found[1].replace("．", ".").rpartition(".")[2]
+    return f"{found[1]}={HIDDEN}" if is_secret(name, found[2].strip("\"'")) else found[0]

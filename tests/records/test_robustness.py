@@ -10,7 +10,7 @@ import pytest
 
 from metatoolkit import records
 from metatoolkit.records import observer, push, pusher
-from metatoolkit.records.document import _hide_secrets
+from metatoolkit.records.document import _without_secrets
 from metatoolkit.records.replay import sync
 from metatoolkit.records.spool import spool_directory, spooled_runs
 
@@ -139,8 +139,7 @@ def test_secrets_are_stored_nowhere(home, database, monkeypatch):
     assert document["config"]["api"] == {"key": "k", "hf_token": "***"}
     assert document["meta"]["comment"] == "see https://b"
     meta = {"options": {"--mongo_db": "me:hunter2@host:1:db"}}
-    _hide_secrets(meta)
-    assert meta == {"options": {"--mongo_db": "host:1:db"}}
+    assert _without_secrets(meta) == {"options": {"--mongo_db": "host:1:db"}}
 
 
 def test_secrets_of_the_command_line_are_stored_nowhere(database):
