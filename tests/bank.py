@@ -479,3 +479,28 @@ CASES: dict[str, Callable[[], Case]] = {
 
 # The initial state is no concern of most estimators: the suite over all of them takes it, too.
 CONFORMANCE = CASES | {"initialized": initialized}
+
+
+def started(inner: Any = None) -> Case:
+    """θ_0 = λ, L_T = b θ λ, L_V = ½ (θ − v)²: after steps of SGD θ is λ (1 − lr Σ b).
+
+    The training loss reads λ beside θ, though both are one number at the start.
+    """
+
+    def train_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        return batch * model.value * meta.value
+
+    def valid_loss(model: Any, meta: Any, batch: Any) -> Tensor:
+        return (model.value - batch).square() / 2
+
+    meta = Value(0.8)
+    problem = mt.BilevelProblem(
+        Value(5.0), meta, train_loss, valid_loss, initial=lambda meta: {"value": meta.value}
+    )
+    return Case(problem, inner or mt.inner.SGD(lr=0.1), [1.0, 2.0, 4.0], 0.25)
+
+
+def started_hypergradient(case: Case, steps: int, rate: float = 0.1) -> float:
+    """The hypergradient of :func:`started` at the present λ."""
+    factor = 1 - rate * sum(case.batches(steps))
+    return factor * (factor * float(case.problem.meta.value.detach()) - case.valid_batch)

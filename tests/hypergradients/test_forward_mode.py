@@ -64,6 +64,17 @@ def test_equals_reverse_mode_wherever_meta_enters(name):
     assert error(flat(case.call(ForwardMode(6))), flat(case.call(Unrolled(6)))) < 1e-12
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_initial_state_is_that_of_the_present_meta(steps):
+    case = bank.started()
+    state = case.state
+    with torch.no_grad():
+        case.problem.meta.value.add_(0.5)
+    result = case.call(ForwardMode(steps), state)
+    expected = bank.started_hypergradient(case, steps)
+    assert float(result.gradient["value"]) == pytest.approx(expected, rel=1e-13)
+
+
 def silu():
     return nn.Sequential(nn.Linear(6, 4), nn.SiLU(), nn.Linear(4, 3))
 

@@ -8,6 +8,8 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import Unrolled, check_hypergradient
+from metatoolkit.hypergradients.mixed_mode import MixedStep, step_with_gradients
+from metatoolkit.hypergradients.trajectory import StepGraph
 from metatoolkit.inner import SGD
 from tests import bank
 from tests.hypergradients.test_unrolled import PRODUCTS, error, flat
@@ -106,6 +108,59 @@ def test_losses_of_torch_in_mixed_mode(name):
     case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
     one, other = (flat(case.call(Unrolled(3, product=product))) for product in PRODUCTS)
     assert error(one, other) < 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_an_initial_state_is_that_of_the_present_meta(product, steps):
+    case = bank.started()
+    state = case.state
+    with torch.no_grad():
+        case.problem.meta.value.add_(0.5)
+    result = case.call(Unrolled(steps, product=product), state)
+    expected = bank.started_hypergradient(case, steps)
+    assert float(result.gradient["value"]) == pytest.approx(expected, rel=1e-13)
+    reached = 1.3 * (1 - 0.1 * sum(case.batches(steps)))
+    assert float(result.state.parameters["value"]) == pytest.approx(reached, rel=1e-14)
+
+
+def test_a_step_alone():
+    case = bank.small_net()
+    meta = case.problem.meta_leaves()
+    batch = case.train_batches[1]
+    # In the middle of training, where momentum and running statistics are other than at first.
+    state, gradients = step_with_gradients(
+        case.problem, case.inner, case.state, meta, case.train_batches[0]
+    )
+    plain, _ = case.inner.step(case.problem, case.state, meta, case.train_batches[0])
+    for one, other in zip(state.tensors(), plain.tensors(), strict=True):
+        assert torch.equal(one, other) and not one.requires_grad
+    assert all(torch.equal(b, plain.buffers[n]) for n, b in state.buffers.items())
+    assert state.step == 1 and not any(g.requires_grad for g in gradients.values())
+
+    graph = StepGraph(case.problem, case.inner, state, meta, batch)
+    _, gradients = step_with_gradients(case.problem, case.inner, state, meta, batch)
+    adjoint = [torch.randn_like(tensor) for tensor in state.tensors()]
+    adjoint[2] = None
+    expected = graph.pull_back(adjoint)
+    for given in (gradients, None):
+        step = MixedStep(case.problem, case.inner, state, meta, batch, given)
+        for one, other in zip(step.after.tensors(), graph.after.tensors(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+        moved = graph.after if given is None else state
+        assert all(torch.equal(b, moved.buffers[n]) for n, b in step.after.buffers.items())
+        for found, right in zip(step.pull_back(adjoint), expected, strict=True):
+            for one, other in zip(found, right, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    last = MixedStep(case.problem, case.inner, state, meta, batch, gradients, False)
+    before, direct = last.pull_back(adjoint)
+    assert before == []
+    for one, other in zip(direct, expected[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    nothing = [None] * len(adjoint)
+    assert last.pull_back(nothing) == ([], [None] * len(meta))
+    step = MixedStep(case.problem, case.inner, state, meta, batch, gradients)
+    assert step.pull_back(nothing) == (nothing, [None] * len(meta))
 
 
 def test_what_has_no_forward_mode_is_an_error():

@@ -9,6 +9,7 @@ import metatoolkit as mt
 from metatoolkit.errors import CheckpointError, ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients import Penalty
 from tests import bank
+from tests.draws import recorded
 from tests.hypergradients.test_cost import Setup
 
 
@@ -127,6 +128,86 @@ def test_the_losses_that_are_subtracted_share_their_masks():
     case = bank.small_net()
     result = case.call(Penalty(1e9))
     assert abs(float(result.details["train_loss_gap"])) < 1e-6
+
+
+def test_y_and_z_share_masks_at_every_step_and_the_outer_loss_has_its_own():
+    case = recorded()
+    estimator = Penalty(2.0, steps=2)
+    state, gap = case.state, []
+    # y goes on by one step between the calls, z by two: its masks go by y's step.
+    for calls in range(3):
+        case.seen.clear()
+        y = case.call(estimator, state).state
+        train, valid = case.draws("train"), case.draws("valid")
+        assert len(train) == 6 and len(valid) == 3
+        # Two steps of y, two of z, and the two that are subtracted, at the step that y reaches.
+        assert train[:2] == train[2:4] and len({*train[:2], train[4]}) == 3
+        assert train[4] == train[5] and not {*train} & {*valid} and len({*valid}) == 3
+        assert [one.batch for one in case.seen if one.kind == "train"] == [1.0, 2.0] * 2 + [2.0] * 2
+        gap.append(train[:2])
+        assert (state.step, y.step) == (calls, calls + 2)
+        state, _ = case.inner.step(case.problem, state, case.problem.meta_parameters(), 1.0)
+    # A step of y draws what the same step drew in the call before.
+    assert gap[0][1] == gap[1][0] and gap[1][1] == gap[2][0]
+
+
+def test_two_calls_by_hand():
+    case = recorded(0.1)
+    meta, gamma, (first, second) = -0.4, 2.0, (1.0, 2.0)
+    y = z = 0.7
+    estimator, state = Penalty(gamma, steps=2), case.state
+    for _ in range(2):
+        for batch in (first, second):
+            y -= 0.1 * (y + batch * meta)
+            z -= 0.1 * (z + batch * meta + (z - 0.25) / gamma)
+        result = case.call(estimator, state)
+        state = result.state
+        # λ enters L_T alone: γ b (z − y) on the last batch.
+        assert float(result.gradient["value"]) == pytest.approx(gamma * second * (z - y), rel=1e-12)
+        assert float(result.valid_loss) == pytest.approx((z - 0.25) ** 2 / 2, rel=1e-12)
+        assert float(state.parameters["value"]) == pytest.approx(y, rel=1e-12)
+        gap = z**2 / 2 + second * meta * z - y**2 / 2 - second * meta * y
+        assert float(result.details["train_loss_gap"]) == pytest.approx(gap, rel=1e-11)
+    saved = estimator.state_dict()["z"]
+    assert float(saved["parameters"]["value"]) == pytest.approx(z, rel=1e-12)
+
+
+def test_objective_by_hand_before_and_after_a_call():
+    case = recorded(0.1)
+    there = {"value": torch.tensor(1.3, dtype=torch.float64)}
+    estimator = Penalty(2.0)
+
+    def value(y, z):
+        trained = [x**2 / 2 + 1.0 * 1.3 * x for x in (z, y)]
+        return (z - 0.25) ** 2 / 2 + 2.0 * (trained[0] - trained[1])
+
+    y = 0.7 - 0.1 * (0.7 - 0.4)
+    z = y - 0.1 * (0.7 - 0.25) / 2.0
+    for _ in range(2):
+        found = estimator.objective(case.problem, case.inner, case.state, [1.0], 0.25, there)
+        assert float(found) == pytest.approx(value(y, z), rel=1e-12)
+        assert not found.requires_grad
+        # The z that a call from the same state leaves is the one that it is made of.
+        case.call(estimator)
+
+
+def test_z_takes_on_the_type_and_the_step_of_y():
+    case = bank.small_net()
+    estimator = Penalty(5.0)
+    state = case.call(estimator).state
+    case.problem.model.float()
+    case.problem.meta.float()
+    low = [(batch[0].float(), batch[1]) for batch in [*case.train_batches, case.valid_batch]]
+    single = bank.Case(case.problem, case.inner, low[:3], low[3])
+    single.call(estimator, state.to(torch.float32))
+    saved = estimator.state_dict()["z"]
+    tensors = [*saved["parameters"].values(), *saved["optimizer"]["velocity"].values()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    kinds = {name: buffer.dtype for name, buffer in saved["buffers"].items()}
+    assert kinds["model.1.running_mean"] == torch.float32
+    assert kinds["model.1.num_batches_tracked"] == torch.int64
+    assert int(saved["buffers"]["model.1.num_batches_tracked"]) == 2
+    assert saved["step"] == 2
 
 
 @pytest.mark.parametrize(("where", "passes"), [("loss", 12.1), ("input", 18.1)])

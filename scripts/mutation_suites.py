@@ -1,0 +1,68 @@
+"""Which tests mirror a module of the core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFORMANCE = "tests/hypergradients/test_conformance.py"
+# Estimators, each with the expression that selects it in the conformance suite.
+ESTIMATORS = {
+    "evograd": "EvoGrad",
+    "unrolled": "Unrolled",
+    "forward_mode": "ForwardMode",
+    "forward_gradient": "ForwardGradient",
+    "implicit": "Implicit",
+    "one_step": "OneStep",
+    "finite_difference": "FiniteDifference",
+    "sama": "SAMA",
+    "soba": "SOBA",
+    "first_order": "FirstOrder",
+    "reptile": "Reptile",
+    "penalty": "Penalty",
+    "evolution_strategies": "EvolutionStrategies",
+    "persistent_es": "PersistentES",
+    "noise_reuse_es": "NoiseReuseES",
+    "base": "OneStep and ridge",
+}
+# Modules that are tested through another one, beside the file of their own name.
+THROUGH = {
+    "hypergradients/generation.py": ["hypergradients/test_evograd.py"],
+    "hypergradients/noise.py": ["hypergradients/test_evograd.py"],
+    "hypergradients/guided.py": ["hypergradients/test_evograd.py"],
+    "hypergradients/tangents.py": ["hypergradients/test_forward_mode.py"],
+    "hypergradients/forward.py": ["hypergradients/test_forward_mode.py"],
+    "hypergradients/persistent_es.py": ["hypergradients/test_evolution_strategies.py"],
+    "hypergradients/noise_reuse_es.py": ["hypergradients/test_evolution_strategies.py"],
+    "hypergradients/reptile.py": ["hypergradients/test_first_order.py"],
+    "hypergradients/adapted_difference.py": ["hypergradients/test_finite_difference.py"],
+    "hypergradients/detached.py": ["hypergradients/test_finite_difference.py"],
+    "hypergradients/linearization.py": ["hypergradients/test_implicit.py"],
+    "metaparameters/placement.py": ["metaparameters/test_initialization.py"],
+    "batch_stream.py": ["test_training.py"],
+    "checkpoints.py": ["test_training.py"],
+}
+FOLDERS = {"inner": "tests/inner", "hypergradients/linear_solvers": "tests/hypergradients"}
+
+
+def suites_of(path: str) -> list[list[str]]:
+    """Return the arguments of pytest for each suite of a module, the fastest first.
+
+    Args:
+        path: Path of the module, from the root of the repository.
+    """
+    inside = Path(path).relative_to("metatoolkit")
+    own = Path("tests") / inside.parent / f"test_{inside.name}"
+    if inside.parts[0] == "inner":
+        names = [str(p) for p in sorted(Path("tests/inner").glob("test_*.py"))]
+    elif "linear_solvers" in inside.parts:
+        names = ["tests/hypergradients/test_linear_solvers.py"]
+        names += [str(p) for p in sorted(Path("tests/hypergradients/linear_solvers").glob("*.py"))]
+    else:
+        names = [f"tests/{name}" for name in THROUGH.get(inside.as_posix(), [])]
+    if own.exists() and str(own) not in names:
+        names.insert(0, str(own))
+    suites = [names] if names else []
+    chosen = ESTIMATORS.get(inside.stem)
+    if inside.parts[0] == "hypergradients" and chosen:
+        suites.append([CONFORMANCE, "-k", chosen])
+    return suites

@@ -1,0 +1,161 @@
+"""The copies of a generation by hand: their noise, masks, losses, weights and coefficients."""
+
+import itertools
+
+import pytest
+import torch
+
+import metatoolkit as mt
+from metatoolkit.hypergradients import EvoGrad
+from metatoolkit.hypergradients.generation import Generation
+from tests import bank
+from tests.draws import recorded
+
+F64 = torch.float64
+
+
+def generation(state, **options):
+    given = {
+        "names": list(state.parameters),
+        "candidates": 3,
+        "sigma": 0.5,
+        "temperature": 0.25,
+        "noise": "gaussian",
+        "common_random_numbers": True,
+        "seed": 0,
+    }
+    return Generation(state=state, **(given | options))
+
+
+def walk(case, steps):
+    """The states of a run, the first included."""
+    states = [case.state]
+    for batch in case.batches(steps):
+        meta = case.problem.meta_parameters()
+        states.append(case.inner.step(case.problem, states[-1], meta, batch)[0])
+    return states
+
+
+def noise_of(generation, copy):
+    return torch.cat([e.flatten() for _, e in generation.perturbations(copy)])
+
+
+@pytest.mark.parametrize("kind", ["sign", "gaussian"])
+def test_every_step_copy_seed_and_run_has_noise_of_its_own(kind):
+    case = bank.small_net()
+    other = case.inner.init(case.problem, seed=6)
+    draws = [
+        noise_of(generation(state, noise=kind, seed=seed), copy)
+        for state in [*walk(case, 3), other]
+        for seed in (0, 1)
+        for copy in (0, 1)
+    ]
+    for one, two in itertools.combinations(draws, 2):
+        agreement = float(torch.nn.functional.cosine_similarity(one, two, dim=0))
+        # Over 91 entries independent noise has a cosine of 0.1.
+        assert abs(agreement) < 0.5
+    again = noise_of(generation(case.state, noise=kind), 0)
+    assert torch.equal(again, draws[0])
+
+
+def test_the_hypergradients_of_a_run_span_more_than_one_direction():
+    # Noise that does not change with the step gives the same direction all training long.
+    case = bank.quadratic(size=12)
+    rows = []
+    for state in walk(case, 6):
+        coefficients = case.call(EvoGrad(2, 0.1, 0.5, noise="gaussian"), state)
+        rows.append(coefficients.gradient["value"])
+    matrix = torch.stack(rows)
+    values = torch.linalg.svdvals(matrix / matrix.norm(dim=1, keepdim=True))
+    assert float(values[1]) > 0.1
+
+
+def test_the_masks_of_copies_are_those_of_the_inner_step():
+    case = recorded()
+    state = walk(case, 2)[-1]
+    case.seen.clear()
+    case.inner.step(case.problem, state, case.problem.meta_parameters(), 2.0)
+    meta = case.problem.meta_parameters()
+    common, independent = (
+        generation(state, common_random_numbers=common) for common in (True, False)
+    )
+    for copies in (common, independent, independent):
+        for copy in range(3):
+            copies.train_loss(case.problem, copy, meta, 2.0)
+    step, *draws = case.draws("train")
+    assert draws[:3] == [step] * 3
+    assert len({step, *draws[3:6]}) == 4
+    # They are replayed.
+    assert draws[6:] == draws[3:6]
+    assert {one.batch for one in case.seen} == {2.0}
+
+
+def fixed(values):
+    return lambda copy, name, parameter: parameter.new_tensor(values[copy])
+
+
+def test_losses_weights_offspring_and_coefficients_by_hand():
+    case = recorded()
+    noise, sigma, temperature, batch = (0.5, -1.0, 2.0), 0.5, 0.25, 3.0
+    copies = generation(case.state, noise=fixed(noise))
+    theta, meta = 0.7, -0.4
+    points = torch.tensor([theta + sigma * e for e in noise], dtype=F64)
+    expected = points.square() / 2 + batch * meta * points
+    leaves = case.problem.meta_leaves()
+    losses, kept = copies.score(case.problem, leaves, batch, False)
+    assert kept and all(loss.requires_grad for loss in losses)
+    losses = torch.stack(losses).detach()
+    torch.testing.assert_close(losses, expected, rtol=1e-14, atol=0)
+
+    scores = (-expected / temperature).exp()
+    weights = scores / scores.sum()
+    torch.testing.assert_close(copies.weights(losses), weights, rtol=1e-13, atol=0)
+    offspring = float(copies.offspring(weights)["value"])
+    assert offspring == pytest.approx(float(weights @ points), rel=1e-14)
+
+    slope = 1.7
+    given = copies.coefficients(weights, {"value": torch.tensor(slope, dtype=F64)}, 2.0)
+    by_hand = -(weights / temperature) * slope * (points - weights @ points) * 2.0
+    torch.testing.assert_close(given, by_hand, rtol=1e-12, atol=1e-15)
+    nothing = copies.coefficients(weights, {}, 2.0)
+    assert torch.equal(nothing, torch.zeros(3, dtype=F64))
+
+
+def test_only_named_parameters_are_perturbed():
+    case = bank.small_net()
+    state = case.state
+    copies = generation(state, names=["4.weight"])
+    weights = torch.tensor([0.2, 0.3, 0.5], dtype=F64)
+    offspring = copies.offspring(weights)
+    assert list(offspring) == list(state.parameters)
+    for name, parameter in state.parameters.items():
+        assert torch.equal(offspring[name], parameter) == (name != "4.weight")
+
+
+def test_noise_of_its_own_type_and_weights_in_higher_precision():
+    case = bank.small_net()
+    state = case.state.to(torch.bfloat16)
+    copies = generation(state, noise="sign")
+    offspring = copies.offspring(torch.tensor([0.2, 0.3, 0.5]))
+    assert {tensor.dtype for tensor in offspring.values()} == {torch.bfloat16}
+    gradient = {name: torch.ones_like(tensor) for name, tensor in state.parameters.items()}
+    given = copies.coefficients(torch.tensor([0.2, 0.3, 0.5]), gradient, 1.0)
+    assert given.dtype == torch.float32
+
+
+@pytest.mark.parametrize("width", [4, 400])
+def test_graphs_are_kept_where_they_are_small(width):
+    # θ has 32,000 bytes. The graph of a copy holds at least one tensor of `width` numbers.
+    def train_loss(model, meta, batch):
+        return (meta.value * batch).exp().sum() + model.value.square().sum()
+
+    model = bank.Value([0.1] * 4000)
+    problem = mt.BilevelProblem(model, bank.Value(0.3), train_loss, train_loss)
+    inner = mt.inner.SGD(lr=0.1)
+    batch = torch.ones(width, dtype=F64)
+    for streamed, expected in ((None, width == 4), (True, False), (False, True)):
+        # Ten copies: 10 · 8 · 400 bytes of each saved tensor are more than θ, 10 · 8 · 4 are not.
+        copies = generation(inner.init(problem), candidates=10)
+        losses, kept = copies.score(problem, problem.meta_leaves(), batch, streamed)
+        assert kept == expected and len(losses) == 10
+        assert all(loss.requires_grad == expected for loss in losses)

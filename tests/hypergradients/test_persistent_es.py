@@ -1,0 +1,177 @@
+"""PES and NRES against a loop by hand that reads the noise off the losses alone."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import metatoolkit as mt
+from metatoolkit.hypergradients import EvolutionStrategies, NoiseReuseES, PersistentES
+from tests import bank
+from tests.draws import recorded
+
+F64 = torch.float64
+RATE, SLOPE, SIGMA, STEPS = 0.5, -0.25, 0.1, 2
+
+
+def drift():
+    """θ after t steps is θ₀ − lr λ t, and the outer loss θ + b, so that λ is read off it."""
+    problem = mt.BilevelProblem(
+        bank.Value(0.3),
+        bank.Value(SLOPE),
+        lambda model, meta, batch: meta.value * model.value,
+        lambda model, meta, batch: model.value + batch,
+    )
+    return bank.Case(problem, mt.inner.SGD(lr=RATE), [None], 7.0)
+
+
+def windows(estimator, case, count, state=None):
+    """The results of several windows in order."""
+    problem, results = case.problem, []
+    state = case.state if state is None else state
+    for _ in range(count):
+        results.append(case.call(estimator, state))
+        assert results[-1].state is not None and results[-1].state.step == state.step
+        for _ in range(estimator.horizon):
+            state, _ = case.inner.step(problem, state, problem.meta_parameters(), None)
+    return results
+
+
+def noise_in(results, sign):
+    """ε of each window and pair from the losses of one side, (windows, pairs)."""
+    theta = 0.3
+    rows = []
+    for result in results:
+        reached = result.details["losses"][:, 0 if sign > 0 else 1] - 7.0
+        moved = (theta - reached) / (RATE * STEPS)
+        rows.append((moved - SLOPE) / (sign * SIGMA))
+        theta = reached
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "sign"])
+@pytest.mark.parametrize("kind", [PersistentES, NoiseReuseES])
+def test_windows_by_hand(kind, noise):
+    results = windows(kind(STEPS, 4, SIGMA, noise, seed=3), drift(), 3)
+    epsilon = noise_in(results, 1)
+    # The other side of a pair sees the same noise with the other sign, in all windows.
+    torch.testing.assert_close(noise_in(results, -1), epsilon, rtol=1e-9, atol=1e-9)
+    if kind is PersistentES:
+        total = epsilon.cumsum(0)
+        flat = epsilon.flatten()
+    else:
+        total = epsilon
+        torch.testing.assert_close(epsilon, epsilon[:1].expand(3, 4), rtol=1e-9, atol=1e-9)
+        flat = epsilon[0]
+    for window, result in enumerate(results):
+        losses = result.details["losses"]
+        slopes = (losses[:, 0] - losses[:, 1]) / (2 * SIGMA)
+        expected = (slopes * total[window]).mean()
+        torch.testing.assert_close(result.gradient["value"], expected, rtol=1e-8, atol=1e-8)
+        assert float(result.valid_loss) == pytest.approx(float(losses.mean()), rel=1e-14)
+    if noise == "gaussian":
+        assert min(abs(float(a - b)) for a, b in itertools.combinations(flat, 2)) > 1e-6
+    else:
+        torch.testing.assert_close(flat.abs(), torch.ones_like(flat), rtol=1e-9, atol=0)
+        assert flat.std() > 0
+
+
+def directions(kind, case, state, pairs=4, **options):
+    """ε of each pair in the first window at a state, for a θ that starts at 0.3."""
+    estimator = kind(STEPS, pairs, SIGMA, **options)
+    return noise_in([case.call(estimator, state)], 1)[0]
+
+
+@pytest.mark.parametrize("kind", [EvolutionStrategies, PersistentES, NoiseReuseES])
+def test_every_pair_step_run_and_seed_has_noise_of_its_own(kind):
+    case = drift()
+    first, other = case.state, case.inner.init(case.problem, seed=6)
+    later = mt.InnerState(first.parameters, first.buffers, first.optimizer, 1, first.key)
+    drawn = torch.cat(
+        [
+            directions(kind, case, state, seed=seed)
+            for state in (first, later, other)
+            for seed in (0, 1)
+        ]
+    )
+    gaps = [abs(float(a - b)) for a, b in itertools.combinations(drawn, 2)]
+    assert min(gaps) > 1e-6
+    torch.testing.assert_close(directions(kind, case, first), drawn[:4], rtol=0, atol=0)
+    # Standard: the mean of 24 squares is 1 with a deviation of 0.3.
+    assert 0.4 < float(drawn.square().mean()) < 1.8
+
+
+@pytest.mark.parametrize("kind", [EvolutionStrategies, PersistentES, NoiseReuseES])
+def test_many_pairs_span_many_directions(kind):
+    # One perturbation for all pairs would leave the gradient on one line.
+    size, pairs = 8, 64
+    slope = torch.linspace(-1, 2, size, dtype=F64)
+    problem = mt.BilevelProblem(
+        bank.Value(0.0),
+        bank.Value([0.0] * size),
+        lambda model, meta, batch: model.value.square(),
+        lambda model, meta, batch: slope.dot(meta.value),
+    )
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    found = case.call(kind(1, pairs, 0.1)).gradient["value"]
+    error = float((found - slope).norm() / slope.norm())
+    # Its square has the mean (size + 1) / pairs; with a single direction it would be 9.
+    assert 0.1 < error < 2 * math.sqrt((size + 1) / pairs)
+
+
+@pytest.mark.parametrize("kind", [EvolutionStrategies, PersistentES, NoiseReuseES])
+def test_both_sides_share_their_random_numbers_and_see_each_batch_once(kind):
+    case = recorded()
+    case.call(kind(2, 2, 0.1))
+    train = [(one.batch, one.draw) for one in case.seen if one.kind == "train"]
+    valid = case.draws("valid")
+    # Two steps for each of four runs, in order.
+    assert [batch for batch, _ in train] == [1.0, 2.0] * 4
+    assert train == train[:2] * 4 and train[0][1] != train[1][1]
+    assert len(valid) == 4 and len(set(valid)) == 1 and valid[0] not in dict(map(reversed, train))
+
+
+@pytest.mark.parametrize("kind", [PersistentES, NoiseReuseES])
+def test_an_episode_begins_at_the_state_that_is_given(kind):
+    case = drift()
+    estimator = kind(STEPS, 2, SIGMA)
+    first = windows(estimator, case, 2)
+    # The step is not above the last one: the second episode repeats the first.
+    again = windows(estimator, case, 2)
+    for one, two in zip(first, again, strict=True):
+        assert torch.equal(one.details["losses"], two.details["losses"])
+        assert torch.equal(one.gradient["value"], two.gradient["value"])
+    # At the same step once more it begins anew, too.
+    state = case.state
+    assert torch.equal(case.call(estimator, state).details["losses"], first[0].details["losses"])
+    assert torch.equal(case.call(estimator, state).details["losses"], first[0].details["losses"])
+
+
+@pytest.mark.parametrize("kind", [PersistentES, NoiseReuseES])
+def test_a_restored_estimator_goes_on_in_the_middle_of_an_episode(kind):
+    whole = windows(kind(STEPS, 2, SIGMA), drift(), 3)
+    case, half = drift(), kind(STEPS, 2, SIGMA)
+    states = [case.state]
+    for _ in range(2 * STEPS):
+        meta = case.problem.meta_parameters()
+        states.append(case.inner.step(case.problem, states[-1], meta, None)[0])
+    for step in (0, STEPS):
+        case.call(half, states[step])
+    resumed = kind(STEPS, 2, SIGMA)
+    resumed.load_state_dict(half.state_dict())
+    last = case.call(resumed, states[2 * STEPS])
+    assert torch.equal(last.gradient["value"], whole[2].gradient["value"])
+    assert torch.equal(last.details["losses"], whole[2].details["losses"])
+    # The last step is restored, too: the state before it begins a new episode.
+    resumed.load_state_dict(half.state_dict())
+    begun = case.call(resumed, states[STEPS])
+    assert not torch.equal(begun.details["losses"], whole[1].details["losses"])
+
+
+def test_objective_is_the_outer_loss_after_the_steps():
+    case = drift()
+    meta = {"value": torch.tensor(0.4, dtype=F64)}
+    for kind in (EvolutionStrategies, PersistentES, NoiseReuseES):
+        value = kind(3).objective(case.problem, case.inner, case.state, [None] * 3, 7.0, meta)
+        assert float(value) == pytest.approx(7.3 - RATE * 0.4 * 3, rel=1e-14)
