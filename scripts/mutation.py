@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import difflib
 import gc
-import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
@@ -20,7 +18,6 @@ import os
 import random
 import resource
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType
@@ -28,32 +25,31 @@ from typing import Any
 
 import pytest
 
-CORE = ("problem.py", "state.py", "randomness.py", "batch_stream.py", "checkpoints.py", "measure.py")
+from scripts.mutation_report import Mutant, equivalents, write_report
+from scripts.mutation_suites import fingerprint, suites_of
+
+CORE = (
+    "problem.py",
+    "state.py",
+    "randomness.py",
+    "batch_stream.py",
+    "checkpoints.py",
+    "measure.py",
+)
 CORE += ("losses.py", "training.py", "training", "inner", "hypergradients", "metaparameters")
 GIB = 2**30
 # Packages that the process of the tests finds imported.
 HEAVY = {"torch", "numpy", "scipy", "sympy", "pandas", "matplotlib", "PIL", "sklearn", "psutil"}
-HEAVY |= {"requests", "rich", "sacred", "pymongo", "bson", "torchvision", "transformers", "hypothesis"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Mutant:
-    """A module with one mistake."""
-
-    module: str
-    source: str
-    diff: str
-
-    @property
-    def key(self) -> str:
-        """Hash of the whole source, by which a result is found again."""
-        return hashlib.sha256(f"{self.module}\n{self.source}".encode()).hexdigest()[:16]
-
-    @property
-    def change(self) -> list[str]:
-        """The lines that are removed and added, without their indentation."""
-        lines = [line for line in self.diff.splitlines()[2:] if line[:1] in "+-"]
-        return [line[0] + line[1:].strip() for line in lines]
+HEAVY |= {
+    "requests",
+    "rich",
+    "sacred",
+    "pymongo",
+    "bson",
+    "torchvision",
+    "transformers",
+    "hypothesis",
+}
 
 
 def mutants(path: str, sample: int | None = None, seed: int = 0) -> list[Mutant]:
@@ -100,7 +96,7 @@ def run_tests(arguments: Sequence[str], mutant: Mutant | None, report: str | Non
         report: File that takes the names of all modules that were imported.
     """
     if mutant is not None:
-        sys.meta_path.insert(0, _Finder(mutant))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Finder(mutant))
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
     options += ["--no-header", "--tb=no", "--assert=plain"]
@@ -126,9 +122,9 @@ def start(arguments: Sequence[str], mutant: Mutant | None, seconds: int, report:
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         resource.setrlimit(resource.RLIMIT_AS, (16 * GIB, 16 * GIB))
-        quiet = os.open(os.devnull, os.O_WRONLY)
+        sys.stdout = sys.stderr = open(os.devnull, "w")
         for stream in (1, 2):
-            os.dup2(quiet, stream)
+            os.dup2(sys.stdout.fileno(), stream)
         status = run_tests(arguments, mutant, report or None)
     finally:
         os._exit(status)
@@ -162,12 +158,15 @@ def warm_up(suites: Iterable[Sequence[str]], path: str, folder: Path) -> dict[tu
         if status:
             raise SystemExit(f"the tests fail without a mutant: pytest {' '.join(suite)}")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times[tuple(suite)] = int(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        times[tuple(suite)] = int(sum(after[:2]) - sum(before[:2]))
     return times
 
 
 def examine(
-    queue: Sequence[Mutant], suites: Sequence[Sequence[str]], times: dict[tuple[str, ...], int], jobs: int
+    queue: Sequence[Mutant],
+    suites: Sequence[Sequence[str]],
+    times: dict[tuple[str, ...], int],
+    jobs: int,
 ) -> Iterator[tuple[Mutant, str]]:
     """Yield each mutant with ``"killed"``, ``"timeout"`` or ``"survived"``, as they end.
 
@@ -200,9 +199,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Command line; ``None`` for that of the process.
     """
-    from scripts.mutation_report import write_report
-    from scripts.mutation_suites import suites_of
-
     parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__)
     parser.add_argument("modules", nargs="*", help="files or folders; default: the whole core")
     parser.add_argument("--sample", type=int, help="number of mutants of each module")
@@ -244,21 +240,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if status == "survived":
                     print(mutant.diff, flush=True)
     write_report(results, equivalents(), options.folder / "report.md", options.page)
-
-
-def fingerprint(suites: Sequence[Sequence[str]]) -> str:
-    """Return a hash of the test files of suites.
-
-    Args:
-        suites: Arguments of pytest.
-    """
-    files = sorted({a for suite in suites for a in suite if a.endswith(".py")})
-    return hashlib.sha256("".join(Path(f).read_text() for f in files).encode()).hexdigest()[:16]
-
-
-def equivalents() -> list[dict[str, Any]]:
-    """Return the mutants that were judged to be no mistakes, each with the reason."""
-    return tomllib.loads(Path(__file__).with_name("mutation_equivalents.toml").read_text())["mutant"]
 
 
 if __name__ == "__main__":

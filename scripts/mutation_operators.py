@@ -10,7 +10,16 @@ import libcst.matchers as m
 from mutmut.mutation.mutators import mutation_operators
 
 # Methods that may be forgotten without an error: the value is of the same kind.
-FORGETTABLE = {"clone", "contiguous", "copy", "detach", "expand_as", "requires_grad_", "to", "view_as"}
+FORGETTABLE = {
+    "clone",
+    "contiguous",
+    "copy",
+    "detach",
+    "expand_as",
+    "requires_grad_",
+    "to",
+    "view_as",
+}
 FORGETTABLE |= {"abs", "exp", "mean", "norm", "sqrt", "square", "sum"}
 # What is for the reader, and names of types: no number depends on it.
 WORDS = m.Call(func=m.Name("Traits"))
@@ -18,10 +27,15 @@ TYPES = m.Name("Callable") | m.Name("dict") | m.Name("list") | m.Name("tuple") |
 ALIAS = m.Subscript(value=TYPES)
 
 
+# What a machine without a GPU cannot tell, and the length check of ``zip``.
+NAMED = m.Name("strict") | m.Name("device")
+
+
 def mutated_sources(source: str, sample: int | None, chance: random.Random) -> list[str]:
     """Return sources that differ from one by a small mistake each, in the order of the source.
 
-    Annotations, decorators, sentences, what ``raise`` evaluates and arguments ``strict=`` stay.
+    Annotations, decorators, sentences, what ``raise`` evaluates, arguments ``strict=`` and
+    ``device=`` and statements for GPUs stay.
 
     Args:
         source: Source of a module.
@@ -60,32 +74,38 @@ class _Visitor(cst.CSTVisitor):
         self.found: list[tuple[cst.CSTNode, cst.CSTNode]] = []
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        if isinstance(node, cst.Annotation | cst.Decorator | cst.Raise | cst.Import | cst.ImportFrom):
+        if isinstance(
+            node, cst.Annotation | cst.Decorator | cst.Raise | cst.Import | cst.ImportFrom
+        ):
             return False
         if isinstance(node, cst.SimpleString) and " " in node.value:
             return False
-        if m.matches(node, WORDS) or m.matches(node, m.Arg(keyword=m.Name("strict"))):
+        if m.matches(node, WORDS) or m.matches(node, m.Arg(keyword=NAMED)):
+            return False
+        if isinstance(node, cst.SimpleStatementLine | cst.If) and _is_for_gpus(node):
             return False
         if isinstance(node, cst.Assign) and m.matches(node.value, ALIAS):
             return False
         for kind, operator in mutation_operators:
             if isinstance(node, kind):
-                self.found += [
-                    (node, new) for new in operator(node) if not _drops_strict(node, new)
-                ]
+                self.found += [(node, new) for new in operator(node) if not _is_named(node, new)]
         self.found += [(node, new) for new in _own(node)]
         return True
 
 
-def _drops_strict(node: cst.CSTNode, new: cst.CSTNode) -> bool:
-    """Return whether nothing but ``strict=`` of ``zip`` is another."""
+def _is_for_gpus(node: cst.SimpleStatementLine | cst.If) -> bool:
+    part = node.test if isinstance(node, cst.If) else node
+    return "cuda" in cst.Module([]).code_for_node(part)
+
+
+def _is_named(node: cst.CSTNode, new: cst.CSTNode) -> bool:
+    """Return whether nothing but such an argument is another."""
     if not isinstance(node, cst.Call) or not isinstance(new, cst.Call):
         return False
-    strict = m.Arg(keyword=m.Name("strict"))
-    rest = [[a for a in call.args if not m.matches(a, strict)] for call in (node, new)]
-    return len(rest[0]) == len(rest[1]) and all(
-        a.deep_equals(b) or a.value.deep_equals(b.value) for a, b in zip(*rest, strict=True)
-    )
+    named = m.Arg(keyword=NAMED)
+    rest = [[a for a in call.args if not m.matches(a, named)] for call in (node, new)]
+    same = len(rest[0]) == len(rest[1]) and node.func is new.func
+    return same and all(a is b for a, b in zip(*rest, strict=True))
 
 
 def _own(node: cst.CSTNode) -> Iterator[cst.CSTNode]:

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import tomllib
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 BEGIN = "<!-- mutation: begin -->"
 END = "<!-- mutation: end -->"
 
 
-class Change(Protocol):
-    """What the report asks of a mutant."""
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """A module with one mistake."""
 
     module: str
+    source: str
     diff: str
 
     @property
+    def key(self) -> str:
+        """Hash of the whole source, by which a result is found again."""
+        return hashlib.sha256(f"{self.module}\n{self.source}".encode()).hexdigest()[:16]
+
+    @property
     def change(self) -> list[str]:
-        """Lines that are removed and added."""
+        """The lines that are removed and added, without their indentation."""
+        lines = [line for line in self.diff.splitlines() if line[:1] in "+-"]
+        return [line[0] + line[1:].strip() for line in lines]
 
 
 def write_report(
-    results: list[tuple[Any, str]], equivalents: list[dict[str, Any]], report: Path, page: Path | None
+    results: list[tuple[Mutant, str]],
+    equivalents: list[dict[str, Any]],
+    report: Path,
+    page: Path | None,
 ) -> None:
     """Write the report, and its table between the marks of a page where there is one.
 
@@ -46,7 +61,7 @@ def write_report(
 
 
 def summarize(
-    results: list[tuple[Any, str]], equivalents: list[dict[str, Any]]
+    results: list[tuple[Mutant, str]], equivalents: list[dict[str, Any]]
 ) -> tuple[str, dict[str, list[str]]]:
     """Return the table, and the diffs of the survivors that are mistakes by module.
 
@@ -75,3 +90,10 @@ def summarize(
             f"| {name} | {killed + same + alive} | {killed} | {same} | {alive} | {score:.1%} |"
         )
     return "\n".join(rows), dict(survivors)
+
+
+def equivalents() -> list[dict[str, Any]]:
+    """Return the mutants that were judged to be no mistakes, each with the reason."""
+    return tomllib.loads(Path(__file__).with_name("mutation_equivalents.toml").read_text())[
+        "mutant"
+    ]

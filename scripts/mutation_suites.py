@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 CONFORMANCE = "tests/hypergradients/test_conformance.py"
@@ -31,17 +33,20 @@ THROUGH = {
     "hypergradients/guided.py": ["hypergradients/test_evograd.py"],
     "hypergradients/tangents.py": ["hypergradients/test_forward_mode.py"],
     "hypergradients/forward.py": ["hypergradients/test_forward_mode.py"],
+    "hypergradients/evolution_strategies.py": ["hypergradients/test_persistent_es.py"],
     "hypergradients/persistent_es.py": ["hypergradients/test_evolution_strategies.py"],
-    "hypergradients/noise_reuse_es.py": ["hypergradients/test_evolution_strategies.py"],
+    "hypergradients/noise_reuse_es.py": ["hypergradients/test_persistent_es.py"],
     "hypergradients/reptile.py": ["hypergradients/test_first_order.py"],
     "hypergradients/adapted_difference.py": ["hypergradients/test_finite_difference.py"],
     "hypergradients/detached.py": ["hypergradients/test_finite_difference.py"],
     "hypergradients/linearization.py": ["hypergradients/test_implicit.py"],
     "metaparameters/placement.py": ["metaparameters/test_initialization.py"],
-    "batch_stream.py": ["test_training.py"],
-    "checkpoints.py": ["test_training.py"],
+    "batch_stream.py": ["training/test_trainer.py"],
+    "checkpoints.py": ["training/test_trainer.py"],
+    "training/checks.py": ["training/test_trainer.py"],
+    "training/snapshot.py": ["training/test_trainer.py"],
+    "hypergradients/evograd.py": ["hypergradients/test_guided.py", "hypergradients/test_prefix.py"],
 }
-FOLDERS = {"inner": "tests/inner", "hypergradients/linear_solvers": "tests/hypergradients"}
 
 
 def suites_of(path: str) -> list[list[str]]:
@@ -66,3 +71,13 @@ def suites_of(path: str) -> list[list[str]]:
     if inside.parts[0] == "hypergradients" and chosen:
         suites.append([CONFORMANCE, "-k", chosen])
     return suites
+
+
+def fingerprint(suites: Sequence[Sequence[str]]) -> str:
+    """Return a hash of the test files of suites.
+
+    Args:
+        suites: Arguments of pytest.
+    """
+    files = sorted({a for suite in suites for a in suite if a.endswith(".py")})
+    return hashlib.sha256("".join(Path(f).read_text() for f in files).encode()).hexdigest()[:16]

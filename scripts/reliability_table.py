@@ -58,7 +58,10 @@ def main(figures: str, page: str) -> None:
         processor=processor(),
         cores=os.cpu_count(),
     )
-    Path(page).write_text(text)
+    # What stands behind the table is written by others.
+    former = Path(page).read_text() if Path(page).exists() else ""
+    _, heading, rest = former.partition("\n## ")
+    Path(page).write_text(text + heading + rest)
     print(page)
 
 

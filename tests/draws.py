@@ -58,3 +58,36 @@ def recorded(rate: float = 0.1, inner: Any = None) -> Recorded:
     problem = mt.BilevelProblem(bank.Value(0.7), bank.Value(-0.4), train_loss, valid_loss)
     inner = inner or mt.inner.SGD(lr=rate)
     return Recorded(problem, inner, [1.0, 2.0, 3.0], 0.25, seen=seen)
+
+
+def check_draws(make: Any) -> None:
+    """Check which random numbers the evaluations of one call draw, and on which batches.
+
+    A training loss at step t draws what the inner step t draws on the same batch; the outer loss
+    draws otherwise; and both draw anew at another step and in another run.
+    """
+    case = recorded()
+    first, meta = case.state, case.problem.meta_parameters()
+    before: set[float] = set()
+    later, _ = case.inner.step(case.problem, first, meta, case.train_batches[0])
+    for state in (first, later, case.inner.init(case.problem, seed=6)):
+        estimator = make()
+        batches = case.batches(estimator.horizon)
+        case.seen.clear()
+        at = state
+        # What looks at the state that is reached does so on the last batch.
+        for batch in [*batches, batches[-1]]:
+            at, _ = case.inner.step(case.problem, at, meta, batch)
+        steps = {(one.batch, one.draw) for one in case.seen}
+        case.seen.clear()
+        case.call(estimator, state)
+        train = {(one.batch, one.draw) for one in case.seen if one.kind == "train"}
+        assert train <= steps, "a training loss has the masks of another step"
+        assert {batch for batch, _ in train} == set(batches), "a batch was left out"
+        valid = set(case.draws("valid"))
+        assert valid and not valid & {draw for _, draw in steps}
+        assert {one.batch for one in case.seen if one.kind == "valid"} == {case.valid_batch}
+        fresh = valid | {draw for _, draw in train}
+        if state is not later:
+            assert not fresh & before, "another run draws the same"
+        before |= fresh

@@ -20,6 +20,7 @@ from metatoolkit.hypergradients import Traits
 from metatoolkit.hypergradients.evolution_strategies import AntitheticEvaluations
 from metatoolkit.hypergradients.listing import all_estimators
 from tests import bank
+from tests.draws import check_draws
 from tests.hypergradients.registry import ESTIMATORS
 
 estimators = pytest.mark.parametrize("make", ESTIMATORS.values(), ids=ESTIMATORS.keys())
@@ -266,6 +267,14 @@ def test_meta_parameters_of_another_type_than_the_model(theta, meta, name, make)
     one = torch.cat([g.flatten() for g in expected.gradient.values()])
     other = torch.cat([g.flatten().double() for g in result.gradient.values()])
     assert float((one - other).norm()) <= 1e-3 * (float(one.norm()) + 1e-2)
+
+
+@estimators
+def test_masks_are_those_of_the_inner_steps(make):
+    try:
+        check_draws(make)
+    except UnsupportedError as error:
+        pytest.skip(f"unsupported: {error}")
 
 
 @estimators

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import metatoolkit as mt
-from metatoolkit.errors import ConfigurationError, UnusedMetaParameterError
+from metatoolkit.errors import ConfigurationError, NonFiniteError, UnusedMetaParameterError
 from metatoolkit.hypergradients import EvoGrad
 from metatoolkit.randomness import fold_in, seeded
 from tests import bank
+from tests.draws import recorded
 
 F64 = torch.float64
 
@@ -356,3 +357,104 @@ def test_arguments_out_of_range(arguments):
     (name,) = arguments
     with pytest.raises(ConfigurationError, match=name):
         EvoGrad(**arguments)
+
+
+def test_a_call_by_hand_at_a_later_step():
+    case = recorded()
+    first, meta = case.state, case.problem.meta_parameters()
+    state, _ = case.inner.step(case.problem, first, meta, 1.0)
+    noise, sigma, temperature, batch = (0.5, -1.0, 2.0), 0.5, 0.25, 3.0
+    theta, rate, points = float(state.parameters["value"]), -0.4, []
+    for epsilon in noise:
+        points.append(theta + sigma * epsilon)
+    losses = [x * x / 2 + batch * rate * x for x in points]
+    total = sum(math.exp(-loss / temperature) for loss in losses)
+    weights = [math.exp(-loss / temperature) / total for loss in losses]
+    offspring = sum(w * x for w, x in zip(weights, points, strict=True))
+    outer = offspring - 0.25
+    pairs = zip(weights, points, strict=True)
+    expected = sum(-w / temperature * outer * (x - offspring) * batch * x for w, x in pairs)
+    for streamed, passes in ((True, 7), (False, 4)):
+        for rescale in (None, 0.3):
+            estimator = EvoGrad(
+                3, sigma, temperature, fixed_noise(noise), streamed=streamed, rescale=rescale
+            )
+            own = sigma**2 * 2 / (3 * temperature)
+            factor = 1.0 if rescale is None else rescale / own
+            result = estimator(case.problem, case.inner, state, [batch], 0.25)
+            assert float(result.gradient["value"]) == pytest.approx(factor * expected, rel=1e-12)
+            assert float(result.valid_loss) == pytest.approx(outer**2 / 2, rel=1e-12)
+            assert result.details["weights"].tolist() == pytest.approx(weights, rel=1e-12)
+            assert result.details["train_losses"].tolist() == pytest.approx(losses, rel=1e-12)
+            assert (result.cost.forward, result.cost.backward) == (passes, 4)
+            value = estimator.objective(
+                case.problem, case.inner, state, [batch], 0.25, case.problem.meta_leaves()
+            )
+            assert float(value) == pytest.approx(outer**2 / 2, rel=1e-12)
+            assert not value.requires_grad
+
+
+@pytest.mark.parametrize("noise", ["sign", "gaussian"])
+def test_directions_are_drawn_anew_at_every_step(noise):
+    case = bank.quadratic(size=12)
+    state, rows = case.state, []
+    for _ in range(6):
+        gradient = case.call(EvoGrad(4, 0.1, 0.5, noise=noise), state).gradient["value"]
+        rows.append(gradient / gradient.norm())
+        state, _ = case.inner.step(
+            case.problem, state, case.problem.meta_parameters(), case.train_batches[0]
+        )
+    assert float(torch.linalg.svdvals(torch.stack(rows))[1]) > 0.1
+
+
+def test_losses_are_weighted_in_single_precision_at_least():
+    case = bank.ridge()
+    case.problem.model.bfloat16()
+    case.problem.meta.bfloat16()
+    low = [tuple(t.bfloat16() for t in b) for b in (*case.train_batches, case.valid_batch)]
+    case = bank.Case(case.problem, case.inner, low[:1], low[1])
+    result = case.call(EvoGrad(4, 0.1, 0.5))
+    assert result.details["weights"].dtype == torch.float32
+    assert float(result.details["weights"].sum()) == pytest.approx(1.0, abs=1e-6)
+    assert result.gradient["value"].dtype == torch.bfloat16
+
+
+def test_a_perturbed_copy_that_is_not_finite_is_named():
+    case = bank.illustration()
+    problem = mt.BilevelProblem(
+        case.problem.model,
+        case.problem.meta,
+        lambda model, meta, batch: meta.value * (model.value - 0.2).sqrt(),
+        case.problem.valid_loss,
+    )
+    case = bank.Case(problem, case.inner, [None], None)
+    estimator = EvoGrad(2, 1.0, 0.5, noise=fixed_noise((1.0, -1.0)))
+    with pytest.raises(NonFiniteError, match="the training loss of a perturbed copy"):
+        case.call(estimator)
+
+
+@pytest.mark.parametrize("arguments", [{"candidates": 3}, {"noise": "gaussian"}])
+def test_guided_takes_no_argument_of_the_random_copies(arguments):
+    with pytest.raises(ConfigurationError, match="guided=True with candidates="):
+        EvoGrad(guided=True, **arguments)
+
+
+def test_guided_needs_common_masks_and_a_prefix_does_too():
+    with pytest.raises(ConfigurationError, match="common_random_numbers=False"):
+        EvoGrad(guided=True, common_random_numbers=False)
+    with pytest.raises(ConfigurationError, match="prefix with common_random_numbers=False"):
+        EvoGrad(prefix=lambda model, meta, batch: batch, common_random_numbers=False)
+    with pytest.raises(ConfigurationError, match="prefix is 'encoder'"):
+        EvoGrad(prefix="encoder")
+    for value in (True, "2", 2.0):
+        with pytest.raises(ConfigurationError, match="candidates is"):
+            EvoGrad(candidates=value)
+    assert EvoGrad(noise=fixed_noise((0, 1)), prefix=lambda *_: None).learning_rate > 0
+
+
+def test_learning_rates_and_traits():
+    assert EvoGrad(3, 0.1, 0.5).learning_rate == pytest.approx(0.01 * 2 / 1.5)
+    assert EvoGrad(2, 0.1, 0.5, guided=True).learning_rate == pytest.approx(0.02)
+    assert EvoGrad(2, 0.1, 0.5, guided=True, rescale=3.0).learning_rate == 3.0
+    assert EvoGrad().traits.kind == "stochastic"
+    assert EvoGrad(guided=True).traits.kind == "approximate"

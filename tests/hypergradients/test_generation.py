@@ -138,9 +138,19 @@ def test_noise_of_its_own_type_and_weights_in_higher_precision():
     copies = generation(state, noise="sign")
     offspring = copies.offspring(torch.tensor([0.2, 0.3, 0.5]))
     assert {tensor.dtype for tensor in offspring.values()} == {torch.bfloat16}
-    gradient = {name: torch.ones_like(tensor) for name, tensor in state.parameters.items()}
-    given = copies.coefficients(torch.tensor([0.2, 0.3, 0.5]), gradient, 1.0)
+    weights = torch.tensor([0.2, 0.3, 0.5])
+    gradient = {name: torch.randn_like(tensor) for name, tensor in state.parameters.items()}
+    given = copies.coefficients(weights, gradient, 1.0)
     assert given.dtype == torch.float32
+    # A product that is summed in bfloat16 has two or three digits.
+    slopes = torch.stack(
+        [
+            sum((gradient[n].double() * e.double()).sum() for n, e in copies.perturbations(copy))
+            for copy in range(3)
+        ]
+    )
+    expected = -weights / 0.25 * 0.5 * (slopes - weights.double() @ slopes)
+    torch.testing.assert_close(given.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [4, 400])

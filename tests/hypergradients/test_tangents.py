@@ -22,9 +22,7 @@ def bundle(case, directions, chunk=64, state=None):
         return [p.view(-1, *t.shape) for p, t in zip(parts, meta.values(), strict=True)]
 
     state = case.state if state is None else state
-    return TangentBundle(
-        case.problem, case.inner, state, meta, rows, len(directions), chunk
-    )
+    return TangentBundle(case.problem, case.inner, state, meta, rows, len(directions), chunk)
 
 
 def reached(case, state, shift, steps):
