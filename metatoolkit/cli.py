@@ -189,7 +189,10 @@ def _add_answers(commands: Any) -> None:
         one.add_argument("--experiment", help="only runs of this experiment")
         one.add_argument("--where", metavar="EXPRESSION", help="only runs for which this holds")
         one.add_argument(
-            "--at", choices=("last", "min", "max"), default="last", help="which value of a metric"
+            "--at",
+            metavar="POINT",
+            default="last",
+            help="which value of a metric: last, min, max, or a step; default last",
         )
         one.epilog = EXPRESSIONS
     best.add_argument("--min", action="store_true", help="the smallest is best")

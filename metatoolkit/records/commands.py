@@ -47,6 +47,7 @@ def list_runs(options: argparse.Namespace) -> int:
             print_table(names, rows)
         else:
             print_table(*_overview(runs), essential=len(ESSENTIAL))
+        tell_why(selected)
     return 0
 
 

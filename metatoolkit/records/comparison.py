@@ -13,8 +13,7 @@ from metatoolkit.records.display import text
 from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run
-from metatoolkit.records.selection import check_entries
-from metatoolkit.records.settings import distinguishing, labels, settings
+from metatoolkit.records.settings import check_entries, distinguishing, labels, settings
 
 if TYPE_CHECKING:
     import pandas

@@ -12,7 +12,8 @@ from metatoolkit.records.clean import clean_text
 from metatoolkit.records.files import remove
 from metatoolkit.records.run import Run
 from metatoolkit.records.spool import VERIFIED
-from metatoolkit.records.stores import MongoStore, SpoolStore
+from metatoolkit.records.spool_store import SpoolStore
+from metatoolkit.records.stores import MongoStore
 
 LONGEST_TAG = 100
 

@@ -5,24 +5,26 @@ config.method == 'evograd' and result.test_accuracy > 0.8
 metrics['val.loss'].min < 0.3 and 'paper' in tags and start_time > '2 days ago'
 matches(experiment, '^label') and exists(config.sigma) and duration > 3600
 start_time == 'last tuesday' and gpu
+metrics.loss.at[100] < 2 * metrics.loss.last and config.width >= config.depth
 """
 
 from __future__ import annotations
 
 import ast
-import datetime
 import difflib
 import re
-import warnings
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 from metatoolkit.errors import QueryError
-from metatoolkit.records.clean import clean_text
-from metatoolkit.records.fields import DATES, FIELDS, stored_path
-from metatoolkit.records.moments import moment, whole_day
+from metatoolkit.records.fields import DATES
+from metatoolkit.records.moments import whole_day
+from metatoolkit.records.operands import TEST, Operand, Test
+from metatoolkit.records.source import Source
+from metatoolkit.records.terms import Expected as Expected
+from metatoolkit.records.terms import Field as Field
+from metatoolkit.records.terms import Terms, has_field, is_field, is_text
 
-LONGEST = 10_000
 DEEPEST = 40
 FUNCTIONS = ("exists", "matches", "contains", "startswith")
 
@@ -35,22 +37,6 @@ _OPERATORS: dict[type[ast.cmpop], str] = {
     ast.LtE: "$lte",
 }
 _MIRRORED = {"$eq": "$eq", "$ne": "$ne", "$gt": "$lt", "$gte": "$lte", "$lt": "$gt", "$lte": "$gte"}
-_WORDS = {"true": True, "false": False, "null": None, "none": None, "nan": float("nan")}
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field that an expression names.
-
-    Args:
-        name: As it was written, for messages.
-        path: Where the database keeps it.
-        root: The first part of the name.
-    """
-
-    name: str
-    path: str
-    root: str
 
 
 @dataclass
@@ -58,12 +44,15 @@ class Query:
     """A parsed expression.
 
     Args:
-        filter: The MongoDB filter.
+        filter: The MongoDB filter; under the key ``TEST`` it may hold a ``Test``, which is not
+            MongoDB's.
         fields: The fields that the expression names.
+        expected: What kinds of values they are compared with.
     """
 
     filter: dict[str, Any] = field(default_factory=dict)
     fields: list[Field] = field(default_factory=list)
+    expected: list[Expected] = field(default_factory=list)
 
 
 def parse(expression: str | None) -> Query:
@@ -73,7 +62,7 @@ def parse(expression: str | None) -> Query:
         expression: The expression; None or blank selects everything.
 
     Returns:
-        The filter, built of comparison operators only, and the fields it names.
+        The filter, built of comparison operators and tests only, and the fields it names.
 
     Raises:
         QueryError: The expression is not understood; the message says where, and what is near.
@@ -95,88 +84,43 @@ def parse_field(name: str) -> Field:
     Raises:
         QueryError: No such field.
     """
-    return _Parser(name).parse_field()
+    source = Source(name)
+    return Terms(source).field(source.tree())
 
 
 class _Parser:
     def __init__(self, text: str) -> None:
-        # Leading blanks would be an indentation, and line ends are blanks here.
-        self.text = " ".join(text.splitlines()).strip()
-        self.fields: list[Field] = []
+        self._source = Source(text)
+        self._terms = Terms(self._source)
 
     def parse(self) -> Query:
-        tree = self._tree()
+        tree = self._source.tree()
         try:
-            return Query(self._condition(tree), self.fields)
+            condition = self._condition(tree)
         except RecursionError:
             raise QueryError("the expression is nested too deeply") from None
-
-    def parse_field(self) -> Field:
-        return self._field(self._tree())
-
-    def _tree(self) -> ast.expr:
-        if len(self.text) > LONGEST:
-            raise QueryError(f"the expression is longer than {LONGEST} characters")
-        try:
-            with warnings.catch_warnings():
-                # Python warns of odd escapes and of `1 is 2`; here they are errors or harmless.
-                warnings.simplefilter("ignore")
-                return ast.parse(self.text, mode="eval").body
-        except SyntaxError as error:
-            raise self._syntax_error(error) from None
-        except UnicodeEncodeError:
-            raise QueryError("the expression is no valid text") from None
-        except (ValueError, RecursionError, MemoryError) as error:
-            raise QueryError(f"the expression cannot be read: {error}") from None
-
-    def _syntax_error(self, error: SyntaxError) -> QueryError:
-        hints = {
-            r"(?<![=!<>])=(?!=)": "write == to compare",
-            r"&&|&": "write `and`",
-            r"\|\||\|": "write `or`",
-            r"<>": "write !=",
-            r"!(?!=)": "write `not`",
-            r"=~|~": "write matches(field, 'pattern')",
-        }
-        bare = re.sub(r"'[^']*'|\"[^\"]*\"", lambda found: " " * len(found.group()), self.text)
-        for pattern, hint in hints.items():
-            found = re.search(pattern, bare)
-            if found:
-                return self._error_at(found.start(), hint)
-        if not error.offset or error.offset > len(self.text):
-            return self._error_at(len(self.text), "the expression is not complete")
-        where = len(self.text.encode()[: (error.offset or 1) - 1].decode("utf-8", "ignore"))
-        return self._error_at(where, error.msg)
-
-    def _error_at(self, position: int, message: str) -> QueryError:
-        start = max(0, position - 40)
-        excerpt = self.text[start : position + 40]
-        return QueryError(
-            f"at character {position + 1} of the expression, {message}:\n"
-            f"    {excerpt}\n    {' ' * (position - start)}^"
-        )
-
-    def _error(self, node: ast.AST, message: str) -> QueryError:
-        offset = getattr(node, "col_offset", 0)
-        return self._error_at(len(self.text.encode()[:offset].decode("utf-8", "ignore")), message)
+        return Query(condition, self._terms.fields, self._terms.expected)
 
     def _condition(self, node: ast.expr, depth: int = 0) -> dict[str, Any]:
         if depth > DEEPEST:
-            raise self._error(node, f"the expression is nested more than {DEEPEST} times")
+            raise self._source.error(node, f"the expression is nested more than {DEEPEST} times")
         if isinstance(node, ast.BoolOp):
             operator = "$and" if isinstance(node.op, ast.And) else "$or"
             return {operator: [self._condition(value, depth + 1) for value in node.values]}
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return {"$nor": [self._condition(node.operand, depth + 1)]}
+            self._terms.negated = not self._terms.negated
+            condition = {"$nor": [self._condition(node.operand, depth + 1)]}
+            self._terms.negated = not self._terms.negated
+            return condition
         if isinstance(node, ast.Compare):
             return self._comparison(node)
         if isinstance(node, ast.Call):
             return self._call(node)
         if isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
-            return {self._field(node).path: {"$nin": [None, False, 0, ""]}}
-        if isinstance(node, ast.BinOp):
-            raise self._error(node, "write `and`, `or` between comparisons; there is no arithmetic")
-        raise self._error(node, "a comparison such as config.lr > 0.1 is expected")
+            return {self._terms.field(node).path: {"$nin": [None, False, 0, ""]}}
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
+            raise self._source.error(node, "write `and`, `or` between comparisons")
+        raise self._source.error(node, "a comparison such as config.lr > 0.1 is expected")
 
     def _comparison(self, node: ast.Compare) -> dict[str, Any]:
         conditions = []
@@ -190,39 +134,54 @@ class _Parser:
         if isinstance(operator, ast.In | ast.NotIn):
             return self._membership(left, isinstance(operator, ast.NotIn), right)
         if isinstance(operator, ast.Is | ast.IsNot):
-            raise self._error(left, "write == or != to compare")
+            raise self._source.error(left, "write == or != to compare")
         symbol = _OPERATORS[type(operator)]
-        if _is_field(left):
-            target, value = self._field(left), right
-        elif _is_field(right):
-            target, value, symbol = self._field(right), left, _MIRRORED[symbol]
+        sides = [has_field(left), has_field(right)]
+        if not any(sides):
+            raise self._source.error(left, "one side of a comparison must be a field")
+        if all(sides) or not (is_field(left) or is_field(right)):
+            return {TEST: self._test(left, symbol, right)}
+        if sides[0]:
+            target, value = self._terms.field(left), right
         else:
-            raise self._error(left, "one side of a comparison must be a field")
-        if _is_field(value):
-            hint = f"put text into quotes: {ast.unparse(value)!r}"
-            raise self._error(value, f"a field is compared with a value; {hint}")
+            target, value, symbol = self._terms.field(right), left, _MIRRORED[symbol]
         if target.root in DATES and symbol in ("$eq", "$ne"):
-            day = whole_day(value.value) if _is_text(value) else None
+            day = whole_day(value.value) if is_text(value) else None
             if day is not None:
                 within = {"$gte": day[0], "$lt": day[1]}
                 return (
                     {target.path: within} if symbol == "$eq" else {"$nor": [{target.path: within}]}
                 )
-        constant = self._value(value, target)
-        if symbol == "$eq" and isinstance(constant, list):
-            return {target.path: {"$eq": constant}}
-        return {target.path: {symbol: constant}}
+        return {target.path: {symbol: self._terms.value(value, target, symbol)}}
+
+    def _test(self, left: ast.expr, symbol: str, right: ast.expr) -> Test:
+        before = len(self._terms.fields)
+        one, other = self._terms.operand(left), self._terms.operand(right)
+        fields = self._terms.fields[before:]
+        for field_ in fields:
+            if field_.root == "status":
+                raise self._source.error(left, "the status is compared with text in quotes only")
+        for side, node, computed in ((one, left, other), (other, right, one)):
+            if not isinstance(side.value, str):
+                continue
+            if any(field_.root in DATES for field_ in fields):
+                moment_ = Operand(self._terms.date(node, side.value))
+                return Test(symbol, *((moment_, computed) if side is one else (computed, moment_)))
+            raise self._source.error(node, "what is computed is a number; compare it with one")
+        return Test(symbol, one, other)
 
     def _membership(self, left: ast.expr, negated: bool, right: ast.expr) -> dict[str, Any]:
-        if _is_field(right):
+        if is_field(right):
             # 'paper' in tags: MongoDB compares with every entry of a list.
-            target = self._field(right)
-            return {target.path: {"$ne" if negated else "$eq": self._value(left, target)}}
-        target = self._field(left)
+            target = self._terms.field(right)
+            symbol = "$ne" if negated else "$eq"
+            return {target.path: {symbol: self._terms.value(left, target, symbol)}}
+        target = self._terms.field(left)
         if not isinstance(right, ast.List | ast.Tuple | ast.Set):
-            raise self._error(right, "a list such as ['a', 'b'] must follow `in`")
-        values = [self._value(entry, target) for entry in right.elts]
-        return {target.path: {"$nin" if negated else "$in": values}}
+            raise self._source.error(right, "a list such as ['a', 'b'] must follow `in`")
+        symbol = "$nin" if negated else "$in"
+        values = [self._terms.value(entry, target, symbol) for entry in right.elts]
+        return {target.path: {symbol: values}}
 
     def _call(self, node: ast.Call) -> dict[str, Any]:
         name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
@@ -230,101 +189,26 @@ class _Parser:
             near = difflib.get_close_matches(name, FUNCTIONS, 1, 0.5)
             hint = f" Did you mean {near[0]}?" if near else ""
             known = ", ".join(FUNCTIONS)
-            raise self._error(node, f"there is no function {name!r}.{hint} There are: {known}")
+            raise self._source.error(
+                node, f"there is no function {name!r}.{hint} There are: {known}"
+            )
         count = 1 if name == "exists" else 2
         if len(node.args) != count or node.keywords:
-            raise self._error(node, f"{name} takes {count} argument{'s'[: count - 1]}")
-        target = self._field(node.args[0])
+            raise self._source.error(node, f"{name} takes {count} argument{'s'[: count - 1]}")
+        target = self._terms.field(node.args[0], series=name == "exists")
         if name == "exists":
             return {target.path: {"$exists": True}}
-        text = self._value(node.args[1], None)
+        text = self._terms.constant(node.args[1])
         if not isinstance(text, str):
-            raise self._error(node.args[1], f"{name} takes text in quotes")
+            raise self._source.error(node.args[1], f"{name} takes text in quotes")
+        self._terms.expected.append(Expected(target, "text", True))
         if name == "matches":
             try:
                 re.compile(text)
             except (re.error, RecursionError, OverflowError) as error:
-                raise self._error(node.args[1], f"not a regular expression ({error})") from None
+                raise self._source.error(
+                    node.args[1], f"not a regular expression ({error})"
+                ) from None
             return {target.path: {"$regex": text}}
         start = "^" if name == "startswith" else ""
         return {target.path: {"$regex": start + re.escape(text)}}
-
-    def _field(self, node: ast.expr) -> Field:
-        parts: list[str] = []
-        inner: ast.expr = node
-        while not isinstance(inner, ast.Name):
-            if isinstance(inner, ast.Attribute):
-                parts.insert(0, inner.attr)
-                inner = inner.value
-            elif isinstance(inner, ast.Subscript):
-                key = inner.slice
-                if not isinstance(key, ast.Constant) or not isinstance(key.value, str | int):
-                    raise self._error(key, "a name in quotes is expected in the brackets")
-                parts.insert(0, str(key.value))
-                inner = inner.value
-            else:
-                raise self._error(inner, "a field such as config.lr is expected")
-        root = inner.id
-        if root not in FIELDS:
-            near = difflib.get_close_matches(root, FIELDS, 1, 0.7)
-            meant = near[0] if near else f"config.{root}, result.{root} or metrics.{root}"
-            hint = f" Did you mean {meant}?"
-            known = ", ".join(FIELDS)
-            raise self._error(inner, f"there is no field {root!r}.{hint} There are: {known}")
-        deep = FIELDS[root][1]
-        if parts and not deep:
-            raise self._error(node, f"{root} has no parts")
-        if any(not part for part in parts):
-            raise self._error(node, "an empty name")
-        found = Field(ast.unparse(node), stored_path([root, *parts]), root)
-        self.fields.append(found)
-        return found
-
-    def _value(self, node: ast.expr, target: Field | None) -> Any:
-        value = self._constant(node)
-        if target is not None and target.root in DATES and isinstance(value, str):
-            return self._date(node, value)
-        return value
-
-    def _constant(self, node: ast.expr) -> Any:
-        if isinstance(node, ast.Constant):
-            if isinstance(node.value, str | int | float | bool) or node.value is None:
-                return self._fitting(node, node.value)
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-            value = self._constant(node.operand)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return -value if isinstance(node.op, ast.USub) else value
-        elif isinstance(node, ast.List | ast.Tuple):
-            return [self._constant(entry) for entry in node.elts]
-        elif isinstance(node, ast.Name) and node.id.lower() in _WORDS:
-            return _WORDS[node.id.lower()]
-        raise self._error(node, "a number, text in quotes, true, false, none or a list is expected")
-
-    def _fitting(self, node: ast.expr, value: Any) -> Any:
-        if isinstance(value, int) and not -(2**63) < value < 2**63:
-            return float(value) if abs(value) < 10**300 else float("inf")
-        if isinstance(value, str) and "\0" in value:
-            raise self._error(node, "text cannot hold a null character")
-        if isinstance(value, str) and clean_text(value) != value:
-            raise self._error(node, "text cannot hold half a character (a lone surrogate)")
-        return value
-
-    def _date(self, node: ast.expr, text: str) -> datetime.datetime:
-        try:
-            return moment(text)
-        except (ValueError, OverflowError, OSError):
-            raise self._error(
-                node,
-                "not a time; write '2026-11-17', '2026-11-17 14:30', 'yesterday', 'last tuesday' "
-                "or '2 days'",
-            ) from None
-
-
-def _is_text(node: ast.expr) -> TypeGuard[Any]:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def _is_field(node: ast.expr) -> bool:
-    if isinstance(node, ast.Name):
-        return node.id.lower() not in _WORDS
-    return isinstance(node, ast.Attribute | ast.Subscript)

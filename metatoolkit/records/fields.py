@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -32,12 +33,60 @@ FIELDS: dict[str, tuple[str, bool]] = {
     "commit": ("experiment.repositories.commit", False),
     "dirty": ("experiment.repositories.dirty", False),
     "dependencies": ("experiment.dependencies", False),
+    "artifacts": ("artifacts.name", False),
+    "reason": ("reason", False),
+    "output": ("captured_out", False),
     "tags": ("omniboard.tags", False),
     "notes": ("omniboard.notes", False),
     "resumed_from": ("meta.resumed_from", False),
     "comment": ("meta.comment", False),
 }
 DATES = frozenset({"start_time", "stop_time", "heartbeat"})
+
+
+STATISTICS = ("last", "min", "max", "count", "step", "min_step", "max_step")
+
+
+def metric_parts(parts: list[str], series: bool = False) -> list[str]:
+    """Tell a metric's name from the value of it that is meant.
+
+    Args:
+        parts: What follows ``metrics``, such as ``["loss", "min"]`` or ``["loss", "at", "100"]``.
+        series: Whether the metric as a whole may be meant.
+
+    Returns:
+        The name, and what is asked of it.
+
+    Raises:
+        ValueError: It is not said which of the metric's values is meant.
+    """
+    if len(parts) > 2 and parts[-2] == "at" and is_number(parts[-1]):
+        return [".".join(parts[:-2]), *parts[-2:]]
+    if len(parts) > 1 and parts[-1] in STATISTICS:
+        return [".".join(parts[:-1]), parts[-1]]
+    if series:
+        return [".".join(parts)] if parts else []
+    near = difflib.get_close_matches(parts[-1], STATISTICS, 1, 0.6) if len(parts) > 1 else []
+    if near:
+        raise ValueError(f"a metric has no {parts[-1]!r}. Did you mean {near[0]}?")
+    name = ".".join(parts) or "name"
+    shown = f"metrics.{name}" if name.isidentifier() else f"metrics[{name!r}]"
+    raise ValueError(
+        f"a metric has many values: write {shown}.last, .min, .max, .count or {shown}.at[100] for "
+        "the one at step 100"
+    )
+
+
+def is_number(text: str) -> bool:
+    """Say whether a text is a number as steps are written.
+
+    Args:
+        text: The text.
+
+    Returns:
+        Whether it is one, such as ``100``, ``-1`` or ``0.5``.
+    """
+    return text.removeprefix("-").replace(".", "", 1).replace("e+", "", 1).isdigit()
 
 
 def stored_path(parts: list[str]) -> str:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from metatoolkit.records.operands import TEST
+
 MISSING = object()
 
 
@@ -53,6 +55,8 @@ def _holds(document: Mapping[str, Any], key: str, wanted: Any) -> bool:
         return any(matches(document, entry) for entry in wanted)
     if key == "$nor":
         return not any(matches(document, entry) for entry in wanted)
+    if key == TEST:
+        return bool(wanted.holds(document))
     candidates = list(_candidates(document, key.split(".")))
     if isinstance(wanted, Mapping):
         return all(_compare(operator, candidates, given) for operator, given in wanted.items())

@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.records.appended_file import AppendedFile
@@ -106,7 +107,7 @@ class MetricCopy:
                 when = _EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000))
                 self._pending.setdefault(name, []).append([step, value, when])
                 self._assign(name, value)
-                self._summarize(name, step, value)
+                summarize_value(self.summary, name, step, value)
 
     def push(self, database: Database[dict[str, Any]], run_id: Any) -> None:
         """Bring the database up to what was read.
@@ -183,20 +184,6 @@ class MetricCopy:
                 room = PART
         self._room[name] = room - size
 
-    def _summarize(self, name: str, step: Any, value: Any) -> None:
-        entry = self.summary.get(name)
-        if entry is None:
-            entry = self.summary[name] = {"count": 0, "last": None, "step": None}
-        entry["count"] += 1
-        if isinstance(value, list):
-            return
-        entry["last"], entry["step"] = value, step
-        if not math.isnan(value):
-            if "min" not in entry or value < entry["min"]:
-                entry["min"], entry["min_step"] = value, step
-            if "max" not in entry or value > entry["max"]:
-                entry["max"], entry["max_step"] = value, step
-
     def _reconcile(self, database: Database[dict[str, Any]], run_id: Any) -> None:
         lengths = metric_lengths(database, run_id)
         for name, pending in self._pending.items():
@@ -268,3 +255,42 @@ def _is_entry(entry: Any) -> bool:
         and isinstance(entry[2], int | float | list)
         and isinstance(entry[3], int | float)
     )
+
+
+def summarize_value(summary: dict[str, dict[str, Any]], name: str, step: Any, value: Any) -> None:
+    """Take a value of a metric into its summary.
+
+    Args:
+        summary: Summaries by metric; changed.
+        name: The metric.
+        step: The value's step.
+        value: The value; of arrays only the number of values is kept.
+    """
+    entry = summary.get(name)
+    if entry is None:
+        entry = summary[name] = {"count": 0, "last": None, "step": None}
+    entry["count"] += 1
+    if not isinstance(value, bool | int | float):
+        return
+    entry["last"], entry["step"] = value, step
+    if not math.isnan(value):
+        if "min" not in entry or value < entry["min"]:
+            entry["min"], entry["min_step"] = value, step
+        if "max" not in entry or value > entry["max"]:
+            entry["max"], entry["max_step"] = value, step
+
+
+def summarize(steps: Sequence[Any], values: Sequence[Any]) -> dict[str, Any]:
+    """Summarize a metric as a run does that is recorded.
+
+    Args:
+        steps: The steps.
+        values: The values at them, in the order in which they were logged.
+
+    Returns:
+        ``count``, ``last``, ``step``, ``min``, ``max`` and their steps.
+    """
+    summary: dict[str, dict[str, Any]] = {}
+    for step, value in zip(steps, values, strict=False):
+        summarize_value(summary, "", step, value)
+    return summary.get("", {})

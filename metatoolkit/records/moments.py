@@ -7,7 +7,9 @@ import re
 
 from metatoolkit.records.spool import utcnow
 
-_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w|second|minute|hour|day|week)s?(?:\s+ago)?")
+_UNIT = r"(\d+(?:\.\d+)?)\s*(seconds?|sec|s|minutes?|min|m|hours?|h|days?|d|weeks?|w)"
+_AGO = re.compile(rf"{_UNIT}(?:\s+ago)?")
+_LENGTH = re.compile(rf"{_UNIT}(?![a-z])")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -25,6 +27,25 @@ def whole_day(text: str) -> tuple[datetime.datetime, datetime.datetime] | None:
     """
     day = _day(text)
     return None if day is None else (_naive_utc(day), _naive_utc(_next_day(day)))
+
+
+def seconds(text: str) -> float:
+    """Read a duration.
+
+    Args:
+        text: Such as ``90 minutes``, ``2 h`` or ``1h 30m``.
+
+    Returns:
+        Its length in seconds.
+
+    Raises:
+        ValueError: The text means no duration.
+    """
+    given = text.strip().lower()
+    parts = _LENGTH.findall(given)
+    if not parts or _LENGTH.sub("", given).strip(" ,"):
+        raise ValueError(f"not a duration: {text!r}")
+    return sum(float(number) * _SECONDS[unit[0]] for number, unit in parts)
 
 
 def moment(text: str) -> datetime.datetime:

@@ -26,14 +26,14 @@ from metatoolkit.records.hints import check_fields
 from metatoolkit.records.messages import say
 from metatoolkit.records.replay import sync_into
 from metatoolkit.records.run import Run
-from metatoolkit.records.selection import RunSet, nothing_found, value_field
+from metatoolkit.records.selection import RunSet, complete, nothing_found, value_field
 from metatoolkit.records.spool import spooled_runs
-from metatoolkit.records.stores import MongoStore, SpoolStore, Store
+from metatoolkit.records.spool_store import SpoolStore
+from metatoolkit.records.stores import MongoStore, Store
 
 if TYPE_CHECKING:
     from pymongo import MongoClient
 
-POINTS = ("last", "min", "max")
 LONGEST_NUMBER = 19
 
 
@@ -146,7 +146,7 @@ class Database:
         experiment: str | None = None,
         where: str | None = None,
         mode: str = "max",
-        at: str = "last",
+        at: str | int = "last",
     ) -> Run:
         """Find the run that is best in a result or in a metric.
 
@@ -155,7 +155,7 @@ class Database:
             experiment: An experiment's name.
             where: A query expression.
             mode: Whether ``max`` or ``min`` is best.
-            at: Which value of a metric counts: ``last``, ``min`` or ``max``.
+            at: Which value of a metric counts: ``last``, ``min``, ``max``, or the one at a step.
 
         Returns:
             The run.
@@ -166,10 +166,8 @@ class Database:
             QueryError: No such field, or no run has it.
             UnknownNameError: No run has the metric.
         """
-        if mode not in ("max", "min") or at not in POINTS:
-            raise ConfigurationError(
-                f"mode is 'max' or 'min' and at one of {POINTS}, not {mode!r} and {at!r}"
-            )
+        if mode not in ("max", "min"):
+            raise ConfigurationError(f"mode is 'max' or 'min', not {mode!r}")
         field = value_field(what, at)
         runs = self.find(where, experiment)
         values = runs.values(field)
@@ -184,7 +182,9 @@ class Database:
             )
         choose = max if mode == "max" else min
         position, run_id, _ = choose(numbers, key=lambda one: one[2])
-        return runs.fetch(position, [run_id])[0]
+        found = runs.fetch(position, [run_id])
+        complete(found, [field])
+        return found[0]
 
     def __getitem__(self, key: int | str) -> Run:
         """Find one run by its id, by the beginning of its uuid, or as ``"latest"``."""

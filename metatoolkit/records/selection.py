@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.errors import ConfigurationError, QueryError
 from metatoolkit.records.expressions import Field, Query, parse_field
-from metatoolkit.records.fields import FIELDS, flatten, identity, lookup
-from metatoolkit.records.hints import check_fields, unmatched_value
+from metatoolkit.records.fields import FIELDS, identity, is_number, lookup
+from metatoolkit.records.hints import check_fields, check_kinds, kind_hint, unmatched_value
 from metatoolkit.records.matching import matches, order
 from metatoolkit.records.run import Run, status_of
+from metatoolkit.records.settings import check_entries
 from metatoolkit.records.stores import Store
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from metatoolkit.records.query import Database
 
+POINTS = ("last", "min", "max")
 LIFE = ("status", "proc", "heartbeat", "start_time")
 
 
@@ -93,15 +95,18 @@ class RunSet:
         return self._found
 
     def hint(self) -> str | None:
-        """Say why nothing was found, where a value that no run has is the reason.
+        """Say why nothing, or too little, was found: where no run has a value that was asked for.
 
         Returns:
             One line, such as ``no run has status == 'completed'; did you mean 'COMPLETED'?``, or
-            None for runs that were found and for selections whose values all occur.
+            None where all values occur. Of runs that were found it says only where a comparison
+            expects another kind of value than there is.
         """
-        if self._limit == 0 or self.runs():
+        if self._limit == 0:
             return None
-        return unmatched_value(self._database.stores, self._query)
+        found = self.runs()
+        told = None if found else unmatched_value(self._database.stores, self._query)
+        return told or kind_hint(self._database.stores, self._query.expected)
 
     def table(self, columns: list[str] | None = None) -> pandas.DataFrame:
         """Read the runs into a table.
@@ -137,6 +142,7 @@ class RunSet:
         """
         found = [parse_field(name) for name in names]
         runs = self.runs()
+        complete(runs, found)
         unused = [one for one in found if not any(lookup(r.document, one.path) for r in runs)]
         check_fields(self._database.stores, unused)
         return found
@@ -145,7 +151,7 @@ class RunSet:
         self,
         by: str | list[str],
         metric: str,
-        at: str = "last",
+        at: str | int = "last",
         over: str | Sequence[str] = ("seed",),
     ) -> pandas.DataFrame:
         """Aggregate a value over runs that differ in nothing but the seed.
@@ -154,7 +160,7 @@ class RunSet:
             by: The field, or fields, that the groups share. Runs that share it and differ in other
                 entries of the configuration make groups of their own.
             metric: The value: a field such as ``result.test_accuracy``, or a metric's name.
-            at: Which value of a metric counts: ``last``, ``min`` or ``max``.
+            at: Which value of a metric counts: ``last``, ``min``, ``max``, or the one at a step.
             over: The entry, or entries, of the configuration that are averaged over.
 
         Returns:
@@ -174,6 +180,7 @@ class RunSet:
         runs = self.runs()
         if runs and entries != ["seed"]:
             check_entries(entries, runs)
+        complete(runs, [value])
         found = group(runs, fields, value, entries)
         if found.empty:
             check_fields(self._database.stores, [value])
@@ -206,7 +213,7 @@ class RunSet:
             The runs.
         """
         store = self._database.stores[position]
-        return [Run(document, store) for document in store.documents(ids)]
+        return [Run(document, store) for document in store.documents(ids)] if ids else []
 
     def _copy(self) -> RunSet:
         made = RunSet(self._database, self._query)
@@ -230,6 +237,7 @@ class RunSet:
             chosen = [one for one, _ in [*with_value, *without]]
             if chosen and not with_value:
                 check_fields(self._database.stores, [field])
+        check_kinds(self._database.stores, self._query.expected)
         if not chosen:
             check_fields(self._database.stores, self._query.fields)
         if self._limit is not None:
@@ -237,7 +245,7 @@ class RunSet:
         runs: dict[tuple[int, Hashable], Run] = {}
         for position in range(len(self._database.stores)):
             ids = [header["_id"] for where, header in chosen if where == position]
-            for run in self.fetch(position, ids) if ids else []:
+            for run in self.fetch(position, ids):
                 runs[position, identity(run.id)] = run
         keys = [(position, identity(header["_id"])) for position, header in chosen]
         return [runs[key] for key in keys if key in runs]
@@ -251,21 +259,19 @@ class RunSet:
         return with_dead(self._query.filter, dead) if dead else self._query.filter
 
 
-def check_entries(names: Sequence[str], runs: Sequence[Run]) -> None:
-    """Refuse a name of a configuration entry that no run has.
+def complete(runs: Sequence[Run], fields: Sequence[Field]) -> None:
+    """Put values into runs that their documents, as they were read, do not hold.
 
     Args:
-        names: Names, with or without ``config.``; that of a part stands for its entries.
-        runs: The runs.
-
-    Raises:
-        UnknownNameError: No run has the entry.
+        runs: The runs, whose documents are changed.
+        fields: What is asked of them, such as a metric's value or the reason of a failure.
     """
-    known = {name for run in runs for name in flatten(run.config)}
-    for name in names:
-        bare = name.removeprefix("config.")
-        if not any(one == bare or one.startswith(f"{bare}.") for one in known):
-            raise UnknownNameError("configuration entry", name, known)
+    stores = {id(run.store): run.store for run in runs}
+    for key, store in stores.items():
+        documents = [run.document for run in runs if id(run.store) == key]
+        store.complete(
+            [one for one in documents if isinstance(one, dict)], [f.path for f in fields]
+        )
 
 
 def nothing_found(runs: RunSet) -> str:
@@ -281,23 +287,37 @@ def nothing_found(runs: RunSet) -> str:
     return "no runs match" if hint is None else f"no runs match: {hint}"
 
 
-def value_field(what: str, at: str = "last") -> Field:
+def value_field(what: str, at: str | int = "last") -> Field:
     """Find the field that a result's or a metric's name means.
 
     Args:
         what: A field's name, or a metric's.
-        at: Which value of a metric: ``last``, ``min`` or ``max``.
+        at: Which value of a metric: ``last``, ``min``, ``max``, or the one at a step.
 
     Returns:
         The field.
 
     Raises:
         QueryError: The name is not understood.
+        ConfigurationError: ``at`` is something else.
     """
     root = what.partition(".")[0].partition("[")[0]
+    if root == "metrics":
+        try:
+            return parse_field(what)
+        except QueryError:
+            return parse_field(f"{what}.{_value_at(at)}")
     if root in FIELDS:
         return parse_field(what)
-    return parse_field(f"metrics[{what!r}].{at}")
+    return parse_field(f"metrics[{what!r}].{_value_at(at)}")
+
+
+def _value_at(at: str | int) -> str:
+    if at in POINTS:
+        return str(at)
+    if not is_number(str(at)):
+        raise ConfigurationError(f"at is one of {', '.join(POINTS)}, or a step, not {at!r}")
+    return f"at[{at}]"
 
 
 def with_dead(condition: dict[str, Any], dead: list[Any]) -> dict[str, Any]:

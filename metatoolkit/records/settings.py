@@ -7,6 +7,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+from metatoolkit.errors import UnknownNameError
 from metatoolkit.records.display import text
 from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.run import Run
@@ -36,6 +37,23 @@ def settings(run: Run, ignore: Iterable[str] = ()) -> dict[str, Any]:
         for name, value in flatten(run.config).items()
         if not any(name == one or name.startswith(f"{one}.") for one in left_out)
     }
+
+
+def check_entries(names: Sequence[str], runs: Sequence[Run]) -> None:
+    """Refuse a name of a configuration entry that no run has.
+
+    Args:
+        names: Names, with or without ``config.``; that of a part stands for its entries.
+        runs: The runs.
+
+    Raises:
+        UnknownNameError: No run has the entry.
+    """
+    known = {name for run in runs for name in flatten(run.config)}
+    for name in names:
+        bare = name.removeprefix("config.")
+        if not any(one == bare or one.startswith(f"{bare}.") for one in known):
+            raise UnknownNameError("configuration entry", name, known)
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:

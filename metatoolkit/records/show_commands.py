@@ -11,6 +11,10 @@ from metatoolkit.records.display import heading, print_pairs, print_table, span,
 from metatoolkit.records.fields import duration, flatten, lookup
 from metatoolkit.records.query import connect
 from metatoolkit.records.run import Run, section
+from metatoolkit.records.selection import complete
+from metatoolkit.records.terms import Field
+
+EVERY_METRIC = Field("metrics", "summary", "metrics")
 
 
 def show_run(options: argparse.Namespace) -> int:
@@ -101,6 +105,7 @@ def _section(title: str, entries: dict[str, Any]) -> None:
 
 
 def _print_metrics(run: Run) -> None:
+    complete([run], [EVERY_METRIC])
     summary = section(run.document, "summary")
     if not summary:
         return

@@ -1,27 +1,36 @@
-"""The two places that runs are read from, behind one interface: MongoDB and the spool."""
+"""Where runs are read from: the interface, and MongoDB; the spool is in ``spool_store``."""
 
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.address import Address, database_errors
-from metatoolkit.records.clean import decode_key, encode_key
-from metatoolkit.records.fields import duration, identity
-from metatoolkit.records.files import download, file_blocks
-from metatoolkit.records.matching import matches
-from metatoolkit.records.metric_copy import MetricCopy
-from metatoolkit.records.push import shorten
-from metatoolkit.records.spool import RunSpool, spooled_runs
+from metatoolkit.records.completion import (
+    HEAVY,
+    MARKED,
+    REASON,
+    REASON_PATHS,
+    UNLISTED,
+    complete_metrics,
+    condition_paths,
+    has_test,
+    is_computed,
+    named_metrics,
+    needs_look,
+    reason,
+    steps_asked,
+    weakened,
+)
+from metatoolkit.records.fields import identity, lookup
+from metatoolkit.records.files import download
+from metatoolkit.records.matching import matches, order
 
 if TYPE_CHECKING:
     from pymongo.database import Database
 
-HEAVY = ("captured_out", "fail_trace", "experiment.sources", "experiment.dependencies")
 _EPOCH = datetime.datetime(1970, 1, 1)
 
 
@@ -34,11 +43,20 @@ class Store(Protocol):
     def documents(self, ids: list[Any], whole: bool = False) -> list[dict[str, Any]]:
         """Return runs by their ids, without their heavy fields unless ``whole``."""
 
+    def first(self, condition: Mapping[str, Any], path: str) -> dict[str, Any] | None:
+        """Return one field of any run that a filter selects; None where there is none."""
+
+    def complete(self, documents: list[dict[str, Any]], paths: Iterable[str]) -> None:
+        """Put into documents what is asked for and not, or not always, stored in them."""
+
     def metric(self, document: Mapping[str, Any], name: str) -> tuple[list[Any], ...]:
         """Return a metric's steps, values and times."""
 
     def metric_names(self, document: Mapping[str, Any]) -> list[str]:
-        """Return the names of all metrics of a run that has very many."""
+        """Return the names of all metrics of a run whose document does not list them."""
+
+    def all_metric_names(self) -> set[str]:
+        """Return the names of the metrics of all runs."""
 
     def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
         """Read an artifact, block by block."""
@@ -66,9 +84,104 @@ class MongoStore:
         Returns:
             Partial documents, by id.
         """
-        fields = {"run_uuid": 1, **{path: 1 for path in paths}}
+        wanted = [*paths]
+        if not needs_look(condition):
+            found = self._find(condition, wanted)
+            self.complete(found, wanted)
+            return found
+        every = [*wanted, *condition_paths(condition)]
+        broad = weakened(condition)
+        if self._answerable(condition):
+            # MongoDB selects among the runs that list their metrics, and leaves few to look at.
+            found = self._find({"$and": [condition, {"$nor": [UNLISTED]}]}, every)
+            rest = self._find({"$and": [broad, UNLISTED]}, every)
+        else:
+            found, rest = [], self._find(broad, every)
+        self.complete(rest, every)
+        self.complete(found, wanted)
+        found += [document for document in rest if matches(document, condition)]
+        return sorted(found, key=lambda document: order(document["_id"]))
+
+    def first(self, condition: Mapping[str, Any], path: str) -> dict[str, Any] | None:
+        """Look for a run that has something.
+
+        Args:
+            condition: A filter.
+            path: A dotted path.
+
+        Returns:
+            The id and this field of one such run; None where there is none.
+        """
+        if needs_look(condition):
+            found = self.headers(condition, [path])
+            return found[0] if found else None
         with database_errors(self.address):
-            return list(self.database["runs"].find(condition, fields).sort("_id", 1))
+            return self.database["runs"].find_one(condition, {path: 1})
+
+    def complete(self, documents: list[dict[str, Any]], paths: Iterable[str]) -> None:
+        """Put into documents what is asked for and not, or not always, stored in them.
+
+        Args:
+            documents: Documents of this database, which are changed.
+            paths: Dotted paths of what is asked for.
+        """
+        asked = list(dict.fromkeys(paths))
+        heavy = [path for path in HEAVY if any(f"{one}.".startswith(f"{path}.") for one in asked)]
+        if REASON in asked:
+            heavy += REASON_PATHS
+        lacking = [one for one in documents if any(not lookup(one, path) for path in heavy)]
+        if heavy and lacking:
+            ids = [document["_id"] for document in lacking]
+            with database_errors(self.address):
+                fields = {path: 1 for path in heavy}
+                read = list(self.database["runs"].find({"_id": {"$in": ids}}, fields))
+            more = {identity(entry.pop("_id")): entry for entry in read}
+            for document in lacking:
+                _merge(document, more.get(identity(document["_id"]), {}))
+        if REASON in asked:
+            for document in documents:
+                document[REASON] = reason(document)
+        self._complete_metrics(documents, asked)
+
+    def _complete_metrics(self, documents: list[dict[str, Any]], paths: list[str]) -> None:
+        names, steps = named_metrics(paths), steps_asked(paths)
+        if names == []:
+            return
+        chosen = [one for one in documents if steps or _is_unlisted(one)]
+        if not chosen:
+            return
+        condition: dict[str, Any] = {"run_id": {"$in": [one["_id"] for one in chosen]}}
+        if names is not None:
+            condition["name"] = {"$in": names}
+        series: dict[Any, dict[str, tuple[list[Any], list[Any]]]] = {}
+        fields = dict.fromkeys(("run_id", "name", "steps", "values"), 1)
+        with database_errors(self.address):
+            for part in self.database["metrics"].find(condition, fields).sort("part", 1):
+                own = series.setdefault(identity(part.get("run_id")), {})
+                at, values = own.setdefault(str(part.get("name")), ([], []))
+                at += part.get("steps") or []
+                values += part.get("values") or []
+        for document in chosen:
+            own = series.get(identity(document["_id"]), {})
+            complete_metrics(document, own.__getitem__, own, steps)
+
+    def _find(self, condition: Mapping[str, Any], paths: Iterable[str]) -> list[dict[str, Any]]:
+        stored = {path: 1 for path in paths if path != REASON and ".at." not in path}
+        if any(is_computed(path) for path in stored):
+            # A path and a part of it cannot both be asked for.
+            stored = {path: 1 for path in stored if not is_computed(path)}
+            stored |= {"summary": 1, MARKED: 1}
+        for path in [*stored]:
+            if any(path.startswith(f"{other}.") for other in stored):
+                del stored[path]
+        with database_errors(self.address):
+            found = self.database["runs"].find(condition, {"run_uuid": 1, **stored})
+            return list(found.sort("_id", 1))
+
+    def _answerable(self, condition: Mapping[str, Any]) -> bool:
+        """Say whether MongoDB can apply a filter to runs that list their metrics."""
+        paths = list(condition_paths(condition))
+        return not has_test(condition) and not steps_asked(paths) and REASON not in paths
 
     def documents(self, ids: list[Any], whole: bool = False) -> list[dict[str, Any]]:
         """Return runs by their ids.
@@ -86,6 +199,9 @@ class MongoStore:
                 identity(entry["_id"]): entry
                 for entry in self.database["runs"].find({"_id": {"$in": ids}}, fields)
             }
+        for document in found.values():
+            if _is_unlisted(document):
+                document.setdefault(MARKED, True)
         return [found[identity(one)] for one in ids if identity(one) in found]
 
     def metric(self, document: Mapping[str, Any], name: str) -> tuple[list[Any], ...]:
@@ -111,7 +227,7 @@ class MongoStore:
         return steps, values, times
 
     def metric_names(self, document: Mapping[str, Any]) -> list[str]:
-        """Return the names of all metrics of a run that has very many.
+        """Return the names of all metrics of a run whose document does not list them.
 
         Args:
             document: The run.
@@ -121,7 +237,17 @@ class MongoStore:
         """
         with database_errors(self.address):
             found = self.database["metrics"].find({"run_id": document["_id"]}, {"name": 1})
-            return sorted({str(entry["name"]) for entry in found})
+            return sorted({str(entry.get("name")) for entry in found})
+
+    def all_metric_names(self) -> set[str]:
+        """Return the names of the metrics of all runs.
+
+        Returns:
+            The names.
+        """
+        with database_errors(self.address):
+            groups = self.database["metrics"].aggregate([{"$group": {"_id": "$name"}}])
+            return {str(entry["_id"]) for entry in groups}
 
     def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
         """Read an artifact, block by block.
@@ -148,137 +274,15 @@ class MongoStore:
                 ) from None
 
 
-class SpoolStore:
-    """Runs that lie in the spool of this machine and not, or not yet, in a database.
-
-    Args:
-        home: The data directory.
-        known: Says which of these run ids the database has already.
-    """
-
-    def __init__(self, home: Path | None = None, known: frozenset[str] = frozenset()) -> None:
-        self.home = home
-        self._spools: dict[str, RunSpool] = {}
-        self._documents: list[dict[str, Any]] = []
-        for spool in spooled_runs(home):
-            if spool.uuid in known:
-                continue
-            try:
-                self._documents.append(_as_stored(spool))
-            except (RecordsError, OSError):
-                # Pushed and deleted in this very moment, or damaged: `records doctor` tells.
-                continue
-            self._spools[spool.uuid] = spool
-
-    def spool(self, document: Mapping[str, Any]) -> RunSpool:
-        """Find the folder of a run.
-
-        Args:
-            document: The run.
-
-        Returns:
-            Its folder.
-        """
-        return self._spools[document["run_uuid"]]
-
-    def headers(self, condition: Mapping[str, Any], paths: Iterable[str]) -> list[dict[str, Any]]:
-        """Select runs.
-
-        Args:
-            condition: A filter.
-            paths: Not needed here.
-
-        Returns:
-            Whole documents, oldest first.
-        """
-        return [document for document in self._documents if matches(document, condition)]
-
-    def documents(self, ids: list[Any], whole: bool = False) -> list[dict[str, Any]]:
-        """Return runs by their ids.
-
-        Args:
-            ids: Ids.
-            whole: Whether to read captured output too.
-
-        Returns:
-            The documents in the order of the ids.
-        """
-        found = {document["_id"]: document for document in self._documents}
-        chosen = [found[one] for one in ids if one in found]
-        if whole:
-            for document in chosen:
-                output = self._spools[document["run_uuid"]].path / "cout.txt"
-                if output.exists():
-                    document["captured_out"] = shorten(output.read_bytes())
-        return chosen
-
-    def metric(self, document: Mapping[str, Any], name: str) -> tuple[list[Any], ...]:
-        """Return a metric's steps, values and times.
-
-        Args:
-            document: The run.
-            name: The metric.
-
-        Returns:
-            Three lists, empty if there is no such metric.
-        """
-        steps: list[Any] = []
-        values: list[Any] = []
-        times: list[Any] = []
-        path = self._spools[document["run_uuid"]].path / "metrics.jsonl"
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    key, step, value, seconds = json.loads(line)
-                except ValueError:
-                    continue
-                if key == name:
-                    steps.append(step)
-                    values.append(value)
-                    times.append(_EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000)))
-        return steps, values, times
-
-    def metric_names(self, document: Mapping[str, Any]) -> list[str]:
-        """Return the names of all metrics of a run that has very many.
-
-        Args:
-            document: The run.
-
-        Returns:
-            The names.
-        """
-        return [decode_key(name) for name in document["summary"]]
-
-    def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
-        """Read an artifact, block by block.
-
-        Args:
-            document: The run.
-            entry: The artifact's entry in it.
-
-        Yields:
-            Its bytes.
-
-        Raises:
-            RecordsError: The spool does not hold the file.
-        """
-        try:
-            yield from file_blocks(self._spools[document["run_uuid"]].file(entry["sha256"]))
-        except OSError as error:
-            raise RecordsError(f"cannot read the artifact {entry['name']!r}: {error}") from error
+def _is_unlisted(document: Mapping[str, Any]) -> bool:
+    """Say the same of a document as the filter ``UNLISTED``."""
+    return not document.get("summary") or MARKED in document or "run_uuid" not in document
 
 
-def _as_stored(spool: RunSpool) -> dict[str, Any]:
-    document = spool.read_document()
-    metrics = spool.open_metrics()
-    try:
-        copy = MetricCopy(spool, metrics)
-        copy.read()
-        document["summary"] = {encode_key(name): one for name, one in copy.summary.items()}
-    finally:
-        metrics.close()
-    # No database has given it a number: the beginning of its own id stands in.
-    document["_id"] = spool.uuid[:8]
-    document.setdefault("duration", duration(document))
-    document["spooled"] = True
-    return document
+def _merge(document: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        present = document.get(key)
+        if isinstance(present, dict) and isinstance(value, Mapping):
+            _merge(present, value)
+        else:
+            document[key] = value

@@ -176,7 +176,8 @@ def value_of(run: Run, field: Field) -> Any:
     if field.root == "duration" and "duration" not in run.document:
         return duration(run.document)
     found = lookup(run.document, field.path)
-    return decode(found[0]) if found else None
+    # Several GPUs, say, each in an entry of a list.
+    return decode(found if len(found) > 1 else found[0]) if found else None
 
 
 def _everything(run: Run) -> dict[str, Any]:

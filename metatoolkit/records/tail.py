@@ -114,6 +114,7 @@ class Follower:
             same = _same(shorten(self._printed), output)
             self._printed = output[:same].encode("utf-8")
             yield from self._text(output[same:].encode("utf-8"))
+        self._run.store.complete([document], ["summary"])
         for key, entry in section(document, "summary").items():
             name = decode_key(key)
             seen = self._logged.get(name, 0)

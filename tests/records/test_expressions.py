@@ -11,10 +11,13 @@ from metatoolkit.records.matching import matches
 DOCUMENTS = [
     {"_id": 1, "config": {"method": "evograd", "lr": 0.1, "a．b": 1}, "status": "COMPLETED",
      "result": {"acc": 0.9}, "omniboard": {"tags": ["paper"]},
-     "start_time": datetime.datetime(2026, 11, 17, 12), "summary": {"val．loss": {"min": 0.2}}},
+     "start_time": datetime.datetime(2026, 11, 17, 12), "duration": 1.0,
+     "stop_time": datetime.datetime(2026, 11, 17, 13), "artifacts": [{"name": "w.pt"}],
+     "summary": {"val．loss": {"min": 0.2, "at": {"10": 0.4, "-1": 0.5}}}},
     {"_id": 2, "config": {"method": "plain", "lr": 1, "flag": True}, "status": "FAILED",
      "result": {"acc": float("nan")}, "experiment": {"name": "label_noise"},
-     "start_time": datetime.datetime(2026, 11, 20, 12)},
+     "start_time": datetime.datetime(2026, 11, 20, 12), "duration": 5400,
+     "artifacts": [{"name": "a.png"}, {"name": "b"}], "captured_out": "epoch 6\nepoch 7\n"},
     {"_id": 3, "config": {"method": None, "layers": [1, 2], "nested": {"x": "y"}},
      "status": "RUNNING", "start_time": datetime.datetime(2026, 11, 21, 12)},
 ]  # fmt: skip
@@ -59,7 +62,46 @@ EXPECTED = {
     "config.lr > 'text'": [],
     "config.method > 5": [],
     "config.lr == 99999999999999999999999": [],
+    "config.lr < 10**-0.5": [1],
+    "config.lr == 2 * 0.5": [2],
+    "duration > '1 second'": [2],
+    "duration <= '1h 30min' and duration >= '0.5 s'": [1, 2],
+    "'w.pt' in artifacts": [1],
+    "contains(artifacts, '.p')": [1, 2],
+    "contains(output, 'epoch 7')": [2],
+    "metrics.val.loss.min < 0.3": [1],
+    "exists(metrics['val.loss'])": [1],
+    "exists(metrics)": [1],
 }
+# What MongoDB does not know, and metrics at a step.
+COMPUTED = {
+    "config.lr < result.acc": [1],
+    "result.acc - config.lr > 0.75": [1],
+    "2 * config.lr >= 0.2 and config.lr**2 <= 1": [1, 2],
+    "abs(config.lr - 0.5) > 0.4": [2],
+    "-config.lr < -0.5": [2],
+    "config.lr % 2 == 1": [2],
+    "config.method == config.nested.x": [],
+    "config.method != config.nested.x": [1, 2, 3],
+    "config.missing == config.absent": [],
+    "not config.lr < result.acc": [2, 3],
+    "config.lr / (config.lr - 1) < 0": [1],
+    "config.flag + 1 == 2": [],
+    "start_time + 86400 * 2 > '2026-11-22'": [2, 3],
+    "start_time < stop_time": [1],
+    "stop_time - start_time > duration": [1],
+    "duration * 2 > 3": [2],
+    "metrics['val.loss'].min + 0.1 < 0.5": [1],
+    "metrics['val.loss'].at[10] == 0.4": [1],
+    "metrics['val.loss'].at[-1] == 0.5 or metrics['val.loss'].at[0.5] == 2": [1],
+    "metrics['val.loss'].at[11] == 0.4": [],
+}
+
+
+@pytest.mark.parametrize("expression", COMPUTED)
+def test_fields_are_computed_with_and_compared(expression):
+    condition = parse(expression).filter
+    assert [one["_id"] for one in DOCUMENTS if matches(one, condition)] == COMPUTED[expression]
 
 
 @pytest.mark.parametrize("expression", EXPECTED)
@@ -87,8 +129,21 @@ def test_expressions_select_the_same_on_a_server(database):
         ("status.x == 1", 1, "status has no parts"),
         ("match(status, 'x')", 1, "Did you mean matches?"),
         ("status == COMPLETED", 11, "quotes: 'COMPLETED'"),
-        ("config.lr > 10**3", 13, "a number"),
-        ("config.lr + 1 > 3", 1, "one side"),
+        ("config.lr > 10**10**10", 13, "a number"),
+        ("config.lr > 1 / 0", 13, "a number"),
+        ("config.lr + 1 > 'x'", 17, "what is computed is a number"),
+        ("config.lr // 2 == 1", 1, "+, -, *"),
+        ("len(config.lr) == 1", 1, "one side"),
+        ("config.a == status", 1, "status is compared with text"),
+        ("metrics.loss < 0.3", 1, "write metrics.loss.last, .min"),
+        ("0.3 > metrics['val.loss']", 7, "write metrics['val.loss'].last"),
+        ("metrics.val.loss == 1", 1, "write metrics['val.loss'].last"),
+        ("metrics.loss.mim < 0.3", 1, "Did you mean min?"),
+        ("metrics.loss", 1, "many values"),
+        ("metrics.loss.min > '0.3'", 20, "values of metrics are numbers"),
+        ("duration > 'soon'", 12, "not a duration"),
+        ("duration > '3 fortnights'", 12, "not a duration"),
+        ("start_time > 5", 14, "start_time is a time"),
         ("3 > 2", 1, "one side"),
         ("config.lr > ", 12, "not complete"),
         ("matches(status, '(')", 17, "regular expression"),
@@ -151,7 +206,17 @@ def test_a_day_is_all_of_its_hours():
         parse("start_time == '2026-02-31'")
 
 
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [("1 second", 1), ("90 min", 5400), ("1h30m", 5400), ("2 days, 1 hour", 176400)],
+)  # fmt: skip
+def test_durations_are_read(text, length):
+    assert parse(f"duration == '{text}'").filter == {"duration": {"$eq": length}}
+
+
 def test_field_names_are_translated():
+    assert parse_field("metrics.loss.at[100]").path == "summary.loss.at.100"
+    assert parse_field("metrics['a.b'].at[0.5]").path == "summary.a．b.at.0．5"
     assert parse_field("result.test_accuracy").path == "result.test_accuracy"
     assert parse_field("metrics['val.loss'].min").path == "summary.val．loss.min"
     assert parse_field("config['$where']").path == "config.＄where"
