@@ -12,7 +12,8 @@ import pytest
 
 from metatoolkit import records
 from metatoolkit.cli import main
-from metatoolkit.records import edit_commands
+from metatoolkit.records import rerun
+from metatoolkit.records.handover import RERUN_VARIABLE
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import utcnow
 
@@ -98,6 +99,8 @@ def test_every_command_of_the_page_answers(answered, tmp_path, monkeypatch, caps
         if command[0] == "git":
             return real(command, **options)
         started.append(command)
+        # As a run does that has taken the configuration over.
+        Path(options["env"][RERUN_VARIABLE]).unlink()
         return subprocess.CompletedProcess(command, 0)
 
     waiting = dict(ANSWERS)
@@ -107,7 +110,7 @@ def test_every_command_of_the_page_answers(answered, tmp_path, monkeypatch, caps
         with monkeypatch.context() as patch:
             if words[1] == "rerun":
                 # The command that it would start; that it does start is tested elsewhere.
-                patch.setattr(edit_commands.subprocess, "run", start)
+                patch.setattr(rerun.subprocess, "run", start)
             assert main(words) == 0, command
         shown = capsys.readouterr().out
         assert shown or words[1] == "rerun", command
