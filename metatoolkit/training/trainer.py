@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,12 +124,15 @@ class MetaTrainer:
         self.watch: Watch | None = None
         self._streams: dict[str, BatchStream] = {}
 
-    def meta_step(self, train_batches: list[Any], valid_batch: Any) -> dict[str, Tensor]:
-        """Move λ once along its hypergradient.
+    def meta_step(
+        self, train_batches: list[Any], valid_batch: Any, *further: tuple[list[Any], Any]
+    ) -> dict[str, Tensor]:
+        """Move λ once along its hypergradient, or the mean of several.
 
         Args:
             train_batches: One training batch per inner step of the estimator's horizon.
             valid_batch: Batch for the outer loss.
+            further: Further meta batches: training batches and validation batch of each.
 
         Returns:
             ``valid_loss`` and ``hypergradient_norm``, 0-d tensors.
@@ -137,18 +140,12 @@ class MetaTrainer:
         Raises:
             ConfigurationError: There is no estimator, or no look-ahead to keep.
         """
-        return self._move_meta([(train_batches, valid_batch)])
-
-    def _move_meta(self, pairs: Sequence[tuple[list[Any], Any]]) -> dict[str, Tensor]:
-        """Move λ once along the mean hypergradient of several meta batches."""
         check_gradients_can_be_taken("a meta step")
         if self.estimator is None or self.meta_update is None:
             raise ConfigurationError("this trainer has no estimator, so λ cannot move.")
         gradients, losses = [], []
-        for train_batches, valid_batch in pairs:
-            result = self.estimator(
-                self.problem, self.inner, self.state, train_batches, valid_batch
-            )
+        for support, query in [(train_batches, valid_batch), *further]:
+            result = self.estimator(self.problem, self.inner, self.state, support, query)
             gradients.append(result.gradient)
             losses.append(result.valid_loss)
         if self.keep_lookahead:
@@ -285,12 +282,12 @@ class MetaTrainer:
         pairs = [self._draw(moves) for _ in range(self.accumulate)]
         metrics: dict[str, Tensor] = {}
         if moves and self.order == "meta_first":
-            metrics |= self._move_meta(pairs)
+            metrics |= self.meta_step(*pairs[0], *pairs[1:])
         if not (moves and self.keep_lookahead):
             losses = [self.base_step(batch) for batches, _ in pairs for batch in batches]
             metrics["train_loss"] = torch.stack(losses).mean()
         if moves and self.order == "inner_first":
-            metrics |= self._move_meta(pairs)
+            metrics |= self.meta_step(*pairs[0], *pairs[1:])
         return metrics
 
     def _draw(self, moves: bool) -> tuple[list[Any], Any]:
