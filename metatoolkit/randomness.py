@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any, Self
 
 import torch
 
+from metatoolkit.global_generators import GLOBAL_GENERATORS, Saved
+
+Place = tuple[torch.Tensor, Saved | None, list[tuple[Any, torch.Tensor]]]
+"""States of torch's generator of the CPU, those of Python and NumPy, and those of devices."""
+
+_CPU = torch.default_generator
 _MASK = (1 << 64) - 1
 
 
@@ -29,28 +37,108 @@ def fold_in(key: int, *data: int) -> int:
     return mixed >> 1
 
 
-@contextlib.contextmanager
-def seeded(key: int, devices: Iterable[torch.device] = ()) -> Iterator[None]:
-    """Draw every random number of the body from ``key`` and restore the global state afterwards.
+class seeded:  # noqa: N801
+    """Draw every random number of the body from a key, and restore the global state afterwards.
 
+    That holds for the global generators of torch, Python's ``random`` and ``numpy.random``.
     Dropout masks are therefore the same whenever a step is computed again with the same key.
+    Generators of their own (``torch.Generator``, ``numpy.random.default_rng``, ``random.Random``)
+    cannot be rewound.
 
     Args:
         key: Seed for the body.
         devices: Devices whose generators the body uses; the CPU is always included.
+        python: Whether the generators of Python and NumPy are seeded; they are restored anyway.
 
-    Yields:
-        Nothing.
+    Attributes:
+        missed: Whether the body drew from one of these two without its having been seeded.
     """
-    indices = sorted({d.index or 0 for d in devices if d.type == "cuda"})
-    cpu_state = torch.get_rng_state()
-    cuda_states = [(i, torch.cuda.get_rng_state(i)) for i in indices]
+
+    __slots__ = ("_devices", "_key", "_place", "_python", "missed")
+
+    def __init__(
+        self, key: int, devices: Iterable[torch.device] = (), python: bool = True
+    ) -> None:
+        self._key = key
+        self._devices = devices
+        self._python = python
+        self.missed = False
+
+    def __enter__(self) -> Self:
+        """Seed the generators."""
+        self._place = place(self._devices)
+        _CPU.manual_seed(self._key)
+        if self._python:
+            GLOBAL_GENERATORS.seed(self._key)
+        for generator, _ in self._place[2]:
+            generator.manual_seed(self._key)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Restore the generators.
+
+        Args:
+            error: Not used.
+        """
+        if self._python:
+            go_to(self._place)
+            return
+        cpu, saved, others = self._place
+        self.missed = GLOBAL_GENERATORS.moved(saved)
+        go_to((cpu, saved if self.missed else None, others))
+
+
+def place(devices: Iterable[torch.device] = ()) -> Place:
+    """Return where the global generators are, for :func:`go_to`.
+
+    Args:
+        devices: Devices whose generators are included, beside the CPU's, Python's and NumPy's.
+    """
+    others = []
+    for device in devices:
+        if device.type != "cpu" and (generator := _device_generator(device)) is not None:
+            others.append((generator, generator.get_state()))
+    return _CPU.get_state(), GLOBAL_GENERATORS.save(), others
+
+
+def go_to(place: Place) -> None:
+    """Bring the global generators to a place.
+
+    Args:
+        place: What :func:`place` returned.
+    """
+    cpu, saved, others = place
+    _CPU.set_state(cpu)
+    if saved is not None:
+        GLOBAL_GENERATORS.restore(saved)
+    for generator, state in others:
+        generator.set_state(state)
+
+
+@functools.cache
+def _device_generator(device: torch.device) -> Any:
+    """Return the global generator of a device, or ``None`` where it has none, as ``meta``."""
     try:
-        torch.default_generator.manual_seed(key)
-        for index in indices:
-            torch.cuda.default_generators[index].manual_seed(key)
-        yield
-    finally:
-        torch.set_rng_state(cpu_state)
-        for index, state in cuda_states:
-            torch.cuda.set_rng_state(state, index)
+        module = torch.get_device_module(device)
+    except RuntimeError:
+        return None
+    generators = getattr(module, "default_generators", None)
+    if generators:
+        return generators[module.current_device() if device.index is None else device.index]
+    return _ModuleGenerator(module) if hasattr(module, "get_rng_state") else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _ModuleGenerator:
+    """The generator of a device that is reached by functions of its module alone, as for MPS."""
+
+    module: Any
+
+    def get_state(self) -> torch.Tensor:
+        return self.module.get_rng_state()
+
+    def set_state(self, state: torch.Tensor) -> None:
+        self.module.set_rng_state(state)
+
+    def manual_seed(self, key: int) -> None:
+        self.module.manual_seed(key)
