@@ -14,11 +14,13 @@ import sys
 from typing import Any
 
 import numpy as np
+from numpy.random import mtrand
 
 _WORDS = 624
 _SIZE = 4 * (_WORDS + 1)
 _GAUSS = 16
 _LOW = 0xFFFFFFFF
+_ODD = 0x9E3779B1
 
 Saved = tuple[Any, ...]
 """State of both generators, as :func:`save` returns it."""
@@ -95,7 +97,7 @@ class GlobalGenerators:
 
     def save(self) -> Saved:
         """Return the state of both generators, for :meth:`restore`."""
-        bits = np.random.get_bit_generator()
+        bits = mtrand.get_bit_generator()
         if bits is not self._known:
             self._known = bits
             self._key = None if self._gauss is None else _numpy_memory(bits)
@@ -126,17 +128,19 @@ class GlobalGenerators:
         Args:
             key: Seed in ``[0, 2**64)``; all its bits count.
         """
+        high = key >> 32
+        first, second = (high ^ key * _ODD) & _LOW, (high ^ key) & _LOW
         if (memory := self._key) is not None and self._words is not None:
-            self._numpy.seed(key >> 32)
+            self._numpy.seed(first)
             self._words[4:] = memory[:-4]
             self._words[:4] = memory[-4:]
             self._python.gauss_next = None  # type: ignore[attr-defined]
         else:
-            np.random.set_bit_generator(self._own)
-            self._numpy.seed(key >> 32)
+            mtrand.set_bit_generator(self._own)
+            self._numpy.seed(first)
             state = self._own.state["state"]
             self._python.setstate((3, (*state["key"].tolist(), state["pos"]), None))
-        self._numpy.seed(key & _LOW)
+        self._numpy.seed(second)
 
     def restore(self, saved: Saved) -> None:
         """Bring both back to where they were.
@@ -145,8 +149,8 @@ class GlobalGenerators:
             saved: What :meth:`save` returned.
         """
         bits, *state = saved
-        if np.random.get_bit_generator() is not bits:
-            np.random.set_bit_generator(bits)
+        if mtrand.get_bit_generator() is not bits:
+            mtrand.set_bit_generator(bits)
         if len(state) == 2:
             self._python.setstate(state[0])
             np.random.set_state(state[1])

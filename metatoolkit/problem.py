@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _len_torch_function_stack
 
 from metatoolkit.errors import (
     ConfigurationError,
@@ -107,6 +108,10 @@ class BilevelProblem:
                 "model has no inner parameter: each of its parameters is frozen or belongs to "
                 "meta; pass as meta only the part that holds the meta-parameters."
             )
+        exchanged = {f"model.{name}" for name in self.parameter_names}
+        exchanged |= {f"meta.{name}" for name in self.meta_parameter_names}
+        self._frozen = list(self._sites.keys() - exchanged - set(self.buffer_names))
+        self._draws_globally: set[str] = set()
 
     def to(self, device: torch.device | str) -> BilevelProblem:
         """Move both modules to a device, in place, and return the problem.
@@ -241,6 +246,10 @@ class BilevelProblem:
             values[name] = value.to(live.dtype)
         return values
 
+    def devices(self) -> set[torch.device]:
+        """Return the devices of all parameters and buffers."""
+        return {self._live(name).device for name in self._sites}
+
     def begins_with_meta(self, state: InnerState) -> bool:
         """Return whether λ sets parameters of this state: it is the initial one.
 
@@ -337,13 +346,20 @@ class BilevelProblem:
         tensors = {f"model.{name}": tensor for name, tensor in parameters.items()}
         tensors.update({f"meta.{name}": tensor for name, tensor in meta.items()})
         tensors.update({name: buffer.clone() for name, buffer in buffers.items()})
-        devices = {tensor.device for tensor in parameters.values()}
+        devices = {tensor.device for tensor in tensors.values()}
+        devices |= {self._live(name).device for name in self._frozen}
+        # What a function mode watches must not be run a second time.
+        python = bool(self._draws_globally) or _len_torch_function_stack() > 0
         try:
-            with seeded(key, devices), self._exchanged(tensors):
+            with seeded(key, devices, python) as draws, self._exchanged(tensors):
                 value = loss(self.model, self.meta, batch)
         except (RuntimeError, IndexError) as error:
             error.add_note(f"while {kind} was evaluated on a batch of: {describe(batch)}")
             raise
+        if draws.missed:
+            # Seeding costs a twentieth of a small base step: only losses that draw so pay for it.
+            self._draws_globally.add(kind)
+            return self._evaluate_once(loss, kind, parameters, meta, buffers, batch, key)
         if not isinstance(value, Tensor) or value.dim() != 0:
             given = describe(value) if isinstance(value, Tensor) else type(value).__name__
             raise ShapeError(

@@ -37,7 +37,7 @@ def fold_in(key: int, *data: int) -> int:
     return mixed >> 1
 
 
-class seeded:  # noqa: N801
+class seeded:
     """Draw every random number of the body from a key, and restore the global state afterwards.
 
     That holds for the global generators of torch, Python's ``random`` and ``numpy.random``.
@@ -56,9 +56,7 @@ class seeded:  # noqa: N801
 
     __slots__ = ("_devices", "_key", "_place", "_python", "missed")
 
-    def __init__(
-        self, key: int, devices: Iterable[torch.device] = (), python: bool = True
-    ) -> None:
+    def __init__(self, key: int, devices: Iterable[torch.device] = (), python: bool = True) -> None:
         self._key = key
         self._devices = devices
         self._python = python
@@ -84,7 +82,7 @@ class seeded:  # noqa: N801
             go_to(self._place)
             return
         cpu, saved, others = self._place
-        self.missed = GLOBAL_GENERATORS.moved(saved)
+        self.missed = saved is not None and GLOBAL_GENERATORS.moved(saved)
         go_to((cpu, saved if self.missed else None, others))
 
 

@@ -15,7 +15,7 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.detached import DETACHING
 from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.problem import BilevelProblem, Loss
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Place, fold_in, go_to, place
 from metatoolkit.state import InnerState, Tensors, tree_map
 
 Prefix = Callable[[nn.Module, nn.Module, Any], Any]
@@ -53,7 +53,7 @@ def share_prefix(
     Raises:
         ConfigurationError: The features depend on λ or on a perturbed parameter.
     """
-    shared = copy.copy(problem)
+    shared = _keyed(problem)
     train = _Pass(prefix, problem, "train")
     valid = _Pass(prefix, problem, "valid")
     key = fold_in(state.key, state.step)
@@ -64,6 +64,17 @@ def share_prefix(
     return shared, features, valid_features
 
 
+def _keyed(problem: BilevelProblem) -> BilevelProblem:
+    """Return a copy whose losses draw all their random numbers from the key from the start.
+
+    Otherwise Python's and NumPy's would come from there only once a loss was seen to draw them,
+    and the place where the prefix left them would be the user's own.
+    """
+    copied = copy.copy(problem)
+    copied._draws_globally = {"prefix"}
+    return copied
+
+
 class _Pass:
     """One pass of the prefix, and the place in the random numbers where it ended."""
 
@@ -72,12 +83,11 @@ class _Pass:
     ) -> None:
         self._prefix = prefix
         self._kind = kind
-        self._problem = copy.copy(problem)
+        self._problem = _keyed(problem)
         # The problem evaluates losses alone: this one leaves the features behind.
         setattr(self._problem, f"{kind}_loss", self._compute)
         self._features: Any = None
-        self._cpu = torch.empty(0)
-        self._cuda: list[Tensor] = []
+        self._place: Place | None = None
 
     def run(
         self, state: InnerState, meta: Tensors, perturbed: Collection[str], batch: Any, key: int
@@ -100,18 +110,15 @@ class _Pass:
     def _compute(self, model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
         with _SeeThrough():
             self._features = self._prefix(model, meta, batch)
-        self._cpu = torch.get_rng_state()
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            self._cuda = torch.cuda.get_rng_state_all()
+        self._place = place(self._problem.devices())
         return torch.zeros(())
 
     def resume(self, loss: Loss) -> Loss:
         """Return the loss, with random numbers from where the prefix ended."""
 
         def resumed(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
-            torch.set_rng_state(self._cpu)
-            for index, place in enumerate(self._cuda):
-                torch.cuda.set_rng_state(place, index)
+            if self._place is not None:
+                go_to(self._place)
             return loss(model, meta, batch)
 
         return resumed

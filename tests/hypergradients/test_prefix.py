@@ -1,5 +1,8 @@
 """EvoGrad with features that are computed once against EvoGrad without."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,6 +104,40 @@ def test_equals_evograd_without_prefix(arguments, dropout, valid_mode):
             cached.details[name], plain.details[name], rtol=1e-10, atol=1e-14
         )
     torch.testing.assert_close(cached.valid_loss, plain.valid_loss, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("where", ["prefix", "loss", "both"])
+def test_the_generators_of_python_and_numpy_go_on_after_the_prefix(where, streamed):
+    def noise():
+        return random.gauss(1, 0.3) * np.random.normal(1, 0.3)
+
+    def prefix(model, meta, batch):
+        features = encode(model, meta, batch)
+        if features is not batch and where != "loss":
+            features["hidden"] = features["hidden"] * noise()
+        return features
+
+    def loss(model, meta, batch):
+        features = prefix(model, meta, batch)
+        factor = 1.0 if where == "prefix" else noise()
+        return train_loss(model, meta, {**features, "hidden": factor * features["hidden"]})
+
+    setup = Setup()
+
+    def outer(model, meta, batch):
+        return valid_loss(model, meta, prefix(model, meta, batch))
+
+    setup.problem = mt.BilevelProblem(setup.model, setup.meta, loss, outer)
+    found = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        options = {**HEAD, "candidates": 3, "streamed": streamed}
+        found += [setup.call(**options, prefix=prefix), setup.call(**options)]
+    for result in found[1:]:
+        for name, gradient in result.gradient.items():
+            torch.testing.assert_close(gradient, found[0].gradient[name], rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("guided", [False, True])

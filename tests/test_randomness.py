@@ -1,0 +1,95 @@
+"""Random keys, and the global generators that follow them."""
+
+import random
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from metatoolkit import randomness
+from metatoolkit.randomness import go_to, place, seeded
+
+
+def draw():
+    return torch.rand(()).item(), random.random(), np.random.randn(), random.gauss(0, 1)
+
+
+def test_a_key_gives_the_same_numbers_of_all_generators():
+    found = []
+    for key in (7, 8, 7):
+        draw()
+        with seeded(key):
+            found.append([draw(), draw()])
+    assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize("python", [True, False])
+def test_the_generators_go_on_as_if_nothing_had_been(python):
+    start = place()
+    expected = [draw() for _ in range(3)]
+    go_to(start)
+    found = []
+    for _ in range(3):
+        found.append(draw())
+        with seeded(3, python=python) as drawing:
+            draw()
+        assert drawing.missed is not python
+    assert found == expected
+
+
+def test_an_error_in_the_body_restores_too():
+    start = place()
+    expected = draw()
+    go_to(start)
+    with pytest.raises(ZeroDivisionError), seeded(3):
+        draw()
+        raise ZeroDivisionError
+    assert draw() == expected
+
+
+def test_what_draws_nothing_is_not_missed():
+    with seeded(3, python=False) as drawing:
+        torch.rand(3)
+    assert not drawing.missed
+
+
+class Module:
+    """Stands for a torch module of a device, with its generator on the CPU."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(1)
+
+    def get_rng_state(self):
+        return self.generator.get_state()
+
+    def set_rng_state(self, state):
+        self.generator.set_state(state)
+
+    def manual_seed(self, seed):
+        self.generator.manual_seed(seed)
+
+    def draw(self):
+        return torch.rand((), generator=self.generator).item()
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_generator_of_each_device_is_seeded_and_restored(monkeypatch, listed):
+    device, module = torch.device("mps", 0), Module()
+    known = types.SimpleNamespace(default_generators=(module.generator,)) if listed else module
+    monkeypatch.setattr(torch, "get_device_module", lambda device: known)
+    randomness._device_generator.cache_clear()
+    module.draw()
+    before = module.get_rng_state()
+    found = []
+    for key in (5, 6, 5):
+        with seeded(key, [device, torch.device("cpu")]):
+            found.append(module.draw())
+        assert torch.equal(module.get_rng_state(), before)
+    assert found[0] == found[2] != found[1]
+    randomness._device_generator.cache_clear()
+
+
+def test_a_device_without_a_generator_is_left_out():
+    with seeded(3, [torch.device("meta")]):
+        torch.rand(())
