@@ -129,7 +129,7 @@ class GlobalGenerators:
             key: Seed in ``[0, 2**64)``; all its bits count.
         """
         high = key >> 32
-        first, second = (high ^ key * _ODD) & _LOW, (high ^ key) & _LOW
+        first, second = (high ^ key * _ODD) & _LOW, (high * _ODD ^ key) & _LOW
         if (memory := self._key) is not None and self._words is not None:
             self._numpy.seed(first)
             self._words[4:] = memory[:-4]
