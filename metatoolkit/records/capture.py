@@ -45,6 +45,32 @@ class _Stream:
         return getattr(self._original, name)
 
 
+class KeptInMemory:
+    """Output that waits for the experiment's own filter before it is written."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def append(self, data: bytes) -> None:
+        """Add output.
+
+        Args:
+            data: The bytes.
+        """
+        self._data += data
+
+    def read(self, offset: int) -> bytes:
+        """Return the output from a place on.
+
+        Args:
+            offset: The place.
+
+        Returns:
+            The bytes.
+        """
+        return bytes(self._data[offset:])
+
+
 class OutputTee:
     """Captures ``sys.stdout``, ``sys.stderr`` and what is logged to them.
 
@@ -52,13 +78,15 @@ class OutputTee:
     ``sys`` mode may lose what is printed while a heartbeat reads.
 
     Args:
-        output: The spool's file.
+        output: The spool's file, or what stands between.
         logger: Sacred's logger, which need not be a registered one.
     """
 
     closed = False
 
-    def __init__(self, output: AppendedFile, logger: logging.Logger | None = None) -> None:
+    def __init__(
+        self, output: AppendedFile | KeptInMemory, logger: logging.Logger | None = None
+    ) -> None:
         self._output = output
         self._logger = logger
         self._offset = 0

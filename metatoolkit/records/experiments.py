@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import random
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from metatoolkit.records.fields import flatten
 from metatoolkit.records.handover import take_over
 from metatoolkit.records.messages import say
 from metatoolkit.records.observer import SpoolObserver, recorder_of
-from metatoolkit.records.recorder import CAPTURED_BY_US
+from metatoolkit.records.options import check_options, misuse
 from metatoolkit.records.sacred_compat import import_sacred
 from metatoolkit.records.signals import Terminated
 
@@ -64,7 +65,7 @@ def record(experiment: Any, home: str | os.PathLike[str] | None = None) -> Spool
             return present
     observer = SpoolObserver(experiment, home)
     experiment.observers.append(observer)
-    experiment.option_hook(_capture_ourselves)
+    experiment.option_hook(lambda options: check_options(experiment, options))
     experiment.option_hook(lambda options: take_over(experiment, options))
     experiment.pre_run_hook(seed_everything)
     # First, so that the hooks of the application find seeded generators.
@@ -95,14 +96,10 @@ def seed_everything(_run: Any) -> None:
         recorder.describe()
 
 
-def _capture_ourselves(options: dict[str, Any]) -> None:
-    if options.get("--capture") is None:
-        options["--capture"] = CAPTURED_BY_US
-
-
 @functools.cache
 def _experiment_class() -> Any:
     sacred = import_sacred()
+    from docopt import DocoptExit, docopt
     from sacred.dependencies import gather_sources_and_dependencies
     from sacred.utils import (
         ConfigAddedError,
@@ -153,7 +150,9 @@ def _experiment_class() -> Any:
             """Run from the command line; errors of this toolkit end with one line and code 2."""
             self._from_command_line = True
             self._program = None if argv is None else argv[0]
+            words = list(sys.argv if argv is None else argv)
             try:
+                self._check_words([str(word) for word in words])
                 return super().run_commandline(argv)
             except Terminated as stop:
                 say(f"interrupted by {stop}")
@@ -163,6 +162,24 @@ def _experiment_class() -> Any:
                 sys.exit(130)
             finally:
                 self._from_command_line = False
+
+        def _check_words(self, words: list[str]) -> None:
+            """End with one line and code 2 where Sacred would show the usage of `dummy`."""
+            _, usage, internal = self.get_usage()
+            try:
+                given = docopt(internal, words[1:], default_help=False)
+                if given["COMMAND"] is None or "=" not in given["COMMAND"]:
+                    return
+            except DocoptExit:
+                pass
+            flags = re.findall(r"--[a-z][\w-]*", usage.partition("Options:")[2])
+            program = self._program or words[0]
+            try:
+                entries = list(flatten(self.resolve({})))
+            except MetatoolkitError:
+                entries = []
+            print(f"error: {misuse(program, words[1:], entries, flags)}", file=sys.stderr)
+            sys.exit(2)
 
         def get_usage(self, program_name: str | None = None) -> Any:
             """Return the usage; under the command `metatoolkit` with what was typed there."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.records.capture import OutputTee
+from metatoolkit.records.capture import KeptInMemory, OutputTee
 from metatoolkit.records.clean import clean_metric, clean_text
 from metatoolkit.records.document import RunDocument
 from metatoolkit.records.messages import say
@@ -20,7 +20,12 @@ from metatoolkit.records.pusher import BEAT_SECONDS, Pusher
 from metatoolkit.records.signals import TerminationSignals
 from metatoolkit.records.spool import RunSpool
 
-CAPTURED_BY_US = "no"
+
+class _Capture(str):
+    """A mode of capturing that Sacred takes for its own, and that is told from it by identity."""
+
+
+CAPTURED_BY_US = _Capture("no")
 
 
 class RunRecorder:
@@ -47,6 +52,7 @@ class RunRecorder:
         self._steps: dict[str, int] = {}
         self._pid = os.getpid()
         self._written: str = ""
+        self._filtered = False
         self._finished = False
         self.push = Push(self.spool, self._metrics, self._output)
         self._pusher = Pusher(self.push, self.document.write, self._release, home)
@@ -228,8 +234,11 @@ class RunRecorder:
     def _take_over(self) -> None:
         run = self.run
         run.log_scalar = self.log_scalar
-        if run.capture_mode == CAPTURED_BY_US:
-            self._tee = OutputTee(self._output, run.root_logger)
+        if run.capture_mode is CAPTURED_BY_US:
+            self._filtered = run.captured_out_filter is not None
+            # What a filter of the experiment is to leave out must not reach the disk before.
+            kept = KeptInMemory() if self._filtered else self._output
+            self._tee = OutputTee(kept, run.root_logger)
             self._tee.install()
             run._output_file = self._tee
         if run.beat_interval > BEAT_SECONDS:
@@ -237,7 +246,7 @@ class RunRecorder:
         self._signals.install()
 
     def _take_output(self, captured_out: str) -> None:
-        if self._tee is not None or captured_out == self._written:
+        if (self._tee is not None and not self._filtered) or captured_out == self._written:
             return
         if captured_out.startswith(self._written):
             new = captured_out[len(self._written) :]
@@ -248,6 +257,14 @@ class RunRecorder:
             self._output.append(captured_out.encode("utf-8", "backslashreplace"))
         self._written = captured_out
 
+    def _take_last_output(self) -> None:
+        if self._filtered:
+            try:
+                self.run._get_captured_output()
+            except Exception as error:
+                say(f"the filter of the output has failed, and the last of it is lost: {error!r}")
+        self._take_output(self.run.captured_out)
+
     def _finish(self, status: str, note: str | None = None) -> None:
         # A forked child that runs on to the end of the main function is not the run.
         if self._finished or os.getpid() != self._pid:
@@ -255,8 +272,7 @@ class RunRecorder:
         self._finished = self._signals.ending = True
         if self._tee is not None:
             self._tee.remove()
-        else:
-            self._take_output(self.run.captured_out)
+        self._take_last_output()
         self.document.end(status, note)
         if self._pusher.finish():
             self.spool.remove()
