@@ -28,15 +28,8 @@ import pytest
 from scripts.mutation_report import Mutant, equivalents, write_report
 from scripts.mutation_suites import fingerprint, suites_of
 
-CORE = (
-    "problem.py",
-    "state.py",
-    "randomness.py",
-    "batch_stream.py",
-    "checkpoints.py",
-    "measure.py",
-)
-CORE += ("losses.py", "training.py", "training", "inner", "hypergradients", "metaparameters")
+CORE = ["problem.py", "state.py", "randomness.py", "measure.py", "losses.py", "checkpoints.py"]
+CORE += ["batch_stream.py", "training", "inner", "hypergradients", "metaparameters"]
 GIB = 2**30
 # Packages that the process of the tests finds imported.
 HEAVY = {"torch", "numpy", "scipy", "sympy", "pandas", "matplotlib", "PIL", "sklearn", "psutil"}
