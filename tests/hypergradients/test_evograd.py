@@ -453,6 +453,9 @@ def test_guided_needs_common_masks_and_a_prefix_does_too():
 
 
 def test_learning_rates_and_traits():
+    # The paper's values: K = 2, σ = 1e-3, τ = 0.05.
+    assert EvoGrad().learning_rate == pytest.approx(1e-5)
+    assert (EvoGrad().candidates, EvoGrad().temperature) == (2, 0.05)
     assert EvoGrad(3, 0.1, 0.5).learning_rate == pytest.approx(0.01 * 2 / 1.5)
     assert EvoGrad(2, 0.1, 0.5, guided=True).learning_rate == pytest.approx(0.02)
     assert EvoGrad(2, 0.1, 0.5, guided=True, rescale=3.0).learning_rate == 3.0

@@ -468,3 +468,40 @@ def test_cost_in_passes():
 def test_arguments_out_of_range(arguments, match):
     with pytest.raises(ConfigurationError, match=match):
         Implicit(**arguments)
+
+
+def test_the_map_is_that_of_the_last_batch():
+    # Quadratics of another curvature, mixing and shift for each batch; two steps by hand.
+    cases = [bank.quadratic(10.0, 12), bank.quadratic(3.0, 12)]
+    first, last = (case.train_batches[0] for case in cases)
+    last = (last[0], 2 * last[1].flip(1), last[2] + 1)
+    case = with_inner(cases[0], mt.inner.SGD(lr=0.05))
+    meta = case.problem.meta.value.detach()
+    theta = case.problem.model.value.detach() + 1
+    with torch.no_grad():
+        case.problem.model.value.add_(1)
+    for curvature, mixing, shift in (first, last):
+        theta = theta - 0.05 * (curvature @ theta - mixing @ meta - shift)
+    outer = theta - case.valid_batch
+    expected = last[1].T @ torch.linalg.solve(last[0], outer)
+    for solver in (GMRES(50, 1e-13), ConjugateGradient(50, 1e-13)):
+        estimator = Implicit(solver, steps=2)
+        result = estimator(case.problem, case.inner, case.state, [first, last], case.valid_batch)
+        assert relative_error(result, expected) < 1e-9
+        assert float(result.valid_loss) == pytest.approx(float(outer.square().sum() / 2))
+        torch.testing.assert_close(result.state.parameters["value"], theta)
+        after = theta - 0.05 * (last[0] @ theta - last[1] @ meta - last[2])
+        distance = float((after - theta).norm() / theta.norm())
+        assert float(result.details["distance"]) == pytest.approx(distance, rel=1e-9)
+
+
+def test_learning_rates_are_those_of_the_step_that_is_linearized():
+    # With the rates of another step the system would not be symmetric, and twelve iterations
+    # not enough for twelve variables.
+    rates = torch.linspace(0.05, 0.2, 12, dtype=F64)
+    inner = mt.inner.SGD(lr=lambda meta, step: rates if step == 2 else rates.flip(0))
+    case = with_inner(bank.quadratic(4.0), inner)
+    for solver in (ConjugateGradient(12, 1e-13), MINRES(12, 1e-13)):
+        result = case.call(Implicit(solver, steps=2))
+        assert relative_error(result, bank.quadratic_hypergradient(case)) < 1e-9
+        assert result.cost.residual < 1e-10

@@ -6,8 +6,10 @@ import torch
 import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit.inner import SGD, Adam, AdamW, RMSprop
+from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState
 from tests import bank
+from tests.draws import recorded
 from tests.inner import heads
 
 SETTINGS = {
@@ -295,3 +297,97 @@ def test_a_state_that_was_saved_without_steps_of_its_parameters_is_read():
     saved = inner.init(problem).state_dict()
     del saved["missed"]
     assert InnerState.from_state_dict(saved).missed == {}
+
+
+def test_every_step_and_seed_draws_from_a_key_of_its_own():
+    case = recorded()
+    meta, draws = case.problem.meta_parameters(), []
+    for seed in (0, 1):
+        state = case.inner.init(case.problem, seed)
+        for _ in range(4):
+            before = len(case.seen)
+            after, _ = case.inner.step(case.problem, state, meta, 1.0)
+            again, _ = case.inner.step(case.problem, state, meta, 1.0)
+            one, two = case.seen[before:]
+            assert one == two and torch.equal(*(s.parameters["value"] for s in (after, again)))
+            draws.append(one.draw)
+            state = after
+    assert len(set(draws)) == 8
+
+
+def test_a_step_by_hand_moves_nothing_that_was_given():
+    case = bank.small_net()
+    state, meta = case.state, case.problem.meta_parameters()
+    before = state.clone()
+    batch = case.train_batches[0]
+    key = fold_in(state.key, state.step)
+    loss, buffers = case.problem.evaluate_train(
+        {n: t.requires_grad_() for n, t in state.clone().parameters.items()},
+        meta, state.buffers, batch, key,
+    )  # fmt: skip
+    after, told = case.inner.step(case.problem, state, meta, batch)
+    assert float(told) == pytest.approx(float(loss.detach()), rel=1e-14)
+    assert not told.requires_grad and (after.step, after.key) == (1, state.key)
+    for name, buffer in after.buffers.items():
+        torch.testing.assert_close(buffer, buffers[name])
+    pairs = zip(
+        [*state.tensors(), *state.buffers.values()],
+        [*before.tensors(), *before.buffers.values()],
+        strict=True,
+    )
+    assert all(torch.equal(one, two) and not one.requires_grad for one, two in pairs)
+    assert not any(tensor.requires_grad for tensor in after.tensors())
+
+
+def test_with_a_graph_the_values_are_the_same_and_lead_to_state_and_meta():
+    for name in ("small_net", "learned_rates", "adapted"):
+        case = getattr(bank, name)()
+        meta = case.problem.meta_leaves()
+        state = case.state
+        for batch in case.train_batches[:2]:
+            plain, loss = case.inner.step(case.problem, state, meta, batch)
+            points = [tensor.clone().requires_grad_() for tensor in state.tensors()]
+            entry = state.with_tensors(points)
+            graph, told = case.inner.step(case.problem, entry, meta, batch, True)
+            torch.testing.assert_close(told, loss, rtol=1e-14, atol=0)
+            for one, two in zip(graph.tensors(), plain.tensors(), strict=True):
+                assert one.requires_grad
+                torch.testing.assert_close(one, two, rtol=1e-13, atol=1e-15)
+            total = sum(tensor.sum() for tensor in graph.tensors())
+            sources = [*points, *meta.values()]
+            found = torch.autograd.grad(total, sources, allow_unused=True)
+            # Where λ stands in the place of parameters, these have no part in the first step.
+            missing = [gradient is None for gradient in found]
+            assert not any(missing) or name == "adapted"
+            state = plain
+
+
+def test_the_first_state_is_a_copy_and_has_a_key_for_each_seed():
+    case = bank.small_net()
+    states = [case.inner.init(case.problem, seed) for seed in (0, 0, 1, 2)]
+    assert states[0].key == states[1].key and len({s.key for s in states}) == 3
+    assert all(state.step == 0 for state in states)
+    live = dict(case.problem.model.named_parameters())
+    for name, tensor in states[0].parameters.items():
+        assert torch.equal(tensor, live[name]) and tensor.data_ptr() != live[name].data_ptr()
+    started = bank.started()
+    state = started.state
+    assert float(state.parameters["value"]) == 0.8 and not state.parameters["value"].requires_grad
+    with torch.no_grad():
+        started.problem.meta.value.zero_()
+    assert float(state.parameters["value"]) == 0.8
+
+
+def test_meta_at_the_start_is_no_part_of_the_gradient_in_theta():
+    # L = b θ λ with θ = λ: the gradient in θ is b λ, and not 2 b λ.
+    case = bank.started()
+    meta = case.problem.meta_leaves()
+    for create_graph in (False, True):
+        after, loss = case.inner.step(case.problem, case.state, meta, 2.0, create_graph)
+        assert float(after.parameters["value"].detach()) == pytest.approx(0.8 - 0.1 * 2 * 0.8)
+        assert float(loss.detach()) == pytest.approx(2 * 0.8 * 0.8)
+    (slope,) = torch.autograd.grad(after.parameters["value"], [meta["value"]])
+    assert float(slope) == pytest.approx(1 - 0.1 * 2)
+    # A later state is its own.
+    later, _ = case.inner.step(case.problem, after.detach(), meta, 2.0)
+    assert float(later.parameters["value"]) == pytest.approx(0.64 - 0.2 * 0.8)

@@ -11,7 +11,9 @@ import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner import SGD, Adam
+from metatoolkit.inner.hyperparameters import resolve
 from tests import bank
+from tests.inner import reference
 
 F64 = torch.float64
 
@@ -117,3 +119,46 @@ def test_a_tensor_without_a_gradient_is_a_constant():
         inner = SGD(lr=given)
         result = hg.Unrolled(1)(problem, inner, inner.init(problem), [None], None)
         assert float(result.gradient["value"]) == pytest.approx(3.0 - 4.0 * rate)
+
+
+def test_the_first_group_that_matches_holds():
+    problem = reference.make_problem()
+    groups = [
+        {"parameters": ["head.*"], "lr": 0.2},
+        {"parameters": ["*.weight", "scale"], "lr": 0.3, "weight_decay": 0.5},
+        {"parameters": ["*"], "lr": 0.4},
+    ]
+    inner = SGD(lr=0.1, momentum=0.9, groups=groups)
+    resolved = resolve(inner.hyperparameters, inner.groups, problem, {}, 0)
+    found = {name: resolved(name) for name in problem.parameter_names}
+    rates = {name: values["lr"] for name, values in found.items()}
+    assert rates["head.weight"] == rates["head.bias"] == 0.2
+    assert rates["tied.encoder.weight"] == rates["scale"] == 0.3
+    assert rates["tied.decoder.bias"] == 0.4
+    # What a group does not name is the common value, not that of another group.
+    assert found["head.weight"]["weight_decay"] == 0.0
+    assert found["scale"]["weight_decay"] == 0.5
+    assert {values["momentum"] for values in found.values()} == {0.9}
+    # Groups that are given are left as they are.
+    assert groups[0] == {"parameters": ["head.*"], "lr": 0.2}
+    assert resolve(SGD(lr=0.1).hyperparameters, [], problem, {}, 0)("scale")["lr"] == 0.1
+
+
+def test_names_of_groups_are_told_apart_by_case():
+    case = bank.illustration()
+    inner = SGD(lr=0.1, groups=[{"parameters": ["v*"], "lr": 0.3}])
+    resolved = resolve(inner.hyperparameters, inner.groups, case.problem, {}, 0)
+    assert resolved("value")["lr"] == 0.3 and resolved("VALUE")["lr"] == 0.1
+
+
+def test_functions_see_the_step_and_the_meta_that_is_passed():
+    case = bank.learned_rates()
+    given = {n: t.detach() + 1 for n, t in case.problem.meta_parameters().items()}
+    resolved = resolve(case.inner.hyperparameters, case.inner.groups, case.problem, given, 3)
+    common, special = resolved("0.weight"), resolved("4.bias")
+    logits = given["logits"]
+    assert float(common["lr"]) == float(given["lr"])
+    assert float(special["lr"]) == pytest.approx(0.5 * float(given["lr"]))
+    assert float(common["momentum"]) == pytest.approx(float(logits[0].sigmoid()) * 0.9**3)
+    assert special["momentum"] == 0.3
+    assert float(common["weight_decay"]) == pytest.approx(float(logits[1].exp()))
