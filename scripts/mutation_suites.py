@@ -41,6 +41,7 @@ THROUGH = {
     "hypergradients/detached.py": ["hypergradients/test_finite_difference.py"],
     "hypergradients/linearization.py": ["hypergradients/test_implicit.py"],
     "metaparameters/placement.py": ["metaparameters/test_initialization.py"],
+    "problem.py": ["test_problem_purity.py"],
     "batch_stream.py": ["training/test_trainer.py"],
     "checkpoints.py": ["training/test_trainer.py"],
     "training/checks.py": ["training/test_trainer.py"],
