@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import _len_torch_function_stack
 
 from metatoolkit.errors import (
     ConfigurationError,
     ShapeError,
     UnknownNameError,
+    UnsupportedError,
     UnusedMetaParameterError,
 )
+from metatoolkit.exchange import Exchange, record, turn
+from metatoolkit.graphs import inspect_graph, watch_second_derivatives
+from metatoolkit.in_place import Untouched, changed_in_place
+from metatoolkit.places import Places
 from metatoolkit.randomness import seeded
 from metatoolkit.state import InnerState, Tensors, describe, require_grad
 
@@ -87,8 +93,12 @@ class BilevelProblem:
         self.valid_mode = valid_mode
         self.initial = initial
         self._roots = {"model": model, "meta": meta}
+        self._modules = Places(model, meta)
+        self.buffer_names = self._modules.buffer_names
         self._differentiating: set[str] = set()
-        self._index()
+        self._trusted: set[str] = set()
+        self._watched: set[str] = set()
+        self._custom: set[str] = set()
         owned = {id(parameter) for parameter in meta.parameters()}
         self.parameter_names = [
             name
@@ -215,7 +225,8 @@ class BilevelProblem:
         Returns:
             What the function returns.
         """
-        with self._exchanged({f"meta.{name}": tensor for name, tensor in meta.items()}):
+        tensors = {f"meta.{name}": tensor for name, tensor in meta.items()}
+        with Exchange(self._modules, tensors, {}):
             return function(self.meta)
 
     def initial_parameters(self, meta: Tensors) -> Tensors:
@@ -258,60 +269,51 @@ class BilevelProblem:
         """
         return self.initial is not None and state.step == 0
 
-    def _index(self) -> None:
-        """Find each place where a tensor stands, so that tied ones are exchanged together."""
-        sites: dict[int, list[tuple[dict[str, Any], str]]] = {}
-        modules = {id(m): m for root in self._roots.values() for m in root.modules()}
-        for module in modules.values():
-            for store in (module._parameters, module._buffers):
-                for key, tensor in store.items():
-                    if tensor is not None:
-                        sites.setdefault(id(tensor), []).append((store, key))
-        self._sites = {}
-        self.buffer_names: list[str] = []
-        buffers_seen = set()
-        for root, module in self._roots.items():
-            for name, parameter in module.named_parameters(prefix=root):
-                self._sites[name] = sites[id(parameter)]
-            for name, buffer in module.named_buffers(prefix=root):
-                self._sites[name] = sites[id(buffer)]
-                if id(buffer) not in buffers_seen:
-                    buffers_seen.add(id(buffer))
-                    self.buffer_names.append(name)
-        self._recurrent = [m for m in modules.values() if isinstance(m, nn.RNNBase)]
+    def watch_second_derivatives(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Look at a training loss before its gradient is taken with a graph of its own.
+
+        It is done once for each call of an estimator; see
+        :func:`metatoolkit.graphs.watch_second_derivatives`.
+
+        Args:
+            loss: The loss with its graph.
+            parameters: θ as the evaluation was given it.
+
+        Raises:
+            UnsupportedError: A function between the two cuts its second derivative.
+        """
+        if "second" not in self._watched:
+            self._watched.add("second")
+            watch_second_derivatives(loss, parameters)
+
+    def check_structure(self) -> None:
+        """Raise where the modules are no longer what the problem was made of.
+
+        Raises:
+            ConfigurationError: Parameters or buffers came, went, were frozen or are tied in
+                another way; or a hook stands on a parameter, which no inner step would run.
+        """
+        self._watched.clear()
+        present = Places(self.model, self.meta)
+        if present.structure != self._modules.structure:
+            changes = self._modules.changes(present)
+            raise ConfigurationError(
+                f"the modules have changed since the problem was made ({changes}). Make the "
+                "BilevelProblem, the inner state and the trainer after the last change."
+            )
+        names = [f"model.{name}" for name in self.parameter_names]
+        for name in [*names, *(f"meta.{name}" for name in self.meta_parameter_names)]:
+            tensor = self._live(name)
+            if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+                raise ConfigurationError(
+                    f"the parameter {name!r} has a hook on its gradient, which neither inner "
+                    "steps nor hypergradients run. Remove the hook; freeze a parameter with "
+                    "requires_grad_(False) before the problem is made, and mask or clip a "
+                    "gradient in the loss or in the inner learner."
+                )
 
     def _live(self, name: str) -> Tensor:
-        store, key = self._sites[name][0]
-        return store[key]
-
-    @contextlib.contextmanager
-    def _exchanged(self, tensors: Tensors) -> Iterator[None]:
-        """Put other tensors in the places of parameters and buffers for the body.
-
-        This is ``torch.func.functional_call`` with ties, without its walk over all modules at
-        every call. Afterwards ``tensors`` holds what the body left in these places.
-        """
-        before = []
-        try:
-            for name, tensor in tensors.items():
-                for store, key in self._sites[name]:
-                    before.append((store, key, store[key]))
-                    store[key] = tensor
-            self._refresh_recurrent()
-            yield
-        finally:
-            for name in tensors:
-                tensors[name] = self._live(name)
-            for store, key, tensor in reversed(before):
-                store[key] = tensor
-            self._refresh_recurrent()
-
-    def _refresh_recurrent(self) -> None:
-        """Recurrent modules read their weights from a list of their own."""
-        for module in self._recurrent:
-            module._flat_weights = [
-                getattr(module, name, None) for name in module._flat_weights_names
-            ]
+        return self._modules.tensor(name)
 
     def _evaluate(
         self, loss: Loss, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
@@ -345,13 +347,15 @@ class BilevelProblem:
     ) -> tuple[Tensor, Tensors]:
         tensors = {f"model.{name}": tensor for name, tensor in parameters.items()}
         tensors.update({f"meta.{name}": tensor for name, tensor in meta.items()})
-        tensors.update({name: buffer.clone() for name, buffer in buffers.items()})
-        devices = {tensor.device for tensor in tensors.values()}
+        versions = [tensor._version for tensor in tensors.values()]
+        exchange = Exchange(self._modules, tensors, buffers)
+        devices = {tensor.device for named in (tensors, buffers) for tensor in named.values()}
         devices |= {self._live(name).device for name in self._frozen}
         # What a function mode watches must not be run a second time.
         python = bool(self._draws_globally) or _len_torch_function_stack() > 0
+        watch = self._first(kind, tensors)
         try:
-            with seeded(key, devices, python) as draws, self._exchanged(tensors):
+            with turn(), seeded(key, devices, python) as draws, exchange, watch:
                 value = loss(self.model, self.meta, batch)
         except (RuntimeError, IndexError) as error:
             error.add_note(f"while {kind} was evaluated on a batch of: {describe(batch)}")
@@ -361,12 +365,29 @@ class BilevelProblem:
             self._draws_globally.add(kind)
             return self._evaluate_once(loss, kind, parameters, meta, buffers, batch, key)
         if not isinstance(value, Tensor) or value.dim() != 0:
-            given = describe(value) if isinstance(value, Tensor) else type(value).__name__
+            returned = describe(value) if isinstance(value, Tensor) else type(value).__name__
             raise ShapeError(
-                f"{kind} returned {given}; a scalar tensor (0-d) is needed: reduce it with "
+                f"{kind} returned {returned}; a scalar tensor (0-d) is needed: reduce it with "
                 ".mean() or .sum()."
             )
-        return value, {name: tensors[name].detach() for name in buffers}
+        for (name, tensor), version in zip(tensors.items(), versions, strict=True):
+            if tensor._version != version:
+                raise UnsupportedError(changed_in_place(name))
+        if kind not in self._watched and value.requires_grad:
+            self._watched.add(kind)
+            if inspect_graph(value, kind, self._modules.live, tensors):
+                self._custom.add(kind)
+        if kind in self._custom and value.requires_grad:
+            # The exchange keeps all its tensors alive.
+            record(value, exchange)
+        return value, {name: buffer.detach() for name, buffer in exchange.after.items()}
+
+    def _first(self, kind: str, tensors: Tensors) -> contextlib.AbstractContextManager[object]:
+        """Return what watches over the parameters in the first pass of a loss."""
+        if kind in self._trusted or any(map(is_functorch_wrapped_tensor, tensors.values())):
+            return contextlib.nullcontext()
+        self._trusted.add(kind)
+        return Untouched(tensors)
 
     def unused_error(self, losses: str) -> UnusedMetaParameterError:
         """Return the error that tells that no meta-parameter is reached.

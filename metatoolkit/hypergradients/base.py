@@ -18,6 +18,7 @@ from metatoolkit.errors import (
     NonFiniteError,
     UnsupportedError,
 )
+from metatoolkit.graphs import refuse_inference_mode
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -136,6 +137,8 @@ class Estimator(ABC):
                 f"train_batches is {given}; {type(self).__name__} takes a list of {self.horizon}, "
                 "one batch per inner step."
             )
+        refuse_inference_mode()
+        problem.check_structure()
         result = self.estimate(problem, inner, state.detach(), train_batches, valid_batch)
         check_finite(
             {"the validation loss": result.valid_loss}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import add_gradients, check_finite, double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
@@ -85,6 +86,7 @@ class StepLinearization:
             else:
                 after, loss = inner.step(problem, entry, meta, batch, True)
                 self.after = after.detach()
+        self._loss = loss
         count = len(self._inputs) if self._slots else len(state.parameters)
         self._inputs = self._inputs[:count]
         self._parameters = len(state.parameters)
@@ -189,7 +191,8 @@ class StepLinearization:
         targets = [*self._leaves, *self._gradient_leaves]
         found = _kept_product(self._outputs, targets, self.unflatten(vector))
         count = len(self._leaves)
-        second = _kept_product(self._gradients, self._leaves, found[count:])
+        with within(self._loss):
+            second = _kept_product(self._gradients, self._leaves, found[count:])
         names = [str(index) for index in range(count)]
         return list(add_gradients(names, found[:count], second).values())
 
@@ -207,7 +210,8 @@ class StepLinearization:
             with torch.enable_grad():
                 self._transposed_graph = (dummy, self._pull_back(dummy, False, True)[0])
         dummy, image = self._transposed_graph
-        return torch.autograd.grad(image, dummy, vector, retain_graph=True)[0]
+        with within(self._loss):
+            return torch.autograd.grad(image, dummy, vector, retain_graph=True)[0]
 
     def _pull_back(
         self, vector: Tensor, with_meta: bool, create_graph: bool
@@ -219,12 +223,13 @@ class StepLinearization:
         vector = self.flatten(cotangents)
         targets = [*self._inputs, *leaves]
         every = [*targets, *self._gradient_leaves]
-        found = _kept_product(self._outputs, every, cotangents, create_graph=create_graph)
+        with within(self._loss):
+            found = _kept_product(self._outputs, every, cotangents, create_graph=create_graph)
+            second = _kept_product(
+                self._gradients, targets, found[len(targets) :], create_graph=create_graph
+            )
         direct = self.flatten(found[:count])
         meta = found[count : len(targets)]
-        second = _kept_product(
-            self._gradients, targets, found[len(targets) :], create_graph=create_graph
-        )
         through = self.flatten(second[:count])
         names = [str(index) for index in range(len(leaves))]
         total = add_gradients(names, meta, second[count:])

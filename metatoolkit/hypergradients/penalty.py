@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.exchange import carry
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -232,7 +233,9 @@ class _Penalized(BilevelProblem):
         outer = self._problem.evaluate_valid(
             parameters, meta, buffers, valid_batch, fold_in(key, _VALID)
         )
-        return loss + outer / self._penalty, after
+        total = loss + outer / self._penalty
+        carry(loss, total)
+        return total, after
 
 
 def _loss(

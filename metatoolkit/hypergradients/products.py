@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.exchange import within
 
 Adjoint = list[Tensor | None]
 """One tensor for each of several variables, in their order; ``None`` stands for zero."""
@@ -26,7 +27,9 @@ def loss_gradient(loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = F
     """
     if not loss.requires_grad:
         return [None] * len(inputs)
-    return list(torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True))
+    with within(loss):
+        found = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
+    return list(found)
 
 
 def vector_jacobian_product(

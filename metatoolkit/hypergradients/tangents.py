@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, batched_products, loss_gradient
 from metatoolkit.inner.base import InnerLearner
@@ -136,7 +137,7 @@ class TangentBundle:
         for first, last in self._chunks:
             rows = [tangent[first:last] for tangent in self.tangents]
             along = self._directions(first, last)
-            with double_backward_kernels():
+            with double_backward_kernels(), within(loss):
                 bent = batched_products(fields, theta, [*(rows[i] for i in reached), *along])
             moved = batched_products(products, vectors, [*rows, *bent, *along])
             for row, tangent in zip(rows, moved, strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import check_finite, double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
@@ -213,7 +214,9 @@ class StepGraph:
     ) -> None:
         inputs = [tensor.detach().requires_grad_(through_state) for tensor in state.tensors()]
         with double_backward_kernels():
-            self.after, _ = inner.step(problem, state.with_tensors(inputs), meta, batch, True)
+            self.after, self._loss = inner.step(
+                problem, state.with_tensors(inputs), meta, batch, True
+            )
         self._inputs = inputs if through_state else []
         self._leaves = list(meta.values())
 
@@ -229,7 +232,7 @@ class StepGraph:
             ``through_state``), and in λ.
         """
         size = len(self._inputs)
-        with double_backward_kernels():
+        with double_backward_kernels(), within(self._loss):
             gradients = vector_jacobian_product(
                 self.after.tensors(), self._inputs + self._leaves, adjoint
             )

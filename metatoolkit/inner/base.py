@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ShapeError, UnsupportedError
+from metatoolkit.exchange import within
+from metatoolkit.graphs import refuse_inference_mode, unreached_error
 from metatoolkit.inner.hyperparameters import (
     Group,
     Hyperparameter,
@@ -93,6 +95,7 @@ class InnerLearner(ABC):
         Raises:
             ConfigurationError: The learner does not fit the problem; see :meth:`check`.
         """
+        problem.check_structure()
         self.check(problem)
         parameters = problem.parameters()
         with torch.no_grad():
@@ -198,19 +201,29 @@ class InnerLearner(ABC):
         Returns:
             The loss (a scalar), the gradients by the names of the parameters that the graph of the
             loss reaches, and the buffers. Cost: 3 F.
+
+        Raises:
+            UnsupportedError: The loss reaches no parameter.
         """
         parameters = state.parameters
+        refuse_inference_mode()
         with torch.enable_grad():
             loss, buffers = problem.evaluate_train(
                 parameters, meta, state.buffers, batch, fold_in(state.key, state.step)
             )
             if not loss.requires_grad:
-                return loss, {}, buffers
-            found = torch.autograd.grad(
-                loss, list(parameters.values()), create_graph=create_graph, allow_unused=True
-            )
+                raise unreached_error(batch)
+            points = list(parameters.values())
+            if create_graph:
+                problem.watch_second_derivatives(loss, points)
+            with within(loss):
+                found = torch.autograd.grad(
+                    loss, points, create_graph=create_graph, allow_unused=True
+                )
         pairs = zip(parameters, found, strict=True)
         gradients = {name: gradient for name, gradient in pairs if gradient is not None}
+        if not gradients:
+            raise unreached_error(batch)
         return loss, gradients, buffers
 
     def apply(

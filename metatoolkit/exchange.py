@@ -1,0 +1,269 @@
+"""Other tensors in the places of a module's own, in a pass and in whatever runs it again later."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import checkpoint as torch_checkpoint
+
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.places import Place, Places
+from metatoolkit.state import Tensors
+
+_REENTRANT = (
+    "the model uses reentrant activation checkpointing, whose backward pass cannot be taken by "
+    "torch.autograd.grad, as every hypergradient needs. Pass use_reentrant=False to "
+    "torch.utils.checkpoint.checkpoint; for Hugging Face models "
+    "model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
+)
+_SELECTIVE = (
+    "the model uses selective activation checkpointing (context_fn), which PyTorch cannot "
+    "differentiate twice. Leave context_fn out, or use an estimator with first derivatives only: "
+    "FiniteDifference, SAMA, EvoGrad, FirstOrder or EvolutionStrategies."
+)
+
+
+class _Active(threading.local):
+    """The exchanges that hold on this thread, outermost first."""
+
+    def __init__(self) -> None:
+        self.stack: list[Exchange] = []
+
+
+_active = _Active()
+_lock = threading.RLock()
+"""Modules that are exchanged are not what another thread expects, whichever module it uses."""
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Exchange:
+    """Tensors that stand in the places of parameters and buffers while a function runs.
+
+    A context manager. It holds for a pass, again for each backward pass over the graph that the
+    pass left (:func:`within`), and for what runs a part of the pass once more during a backward
+    pass, such as activation checkpointing, wherever that is taken (:meth:`again`). Buffers enter
+    as copies, so that what is run again moves none of them a second time. Exchanges of different
+    threads follow one another.
+
+    Args:
+        modules: Where each tensor stands.
+        tensors: What to put there, by name.
+        buffers: Buffers, likewise; not modified.
+
+    Attributes:
+        after: The buffers as the body left them.
+        differentiable: Whether gradients were recorded when the body began.
+
+    Raises:
+        UnsupportedError: The body has filled a buffer that was ``None``.
+    """
+
+    def __init__(self, modules: Places, tensors: Tensors, buffers: Tensors) -> None:
+        self.modules = modules
+        self.tensors = tensors
+        self.buffers = buffers
+        self.after: Tensors = {}
+        self.differentiable = False
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+        self._lock: threading.RLock | None = None
+
+    def __enter__(self) -> Exchange:
+        # A thread of the autograd engine works for one that waits for it.
+        if not isinstance(threading.current_thread(), threading._DummyThread):
+            self._lock = _lock
+            self._lock.acquire()
+        modules, before = self.modules, self._before
+        self.differentiable = torch.is_grad_enabled()
+        self.after = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        self._versions = [copy._version for copy in self.after.values()]
+        for store, key in modules.computed:
+            before.append((store, key, store[key]))
+        for tensors in (self.tensors, self.after):
+            for name, tensor in tensors.items():
+                for store, key in modules.sites[name]:
+                    before.append((store, key, store[key]))
+                    store[key] = tensor
+        if modules.recurrent:
+            self._refresh_recurrent()
+        _active.stack.append(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        filled: list[Place] = []
+        modules = self.modules
+        for name in self.after:
+            self.after[name] = modules.tensor(name)
+        for store, key, tensor in reversed(self._before):
+            store[key] = tensor
+        self._before.clear()
+        for store, key in modules.empty:
+            if store[key] is not None:
+                filled.append((store, key))
+                store[key] = None
+        if modules.recurrent:
+            self._refresh_recurrent()
+        _active.stack.pop()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        if filled and kind is None:
+            raise UnsupportedError(
+                f"a pass fills {modules.name(filled[0])!r}, which is None in the module, so that "
+                "it would be lost with the pass. Fill it before the problem is made, for instance "
+                "by one forward pass of the model."
+            )
+
+    def _refresh_recurrent(self) -> None:
+        """Recurrent modules read their weights from a list of their own."""
+        for module in self.modules.recurrent:
+            module._flat_weights = [
+                getattr(module, name, None) for name in module._flat_weights_names
+            ]
+
+    def again(self) -> Exchange:
+        """Return an exchange of the same tensors, with the buffers as they were at the start."""
+        return Exchange(self.modules, self.tensors, self.buffers)
+
+    def at_present(self) -> Exchange:
+        """Return an exchange of the same tensors, with the buffers as they are by now."""
+        buffers = {}
+        for (name, copy), version in zip(self.after.items(), self._versions, strict=True):
+            present = self.modules.tensor(name)
+            same = present is copy and present._version == version
+            buffers[name] = self.buffers[name] if same else present.detach().clone()
+        return Exchange(self.modules, self.tensors, buffers)
+
+
+def _replayed(unpack: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """Return a hook for saved tensors that runs under the exchanges of this moment.
+
+    Args:
+        unpack: The hook, which may run a part of the pass again.
+    """
+    present = [exchange.at_present() for exchange in _active.stack]
+
+    def replayed(packed: Any) -> Tensor:
+        with contextlib.ExitStack() as stack:
+            for exchange in present:
+                stack.enter_context(exchange.again())
+            return unpack(packed)
+
+    return replayed
+
+
+def record(loss: Tensor, exchange: Exchange) -> None:
+    """Keep with a loss the exchange that its backward passes need.
+
+    Args:
+        loss: Result of a pass.
+        exchange: Exchange that held in the pass.
+    """
+    loss._metatoolkit_exchange = exchange  # type: ignore[attr-defined]
+
+
+def carry(loss: Tensor, total: Tensor) -> None:
+    """Let a tensor that was computed from a loss be differentiated as the loss would be.
+
+    Args:
+        loss: Loss that a problem evaluated.
+        total: Tensor that was computed from it and from losses at the same point.
+    """
+    recorded: Exchange | None = getattr(loss, "_metatoolkit_exchange", None)
+    if recorded is not None:
+        record(total, recorded)
+
+
+class within:
+    """Run the body, a backward pass over the graph of a loss, as the pass was run.
+
+    Args:
+        loss: Loss that a problem evaluated; any other tensor changes nothing.
+
+    Raises:
+        UnsupportedError: The model uses a kind of activation checkpointing that cannot work, or
+            its backward pass adds to the ``.grad`` fields of the parameters.
+    """
+
+    def __init__(self, loss: Tensor) -> None:
+        recorded: Exchange | None = getattr(loss, "_metatoolkit_exchange", None)
+        self._exchange = None if recorded is None else recorded.again()
+
+    def __enter__(self) -> None:
+        if self._exchange is not None:
+            self._leaves = [t for t in self._exchange.tensors.values() if t.is_leaf]
+            self._before = [tensor.grad for tensor in self._leaves]
+            self._exchange.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._exchange is None:
+            return
+        self._exchange.__exit__(kind, error, traceback)
+        message = str(error) if isinstance(error, RuntimeError) else ""
+        if "use_reentrant=True" in message:
+            raise UnsupportedError(_REENTRANT) from error
+        if "selective activation checkpoint" in message:
+            raise UnsupportedError(_SELECTIVE) from error
+        pairs = list(zip(self._leaves, self._before, strict=True))
+        if any(tensor.grad is not grad for tensor, grad in pairs):
+            for tensor, grad in pairs:
+                tensor.grad = grad
+            raise UnsupportedError(
+                "a custom autograd.Function of the model calls backward() in its own backward "
+                "pass, so that gradients reach the .grad fields and not the hypergradient. Let it "
+                "return them, by torch.autograd.grad, or use "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            ) from error
+
+
+def _install() -> None:
+    """Let hooks for saved tensors and reentrant checkpoints ask for the exchange.
+
+    A hook that runs a part of the pass again, as non-reentrant checkpointing does, is called when
+    the exchange has ended, from whichever backward pass needs it first. Outside of an exchange
+    both functions are PyTorch's.
+    """
+    enter = saved_tensors_hooks.__enter__
+    check = torch_checkpoint.check_backward_validity
+
+    def enter_replayed(self: saved_tensors_hooks) -> None:
+        if not _active.stack:
+            enter(self)
+            return
+        unpack = self.unpack_hook
+        self.unpack_hook = _replayed(unpack)
+        try:
+            enter(self)
+        finally:
+            self.unpack_hook = unpack
+
+    def check_reentrant(inputs: Any) -> None:
+        if any(exchange.differentiable for exchange in _active.stack):
+            raise UnsupportedError(_REENTRANT)
+        check(inputs)
+
+    saved_tensors_hooks.__enter__ = enter_replayed  # type: ignore[method-assign]
+    torch_checkpoint.check_backward_validity = check_reentrant
+
+
+_install()

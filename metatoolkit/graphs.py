@@ -1,0 +1,213 @@
+"""What the graph of a loss tells: tensors it must not reach, functions that cut derivatives."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.utils._pytree import tree_leaves
+
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.state import describe
+
+FIRST_ORDER = "FiniteDifference, SAMA, EvoGrad, FirstOrder or EvolutionStrategies"
+"""Estimators that take first derivatives only, for messages."""
+
+_WEIGHT_NORM = "WeightNormInterfaceBackward"
+
+
+def refuse_inference_mode() -> None:
+    """Raise under ``torch.inference_mode``, where no gradient can be recorded.
+
+    Raises:
+        UnsupportedError: It is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedError(
+            "torch.inference_mode() is on, in which no gradient is recorded, not even under "
+            "torch.enable_grad(). Leave it, or use torch.no_grad() around what needs no gradient."
+        )
+
+
+def unreached_error(batch: Any) -> UnsupportedError:
+    """Return the error for a training loss whose graph reaches no inner parameter.
+
+    Args:
+        batch: The training batch.
+    """
+    return UnsupportedError(
+        "train_loss has no gradient in any inner parameter, so that a step would move nothing "
+        f"(batch of: {describe(batch)}). Compute it from the outputs of the model that the loss "
+        "is called with, without detach(), .item(), .data, NumPy or torch.no_grad() on the way."
+    )
+
+
+def graph_nodes(
+    outputs: Sequence[Tensor], boundary: Collection[Any] = ()
+) -> Iterator[torch.autograd.graph.Node]:
+    """Yield the nodes of a graph, each once.
+
+    Args:
+        outputs: Tensors whose graphs are walked; those without one are passed over.
+        boundary: Nodes that are not followed any further.
+
+    Yields:
+        The nodes, those of the boundary included.
+    """
+    seen = set(boundary)
+    stack: list[Any] = []
+    for output in outputs:
+        if output.grad_fn is not None:
+            stack.append(output.grad_fn)
+    yielded = set()
+    while stack:
+        node = stack.pop()
+        if node in yielded:
+            continue
+        yielded.add(node)
+        yield node
+        if node not in seen:
+            stack.extend(child for child, _ in node.next_functions if child is not None)
+
+
+def inspect_graph(
+    loss: Tensor, kind: str, live: Mapping[int, str], given: Mapping[str, Tensor]
+) -> bool:
+    """Look at what the graph of a loss ends at, and at what it is made of.
+
+    An evaluation puts other tensors in the places of parameters, so that one that was taken from
+    a module before (a list of parameters, a penalty on them) is not what is trained.
+
+    Args:
+        loss: The loss with its graph.
+        kind: Name of the loss.
+        live: Names of the parameters of the modules, by identity.
+        given: Tensors that the evaluation put in their places, which may be these themselves,
+            by name.
+
+    Returns:
+        Whether there is a custom ``autograd.Function``, whose backward pass may run anything.
+
+    Raises:
+        ConfigurationError: The graph ends at a parameter of the modules themselves.
+    """
+    custom = False
+    accepted = {id(tensor) for tensor in given.values()}
+    boundary = [tensor.grad_fn for tensor in given.values() if tensor.grad_fn is not None]
+    for node in graph_nodes([loss], boundary):
+        custom = custom or isinstance(node, BackwardCFunction)
+        variable = getattr(node, "variable", None)
+        name = live.get(id(variable)) if variable is not None else None
+        if name is None or name not in given or id(variable) in accepted:
+            continue
+        raise ConfigurationError(
+            f"{kind} uses the parameter {name!r} as a tensor that was taken from the module "
+            "outside of the loss, which inner steps do not move and no derivative reaches. Take "
+            "it from the modules that the loss is called with: write "
+            f"{name!r} as an attribute of the argument, or list(model.parameters()) inside the "
+            "loss."
+        )
+    return custom
+
+
+def watch_second_derivatives(loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Look for functions between a loss and θ whose second derivative would be missing or wrong.
+
+    To be called before the gradient in θ is taken with a graph of its own. A custom
+    ``autograd.Function`` is watched in that pass: where its ``backward`` returns tensors without
+    a graph although they depend on θ, the second derivative would lack a term.
+
+    Args:
+        loss: The training loss with its graph.
+        parameters: θ as the evaluation was given it.
+
+    Raises:
+        UnsupportedError: A function between the two is once differentiable; or, in the pass that
+            follows, a custom one that cuts its second derivative.
+    """
+    ends = {id(tensor) for tensor in parameters if tensor.grad_fn is None}
+    boundary = [tensor.grad_fn for tensor in parameters if tensor.grad_fn is not None]
+    for node in graph_nodes([loss], boundary):
+        custom = isinstance(node, BackwardCFunction)
+        if not custom and not node.name().startswith(_WEIGHT_NORM):
+            continue
+        if not _leads_to(node, ends, boundary):
+            continue
+        if not custom:
+            warnings.warn(
+                "PyTorch's second derivative of weight_norm is wrong, and with it the "
+                "hypergradient. Write the normalized weight out in the module "
+                "(g * v / v.norm()), or use an estimator with first derivatives only: "
+                f"{FIRST_ORDER}.",
+                UserWarning,
+                stacklevel=2,
+            )
+        elif _is_once_differentiable(node):
+            raise UnsupportedError(_cut(node, "is marked once_differentiable"))
+        elif type(node)._forward_cls.__module__.split(".")[0] != "torch":  # type: ignore[attr-defined]
+            node.register_hook(_watch(node))
+
+
+def _leads_to(node: Any, ends: Collection[int], boundary: Sequence[Any]) -> bool:
+    for upstream in graph_nodes([_Output(node)], boundary):  # type: ignore[list-item]
+        if upstream in boundary or id(getattr(upstream, "variable", None)) in ends:
+            return True
+    return False
+
+
+class _Output:
+    """Stands for an output of a node."""
+
+    def __init__(self, node: Any) -> None:
+        self.grad_fn = node
+
+
+def _is_once_differentiable(node: Any) -> bool:
+    function = type(node)._forward_cls.backward
+    while function is not None:
+        if getattr(function, "__code__", None) is _ONCE:
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
+
+
+_ONCE = once_differentiable(lambda ctx: None).__code__
+"""The code that the decorator puts around a backward pass, whichever it is."""
+
+
+def _watch(node: Any) -> Callable[[Any, Any], None]:
+    edges = [child is not None for child, _ in node.next_functions]
+
+    def check(inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]) -> None:
+        if not torch.is_grad_enabled():
+            return
+        found = [g for g, edge in zip(inputs, edges, strict=False) if edge and g is not None]
+        if any(gradient.requires_grad for gradient in found) or not found:
+            return
+        arrives = any(g is not None and g.requires_grad for g in outputs)
+        if arrives or _reads(node):
+            raise UnsupportedError(_cut(node, "has a backward pass without a graph"))
+
+    return check
+
+
+def _reads(node: Any) -> bool:
+    """Return whether a backward pass may read what depends on the inputs."""
+    if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in node.saved_tensors):
+        return True
+    constant = int | float | complex | str | torch.Size | torch.dtype | torch.device | None
+    kept = (leaf for value in vars(node).values() for leaf in tree_leaves(value))
+    return any(not isinstance(leaf, constant) for leaf in kept)
+
+
+def _cut(node: Any, why: str) -> str:
+    name = type(node)._forward_cls.__qualname__
+    return (
+        f"the function {name} {why}, so that a second derivative of train_loss would lack its "
+        "part without a word. Write its backward pass with differentiable operations, or use an "
+        f"estimator with first derivatives only: {FIRST_ORDER}."
+    )

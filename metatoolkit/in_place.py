@@ -1,0 +1,59 @@
+"""Refusal of a forward pass that changes parameters in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.state import Tensors
+
+
+def changed_in_place(name: str) -> str:
+    """Return the message for a parameter that a forward pass changes.
+
+    Args:
+        name: Name of the parameter.
+    """
+    return (
+        f"a forward pass changes the parameter {name!r} in place, as an embedding with max_norm "
+        "or a clamp_ of a weight does, so that an evaluation is no function of its arguments. "
+        "Let forward() use a changed copy, for instance F.embedding(x, weight.renorm(2, 0, 1.0)) "
+        "or weight.clamp(-1, 1)."
+    )
+
+
+class Untouched(TorchDispatchMode):
+    """Raises before an operation of the body writes into one of several tensors.
+
+    Memory is what is compared, so that ``.data`` and views hide nothing.
+
+    Args:
+        tensors: The tensors by name.
+
+    Raises:
+        UnsupportedError: An operation is about to write into one.
+    """
+
+    def __init__(self, tensors: Tensors) -> None:
+        super().__init__()
+        self._names = {_memory(t): name for name, t in tensors.items() if t.numel()}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func._schema.is_mutable:
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                if argument.alias_info is None or not argument.alias_info.is_write:
+                    continue
+                for tensor in tree_leaves(value):
+                    if isinstance(tensor, Tensor) and _memory(tensor) in self._names:
+                        raise UnsupportedError(changed_in_place(self._names[_memory(tensor)]))
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
