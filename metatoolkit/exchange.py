@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from abc import abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils import checkpoint as torch_checkpoint
 
 from metatoolkit.errors import UnsupportedError
@@ -40,7 +42,7 @@ class _Active(threading.local):
 
 _active = _Active()
 _lock = threading.RLock()
-"""Modules that are exchanged are not what another thread expects, whichever module it uses."""
+"""Modules that are exchanged, their modes and the random state are for one thread at a time."""
 
 
 def _renew_lock() -> None:
@@ -50,6 +52,24 @@ def _renew_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Again(TorchFunctionMode):
+    """A mode of a pass that holds for what is run again of it, too."""
+
+    @abstractmethod
+    def again(self) -> Callable[[], contextlib.AbstractContextManager[object]]:
+        """Return what makes the mode for a pass that begins where this one is by now."""
+
+
+def turn() -> contextlib.AbstractContextManager[object]:
+    """Return a context in which no other thread evaluates a problem.
+
+    A thread of the autograd engine, which threading did not start, works for one that waits.
+    """
+    if isinstance(threading.current_thread(), threading._DummyThread):
+        return contextlib.nullcontext()
+    return _lock
 
 
 class Exchange:
@@ -81,13 +101,10 @@ class Exchange:
         self.after: Tensors = {}
         self.differentiable = False
         self._before: list[tuple[dict[str, Any], str, Any]] = []
-        self._lock: threading.RLock | None = None
 
     def __enter__(self) -> Exchange:
-        # A thread of the autograd engine works for one that waits for it.
-        if not isinstance(threading.current_thread(), threading._DummyThread):
-            self._lock = _lock
-            self._lock.acquire()
+        self._turn = turn()
+        self._turn.__enter__()
         modules, before = self.modules, self._before
         self.differentiable = torch.is_grad_enabled()
         self.after = {name: buffer.clone() for name, buffer in self.buffers.items()}
@@ -119,9 +136,7 @@ class Exchange:
         if modules.recurrent:
             self._refresh_recurrent()
         _active.stack.pop()
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._turn.__exit__(None, None, None)
         if filled and kind is None:
             raise UnsupportedError(
                 f"a pass fills {modules.name(filled[0])!r}, which is None in the module, so that "
@@ -157,9 +172,12 @@ def _replayed(unpack: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
         unpack: The hook, which may run a part of the pass again.
     """
     present = [exchange.at_present() for exchange in _active.stack]
+    modes = [mode.again() for mode in _get_current_function_mode_stack() if isinstance(mode, Again)]
 
     def replayed(packed: Any) -> Tensor:
         with contextlib.ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode())
             for exchange in present:
                 stack.enter_context(exchange.again())
             return unpack(packed)
@@ -175,6 +193,19 @@ def record(loss: Tensor, exchange: Exchange) -> None:
         exchange: Exchange that held in the pass.
     """
     loss._metatoolkit_exchange = exchange  # type: ignore[attr-defined]
+
+
+def refuse_selective_checkpointing(error: RuntimeError) -> None:
+    """Raise what an error of a second backward pass means, where it is about checkpointing.
+
+    Args:
+        error: Error of PyTorch.
+
+    Raises:
+        UnsupportedError: The model uses selective activation checkpointing.
+    """
+    if "selective activation checkpoint" in str(error):
+        raise UnsupportedError(_SELECTIVE) from error
 
 
 def carry(loss: Tensor, total: Tensor) -> None:
@@ -196,8 +227,7 @@ class within:
         loss: Loss that a problem evaluated; any other tensor changes nothing.
 
     Raises:
-        UnsupportedError: The model uses a kind of activation checkpointing that cannot work, or
-            its backward pass adds to the ``.grad`` fields of the parameters.
+        UnsupportedError: The backward pass adds to the ``.grad`` fields of the parameters.
     """
 
     def __init__(self, loss: Tensor) -> None:
@@ -219,11 +249,6 @@ class within:
         if self._exchange is None:
             return
         self._exchange.__exit__(kind, error, traceback)
-        message = str(error) if isinstance(error, RuntimeError) else ""
-        if "use_reentrant=True" in message:
-            raise UnsupportedError(_REENTRANT) from error
-        if "selective activation checkpoint" in message:
-            raise UnsupportedError(_SELECTIVE) from error
         pairs = list(zip(self._leaves, self._before, strict=True))
         if any(tensor.grad is not grad for tensor, grad in pairs):
             for tensor, grad in pairs:

@@ -206,14 +206,15 @@ class BilevelProblem:
         if self.valid_mode is None:
             return self._evaluate(*arguments)[0]
         roots = self._roots.values()
-        flags = [(module, module.training) for root in roots for module in root.modules()]
-        try:
-            for root in roots:
-                root.train(self.valid_mode == "train")
-            return self._evaluate(*arguments)[0]
-        finally:
-            for module, training in flags:
-                module.training = training
+        with turn():
+            flags = [(module, module.training) for root in roots for module in root.modules()]
+            try:
+                for root in roots:
+                    root.train(self.valid_mode == "train")
+                return self._evaluate(*arguments)[0]
+            finally:
+                for module, training in flags:
+                    module.training = training
 
     def evaluate_meta(self, function: Callable[[nn.Module], Any], meta: Tensors) -> Any:
         """Call ``function`` with the meta-parameter module as it is under other parameters.
@@ -294,7 +295,8 @@ class BilevelProblem:
                 another way; or a hook stands on a parameter, which no inner step would run.
         """
         self._watched.clear()
-        present = Places(self.model, self.meta)
+        with turn():
+            present = Places(self.model, self.meta)
         if present.structure != self._modules.structure:
             changes = self._modules.changes(present)
             raise ConfigurationError(
@@ -313,7 +315,8 @@ class BilevelProblem:
                 )
 
     def _live(self, name: str) -> Tensor:
-        return self._modules.tensor(name)
+        with turn():
+            return self._modules.tensor(name)
 
     def _evaluate(
         self, loss: Loss, kind: str, parameters: Tensors, meta: Tensors, *rest: Any

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import mse_loss
-from torch.overrides import TorchFunctionMode
 
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.exchange import Again
 from metatoolkit.hypergradients.base import add_gradients, double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
@@ -23,8 +23,11 @@ from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
 
 
-class _NoTangents(TorchFunctionMode):
+class _NoTangents(Again):
     """Where no gradient is recorded, no tangent is carried either, as detach does it."""
+
+    def again(self) -> type[_NoTangents]:
+        return _NoTangents
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.is_grad_enabled():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.exchange import within
+from metatoolkit.exchange import refuse_selective_checkpointing, within
 
 Adjoint = list[Tensor | None]
 """One tensor for each of several variables, in their order; ``None`` stands for zero."""
@@ -59,8 +59,8 @@ def vector_jacobian_product(
     if not pairs:
         return [None] * len(inputs)
     present, given = zip(*pairs, strict=True)
-    return list(
-        torch.autograd.grad(
+    try:
+        found = torch.autograd.grad(
             present,
             inputs,
             given,
@@ -68,7 +68,10 @@ def vector_jacobian_product(
             create_graph=create_graph,
             allow_unused=True,
         )
-    )
+    except RuntimeError as error:
+        refuse_selective_checkpointing(error)
+        raise
+    return list(found)
 
 
 def batched_products(

@@ -1,0 +1,332 @@
+"""What a model runs again during a backward pass sees the tensors of its first pass."""
+
+import functools
+import math
+import threading
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    checkpoint_sequential,
+    create_selective_checkpoint_contexts,
+)
+
+import metatoolkit as mt
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients import GMRES, Implicit, OneStep, Unrolled
+from tests import bank
+from tests.hypergradients.registry import ESTIMATORS
+
+plainly = functools.partial(checkpoint, use_reentrant=False)
+
+
+class Sine(nn.Module):
+    """sin(w · x), computed by ``run``."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+        self.run = run
+
+    def forward(self, x):
+        return self.run(lambda x: torch.sin(self.w * x), x)
+
+
+def sine_problem(run):
+    return mt.BilevelProblem(
+        Sine(run),
+        bank.Value(1.0),
+        lambda model, meta, batch: meta.value * model(batch),
+        lambda model, meta, batch: model(batch) ** 2,
+    )
+
+
+class RecomputedSine(torch.autograd.Function):
+    """A reversible block of one's own: its backward pass calls the module again."""
+
+    @staticmethod
+    def forward(ctx, function, x, w):
+        ctx.function = function
+        ctx.save_for_backward(x, w)
+        with torch.no_grad():
+            return function(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, w = ctx.saved_tensors
+        with torch.enable_grad():
+            output = ctx.function(x)
+        create = torch.is_grad_enabled()
+        (found,) = torch.autograd.grad(output, w, gradient, create_graph=create)
+        return None, None, found
+
+
+RUNS = {
+    "as it is": lambda function, x: function(x),
+    "checkpointed": plainly,
+    "checkpoint in a checkpoint": lambda function, x: plainly(lambda x: plainly(function, x), x),
+    "in sequence": lambda function, x: checkpoint_sequential(
+        nn.Sequential(nn.Identity(), _Called(function)), 2, x, use_reentrant=False
+    ),
+}
+
+
+class _Called(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
+def test_base_steps_are_those_of_the_model_without_checkpointing(run):
+    problem = sine_problem(run)
+    inner = mt.inner.SGD(lr=1.0)
+    state, x = inner.init(problem), torch.tensor(1.0, dtype=torch.float64)
+    for _ in range(2):
+        state, _ = inner.step(problem, state, problem.meta_parameters(), x)
+    first = 1.0 - math.cos(1.0)
+    assert float(state.parameters["w"]) == pytest.approx(first - math.cos(first), rel=1e-14)
+
+
+def test_a_function_that_calls_the_module_in_its_backward_pass_sees_the_state():
+    problem = sine_problem(None)
+    model = problem.model
+    model.run = lambda function, x: RecomputedSine.apply(function, x, model.w)
+    inner = mt.inner.SGD(lr=1.0)
+    state, x = inner.init(problem), torch.tensor(1.0, dtype=torch.float64)
+    for _ in range(2):
+        state, _ = inner.step(problem, state, problem.meta_parameters(), x)
+    first = 1.0 - math.cos(1.0)
+    assert float(state.parameters["w"]) == pytest.approx(first - math.cos(first), rel=1e-14)
+    plain = sine_problem(lambda function, x: function(x))
+    arguments = (inner, inner.init(plain), [x, x], x)
+    right = Unrolled(2)(plain, *arguments).gradient["value"]
+    torch.testing.assert_close(Unrolled(2)(problem, *arguments).gradient["value"], right)
+
+
+class Net(nn.Module):
+    """Blocks with BatchNorm, dropout and a buffer that each pass moves, checkpointed or not."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.3))
+            for _ in range(2)
+        )
+        self.norm = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        self.last = nn.Linear(4, 1)
+        self.run = run
+
+    def forward(self, x):
+        for block in [*self.blocks, self.norm]:
+            x = self.run(block, x)
+        return self.last(x)
+
+
+def net_case(run):
+    torch.manual_seed(3)
+    model = Net(run).double()
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        (
+            torch.randn(8, 4, generator=generator, dtype=torch.float64),
+            torch.randn(8, 1, generator=generator, dtype=torch.float64),
+        )
+        for _ in range(3)
+    ]
+
+    def train_loss(model, meta, batch):
+        return F.mse_loss(model(batch[0] * meta.value), batch[1])
+
+    def valid_loss(model, meta, batch):
+        return F.mse_loss(model(batch[0]), batch[1])
+
+    problem = mt.BilevelProblem(model, bank.Value([1.0] * 4), train_loss, valid_loss)
+    return bank.Case(problem, mt.inner.SGD(lr=0.1, momentum=0.5), batches[:2], batches[2])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_is_what_it_is_without_checkpointing(name):
+    plain, checkpointed = net_case(lambda block, x: block(x)), net_case(plainly)
+    try:
+        right = plain.call(ESTIMATORS[name]())
+    except UnsupportedError as error:
+        pytest.skip(f"unsupported: {error}")
+    if name in ("ForwardMode(3)", "ForwardGradient(3)"):
+        # Dropout of a pass that is run again cannot be batched over directions.
+        with pytest.raises(UnsupportedError, match="chunk=1"):
+            checkpointed.call(ESTIMATORS[name]())
+        return
+    found = checkpointed.call(ESTIMATORS[name]())
+    torch.testing.assert_close(found.gradient, right.gradient, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.state.parameters, right.state.parameters)
+    torch.testing.assert_close(found.state.buffers, right.state.buffers)
+    live = checkpointed.problem.buffers()
+    torch.testing.assert_close(live, plain.problem.buffers(), rtol=0, atol=0)
+
+
+def test_an_estimator_within_a_loss_is_right():
+    def outer_case(run):
+        lower = sine_problem(run)
+        inner = mt.inner.SGD(lr=0.3)
+        state = inner.init(lower)
+        x = torch.tensor(0.7, dtype=torch.float64)
+
+        def train_loss(model, meta, batch):
+            # Two steps of another problem, differentiated by the outer one.
+            point = state
+            for _ in range(2):
+                point, _ = inner.step(lower, point, {"value": model.value * meta.value}, x, True)
+            return lower.evaluate_valid(
+                point.parameters, {"value": model.value}, point.buffers, x, 0
+            )
+
+        def valid_loss(model, meta, batch):
+            return (model.value - 1) ** 2
+
+        problem = mt.BilevelProblem(bank.Value(0.5), bank.Value(1.2), train_loss, valid_loss)
+        return bank.Case(problem, mt.inner.SGD(lr=0.5), [None], None)
+
+    plain, checkpointed = outer_case(RUNS["as it is"]), outer_case(plainly)
+    right, found = plain.call(Unrolled(2)), checkpointed.call(Unrolled(2))
+    torch.testing.assert_close(found.gradient, right.gradient)
+    assert float(right.gradient["value"].abs()) > 1e-3
+
+
+def test_an_evaluation_can_be_differentiated_later():
+    problem = sine_problem(plainly)
+    w = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    x = torch.tensor(1.0, dtype=torch.float64)
+    loss, _ = problem.evaluate_train({"w": w}, problem.meta_parameters(), {}, x, 0)
+    (first,) = torch.autograd.grad(loss, w, create_graph=True)
+    (second,) = torch.autograd.grad(first, w)
+    assert first.item() == pytest.approx(math.cos(0.4))
+    assert float(second) == pytest.approx(-math.sin(0.4))
+
+
+def test_reentrant_checkpointing_is_refused():
+    case = net_case(functools.partial(checkpoint, use_reentrant=True))
+    with pytest.raises(UnsupportedError, match="use_reentrant=False"):
+        case.call(Unrolled(1))
+    with pytest.raises(UnsupportedError, match="gradient_checkpointing_enable"):
+        case.inner.step(case.problem, case.state, {}, case.train_batches[0])
+
+
+def test_selective_checkpointing_is_refused_where_it_is_differentiated_twice():
+    contexts = functools.partial(
+        create_selective_checkpoint_contexts, lambda *_, **__: CheckpointPolicy.MUST_SAVE
+    )
+    problem = sine_problem(functools.partial(plainly, context_fn=contexts))
+    x = torch.tensor(1.0, dtype=torch.float64)
+    case = bank.Case(problem, mt.inner.SGD(lr=0.5), [x], x)
+    for estimator in (Unrolled(1), OneStep(), Implicit(GMRES(3))):
+        with pytest.raises(UnsupportedError, match="FiniteDifference"):
+            case.call(estimator)
+    found = case.call(mt.hypergradients.FiniteDifference()).gradient["value"]
+    problem.model.run = plainly
+    torch.testing.assert_close(found, case.call(Unrolled(1)).gradient["value"])
+
+
+class CallsBackward(torch.autograd.Function):
+    """A checkpoint of one's own that lets gradients run into the .grad fields."""
+
+    @staticmethod
+    def forward(ctx, function, x):
+        ctx.function = function
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return function(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            output = ctx.function(x)
+        torch.autograd.backward(output, gradient)
+        return None, x.grad
+
+
+def test_a_backward_pass_that_calls_backward_is_refused():
+    first = iter([lambda block, x: block(x)])
+    case = net_case(lambda block, x: next(first, CallsBackward.apply)(block, x))
+    with pytest.raises(UnsupportedError, match=r"calls backward\(\)"):
+        case.inner.step(case.problem, case.state, {}, case.train_batches[0])
+    assert all(p.grad is None for p in case.problem.model.parameters())
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt2"])
+def test_second_order_through_a_checkpointed_hugging_face_model(model):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_dropout_prob": 0.1, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if model == "bert":
+        config = transformers.BertConfig(
+            vocab_size=20, hidden_size=8, intermediate_size=16, num_labels=3, **sizes
+        )
+        network = transformers.BertForSequenceClassification(config).double()
+    else:
+        config = transformers.GPT2Config(
+            vocab_size=20,
+            n_embd=8,
+            n_layer=2,
+            n_head=2,
+            num_labels=3,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        network = transformers.GPT2ForSequenceClassification(config).double()
+
+    def train_loss(model, meta, batch):
+        return (F.cross_entropy(model(batch).logits, labels, reduction="none") * meta.value).mean()
+
+    def valid_loss(model, meta, batch):
+        return F.cross_entropy(model(batch).logits, labels)
+
+    labels = torch.tensor([0, 1, 2, 1])
+    batch = torch.arange(1, 17).view(4, 4)
+    problem = mt.BilevelProblem(network, bank.Value([1.0, 0.5, 2.0, 1.5]), train_loss, valid_loss)
+    case = bank.Case(problem, mt.inner.AdamW(lr=1e-2), [batch], batch)
+    right = case.call(Unrolled(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        network.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    found = case.call(Unrolled(2))
+    torch.testing.assert_close(found.gradient, right.gradient, rtol=1e-8, atol=1e-12)
+    assert float(right.gradient["value"].abs().max()) > 1e-4
+
+
+def test_threads_take_turns():
+    case = net_case(plainly)
+    first = [(batch[0].clone(), batch[1]) for batch in case.train_batches]
+    right = case.call(Unrolled(2))
+    results, errors = [], []
+
+    def work():
+        try:
+            for _ in range(5):
+                results.append(case.call(Unrolled(2)))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and len(results) == 15
+    for result in results:
+        torch.testing.assert_close(result.gradient, right.gradient, rtol=0, atol=0)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, case.train_batches, strict=True))
