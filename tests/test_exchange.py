@@ -18,7 +18,7 @@ from torch.utils.checkpoint import (
 
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients import GMRES, Implicit, OneStep, Unrolled
+from metatoolkit.hypergradients import GMRES, ForwardMode, Implicit, Unrolled
 from tests import bank
 from tests.hypergradients.registry import ESTIMATORS
 
@@ -227,7 +227,7 @@ def test_selective_checkpointing_is_refused_where_it_is_differentiated_twice():
     problem = sine_problem(functools.partial(plainly, context_fn=contexts))
     x = torch.tensor(1.0, dtype=torch.float64)
     case = bank.Case(problem, mt.inner.SGD(lr=0.5), [x], x)
-    for estimator in (Unrolled(1), OneStep(), Implicit(GMRES(3))):
+    for estimator in (Unrolled(2), ForwardMode(1), Implicit(GMRES(3))):
         with pytest.raises(UnsupportedError, match="FiniteDifference"):
             case.call(estimator)
     found = case.call(mt.hypergradients.FiniteDifference()).gradient["value"]

@@ -102,21 +102,23 @@ def batched_products(
         heads = [output for output, _ in pairs]
         vectors = [cotangent for _, cotangent in pairs]
         arguments = {"retain_graph": True, "allow_unused": True}
-        if count == 1:
-            single = torch.autograd.grad(heads, inputs, [v[0] for v in vectors], **arguments)
-            found = [None if g is None else g.unsqueeze(0) for g in single]
-        else:
-            try:
+        try:
+            if count == 1:
+                single = torch.autograd.grad(heads, inputs, [v[0] for v in vectors], **arguments)
+                found = [None if g is None else g.unsqueeze(0) for g in single]
+            else:
                 found = torch.autograd.grad(
                     heads, inputs, vectors, is_grads_batched=True, **arguments
                 )
-            except RuntimeError as error:
-                if not any(word in str(error).lower() for word in ("vmap", "batching rule")):
-                    raise
-                raise UnsupportedError(
-                    f"an operation of the training loss cannot be batched over directions "
-                    f"({error}); use chunk=1, which takes them one by one."
-                ) from error
+        except RuntimeError as error:
+            refuse_selective_checkpointing(error)
+            words = ("vmap", "batching rule")
+            if count == 1 or not any(word in str(error).lower() for word in words):
+                raise
+            raise UnsupportedError(
+                f"an operation of the training loss cannot be batched over directions "
+                f"({error}); use chunk=1, which takes them one by one."
+            ) from error
     return [
         tensor.new_zeros(count, *tensor.shape) if gradient is None else gradient
         for tensor, gradient in zip(inputs, found, strict=True)
