@@ -21,7 +21,6 @@ class Places:
     Attributes:
         sites: Places of each tensor, by name.
         buffer_names: Names of the buffers, each tensor once.
-        live: Names of the parameters that require a gradient, by identity.
         recurrent: Modules that read their weights from a list of their own.
         empty: Places that hold no tensor.
         computed: Places of tensors that a hook computes in each pass from other parameters, as
@@ -44,7 +43,6 @@ class Places:
                         sites.setdefault(id(tensor), []).append((store, key))
         self.computed = [place for module in modules for place in _computed(module)]
         self.sites: dict[str, list[Place]] = {}
-        self.live: dict[int, str] = {}
         self.buffer_names: list[str] = []
         self.structure: dict[str, tuple[int, bool]] = {}
         first: dict[int, int] = {}
@@ -57,8 +55,6 @@ class Places:
                 if id(tensor) not in buffers:
                     buffers.add(id(tensor))
                     self.buffer_names.append(name)
-            elif tensor.requires_grad:
-                self.live.setdefault(id(tensor), name)
 
     def _named(self) -> Iterator[tuple[str, Tensor, bool]]:
         for root, module in self._roots.items():

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.overrides import _len_torch_function_stack
 
 from metatoolkit.errors import (
     ConfigurationError,
     ShapeError,
     UnknownNameError,
-    UnsupportedError,
     UnusedMetaParameterError,
 )
-from metatoolkit.exchange import Exchange, record, turn
-from metatoolkit.graphs import inspect_graph, watch_second_derivatives
-from metatoolkit.in_place import Untouched, changed_in_place
-from metatoolkit.places import Places
-from metatoolkit.randomness import seeded
-from metatoolkit.state import InnerState, Tensors, describe, require_grad
-
-Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
+from metatoolkit.exchange import Exchange, turn
+from metatoolkit.passes import Loss, Passes
+from metatoolkit.state import InnerState, Tensors
 
 
 class BilevelProblem:
@@ -93,12 +84,8 @@ class BilevelProblem:
         self.valid_mode = valid_mode
         self.initial = initial
         self._roots = {"model": model, "meta": meta}
-        self._modules = Places(model, meta)
-        self.buffer_names = self._modules.buffer_names
-        self._differentiating: set[str] = set()
-        self._trusted: set[str] = set()
-        self._watched: set[str] = set()
-        self._custom: set[str] = set()
+        self._passes = Passes(model, meta)
+        self.buffer_names = self._passes.places.buffer_names
         owned = {id(parameter) for parameter in meta.parameters()}
         self.parameter_names = [
             name
@@ -118,10 +105,6 @@ class BilevelProblem:
                 "model has no inner parameter: each of its parameters is frozen or belongs to "
                 "meta; pass as meta only the part that holds the meta-parameters."
             )
-        exchanged = {f"model.{name}" for name in self.parameter_names}
-        exchanged |= {f"meta.{name}" for name in self.meta_parameter_names}
-        self._frozen = list(self._sites.keys() - exchanged - set(self.buffer_names))
-        self._draws_globally: set[str] = set()
 
     def to(self, device: torch.device | str) -> BilevelProblem:
         """Move both modules to a device, in place, and return the problem.
@@ -227,7 +210,7 @@ class BilevelProblem:
             What the function returns.
         """
         tensors = {f"meta.{name}": tensor for name, tensor in meta.items()}
-        with Exchange(self._modules, tensors, {}):
+        with Exchange(self._passes.places, tensors, {}):
             return function(self.meta)
 
     def initial_parameters(self, meta: Tensors) -> Tensors:
@@ -260,7 +243,7 @@ class BilevelProblem:
 
     def devices(self) -> set[torch.device]:
         """Return the devices of all parameters and buffers."""
-        return {self._live(name).device for name in self._sites}
+        return {self._live(name).device for name in self._passes.places.sites}
 
     def begins_with_meta(self, state: InnerState) -> bool:
         """Return whether λ sets parameters of this state: it is the initial one.
@@ -283,9 +266,7 @@ class BilevelProblem:
         Raises:
             UnsupportedError: A function between the two cuts its second derivative.
         """
-        if "second" not in self._watched:
-            self._watched.add("second")
-            watch_second_derivatives(loss, parameters)
+        self._passes.watch_second_derivatives(loss, parameters)
 
     def check_structure(self) -> None:
         """Raise where the modules are no longer what the problem was made of.
@@ -294,103 +275,17 @@ class BilevelProblem:
             ConfigurationError: Parameters or buffers came, went, were frozen or are tied in
                 another way; or a hook stands on a parameter, which no inner step would run.
         """
-        self._watched.clear()
-        with turn():
-            present = Places(self.model, self.meta)
-        if present.structure != self._modules.structure:
-            changes = self._modules.changes(present)
-            raise ConfigurationError(
-                f"the modules have changed since the problem was made ({changes}). Make the "
-                "BilevelProblem, the inner state and the trainer after the last change."
-            )
-        names = [f"model.{name}" for name in self.parameter_names]
-        for name in [*names, *(f"meta.{name}" for name in self.meta_parameter_names)]:
-            tensor = self._live(name)
-            if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
-                raise ConfigurationError(
-                    f"the parameter {name!r} has a hook on its gradient, which neither inner "
-                    "steps nor hypergradients run. Remove the hook; freeze a parameter with "
-                    "requires_grad_(False) before the problem is made, and mask or clip a "
-                    "gradient in the loss or in the inner learner."
-                )
+        self._passes.check_structure()
 
     def _live(self, name: str) -> Tensor:
-        with turn():
-            return self._modules.tensor(name)
+        return self._passes.live(name)
 
     def _evaluate(
         self, loss: Loss, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
     ) -> tuple[Tensor, Tensors]:
-        """Evaluate a loss, which may differentiate inside itself where nobody asks for a graph."""
-        if kind not in self._differentiating:
-            try:
-                return self._evaluate_once(loss, kind, parameters, meta, *rest)
-            except RuntimeError as error:
-                every = torch.is_grad_enabled() and all(
-                    tensor.requires_grad for tensor in [*parameters.values(), *meta.values()]
-                )
-                if every or "does not require grad" not in str(error):
-                    raise
-        with torch.enable_grad():
-            value, after = self._evaluate_once(
-                loss, kind, require_grad(parameters), require_grad(meta), *rest
-            )
-        self._differentiating.add(kind)
-        return (value if torch.is_grad_enabled() else value.detach()), after
-
-    def _evaluate_once(
-        self,
-        loss: Loss,
-        kind: str,
-        parameters: Tensors,
-        meta: Tensors,
-        buffers: Tensors,
-        batch: Any,
-        key: int,
-    ) -> tuple[Tensor, Tensors]:
         tensors = {f"model.{name}": tensor for name, tensor in parameters.items()}
         tensors.update({f"meta.{name}": tensor for name, tensor in meta.items()})
-        versions = [tensor._version for tensor in tensors.values()]
-        exchange = Exchange(self._modules, tensors, buffers)
-        devices = {tensor.device for named in (tensors, buffers) for tensor in named.values()}
-        devices |= {self._live(name).device for name in self._frozen}
-        # What a function mode watches must not be run a second time.
-        python = bool(self._draws_globally) or _len_torch_function_stack() > 0
-        watch = self._first(kind, tensors)
-        try:
-            with turn(), seeded(key, devices, python) as draws, exchange, watch:
-                value = loss(self.model, self.meta, batch)
-        except (RuntimeError, IndexError) as error:
-            error.add_note(f"while {kind} was evaluated on a batch of: {describe(batch)}")
-            raise
-        if draws.missed:
-            # Seeding costs a twentieth of a small base step: only losses that draw so pay for it.
-            self._draws_globally.add(kind)
-            return self._evaluate_once(loss, kind, parameters, meta, buffers, batch, key)
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            returned = describe(value) if isinstance(value, Tensor) else type(value).__name__
-            raise ShapeError(
-                f"{kind} returned {returned}; a scalar tensor (0-d) is needed: reduce it with "
-                ".mean() or .sum()."
-            )
-        for (name, tensor), version in zip(tensors.items(), versions, strict=True):
-            if tensor._version != version:
-                raise UnsupportedError(changed_in_place(name))
-        if kind not in self._watched and value.requires_grad:
-            self._watched.add(kind)
-            if inspect_graph(value, kind, self._modules.live, tensors):
-                self._custom.add(kind)
-        if kind in self._custom and value.requires_grad:
-            # The exchange keeps all its tensors alive.
-            record(value, exchange)
-        return value, {name: buffer.detach() for name, buffer in exchange.after.items()}
-
-    def _first(self, kind: str, tensors: Tensors) -> contextlib.AbstractContextManager[object]:
-        """Return what watches over the parameters in the first pass of a loss."""
-        if kind in self._trusted or any(map(is_functorch_wrapped_tensor, tensors.values())):
-            return contextlib.nullcontext()
-        self._trusted.add(kind)
-        return Untouched(tensors)
+        return self._passes.run(loss, kind, tensors, *rest)
 
     def unused_error(self, losses: str) -> UnusedMetaParameterError:
         """Return the error that tells that no meta-parameter is reached.

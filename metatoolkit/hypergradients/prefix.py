@@ -71,7 +71,8 @@ def _keyed(problem: BilevelProblem) -> BilevelProblem:
     and the place where the prefix left them would be the user's own.
     """
     copied = copy.copy(problem)
-    copied._draws_globally = {"prefix"}
+    copied._passes = copy.copy(problem._passes)
+    copied._passes.draws_globally = {"prefix"}
     return copied
 
 

@@ -1,0 +1,178 @@
+"""Passes of losses with other tensors in the places of parameters, and what is watched in them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.overrides import _len_torch_function_stack
+
+from metatoolkit.errors import ConfigurationError, ShapeError, UnsupportedError
+from metatoolkit.exchange import Exchange, record, turn
+from metatoolkit.graphs import inspect_graph, watch_second_derivatives
+from metatoolkit.in_place import Untouched, changed_in_place
+from metatoolkit.places import Places
+from metatoolkit.randomness import seeded
+from metatoolkit.state import Tensors, describe, require_grad
+
+Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
+
+
+class Passes:
+    """Evaluates losses over a model and a module with λ as pure functions of their tensors.
+
+    Args:
+        model: The model.
+        meta: Module that holds λ; may be a part of ``model``.
+
+    Attributes:
+        places: Where the tensors of both stand.
+        draws_globally: Losses that draw from the generators of Python or NumPy.
+    """
+
+    def __init__(self, model: nn.Module, meta: nn.Module) -> None:
+        self._arguments = (model, meta)
+        self.places = Places(model, meta)
+        self._frozen = [
+            name
+            for name, (_, learned) in self.places.structure.items()
+            if not learned and name not in self.places.buffer_names
+        ]
+        self.draws_globally: set[str] = set()
+        # Losses of which something is known, by their kinds.
+        self._differentiating: set[str] = set()
+        self._trusted: set[str] = set()
+        self._watched: set[str] = set()
+        self._custom: set[str] = set()
+
+    def live(self, name: str) -> Tensor:
+        """Return the tensor of a module itself.
+
+        Args:
+            name: Name of a parameter or a buffer.
+        """
+        with turn():
+            return self.places.tensor(name)
+
+    def watch_second_derivatives(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Look at a training loss; see :meth:`BilevelProblem.watch_second_derivatives`.
+
+        Args:
+            loss: The loss with its graph.
+            parameters: θ as the evaluation was given it.
+        """
+        if "second" not in self._watched:
+            self._watched.add("second")
+            watch_second_derivatives(loss, parameters)
+
+    def check_structure(self) -> None:
+        """Raise where the modules have changed; see :meth:`BilevelProblem.check_structure`.
+
+        The next pass of each loss is looked at anew.
+        """
+        self._watched.clear()
+        with turn():
+            present = Places(*self._arguments)
+        if present.structure != self.places.structure:
+            changes = self.places.changes(present)
+            raise ConfigurationError(
+                f"the modules have changed since the problem was made ({changes}). Make the "
+                "BilevelProblem, the inner state and the trainer after the last change."
+            )
+        for name, (_, learned) in present.structure.items():
+            if not learned:
+                continue
+            tensor = self.live(name)
+            if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+                raise ConfigurationError(
+                    f"the parameter {name!r} has a hook on its gradient, which neither inner "
+                    "steps nor hypergradients run. Remove the hook; freeze a parameter with "
+                    "requires_grad_(False) before the problem is made, and mask or clip a "
+                    "gradient in the loss or in the inner learner."
+                )
+
+    def run(
+        self, loss: Loss, kind: str, tensors: Tensors, buffers: Tensors, batch: Any, key: int
+    ) -> tuple[Tensor, Tensors]:
+        """Evaluate a loss, which may differentiate inside itself where nobody asks for a graph.
+
+        Args:
+            loss: The loss.
+            kind: Its name.
+            tensors: Parameters of both modules by name.
+            buffers: Buffers by name; not modified.
+            batch: Batch for the loss.
+            key: Random key.
+
+        Returns:
+            The loss, a scalar, and the buffers as the pass left them.
+
+        Raises:
+            ShapeError: The loss is no scalar tensor.
+            UnsupportedError: The pass changes a parameter in place.
+            ConfigurationError: The loss uses a parameter that was taken from a module before.
+        """
+        rest = (buffers, batch, key)
+        if kind not in self._differentiating:
+            try:
+                return self._run_once(loss, kind, tensors, *rest)
+            except RuntimeError as error:
+                every = torch.is_grad_enabled() and all(
+                    tensor.requires_grad for tensor in tensors.values()
+                )
+                if every or "does not require grad" not in str(error):
+                    raise
+        with torch.enable_grad():
+            value, after = self._run_once(loss, kind, require_grad(tensors), *rest)
+        self._differentiating.add(kind)
+        return (value if torch.is_grad_enabled() else value.detach()), after
+
+    def _run_once(
+        self, loss: Loss, kind: str, tensors: Tensors, buffers: Tensors, batch: Any, key: int
+    ) -> tuple[Tensor, Tensors]:
+        versions = [tensor._version for tensor in tensors.values()]
+        exchange = Exchange(self.places, tensors, buffers)
+        devices = {tensor.device for named in (tensors, buffers) for tensor in named.values()}
+        devices |= {self.live(name).device for name in self._frozen}
+        # What a function mode watches must not be run a second time.
+        python = bool(self.draws_globally) or _len_torch_function_stack() > 0
+        watch = self._first(kind, tensors)
+        try:
+            with turn(), seeded(key, devices, python) as draws, exchange, watch:
+                value = loss(*self._arguments, batch)
+        except (RuntimeError, IndexError) as error:
+            error.add_note(f"while {kind} was evaluated on a batch of: {describe(batch)}")
+            raise
+        if draws.missed:
+            # Seeding costs a twentieth of a small base step: only losses that draw so pay for it.
+            self.draws_globally.add(kind)
+            return self._run_once(loss, kind, tensors, buffers, batch, key)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            returned = describe(value) if isinstance(value, Tensor) else type(value).__name__
+            raise ShapeError(
+                f"{kind} returned {returned}; a scalar tensor (0-d) is needed: reduce it with "
+                ".mean() or .sum()."
+            )
+        for (name, tensor), version in zip(tensors.items(), versions, strict=True):
+            if tensor._version != version:
+                raise UnsupportedError(changed_in_place(name))
+        if kind not in self._watched and value.requires_grad:
+            self._watched.add(kind)
+            live = {id(self.live(name)): name for name in tensors}
+            if inspect_graph(value, kind, live, tensors):
+                self._custom.add(kind)
+        if kind in self._custom and value.requires_grad:
+            # The exchange keeps all its tensors alive.
+            record(value, exchange)
+        return value, {name: buffer.detach() for name, buffer in exchange.after.items()}
+
+    def _first(self, kind: str, tensors: Tensors) -> contextlib.AbstractContextManager[object]:
+        """Return what watches over the parameters in the first pass of a loss."""
+        if kind in self._trusted or any(map(is_functorch_wrapped_tensor, tensors.values())):
+            return contextlib.nullcontext()
+        self._trusted.add(kind)
+        return Untouched(tensors)
