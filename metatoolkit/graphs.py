@@ -115,15 +115,15 @@ def inspect_graph(
 
 
 def watch_second_derivatives(loss: Tensor, parameters: Sequence[Tensor]) -> None:
-    """Look for functions between a loss and θ whose second derivative would be missing or wrong.
+    """Look for functions between a loss and tensors that cut second derivatives.
 
-    To be called before the gradient in θ is taken with a graph of its own. A custom
+    To be called before the gradient in these tensors is taken with a graph of its own. A custom
     ``autograd.Function`` is watched in that pass: where its ``backward`` returns tensors without
-    a graph although they depend on θ, the second derivative would lack a term.
+    a graph although they depend on what it was given, the second derivative would lack a term.
 
     Args:
         loss: The training loss with its graph.
-        parameters: θ as the evaluation was given it.
+        parameters: The tensors, as the evaluation was given them.
 
     Raises:
         UnsupportedError: A function between the two is once differentiable; or, in the pass that

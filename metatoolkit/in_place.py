@@ -46,10 +46,12 @@ class Untouched(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func._schema.is_mutable:
-            for argument, value in zip(func._schema.arguments, args, strict=False):
+            named = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+            named |= kwargs or {}
+            for argument in func._schema.arguments:
                 if argument.alias_info is None or not argument.alias_info.is_write:
                     continue
-                for tensor in tree_leaves(value):
+                for tensor in tree_leaves(named.get(argument.name)):
                     if isinstance(tensor, Tensor) and _memory(tensor) in self._names:
                         raise UnsupportedError(changed_in_place(self._names[_memory(tensor)]))
         return func(*args, **(kwargs or {}))

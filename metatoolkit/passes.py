@@ -58,16 +58,17 @@ class Passes:
         with turn():
             return self.places.tensor(name)
 
-    def watch_second_derivatives(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    def watch_second_derivatives(self, loss: Tensor, tensors: Sequence[Tensor], what: str) -> None:
         """Look at a training loss; see :meth:`BilevelProblem.watch_second_derivatives`.
 
         Args:
             loss: The loss with its graph.
-            parameters: θ as the evaluation was given it.
+            tensors: What the loss is differentiated in.
+            what: What these are, in a word.
         """
-        if "second" not in self._watched:
-            self._watched.add("second")
-            watch_second_derivatives(loss, parameters)
+        if what not in self._watched:
+            self._watched.add(what)
+            watch_second_derivatives(loss, tensors)
 
     def check_structure(self) -> None:
         """Raise where the modules have changed; see :meth:`BilevelProblem.check_structure`.
@@ -117,7 +118,7 @@ class Passes:
             ConfigurationError: The loss uses a parameter that was taken from a module before.
         """
         rest = (buffers, batch, key)
-        if kind not in self._differentiating:
+        if not self._needs_graph(kind, tensors):
             try:
                 return self._run_once(loss, kind, tensors, *rest)
             except RuntimeError as error:
@@ -126,10 +127,20 @@ class Passes:
                 )
                 if every or "does not require grad" not in str(error):
                     raise
+            self._differentiating.add(kind)
         with torch.enable_grad():
             value, after = self._run_once(loss, kind, require_grad(tensors), *rest)
-        self._differentiating.add(kind)
         return (value if torch.is_grad_enabled() else value.detach()), after
+
+    def _needs_graph(self, kind: str, tensors: Tensors) -> bool:
+        """Return whether a pass is run with a graph even where nobody asks for one.
+
+        The first pass is, since its graph tells what the loss is made of.
+        """
+        if kind in self._differentiating:
+            return True
+        first = kind not in self._trusted and not torch.is_grad_enabled()
+        return first and not any(map(is_functorch_wrapped_tensor, tensors.values()))
 
     def _run_once(
         self, loss: Loss, kind: str, tensors: Tensors, buffers: Tensors, batch: Any, key: int

@@ -253,7 +253,9 @@ class BilevelProblem:
         """
         return self.initial is not None and state.step == 0
 
-    def watch_second_derivatives(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    def watch_second_derivatives(
+        self, loss: Tensor, tensors: Sequence[Tensor], what: str = "θ"
+    ) -> None:
         """Look at a training loss before its gradient is taken with a graph of its own.
 
         It is done once for each call of an estimator; see
@@ -261,12 +263,13 @@ class BilevelProblem:
 
         Args:
             loss: The loss with its graph.
-            parameters: θ as the evaluation was given it.
+            tensors: What the loss is differentiated in, as the evaluation was given it.
+            what: What these are, in a word.
 
         Raises:
             UnsupportedError: A function between the two cuts its second derivative.
         """
-        self._passes.watch_second_derivatives(loss, parameters)
+        self._passes.watch_second_derivatives(loss, tensors, what)
 
     def check_structure(self) -> None:
         """Raise where the modules are no longer what the problem was made of.

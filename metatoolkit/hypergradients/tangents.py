@@ -118,6 +118,7 @@ class TangentBundle:
         entry = self.state.with_tensors(points)
         with double_backward_kernels():
             loss, gradients, buffers = inner.gradients(problem, entry, meta, batch, True)
+            problem.watch_second_derivatives(loss, leaves, "λ")
             direct = loss_gradient(loss, leaves, create_graph=True)
         fields = [*gradients.values(), *direct]
         theta = [entry.parameters[name] for name in gradients]
