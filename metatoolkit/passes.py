@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import _len_torch_function_stack
 
-from metatoolkit.errors import ConfigurationError, ShapeError, UnsupportedError
+from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.exchange import Exchange, record, turn
 from metatoolkit.graphs import inspect_graph, watch_second_derivatives
 from metatoolkit.in_place import Untouched, changed_in_place
+from metatoolkit.loss_values import checked_loss
 from metatoolkit.places import Places
 from metatoolkit.randomness import seeded
 from metatoolkit.state import Tensors, describe, require_grad
@@ -113,7 +114,7 @@ class Passes:
             The loss, a scalar, and the buffers as the pass left them.
 
         Raises:
-            ShapeError: The loss is no scalar tensor.
+            DataError: The loss is no real scalar tensor.
             UnsupportedError: The pass changes a parameter in place.
             ConfigurationError: The loss uses a parameter that was taken from a module before.
         """
@@ -162,12 +163,7 @@ class Passes:
             # Seeding costs a twentieth of a small base step: only losses that draw so pay for it.
             self.draws_globally.add(kind)
             return self._run_once(loss, kind, tensors, buffers, batch, key)
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            returned = describe(value) if isinstance(value, Tensor) else type(value).__name__
-            raise ShapeError(
-                f"{kind} returned {returned}; a scalar tensor (0-d) is needed: reduce it with "
-                ".mean() or .sum()."
-            )
+        value = checked_loss(value, kind)
         for (name, tensor), version in zip(tensors.items(), versions, strict=True):
             if tensor._version != version:
                 raise UnsupportedError(changed_in_place(name))

@@ -12,7 +12,6 @@ from metatoolkit.errors import (
     ConfigurationError,
     ShapeError,
     UnknownNameError,
-    UnusedMetaParameterError,
 )
 from metatoolkit.exchange import Exchange, turn
 from metatoolkit.passes import Loss, Passes
@@ -289,21 +288,3 @@ class BilevelProblem:
         tensors = {f"model.{name}": tensor for name, tensor in parameters.items()}
         tensors.update({f"meta.{name}": tensor for name, tensor in meta.items()})
         return self._passes.run(loss, kind, tensors, *rest)
-
-    def unused_error(self, losses: str) -> UnusedMetaParameterError:
-        """Return the error that tells that no meta-parameter is reached.
-
-        Args:
-            losses: Which losses were differentiated, as words for the message.
-        """
-        names = ", ".join(self.meta_parameter_names[:5])
-        hint = ""
-        if self.initial is not None:
-            hint = (
-                " λ sets the initial state, which has a say in steps from a state of step 0 alone."
-            )
-        return UnusedMetaParameterError(
-            f"{losses} depend on no meta-parameter (meta holds: {names}). Use the `meta` that is "
-            "passed to the loss, not one from an outer scope, and do not detach what it returns."
-            f"{hint}"
-        )

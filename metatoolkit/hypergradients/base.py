@@ -19,6 +19,8 @@ from metatoolkit.errors import (
     UnsupportedError,
 )
 from metatoolkit.graphs import refuse_inference_mode
+from metatoolkit.hypergradients.autograd_errors import missing_derivatives
+from metatoolkit.hypergradients.unused import NothingReached, explained
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -139,7 +141,13 @@ class Estimator(ABC):
             )
         refuse_inference_mode()
         problem.check_structure()
-        result = self.estimate(problem, inner, state.detach(), train_batches, valid_batch)
+        state, name = state.detach(), type(self).__name__
+        try:
+            with missing_derivatives(name):
+                result = self.estimate(problem, inner, state, train_batches, valid_batch)
+        except NothingReached as error:
+            batches = (train_batches[0], valid_batch)
+            raise explained(error, name, problem, inner, state, batches) from error
         check_finite(
             {"the validation loss": result.valid_loss}
             | {f"the hypergradient of {name!r}": g for name, g in result.gradient.items()}
@@ -264,7 +272,7 @@ def fill_gradients(
         UnusedMetaParameterError: No meta-parameter is reached.
     """
     if all(gradient is None for gradient in gradients.values()):
-        raise problem.unused_error(losses)
+        raise NothingReached(problem, losses)
     return {
         name: torch.zeros_like(live) if (g := gradients[name]) is None else g.detach()
         for name, live in problem.meta_parameters().items()

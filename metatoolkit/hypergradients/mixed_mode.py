@@ -15,6 +15,7 @@ from torch.nn.functional import mse_loss
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.exchange import Again
+from metatoolkit.hypergradients.autograd_errors import forward_mode_error
 from metatoolkit.hypergradients.base import add_gradients, double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
@@ -62,12 +63,10 @@ def forward_over_reverse() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
             yield
     except RuntimeError as error:
-        if not any(words in str(error) for words in ("forward AD", "ZeroTensors are immutable")):
+        missing = forward_mode_error(error)
+        if missing is None or isinstance(error, UnsupportedError):
             raise
-        raise UnsupportedError(
-            f"the training loss has no forward mode ({error}); use "
-            "product='reverse_over_reverse', which needs none."
-        ) from error
+        raise missing from error
 
 
 def step_with_gradients(

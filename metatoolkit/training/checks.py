@@ -146,22 +146,6 @@ def check_watched(metric: str, known: Iterable[str]) -> None:
         )
 
 
-def check_gradients_can_be_taken(what: str) -> None:
-    """Raise in ``torch.inference_mode``, where autograd records nothing even if it is asked to.
-
-    Args:
-        what: What was called, for the message.
-
-    Raises:
-        ConfigurationError: The caller runs in inference mode.
-    """
-    if torch.is_inference_mode_enabled():
-        raise ConfigurationError(
-            f"{what} was called in torch.inference_mode, where no gradient can be taken; call it "
-            "outside. torch.no_grad does no harm."
-        )
-
-
 def check_losses(values: Mapping[str, float], names: Iterable[str], step: int) -> None:
     """Raise unless the values of metrics are finite.
 

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from metatoolkit.batch_stream import BatchStream, Stateful
 from metatoolkit.checkpoints import read_checkpoint, write_checkpoint
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.graphs import refuse_inference_mode
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -22,7 +23,6 @@ from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState
 from metatoolkit.training.checks import (
     check_components,
-    check_gradients_can_be_taken,
     check_rhythm,
     check_stopping,
     resolve_device,
@@ -91,7 +91,7 @@ class MetaTrainer:
         keep_lookahead: bool = False,
         episode: int | None = None,
     ) -> None:
-        check_gradients_can_be_taken("MetaTrainer")
+        refuse_inference_mode()
         check_components(inner, estimator, meta_optimizer, meta_scheduler)
         check_rhythm(estimator, meta_every, order, keep_lookahead, episode, accumulate)
         self.meta_update = None
@@ -140,7 +140,6 @@ class MetaTrainer:
         Raises:
             ConfigurationError: There is no estimator, or no look-ahead to keep.
         """
-        check_gradients_can_be_taken("a meta step")
         if self.estimator is None or self.meta_update is None:
             raise ConfigurationError("this trainer has no estimator, so λ cannot move.")
         gradients, losses = [], []
@@ -165,7 +164,6 @@ class MetaTrainer:
         Args:
             batch: Training batch.
         """
-        check_gradients_can_be_taken("a base step")
         self.state, loss = self.inner.step(
             self.problem, self.state, self.problem.meta_parameters(), batch
         )
@@ -220,13 +218,14 @@ class MetaTrainer:
 
         Raises:
             ConfigurationError: Numbers are out of range, validation batches are missing, ``steps``
-                are done already, or it is called in ``torch.inference_mode``.
+                are done already.
+            UnsupportedError: It is called in ``torch.inference_mode``.
             CheckpointError: The checkpoint cannot be read or written, or belongs to another
                 problem.
             NonFiniteError: A loss is NaN or infinite.
             DataError: There is no batch.
         """
-        check_gradients_can_be_taken("fit")
+        refuse_inference_mode()
         for name, number in (("steps", steps), ("log_every", log_every)):
             if number < 1:
                 raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")

@@ -1,0 +1,92 @@
+"""Derivatives that PyTorch does not have: which operator lacks one, and who does without."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from metatoolkit.errors import MetatoolkitError, UnsupportedError, brief
+from metatoolkit.graphs import FIRST_ORDER
+
+_FORWARD = (
+    r"forward AD with (?P<operator>[\w:.]+)",
+    r"ZeroTensors are immutable",
+    r"implement the jvp function for custom autograd\.Function",
+)
+_SECOND = (
+    r"derivative for '?(?P<operator>[\w:. ]+?)'? is not implemented",
+    r"(?P<operator>torch\.compile) with aot_autograd does not currently support double backward",
+    r"differentiate twice a function that was marked with @once_differentiable",
+    r"(?P<operator>[Ff]lex ?[Aa]ttention) does not support backward",
+    r"backward through (?P<operator>[\w:.]+) but no autograd formula was registered",
+)
+
+
+def _operator(error: RuntimeError, patterns: tuple[str, ...]) -> str | None:
+    """Return the operator that an error names, or "" if none; ``None`` for other errors."""
+    for pattern in patterns:
+        found = re.search(pattern, str(error))
+        if found is not None:
+            return found.groupdict().get("operator") or ""
+    return None
+
+
+def forward_mode_error(error: RuntimeError) -> UnsupportedError | None:
+    """Return the error that tells that the training loss has no forward mode.
+
+    Args:
+        error: What PyTorch raised.
+
+    Returns:
+        ``None`` where that was another error.
+    """
+    operator = _operator(error, _FORWARD)
+    if operator is None:
+        return None
+    what = f"the operator {operator}" if operator else "an operation"
+    return UnsupportedError(
+        f"the training loss has no forward mode: {what} lacks it ({brief(error)}). Use "
+        "product='reverse_over_reverse', which needs none, or an estimator with first derivatives "
+        f"only: {FIRST_ORDER}."
+    )
+
+
+@contextlib.contextmanager
+def missing_derivatives(estimator: str) -> Iterator[None]:
+    """Tell which operator of a loss has no derivative that an estimator needs.
+
+    Args:
+        estimator: Name of the estimator that the body calls.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UnsupportedError: PyTorch lacks a derivative.
+    """
+    try:
+        yield
+    except MetatoolkitError:
+        raise
+    except RuntimeError as error:
+        forward = forward_mode_error(error)
+        if forward is not None:
+            raise forward from error
+        operator = _operator(error, _SECOND)
+        if operator is None:
+            raise
+        what = f"the operator {operator.removeprefix('aten::')}" if operator else "a function"
+        first_order = f"an estimator with first derivatives only: {FIRST_ORDER}"
+        if "backward" in operator or re.search("double backward|twice", str(error)):
+            told = (
+                f"{estimator} takes second derivatives of the losses, and {what} lacks what they "
+                f"need ({brief(error)}). Use {first_order}."
+            )
+        else:
+            told = (
+                f"{estimator} differentiates the losses, and {what} has no derivative in an input "
+                f"that depends on θ or λ ({brief(error)}). Use another operator; or, if it lacks "
+                f"its second derivative alone, {first_order}."
+            )
+        raise UnsupportedError(told) from error
