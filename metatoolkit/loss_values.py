@@ -56,13 +56,13 @@ def _remedy(value: Any) -> str:
         return ": do not take .item() or float() of it, which cuts its gradient"
     if isinstance(getattr(value, "loss", None), Tensor):
         return ": return its .loss"
+    if getattr(value, "loss", value) is None:
+        return ": its .loss is None; give the model the labels, or compute the loss from .logits"
     if isinstance(value, Mapping):
         names = ", ".join(repr(name) for name in list(value)[:5])
         return ": return its ['loss']" if "loss" in value else f": return one of its {names}"
     if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
         return ": return its first entry, [0]" if value[0].dim() == 0 else ": reduce it to one"
-    if hasattr(value, "loss"):
-        return ": its .loss is None; give the model the labels, or compute the loss from .logits"
     return ""
 
 

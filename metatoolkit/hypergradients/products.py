@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.exchange import refuse_selective_checkpointing, within
+from metatoolkit.loss_values import refuse_sparse
 
 Adjoint = list[Tensor | None]
 """One tensor for each of several variables, in their order; ``None`` stands for zero."""
@@ -29,6 +30,7 @@ def loss_gradient(loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = F
         return [None] * len(inputs)
     with within(loss):
         found = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
+    refuse_sparse(found)
     return list(found)
 
 

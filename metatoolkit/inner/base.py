@@ -21,6 +21,7 @@ from metatoolkit.inner.hyperparameters import (
     checked_groups,
     resolve,
 )
+from metatoolkit.loss_values import refuse_sparse
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
@@ -220,6 +221,7 @@ class InnerLearner(ABC):
                 found = torch.autograd.grad(
                     loss, points, create_graph=create_graph, allow_unused=True
                 )
+        refuse_sparse(found)
         pairs = zip(parameters, found, strict=True)
         gradients = {name: gradient for name, gradient in pairs if gradient is not None}
         if not gradients:

@@ -43,11 +43,6 @@ def distances(weight):
     return torch.cdist(weight.reshape(6, 4), torch.ones(3, 4, dtype=weight.dtype)).square().sum()
 
 
-def compiled(weight):
-    torch._dynamo.reset()
-    return torch.compile(lambda w: w.sin().square().sum(), backend="aot_eager")(weight)
-
-
 def problem_of(loss, scale=0.3):
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(24, generator=generator, dtype=torch.float64).tolist()
@@ -71,7 +66,6 @@ def call(estimator, loss, scale=0.3):
         (ctc, "_ctc_loss_backward"),
         (bag, "_embedding_bag_backward"),
         (margin, "multi_margin_loss_backward"),
-        (compiled, "torch.compile"),
     ],
 )
 @pytest.mark.parametrize(
@@ -87,6 +81,26 @@ def test_a_missing_second_derivative_names_the_operator_and_who_does_without(
     with pytest.raises(UnsupportedError, match=message) as caught:
         call(estimator, loss)
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [Unrolled(3), ForwardMode(3), Implicit(GMRES(3)), OneStep(), MIXED, FiniteDifference()],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_compiled_is_right_or_refused(estimator):
+    def eager(weight):
+        return weight.sin().square().sum()
+
+    torch._dynamo.reset()
+    expected = call(estimator, eager).gradient["value"]
+    try:
+        found = call(estimator, torch.compile(eager, backend="aot_eager")).gradient["value"]
+    except UnsupportedError as error:
+        assert "torch.compile lacks" in str(error) and "FiniteDifference" in str(error)
+        assert type(estimator) in (Unrolled, ForwardMode, Implicit, OneStep)
+    else:
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
