@@ -99,11 +99,16 @@ class Estimator(ABC):
         traits: What the estimator computes, assumes and costs.
         windows: Whether calls are windows of one inner problem, each to begin where the one
             before ended.
+        holds_constants: Whether what a loss detaches is a constant of the estimate, as it is of
+            derivatives; not so where losses are only evaluated.
+        on_average: Whether a call returns the derivative of :meth:`objective` on average alone.
     """
 
     horizon: int = 1
     traits: Traits
     windows: bool = False
+    holds_constants: bool = True
+    on_average: bool = False
 
     def __call__(
         self,
@@ -214,6 +219,27 @@ class Estimator(ABC):
             valid_batch: Batch for the outer loss.
             meta: Meta-parameters by name.
         """
+
+
+def require_estimator(name: str, value: object) -> None:
+    """Raise unless a value is an estimator.
+
+    Args:
+        name: Name of the argument.
+        value: What was given for it.
+
+    Raises:
+        ConfigurationError: It is a class, or something else.
+    """
+    if isinstance(value, Estimator):
+        return
+    if isinstance(value, type) and issubclass(value, Estimator):
+        raise ConfigurationError(
+            f"{name} is the class {value.__name__}; pass an instance: {value.__name__}(...)."
+        )
+    raise ConfigurationError(
+        f"{name} is {value!r}; accepted: an estimator, for instance Unrolled(steps=1)."
+    )
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError
-from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.errors import (
+    ConfigurationError,
+    MetatoolkitError,
+    NonFiniteError,
+    UnsupportedError,
+    brief,
+)
+from metatoolkit.hypergradients.base import Estimator, require_estimator
+from metatoolkit.hypergradients.checked_objective import CheckedObjective
+from metatoolkit.hypergradients.double_precision import double_precision, to_double
+from metatoolkit.hypergradients.numerical_gradient import numerical_gradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, tree_map
+
+_TOLERANCE = 1e-3
+_REPEATABLE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +38,41 @@ class HypergradientCheck:
         cosine: Cosine of the angle between the two.
         estimate: Estimated entries, a 1-d float64 tensor.
         reference: Finite differences of the same entries.
+        reference_error: How far the finite differences may be off themselves, relative to their
+            norm: by rounding, which is measured, and by the length of the step.
+        note: What stands in the way of a better judgment, if anything does.
+        random: Whether one call of the estimator is right on average alone.
     """
 
     relative_error: float
     cosine: float
     estimate: Tensor
     reference: Tensor
+    reference_error: float = 0.0
+    note: str = ""
+    random: bool = False
+
+    @property
+    def verdict(self) -> Literal["agrees", "differs", "cannot tell"]:
+        """Whether the estimate is the derivative, to a relative error of 1e-3.
+
+        It cannot be told where the finite differences are too far off themselves, and of a random
+        estimator from a call that is far off.
+        """
+        if self.relative_error <= _TOLERANCE:
+            return "agrees"
+        if self.random or not self.relative_error > _TOLERANCE + 3 * self.reference_error:
+            return "cannot tell"
+        return "differs"
 
     def __str__(self) -> str:
-        """Return both figures in one line."""
-        return (
+        """Return the figures and the verdict in one line, and the note in another."""
+        line = (
             f"relative error {self.relative_error:.2e}, cosine {self.cosine:.6f} "
-            f"({self.reference.numel()} meta-parameters)"
+            f"({self.reference.numel()} meta-parameters, finite differences good to "
+            f"{self.reference_error:.0e}): {self.verdict}"
         )
+        return f"{line}\n{self.note}" if self.note else line
 
 
 def check_hypergradient(
@@ -50,18 +84,25 @@ def check_hypergradient(
     state: InnerState | None = None,
     reference: Estimator | None = None,
     coordinates: int | None = 256,
-    epsilon: float = 1e-5,
+    epsilon: float | None = None,
     seed: int = 0,
 ) -> HypergradientCheck:
-    """Compare an estimator with central finite differences of its objective, in float64.
+    """Compare an estimator with central finite differences, in float64.
 
-    Everything runs on float64 copies: the problem stays as it is. The objective is evaluated
-    twice per meta-parameter.
+    What is differenced is the estimator's objective: the function of λ whose derivative it claims
+    to return. An exact one has no say in it: the inner steps are taken anew with the
+    meta-parameters in the module moved themselves, so that an estimate that misses a path of λ is
+    found out. What a loss detaches and the buffers that a step leaves are held, as a derivative
+    has it.
+
+    Model and ``meta`` hold their values in float64 meanwhile, losses compute in it also where they
+    ask for less, and everything is put back. What cannot run in float64 is checked in the types it
+    has, with the error of the differences measured and told.
 
     Args:
         problem: The bilevel problem, in any floating-point type.
         inner: Inner learner.
-        estimator: Estimator to check.
+        estimator: Estimator to check; what it carries from call to call stays as it is.
         train_batches: One training batch per inner step.
         valid_batch: Batch for the outer loss.
         state: State to start from; by default ``inner.init(problem)``.
@@ -69,56 +110,113 @@ def check_hypergradient(
             how far an approximate one is from the exact one; by default the estimator itself.
         coordinates: Largest number of meta-parameters to compare, drawn at random where there
             are more; ``None`` for all.
-        epsilon: Step of the differences, relative to max(1, abs λ).
+        epsilon: Step of the differences, relative to max(1, abs λ); by default chosen by the
+            rounding that the objective is found to have.
         seed: Seed of that draw.
 
     Returns:
-        Relative error and cosine, with both vectors.
+        Relative error and cosine, with both vectors and the verdict. The objective is evaluated
+        twice per meta-parameter, and about a dozen times more.
 
     Raises:
-        ConfigurationError: ``epsilon`` or ``coordinates`` is not above 0.
+        ConfigurationError: ``epsilon`` or ``coordinates`` is not above 0, an estimator is none,
+            or the reference takes another number of batches.
+        NonFiniteError: The objective is not finite near λ.
+        UnsupportedError: λ is complex.
     """
-    if epsilon <= 0 or (coordinates is not None and coordinates < 1):
+    if (epsilon is not None and epsilon <= 0) or (coordinates is not None and coordinates < 1):
         raise ConfigurationError(
             f"epsilon is {epsilon} and coordinates {coordinates}; both must be above 0."
         )
-    inner.check(problem)
-    # One copy of all three keeps a hyper-parameter that is a meta-parameter the same tensor.
-    problem, inner, estimator, reference = copy.deepcopy(
-        (problem, inner, estimator, reference or estimator)
-    )
-    problem.model.double()
-    problem.meta.double()
-    double = inner.init(problem) if state is None else state.clone().to(torch.float64)
-    train_batches = [tree_map(_to_double, batch) for batch in train_batches]
-    valid_batch = tree_map(_to_double, valid_batch)
+    require_estimator("estimator", estimator)
+    if reference is not None:
+        require_estimator("reference", reference)
+    if any(tensor.is_complex() for tensor in problem.meta_parameters().values()):
+        raise UnsupportedError(
+            "a meta-parameter is complex, which finite differences along its real part alone do "
+            "not check; make real and imaginary part meta-parameters of their own."
+        )
 
-    result = estimator(problem, inner, double, train_batches, valid_batch)
-    estimate = torch.cat([gradient.flatten() for gradient in result.gradient.values()])
-    meta = {name: p.detach().clone() for name, p in problem.meta_parameters().items()}
-    entries = [(name, i) for name, tensor in meta.items() for i in range(tensor.numel())]
+    if reference is not None and len(train_batches) != reference.horizon:
+        raise ConfigurationError(
+            f"train_batches has {len(train_batches)} batches; the reference, "
+            f"{type(reference).__name__}, takes {reference.horizon}."
+        )
+
+    def run(change: Callable[[Tensor], Tensor]) -> HypergradientCheck:
+        start = inner.init(problem) if state is None else state.detach().map(change)
+        called = copy.copy(estimator)
+        differenced = called if reference is None else copy.copy(reference)
+        batches = [tree_map(change, batch) for batch in train_batches]
+        arguments = (problem, inner, start, batches, tree_map(change, valid_batch))
+        return _compare(called, differenced, arguments, coordinates, epsilon, seed)
+
+    try:
+        with double_precision(problem):
+            return run(to_double)
+    except MetatoolkitError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        why = brief(error)
+    # In the types it has, then; where that fails, too, its error is the one to see.
+    result = run(Tensor.detach)
+    note = f"the problem does not run in float64 ({why}) and was checked in the types it has"
+    return dataclasses.replace(result, note="; ".join(filter(None, (note, result.note))))
+
+
+def _compare(
+    estimator: Estimator,
+    reference: Estimator,
+    arguments: tuple[BilevelProblem, InnerLearner, InnerState, list[Any], Any],
+    coordinates: int | None,
+    epsilon: float | None,
+    seed: int,
+) -> HypergradientCheck:
+    """Compare a call with the differences of an objective, all in the types that it finds."""
+    meta = arguments[0].meta_parameters()
+    result = estimator(*arguments)
+    estimate = torch.cat([result.gradient[name].flatten().double().cpu() for name in meta])
+    objective = CheckedObjective(arguments[0], arguments[1], reference, *arguments[2:])
+    center = objective.record()
+    again = objective.present()
+    entries = [(name, index) for name, tensor in meta.items() for index in range(tensor.numel())]
     chosen = torch.arange(len(entries))
     if coordinates is not None and len(entries) > coordinates:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(entries), generator=generator)[:coordinates].sort().values
+    places = [entries[position] for position in chosen.tolist()]
 
-    def objective(name: str, index: int, shift: float) -> float:
-        moved = meta[name].clone()
-        moved.view(-1)[index] += shift
-        return float(
-            reference.objective(
-                problem, inner, double, train_batches, valid_batch, meta | {name: moved}
-            )
+    def shifted(place: int, shift: float) -> float:
+        name, index = places[place]
+        return objective.shifted(name, index, shift)
+
+    given = estimate[chosen]
+    found = numerical_gradient(
+        shifted,
+        lambda shift: objective.along(shift, seed),
+        center,
+        [objective.size(*place) for place in places],
+        given,
+        epsilon,
+    )
+    expected, error, note = found.values, found.error, ""
+    if not bool(torch.isfinite(expected).all()):
+        name, index = places[int((~torch.isfinite(expected)).nonzero()[0])]
+        raise NonFiniteError(
+            f"the objective is not finite where entry {index} of {name!r} is moved a little, so "
+            "that nothing can be compared; check at another λ, or with a smaller epsilon."
         )
-
-    differences = []
-    for position in chosen.tolist():
-        name, index = entries[position]
-        shift = epsilon * max(1.0, abs(float(meta[name].view(-1)[index])))
-        slope = objective(name, index, shift) - objective(name, index, -shift)
-        differences.append(slope / (2 * shift))
-    expected = torch.tensor(differences, dtype=torch.float64)
-    given = estimate.cpu()[chosen]
+    if estimator.on_average:
+        note = (
+            f"a call of {type(estimator).__name__} is right on average alone; compare_estimators "
+            "averages over draws"
+        )
+    if not abs(again - center) <= _REPEATABLE * max(abs(center), float(expected.norm())):
+        note = (
+            f"two evaluations at the same λ differ ({center:.6g} and {again:.6g}), so that the "
+            "differences tell nothing: a loss depends on what is not rewound"
+        )
+        error = float("inf")
     norm = max(float(expected.norm()), torch.finfo(torch.float64).tiny)
     cosine = torch.nn.functional.cosine_similarity(given, expected, dim=0, eps=1e-300)
     return HypergradientCheck(
@@ -126,8 +224,7 @@ def check_hypergradient(
         cosine=float(cosine),
         estimate=given,
         reference=expected,
+        reference_error=error / norm,
+        note=note,
+        random=estimator.on_average,
     )
-
-
-def _to_double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor

@@ -315,8 +315,7 @@ class EvoGrad(Estimator):
 
         For a guided one it is linear in θ⁺ around θ.
 
-        With ``rescale``, the estimate is the derivative of this times a constant, plus the direct
-        one. It is the derivative itself without.
+        With ``rescale``, a factor of r, it is L(θ⁺₀, λ) + r (L(θ⁺(λ), λ₀) − L(θ⁺₀, λ₀)).
 
         Args:
             problem: The bilevel problem.
@@ -333,13 +332,17 @@ class EvoGrad(Estimator):
             return self._guide(state).objective(problem, state, batch, valid_batch, meta)
         copies = self._generation(state)
         with torch.no_grad():
-            losses = torch.stack(
-                [copies.train_loss(problem, k, meta, batch) for k in range(self.candidates)]
-            )
-            offspring = copies.offspring(copies.weights(losses))
-            return problem.evaluate_valid(
-                offspring, meta, state.buffers, valid_batch, valid_key(state)
-            )
+
+            def outer(at: Tensors, point: Tensors) -> Tensor:
+                rest = (state.buffers, valid_batch, valid_key(state))
+                return problem.evaluate_valid(at, point, *rest)
+
+            if self.rescale is None:
+                return outer(copies.evolve(problem, meta, batch), meta)
+            present = problem.meta_parameters()
+            before = copies.evolve(problem, present, batch)
+            change = outer(copies.evolve(problem, meta, batch), present) - outer(before, present)
+            return outer(before, meta) + self._factor * change
 
 
 def _combine(losses: list[Tensor], coefficients: Tensor, leaves: list[Tensor]) -> Adjoint:

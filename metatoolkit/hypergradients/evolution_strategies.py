@@ -61,6 +61,8 @@ class AntitheticEvaluations(Estimator):
         self.noise = noise
         self.seed = seed
 
+    holds_constants = False
+    on_average = True
     _moved = False
 
     def state_dict(self) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class ForwardGradient(ForwardEstimator):
         paper="Shen et al. 2024, arXiv 2406.14095",
     )
 
+    on_average = True
+
     def __init__(
         self,
         steps: int = 1,

@@ -140,6 +140,17 @@ class Generation:
                 )
         return parameters
 
+    def evolve(self, problem: BilevelProblem, meta: Tensors, batch: Any) -> Tensors:
+        """Return θ⁺ by name, from scores that are taken anew. Cost: K F.
+
+        Args:
+            problem: The bilevel problem.
+            meta: Meta-parameters by name.
+            batch: Training batch.
+        """
+        losses = [self.train_loss(problem, k, meta, batch) for k in range(self.candidates)]
+        return self.offspring(self.weights(torch.stack(losses)))
+
     def coefficients(self, weights: Tensor, gradient: Tensors, factor: float) -> Tensor:
         """Return c_k = −(w_k/τ) ⟨g, θ_k − θ⁺⟩ times a factor, shape (K,).
 

@@ -98,7 +98,7 @@ class Guide:
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return L(θ, λ) + ⟨g, θ⁺(λ) − θ⟩, with g and d those of the present λ.
+        """Return L(θ, λ) + r ⟨g, θ⁺(λ) − θ⟩ with the factor r, and g and d those of the present λ.
 
         Args:
             problem: The bilevel problem.
@@ -113,7 +113,7 @@ class Guide:
             copies = self._copies(state, direction)
             losses = [loss.detach() for loss in self._losses(problem, state, copies, meta, batch)]
         weights = self._weights(torch.stack(losses).to(norm.dtype))
-        shift = self.sigma * (weights[0] - weights[1]) * norm
+        shift = self.factor * self.sigma * (weights[0] - weights[1]) * norm
         return outer_loss(problem, state, meta, valid_batch) + shift
 
     def _direction(
