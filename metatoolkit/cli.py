@@ -6,13 +6,13 @@ import argparse
 import atexit
 import importlib
 import importlib.util
-import os
 import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from metatoolkit.errors import MetatoolkitError, UnknownNameError
+from metatoolkit.errors import UnknownNameError
+from metatoolkit.terminal import answer
 
 EXPRESSIONS = """\
 expressions:
@@ -37,28 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 where the answer is no, 2 for an error, 130 after Ctrl-C.
     """
-    options = build_parser().parse_args(
-        _joined(list(sys.argv[1:] if arguments is None else arguments))
-    )
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if options.handler == "run":
-            return run_application(options.application, options.arguments)
-        module, _, name = options.handler.rpartition(":")
-        code: int = getattr(importlib.import_module(module), name)(options)
-        sys.stdout.flush()
-        return code
-    except MetatoolkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; keep Python from flushing once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return answer(lambda: _carry_out(words))
     finally:
         if arguments is None:
             _leave_at_once()
+
+
+def _carry_out(words: list[str]) -> int:
+    options = build_parser().parse_args(_joined(words))
+    if options.handler == "run":
+        return run_application(options.application, options.arguments)
+    module, _, name = options.handler.rpartition(":")
+    code: int = getattr(importlib.import_module(module), name)(options)
+    return code
 
 
 def _leave_at_once() -> None:
@@ -154,11 +147,14 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     listing = _command(commands, "list", "print a table of runs", f"{_RUNS}:list_runs")
     _add_selection(listing, limit=30)
+    _add_json(listing)
     show = _command(commands, "show", "print everything about a run", f"{_SHOW}:show_run")
     show.add_argument("id", metavar="ID", help="the run's id, or the beginning of its uuid")
     show.add_argument("--output", action="store_true", help="also what the run printed")
+    _add_json(show)
     comparing = _command(commands, "compare", "print what differs", f"{_RUNS}:compare_runs")
     comparing.add_argument("ids", metavar="ID", nargs="+", help="the runs")
+    _add_json(comparing)
     plot = _command(commands, "plot", "draw a metric's curves", f"{_RUNS}:plot_runs")
     _add_named(plot)
     plot.add_argument("--metric", required=True, help="the metric's name")
@@ -166,10 +162,18 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     plot.add_argument("--over", metavar="KEY", help="average over this entry, such as seed")
     plot.add_argument("--log-x", action="store_true", help="logarithmic steps")
     plot.add_argument("--log-y", action="store_true", help="logarithmic values")
-    export = _command(commands, "export", "write a table of runs", f"{_RUNS}:export_runs")
+    export = _command(
+        commands,
+        "export",
+        "write a table of runs",
+        "metatoolkit.records.export_commands:export_runs",
+    )
     _add_selection(export, limit=None)
     export.add_argument("--metric", help="one row per value of this metric, instead of per run")
-    export.add_argument("--format", choices=("csv", "parquet", "latex"), default="csv")
+    export.add_argument(
+        "--format", choices=("csv", "parquet", "latex", "json"),
+        help="default: what the file's ending says, else csv",
+    )  # fmt: skip
     export.add_argument("--output", help="a file; by default the terminal")
     artifacts = _command(commands, "artifacts", "list or save files", f"{_SHOW}:artifacts_of")
     artifacts.add_argument("id", metavar="ID", help="the run")
@@ -195,6 +199,7 @@ def _add_answers(commands: Any) -> None:
             help="which value of a metric: last, min, max, or a step; default last",
         )
         one.epilog = EXPRESSIONS
+        _add_json(one)
     best.add_argument("--min", action="store_true", help="the smallest is best")
     group.add_argument(
         "--by", metavar="FIELDS", required=True, help="what the runs of a group share"
@@ -277,6 +282,10 @@ def _command(commands: Any, name: str, purpose: str, handler: str) -> argparse.A
     return parser
 
 
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
+
+
 def _add_selection(
     parser: argparse.ArgumentParser, limit: int | None, columns: bool = True
 ) -> None:
@@ -290,6 +299,7 @@ def _add_selection(
     parser.add_argument(
         "--limit", type=int, default=limit, help=f"at most so many runs; default {shown}"
     )
+    parser.add_argument("--offset", type=int, default=0, help="leave out the first so many runs")
     if columns:
         parser.add_argument(
             "--columns", metavar="FIELDS", help="for instance id,config.lr,result.loss"

@@ -7,13 +7,13 @@ import ctypes
 import importlib
 import multiprocessing
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
-from metatoolkit.errors import ConfigurationError, MetatoolkitError, WorkerError
+from metatoolkit.errors import ConfigurationError, WorkerError
+from metatoolkit.terminal import answer
 
 _PR_SET_PDEATHSIG = 1
 
@@ -152,14 +152,7 @@ def exit_code(command: Callable[[], int]) -> int:
     Returns:
         That code, 2 for an error of this toolkit, 130 after Ctrl-C.
     """
-    try:
-        return command()
-    except MetatoolkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the runs so far are recorded", file=sys.stderr)
-        return 130
+    return answer(command, interrupted="interrupted; the runs so far are recorded")
 
 
 def _experiment(module: str) -> Any:

@@ -92,6 +92,7 @@ def reproduce(options: argparse.Namespace) -> int:
         ConfigurationError: A number is out of range, or no file can be written where it should.
     """
     from metatoolkit import document, records
+    from metatoolkit.records.display import text
     from metatoolkit.studies import collect, jobs_of
 
     known = find_studies()
@@ -131,7 +132,8 @@ def reproduce(options: argparse.Namespace) -> int:
             for sentence in lacking(study, jobs, frame):
                 print(sentence)
             for outcome in failed:
-                print(f"failed:    {outcome.job.label}, seed {outcome.job.seed}: {outcome.error}")
+                job = outcome.job
+                print(f"failed:    {job.label}, seed {job.seed}: {text(outcome.error)}")
             figure = _draw(study, frame, options.output)
             if figure is not None:
                 print(f"figure:    {figure.resolve()}")

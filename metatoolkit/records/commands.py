@@ -1,23 +1,22 @@
-"""What asks about many runs: `metatoolkit runs list`, `best`, `group`, `compare`, `export`."""
+"""What asks about many runs: `metatoolkit runs list`, `best`, `group`, `compare`, `plot`."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from io import StringIO
-from pathlib import Path
 from typing import Any
 
-from metatoolkit.errors import ConfigurationError, StorageError, UnknownNameError
+from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.records.comparison import compare
-from metatoolkit.records.display import plain, print_pairs, print_table, span, text
+from metatoolkit.records.display import print_json, print_pairs, print_table, span, text
+from metatoolkit.records.expressions import value_field
 from metatoolkit.records.fields import duration, flatten
 from metatoolkit.records.messages import say
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run
-from metatoolkit.records.selection import RunSet, value_field
+from metatoolkit.records.selection import RunSet
 from metatoolkit.records.settings import differing, distinguishing, ranked, settings
-from metatoolkit.records.table import series, value_of
+from metatoolkit.records.table import value_of
+from metatoolkit.records.terms import Field
 
 CHOICES = 3
 ESSENTIAL = ["id", "experiment", "status", "started", "duration"]
@@ -33,21 +32,23 @@ def list_runs(options: argparse.Namespace) -> int:
         The exit code.
     """
     with connect() as database:
-        selected = _selected(options, database)
+        selected = selected_runs(options, database)
         runs = selected.runs()
-        if not runs:
-            chosen = options.where or options.experiment or options.limit == 0
+        names = names_of(options.columns) if options.columns else []
+        fields = selected.fields(names)
+        if options.json:
+            print_json(_as_data(runs, fields))
+        elif not runs:
+            chosen = options.where or options.experiment or options.limit == 0 or options.offset
             print("no runs match" if chosen else "no runs yet")
-            tell_why(selected)
-            return 0
-        if options.columns:
-            names = _names(options.columns)
-            fields = selected.fields(names)
-            rows = [[_cell(run, field) for field in fields] for run in runs]
-            print_table(names, rows)
+        elif names:
+            print_table(names, [[_cell(run, field) for field in fields] for run in runs])
         else:
             print_table(*_overview(runs), essential=len(ESSENTIAL))
         tell_why(selected)
+        following = options.offset + len(runs)
+        if runs and following < selected.total():
+            say(f"{len(runs)} of {selected.total()} runs; --offset {following} shows the next")
     return 0
 
 
@@ -62,6 +63,13 @@ def compare_runs(options: argparse.Namespace) -> int:
     """
     with connect() as database:
         comparison = compare(options.ids, database=database)
+        if options.json:
+            keys = [text(run.id) for run in comparison.runs]
+            differing_ = comparison.differing()
+            print_json(
+                {name: dict(zip(keys, row, strict=True)) for name, row in differing_.items()}
+            )
+            return 0
         columns = ["", *(text(run.id) for run in comparison.runs)]
         print_table(columns, [[name, *row] for name, row in comparison.differing().items()])
     return 0
@@ -103,7 +111,11 @@ def best_run(options: argparse.Namespace) -> int:
         run = database.best(options.what, options.experiment, options.where, mode, options.at)
         field = value_field(options.what, options.at)
         pairs = [("run", run.id), (field.name, value_of(run, field)), ("status", run.status)]
-        print_pairs([*pairs, *flatten(run.config, "config").items()])
+        pairs += flatten(run.config, "config").items()
+        if options.json:
+            print_json(dict(pairs))
+        else:
+            print_pairs(pairs)
     return 0
 
 
@@ -116,10 +128,10 @@ def group_runs(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    by = _names(options.by)
+    by = names_of(options.by)
     with connect() as database:
         runs = database.find(options.where, options.experiment)
-        table = runs.group(by, options.what, options.at, _names(options.over))
+        table = runs.group(by, options.what, options.at, names_of(options.over))
         if table.empty:
             print("no run has a number there")
             tell_why(runs)
@@ -130,7 +142,11 @@ def group_runs(options: argparse.Namespace) -> int:
             if name not in table.columns:
                 raise UnknownNameError("column", name, list(table.columns))
             table = table.sort_values(name, ascending=not downward)
-        print_table(list(table.columns), table.astype(object).values.tolist())
+        rows = table.astype(object).values.tolist()
+        if options.json:
+            print_json([dict(zip(table.columns, row, strict=True)) for row in rows])
+        else:
+            print_table(list(table.columns), rows)
         for note in table.attrs["notes"]:
             say(note)
     return 0
@@ -153,58 +169,11 @@ def report_runs(options: argparse.Namespace) -> int:
     return 0
 
 
-def export_runs(options: argparse.Namespace) -> int:
-    """Write a table of runs as CSV, Parquet or LaTeX.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ConfigurationError: Parquet needs a file.
-        StorageError: The file cannot be written.
-    """
-    columns = _names(options.columns) if options.columns else None
-    with connect() as database:
-        runs = _selected(options, database)
-        table = series(runs.runs(), options.metric) if options.metric else runs.table(columns)
-        tell_why(runs)
-    output = Path(options.output) if options.output else None
-    if output is None:
-        if options.format == "parquet":
-            raise ConfigurationError("a Parquet file is binary: name it with --output")
-        written = StringIO()
-        _write_table(table, options.format, written)
-        shown = written.getvalue()
-        print(plain(shown) if sys.stdout.isatty() else shown, end="")
-        return 0
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _write_table(table, options.format, output)
-    except OSError as error:
-        raise StorageError(f"cannot write {output}: {error.strerror or error}") from error
-    print(output)
-    return 0
-
-
-def _write_table(table: Any, form: str, target: Any) -> None:
-    if form == "csv":
-        table.to_csv(target, index=False)
-    elif form == "latex":
-        table.to_latex(target, index=False, escape=True)
-    else:
-        mixed = [name for name in table.columns if table[name].dtype.kind == "O"]
-        table[mixed] = table[mixed].astype(str)
-        table.to_parquet(target, index=False)
-
-
 def _named(options: argparse.Namespace, database: Database) -> list[Run]:
     """Find the runs that the command line names, or else selects."""
     if options.ids:
         return [database[one] for one in options.ids]
-    selected = _selected(options, database)
+    selected = selected_runs(options, database)
     tell_why(selected)
     return selected.runs()
 
@@ -220,19 +189,57 @@ def tell_why(runs: RunSet) -> None:
         say(hint)
 
 
-def _selected(options: argparse.Namespace, database: Any) -> RunSet:
+def selected_runs(options: argparse.Namespace, database: Any) -> RunSet:
+    """Find the runs that the options of a command select.
+
+    Args:
+        options: The command line.
+        database: The database.
+
+    Returns:
+        The selection, newest first where nothing else is asked for.
+    """
     runs: RunSet = database.find(options.where, options.experiment)
-    runs = runs.sort(*(_names(options.sort) if options.sort else ["-start_time"]))
+    runs = runs.sort(*(names_of(options.sort) if options.sort else ["-start_time"]))
+    runs = runs.skip(options.offset)
     return runs.limit(options.limit) if options.limit is not None else runs
 
 
-def _names(given: str) -> list[str]:
+def names_of(given: str) -> list[str]:
+    """Take names apart that were given with commas.
+
+    Args:
+        given: Such as ``id,config.lr``.
+
+    Returns:
+        The names.
+    """
     return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def _cell(run: Run, field: Any) -> Any:
     value = value_of(run, field)
     return span(value) if field.root == "duration" else value
+
+
+def _as_data(runs: list[Run], fields: list[Field]) -> list[dict[str, Any]]:
+    """Describe runs for other programs: the fields that were asked for, or what a list is of."""
+    if fields:
+        return [{field.name: value_of(run, field) for field in fields} for run in runs]
+    return [
+        {
+            "id": run.id,
+            "uuid": run.uuid,
+            "experiment": run.experiment,
+            "status": run.status,
+            "start_time": run.document.get("start_time"),
+            "duration": duration(run.document),
+            "tags": run.tags,
+            "config": run.config,
+            "result": run.result,
+        }
+        for run in runs
+    ]
 
 
 def _overview(runs: list[Run]) -> tuple[list[str], list[list[Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +29,14 @@ LISTED = 60
 
 
 def compare(
-    ids: Sequence[int | str], metric: str | None = None, database: Database | None = None
+    ids: Iterable[Run | int | str], metric: str | None = None, database: Database | None = None
 ) -> Comparison:
     """Put runs side by side.
 
     Args:
-        ids: The runs' ids.
+        ids: The runs, or their ids.
         metric: The metric whose curves are compared.
-        database: Where the runs are; by default what :func:`connect` opens.
+        database: Where ids are looked up; by default what ``records.connect`` opens.
 
     Returns:
         The comparison.
@@ -46,10 +46,12 @@ def compare(
         QueryError: There is no such run.
         UnknownNameError: No run has the metric.
     """
-    if not ids:
+    given = [ids] if isinstance(ids, Run | int | str) else list(ids)
+    if not given:
         raise ConfigurationError("name at least one run to compare")
-    database = database if database is not None else connect()
-    runs = [database[one] for one in ids]
+    if database is None and not all(isinstance(one, Run) for one in given):
+        database = connect()
+    runs = [one if isinstance(one, Run) else database[one] for one in given]  # type: ignore[index]
     if metric is not None and not any(metric in run.metrics for run in runs):
         raise UnknownNameError("metric", metric, {name for run in runs for name in run.metrics})
     return Comparison(runs, metric)

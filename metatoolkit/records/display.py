@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from metatoolkit.terminal import harmless
 
 STATUS_COLORS = {
     "COMPLETED": "green",
@@ -41,7 +44,7 @@ def text(value: Any) -> str:
     if isinstance(value, list):
         value = ", ".join(text(entry) for entry in value)
     # Text out of a database may hold escape sequences, which a terminal would obey.
-    return "".join(letter if letter.isprintable() else " " for letter in str(value))
+    return harmless(str(value), keep="")
 
 
 def plain(value: str) -> str:
@@ -53,8 +56,7 @@ def plain(value: str) -> str:
     Returns:
         The text without other control characters; colors and the like show as blanks.
     """
-    kept = "\n\t\r"
-    return "".join(one if one.isprintable() or one in kept else " " for one in value)
+    return harmless(value, keep="\n\t\r")
 
 
 def span(seconds: float | None) -> str:
@@ -125,6 +127,35 @@ def print_pairs(pairs: Sequence[tuple[str, Any]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         print(f"{name:<{width}}  {text(value)}".rstrip())
+
+
+def print_json(data: Any) -> None:
+    """Print data for other programs.
+
+    Args:
+        data: Plain data; times become ISO 8601 in UTC, NaN and infinity text, since JSON has none.
+    """
+    print(json.dumps(as_json(data), indent=2))
+
+
+def as_json(value: Any) -> Any:
+    """Make data such that JSON can hold it.
+
+    Args:
+        value: Plain data.
+
+    Returns:
+        The same with text for times, NaN, infinity and everything else that JSON has not.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): as_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(entry) for entry in value]
+    if isinstance(value, datetime.datetime):
+        return f"{value.isoformat()}Z"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def heading(title: str) -> None:

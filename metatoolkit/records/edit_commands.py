@@ -28,7 +28,7 @@ def tag_runs(options: argparse.Namespace) -> int:
     with connect() as database:
         for run in [database[one] for one in options.ids]:
             now = edits.tag(run, tags, options.remove)
-            print(f"run {run.id}: {text(now) or 'no tags'}")
+            print(f"run {text(run.id)}: {text(now) or 'no tags'}")
     return 0
 
 
@@ -69,7 +69,7 @@ def remove_runs(options: argparse.Namespace) -> int:
         if options.where:
             selected = database.find(options.where)
             tell_why(selected)
-            runs += [run for run in selected if run.id not in _ids(runs)]
+            runs += [run for run in selected if run.key not in _keys(runs)]
         if not runs:
             print("no runs match")
             return 0
@@ -110,8 +110,8 @@ def _running(database: Database) -> Run:
     raise QueryError("no run goes on; name one to see what it printed")
 
 
-def _ids(runs: list[Run]) -> set[Any]:
-    return {run.id for run in runs}
+def _keys(runs: list[Run]) -> set[Any]:
+    return {run.key for run in runs}
 
 
 def _agreed(runs: list[Run]) -> bool:

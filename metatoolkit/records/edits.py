@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError, RecordsError
 from metatoolkit.records.address import database_errors
 from metatoolkit.records.clean import clean_text
 from metatoolkit.records.files import remove
+from metatoolkit.records.query import looked_up
 from metatoolkit.records.run import Run
 from metatoolkit.records.spool import VERIFIED
 from metatoolkit.records.spool_store import SpoolStore
@@ -18,12 +19,12 @@ from metatoolkit.records.stores import MongoStore
 LONGEST_TAG = 100
 
 
-def tag(run: Run, tags: Iterable[str], take_off: bool = False) -> list[str]:
+def tag(run: Run | int | str, tags: str | Iterable[str], take_off: bool = False) -> list[str]:
     """Put tags on a run, where Omniboard shows them too, or take them off.
 
     Args:
-        run: The run.
-        tags: The tags.
+        run: The run, or its id.
+        tags: The tags, or one of them.
         take_off: Whether to take them off.
 
     Returns:
@@ -32,48 +33,55 @@ def tag(run: Run, tags: Iterable[str], take_off: bool = False) -> list[str]:
     Raises:
         ConfigurationError: A tag is blank or longer than 100 characters.
         RecordsError: The run is not in a database.
+        QueryError: There is no such run.
     """
-    given = [clean_text(str(one)).strip() for one in tags]
+    every = [tags] if isinstance(tags, str) else tags
+    given = [clean_text(str(one)).strip() for one in every]
     for one in given:
         if not one or len(one) > LONGEST_TAG:
             raise ConfigurationError(f"a tag has 1 to {LONGEST_TAG} characters, not {one[:20]!r}")
-    kept = [one for one in run.tags if one not in given]
-    _set(run, "tags", kept if take_off else [*run.tags, *(t for t in given if t not in run.tags)])
-    return run.tags
+    with looked_up([run]) as (found,):
+        kept = [one for one in found.tags if one not in given]
+        added = [*found.tags, *(one for one in given if one not in found.tags)]
+        _set(found, "tags", kept if take_off else added)
+        return found.tags
 
 
-def note(run: Run, text: str) -> None:
+def note(run: Run | int | str, text: str) -> None:
     """Replace a run's notes, which Omniboard shows too.
 
     Args:
-        run: The run.
+        run: The run, or its id.
         text: The notes; blank ones are removed.
 
     Raises:
         RecordsError: The run is not in a database.
+        QueryError: There is no such run.
     """
-    _set(run, "notes", clean_text(text).strip())
+    with looked_up([run]) as (found,):
+        _set(found, "notes", clean_text(text).strip())
 
 
-def delete(runs: Sequence[Run]) -> None:
+def delete(runs: Iterable[Run | int | str]) -> None:
     """Delete runs for good: their documents, metrics and artifacts.
 
     Args:
-        runs: The runs.
+        runs: The runs, or their ids.
 
     Raises:
         RecordsError: One of them still goes on; none is deleted then.
+        QueryError: There is no such run.
     """
-    live = [run.id for run in runs if run.status == "RUNNING"]
-    if live:
-        raise RecordsError(
-            f"still running: {', '.join(str(one) for one in live)}. End them before deleting them."
-        )
-    for run in runs:
-        if isinstance(run.store, MongoStore):
-            _delete_stored(run, run.store)
-        elif isinstance(run.store, SpoolStore):
-            _delete_spooled(run, run.store)
+    with looked_up(runs) as found:
+        live = [str(run.id) for run in found if run.status == "RUNNING"]
+        if live:
+            named = ", ".join(live)
+            raise RecordsError(f"still running: {named}. End them before deleting them.")
+        for run in found:
+            if isinstance(run.store, MongoStore):
+                _delete_stored(run, run.store)
+            elif isinstance(run.store, SpoolStore):
+                _delete_spooled(run, run.store)
 
 
 def _set(run: Run, name: str, value: Any) -> None:

@@ -22,6 +22,7 @@ from metatoolkit.records.observer import SpoolObserver, recorder_of
 from metatoolkit.records.options import check_options, misuse
 from metatoolkit.records.sacred_compat import import_sacred
 from metatoolkit.records.signals import Terminated
+from metatoolkit.terminal import harmless, prepare_streams
 
 
 def experiment(
@@ -148,6 +149,7 @@ def _experiment_class() -> Any:
 
         def run_commandline(self, argv: Any = None) -> Any:
             """Run from the command line; errors of this toolkit end with one line and code 2."""
+            prepare_streams()
             self._from_command_line = True
             self._program = None if argv is None else argv[0]
             words = list(sys.argv if argv is None else argv)
@@ -178,7 +180,8 @@ def _experiment_class() -> Any:
                 entries = list(flatten(self.resolve({})))
             except MetatoolkitError:
                 entries = []
-            print(f"error: {misuse(program, words[1:], entries, flags)}", file=sys.stderr)
+            told = misuse(program, words[1:], entries, flags)
+            print(f"error: {harmless(told)}", file=sys.stderr)
             sys.exit(2)
 
         def get_usage(self, program_name: str | None = None) -> Any:
@@ -200,7 +203,7 @@ def _experiment_class() -> Any:
                 debug = self.current_run is not None and self.current_run.debug
                 if debug or not self._from_command_line:
                     raise
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {harmless(str(error))}", file=sys.stderr)
                 sys.exit(2)
 
         def resolve(

@@ -16,8 +16,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from metatoolkit.errors import QueryError
-from metatoolkit.records.fields import DATES
+from metatoolkit.errors import ConfigurationError, QueryError
+from metatoolkit.records.fields import DATES, FIELDS, is_number
 from metatoolkit.records.moments import whole_day
 from metatoolkit.records.operands import TEST, Operand, Test
 from metatoolkit.records.source import Source
@@ -26,6 +26,7 @@ from metatoolkit.records.terms import Field as Field
 from metatoolkit.records.terms import Terms, has_field, is_field, is_text
 
 DEEPEST = 40
+POINTS = ("last", "min", "max")
 FUNCTIONS = ("exists", "matches", "contains", "startswith")
 
 _OPERATORS: dict[type[ast.cmpop], str] = {
@@ -86,6 +87,39 @@ def parse_field(name: str) -> Field:
     """
     source = Source(name)
     return Terms(source).field(source.tree())
+
+
+def value_field(what: str, at: str | int = "last") -> Field:
+    """Find the field that a result's or a metric's name means.
+
+    Args:
+        what: A field's name, or a metric's.
+        at: Which value of a metric: ``last``, ``min``, ``max``, or the one at a step.
+
+    Returns:
+        The field.
+
+    Raises:
+        QueryError: The name is not understood.
+        ConfigurationError: ``at`` is something else.
+    """
+    root = what.partition(".")[0].partition("[")[0]
+    if root == "metrics":
+        try:
+            return parse_field(what)
+        except QueryError:
+            return parse_field(f"{what}.{_value_at(at)}")
+    if root in FIELDS:
+        return parse_field(what)
+    return parse_field(f"metrics[{what!r}].{_value_at(at)}")
+
+
+def _value_at(at: str | int) -> str:
+    if at in POINTS:
+        return str(at)
+    if not is_number(str(at)):
+        raise ConfigurationError(f"at is one of {', '.join(POINTS)}, or a step, not {at!r}")
+    return f"at[{at}]"
 
 
 class _Parser:

@@ -48,6 +48,29 @@ def order(value: Any) -> tuple[int, Any]:
     return (6, str(value))
 
 
+def with_dead(condition: dict[str, Any], dead: list[Any]) -> dict[str, Any]:
+    """Rewrite a filter so that some runs count as PROBABLY_DEAD.
+
+    Args:
+        condition: A filter that an expression was translated into.
+        dead: The ids of the runs.
+
+    Returns:
+        The filter.
+    """
+    result = []
+    for key, wanted in condition.items():
+        if key in ("$and", "$or", "$nor"):
+            result.append({key: [with_dead(entry, dead) for entry in wanted]})
+        elif key == "status":
+            alive = {"$and": [{key: wanted}, {"_id": {"$nin": dead}}]}
+            meant = matches({"status": "PROBABLY_DEAD"}, {key: wanted})
+            result.append({"$or": [alive, {"_id": {"$in": dead}}]} if meant else alive)
+        else:
+            result.append({key: wanted})
+    return result[0] if len(result) == 1 else {"$and": result}
+
+
 def _holds(document: Mapping[str, Any], key: str, wanted: Any) -> bool:
     if key == "$and":
         return all(matches(document, entry) for entry in wanted)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from metatoolkit.terminal import harmless
+
 
 def say(message: str) -> None:
     """Print one line for the user on stderr.
@@ -11,4 +13,4 @@ def say(message: str) -> None:
     Args:
         message: What happened and what follows from it.
     """
-    print(f"metatoolkit: {message}", file=sys.stderr, flush=True)
+    print(f"metatoolkit: {harmless(message)}", file=sys.stderr, flush=True)

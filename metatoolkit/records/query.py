@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,13 @@ from metatoolkit.records.address import (
     resolve,
 )
 from metatoolkit.records.clean import clean_text
-from metatoolkit.records.expressions import Query, parse
+from metatoolkit.records.display import text as shown
+from metatoolkit.records.expressions import Query, parse, value_field
 from metatoolkit.records.hints import check_fields
 from metatoolkit.records.messages import say
 from metatoolkit.records.replay import sync_into
 from metatoolkit.records.run import Run
-from metatoolkit.records.selection import RunSet, complete, nothing_found, value_field
+from metatoolkit.records.selection import RunSet, complete, nothing_found
 from metatoolkit.records.spool import spooled_runs
 from metatoolkit.records.spool_store import SpoolStore
 from metatoolkit.records.stores import MongoStore, Store
@@ -77,6 +80,27 @@ def connect(uri: str | None = None, home: str | os.PathLike[str] | None = None) 
     if len(known) < len(uuids):
         stores.append(SpoolStore(directory, frozenset(known)))
     return Database(stores, client, address)
+
+
+@contextmanager
+def looked_up(runs: Iterable[Any]) -> Iterator[list[Run]]:
+    """Look up runs by their ids, as long as it takes to do something with them.
+
+    Args:
+        runs: Runs, or their ids.
+
+    Yields:
+        The runs.
+
+    Raises:
+        QueryError: There is no such run.
+    """
+    given = list(runs)
+    if all(isinstance(one, Run) for one in given):
+        yield given
+        return
+    with connect() as database:
+        yield [one if isinstance(one, Run) else database[one] for one in given]
 
 
 class Database:
@@ -186,14 +210,14 @@ class Database:
         complete(found, [field])
         return found[0]
 
-    def __getitem__(self, key: int | str) -> Run:
+    def __getitem__(self, key: Any) -> Run:
         """Find one run by its id, by the beginning of its uuid, or as ``"latest"``."""
         if key == "latest":
             for run in self.latest():
                 return run
             raise QueryError("there are no runs yet")
         text = clean_text(str(key))
-        conditions: list[dict[str, Any]] = [{"_id": text if isinstance(key, str) else key}]
+        conditions: list[dict[str, Any]] = [{"_id": {"$eq": text if isinstance(key, str) else key}}]
         if text.isascii() and text.isdigit() and len(text) < LONGEST_NUMBER:
             conditions.append({"_id": int(text)})
         if len(text) >= 4 and all(letter in "0123456789abcdef" for letter in text):
@@ -204,4 +228,9 @@ class Database:
                 return found[0]
             if found:
                 raise QueryError(f"{len(found)} runs have an id that begins with {text!r}")
+        for position, store in enumerate(self.stores):
+            # Ids of other kinds, which Sacred or somebody else has given, as they are shown.
+            for header in store.headers({}, []):
+                if shown(header["_id"]) == text:
+                    return RunSet(self, Query()).fetch(position, [header["_id"]])[0]
         raise QueryError(f"there is no run {text!r}; `metatoolkit runs list` shows the runs")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import ConfigurationError, QueryError
-from metatoolkit.records.expressions import Field, Query, parse_field
-from metatoolkit.records.fields import FIELDS, identity, is_number, lookup
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.records.expressions import Field, Query, parse_field, value_field
+from metatoolkit.records.fields import identity, lookup
 from metatoolkit.records.hints import check_fields, check_kinds, kind_hint, unmatched_value
-from metatoolkit.records.matching import matches, order
+from metatoolkit.records.matching import order, with_dead
 from metatoolkit.records.run import Run, status_of
 from metatoolkit.records.settings import check_entries
 from metatoolkit.records.stores import Store
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from metatoolkit.records.query import Database
 
-POINTS = ("last", "min", "max")
 LIFE = ("status", "proc", "heartbeat", "start_time")
 
 
@@ -36,6 +35,8 @@ class RunSet:
         self._query = query
         self._sort: list[tuple[Field, bool]] = []
         self._limit: int | None = None
+        self._skipped = 0
+        self._total = 0
         self._found: list[Run] | None = None
 
     def sort(self, *keys: str) -> RunSet:
@@ -72,6 +73,33 @@ class RunSet:
         made._limit = count
         return made
 
+    def skip(self, count: int) -> RunSet:
+        """Leave out the first runs, as the second page of a long list does.
+
+        Args:
+            count: How many.
+
+        Returns:
+            A new selection.
+
+        Raises:
+            ConfigurationError: The count is negative.
+        """
+        if count < 0:
+            raise ConfigurationError(f"an offset is 0 or more, not {count}")
+        made = self._copy()
+        made._skipped = count
+        return made
+
+    def total(self) -> int:
+        """Count the runs that are selected, whatever the limit.
+
+        Returns:
+            Their number.
+        """
+        self.runs()
+        return self._total
+
     def __iter__(self) -> Iterator[Run]:
         return iter(self.runs())
 
@@ -104,8 +132,7 @@ class RunSet:
         """
         if self._limit == 0:
             return None
-        found = self.runs()
-        told = None if found else unmatched_value(self._database.stores, self._query)
+        told = None if self.total() else unmatched_value(self._database.stores, self._query)
         return told or kind_hint(self._database.stores, self._query.expected)
 
     def table(self, columns: list[str] | None = None) -> pandas.DataFrame:
@@ -217,7 +244,7 @@ class RunSet:
 
     def _copy(self) -> RunSet:
         made = RunSet(self._database, self._query)
-        made._sort, made._limit = list(self._sort), self._limit
+        made._sort, made._limit, made._skipped = list(self._sort), self._limit, self._skipped
         return made
 
     def _read(self) -> list[Run]:
@@ -240,8 +267,9 @@ class RunSet:
         check_kinds(self._database.stores, self._query.expected)
         if not chosen:
             check_fields(self._database.stores, self._query.fields)
-        if self._limit is not None:
-            chosen = chosen[: self._limit]
+        self._total = len(chosen)
+        end = None if self._limit is None else self._skipped + self._limit
+        chosen = chosen[self._skipped : end]
         runs: dict[tuple[int, Hashable], Run] = {}
         for position in range(len(self._database.stores)):
             ids = [header["_id"] for where, header in chosen if where == position]
@@ -285,59 +313,3 @@ def nothing_found(runs: RunSet) -> str:
     """
     hint = runs.hint()
     return "no runs match" if hint is None else f"no runs match: {hint}"
-
-
-def value_field(what: str, at: str | int = "last") -> Field:
-    """Find the field that a result's or a metric's name means.
-
-    Args:
-        what: A field's name, or a metric's.
-        at: Which value of a metric: ``last``, ``min``, ``max``, or the one at a step.
-
-    Returns:
-        The field.
-
-    Raises:
-        QueryError: The name is not understood.
-        ConfigurationError: ``at`` is something else.
-    """
-    root = what.partition(".")[0].partition("[")[0]
-    if root == "metrics":
-        try:
-            return parse_field(what)
-        except QueryError:
-            return parse_field(f"{what}.{_value_at(at)}")
-    if root in FIELDS:
-        return parse_field(what)
-    return parse_field(f"metrics[{what!r}].{_value_at(at)}")
-
-
-def _value_at(at: str | int) -> str:
-    if at in POINTS:
-        return str(at)
-    if not is_number(str(at)):
-        raise ConfigurationError(f"at is one of {', '.join(POINTS)}, or a step, not {at!r}")
-    return f"at[{at}]"
-
-
-def with_dead(condition: dict[str, Any], dead: list[Any]) -> dict[str, Any]:
-    """Rewrite a filter so that some runs count as PROBABLY_DEAD.
-
-    Args:
-        condition: A filter that an expression was translated into.
-        dead: The ids of the runs.
-
-    Returns:
-        The filter.
-    """
-    result = []
-    for key, wanted in condition.items():
-        if key in ("$and", "$or", "$nor"):
-            result.append({key: [with_dead(entry, dead) for entry in wanted]})
-        elif key == "status":
-            alive = {"$and": [{key: wanted}, {"_id": {"$nin": dead}}]}
-            meant = matches({"status": "PROBABLY_DEAD"}, {key: wanted})
-            result.append({"$or": [alive, {"_id": {"$in": dead}}]} if meant else alive)
-        else:
-            result.append({key: wanted})
-    return result[0] if len(result) == 1 else {"$and": result}

@@ -17,7 +17,7 @@ from metatoolkit.records.address import (
     open_database,
     resolve,
 )
-from metatoolkit.records.display import print_pairs
+from metatoolkit.records.display import print_pairs, text
 from metatoolkit.records.home import data_home
 from metatoolkit.records.redaction import redact
 from metatoolkit.records.replay import BAD, sync
@@ -93,7 +93,7 @@ def sync_spool(options: argparse.Namespace) -> int:
     for path in report.live:
         print(f"still running: {path}")
     for path, reason in report.failed.items():
-        print(f"failed: {path}: {redact(reason)}")
+        print(f"failed: {path}: {text(redact(reason))}")
     if not (report.pushed or report.live or report.failed):
         print("nothing is spooled")
     return 1 if report.failed else 0
@@ -173,9 +173,9 @@ def copy_records(options: argparse.Namespace) -> int:
         "and read back"
     )
     if moved:
-        print(f"numbers that were taken there: {', '.join(moved)}")
+        print(f"numbers that were taken there: {text(', '.join(moved))}")
     for run in done.live:
-        print(f"run {run} still goes on: copy again once it has ended")
+        print(f"run {text(run)} still goes on: copy again once it has ended")
     return 0
 
 

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from metatoolkit.errors import UnknownNameError
-from metatoolkit.records.clean import decode_key
-from metatoolkit.records.display import heading, print_pairs, print_table, span, text
+from metatoolkit.records.clean import decode, decode_key
+from metatoolkit.records.display import heading, print_json, print_pairs, print_table, span, text
 from metatoolkit.records.fields import duration, flatten, lookup
 from metatoolkit.records.query import connect
 from metatoolkit.records.run import Run, section
@@ -30,6 +30,9 @@ def show_run(options: argparse.Namespace) -> int:
         run = database[options.id]
         details = run.details()
         document = run.document
+        if options.json:
+            _print_data(run, details, options.output)
+            return 0
         host, process = section(details, "host"), section(details, "proc")
         gpus = [str(gpu) for gpu in lookup(host, "gpus.gpus.model")]
         pairs: list[tuple[str, Any]] = [
@@ -73,6 +76,27 @@ def show_run(options: argparse.Namespace) -> int:
             for line in run.output.splitlines():
                 print(text(line))
     return 0
+
+
+def _print_data(run: Run, details: dict[str, Any], output: bool) -> None:
+    """Print a run's document for other programs, its output where it was asked for."""
+    complete([run], [EVERY_METRIC])
+    left_out = {"summary", "omniboard", "config", "result", "info", "experiment", "_id"}
+    left_out |= set() if output else {"captured_out"}
+    data = {
+        "id": run.id,
+        "experiment": run.experiment,
+        "code": decode(details.get("experiment")),
+        **{key: decode(value) for key, value in details.items() if key not in left_out},
+        "status": run.status,
+        "tags": run.tags,
+        "notes": run.notes,
+        "config": run.config,
+        "result": run.result,
+        "info": run.info,
+        "metrics": decode(section(run.document, "summary")),
+    }
+    print_json(data)
 
 
 def artifacts_of(options: argparse.Namespace) -> int:

@@ -455,6 +455,142 @@ def test_planted_documents_are_data_and_nothing_else(server, monkeypatch, capsys
     assert "\x1b" not in capsys.readouterr().out
 
 
+def test_odd_ids_keys_and_errors_are_shown_and_found(server, monkeypatch, capsys, tmp_path):
+    import bson
+    import pymongo
+
+    from metatoolkit.cli import main
+
+    ids = [{"host": "a", "n": 1}, "named by hand", bson.ObjectId("0123456789ab0123456789ab"), 4]
+    with pymongo.MongoClient(server.running_uri()) as client:
+        database = client.get_default_database()
+        for number, one in enumerate(ids):
+            database["runs"].insert_one(
+                {"_id": one, "experiment": {"name": "odd"}, "status": "FAILED",
+                 "config": {"\x1b[31mlr": number, "seed": 1}, "start_time": utcnow(),
+                 "result": {"\x1b]0;title\x07": 1.0 * number},
+                 "fail_trace": ["Traceback\n", "ValueError: \x1b[2J\n"],
+                 "info": {"metrics": [{"name": "\x1b[31mloss", "id": "x"}]}}
+            )  # fmt: skip
+            database["metrics"].insert_one(
+                {"run_id": one, "name": "\x1b[31mloss", "steps": [0], "values": [1.0 * number]}
+            )
+    with records.connect() as connection:
+        assert len(connection.find("not id == 7")) == 4
+        for one in ids:
+            assert connection[one].id == one and connection[str(one)].id == one
+        assert connection.best("\x1b[31mloss").id == 4
+        records.tag(connection[ids[0]], "paper")
+        assert records.tag(4, ["paper", "x"]) == ["paper", "x"]
+        records.note("named by hand", "mine")
+        assert len(connection.find("'paper' in tags")) == 2
+        assert records.compare(connection.find()).runs[0].experiment == "odd"
+        compared = [connection[4], ids[0], "named by hand"]
+        assert len(records.compare(compared, database=connection).differing()) == 2
+    for words in (
+        ["list"], ["list", "--json"], ["list", "--columns", "id,config,reason,result"],
+        ["show", str(ids[0])], ["show", "4", "--json"], ["compare", "4", str(ids[2])],
+        ["group", "\x1b[31mloss", "--by", "id"], ["best", "\x1b[31mloss"],
+        ["tag", "a", str(ids[0])],
+        ["export", "--format", "json"], ["plot", "--metric", "\x1b[31mloss", "--output", "a.png"],
+        ["report", "--output", "a.html"], ["tail", "4"], ["best", "nothing"],
+        ["list", "--where", "config.sed > 1"], ["rm", str(ids[0]), "4", "--yes"],
+    ):  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        main(["runs", *words])
+        told = capsys.readouterr()
+        assert "\x1b" not in told.out + told.err and "\x07" not in told.out + told.err, words
+    with records.connect() as connection:
+        assert {str(run.id) for run in connection.find()} == {str(ids[1]), str(ids[2])}
+
+
+def test_pages_of_a_list_follow_each_other(filled, monkeypatch, capsys):
+    from metatoolkit.cli import main
+
+    monkeypatch.setenv("METATOOLKIT_HOME", str(filled))
+    seen = []
+    for offset in (0, 3, 6):
+        words = ["--sort", "id", "--limit", "3", "--offset", str(offset), "--columns", "id"]
+        assert main(["runs", "list", *words]) == 0
+        told = capsys.readouterr()
+        seen += told.out.split()[1:]
+        following = f"3 of 8 runs; --offset {offset + 3} shows the next" if offset < 6 else ""
+        assert following in told.err and bool(following) == bool(told.err)
+    assert seen == [str(number) for number in range(1, 9)]
+    assert main(["runs", "list", "--offset", "9"]) == 0
+    assert capsys.readouterr().out == "no runs match\n"
+    assert main(["runs", "list", "--offset", "-1"]) == 2
+    with records.connect() as connection:
+        page = connection.find("config.lr == 0.1").sort("id").skip(2).limit(2)
+        assert [run.id for run in page] == [3, 4] and page.total() == 7
+
+
+def test_answers_can_be_read_by_programs(filled, monkeypatch, capsys):
+    import json
+
+    from metatoolkit.cli import main
+
+    def asked(*words):
+        assert main(["runs", *words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    monkeypatch.setenv("METATOOLKIT_HOME", str(filled))
+    (first, *_) = asked("list", "--sort", "id")
+    assert first["config"]["method"] == "plain" and first["result"]["test_accuracy"] == 0.71
+    assert first["start_time"].endswith("Z") and first["status"] == "COMPLETED"
+    chosen = asked("list", "--columns", "id,metrics.valid_loss.min", "--where", "id == 2")
+    assert chosen == [{"id": 2, "metrics.valid_loss.min": 2.4}]
+    assert asked("list", "--where", "id == 99") == []
+    shown = asked("show", "7")
+    assert shown["metrics"]["valid_loss"]["count"] == 5 and "captured_out" not in shown
+    assert shown["fail_trace"][-1].startswith("ValueError: broken")
+    assert asked("best", "result.test_accuracy")["run"] == 6
+    (group, _) = asked("group", "result.test_accuracy", "--by", "config.method")
+    assert group["config.method"] == "evograd" and group["count"] == 3
+    assert asked("compare", "1", "4")["config.method"] == {"1": "plain", "4": "evograd"}
+    assert asked("best", "valid_loss", "--min", "--at", "2")["run"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--format", "csv", "--output", "r.parquet"], "--format csv contradicts r.parquet"),
+        (["--format", "parquet", "--output", "r.csv"], "contradicts"),
+        (["--format", "latex", "--output", "r.json"], "contradicts"),
+        (["--format", "parquet"], "name it with --output"),
+        (["--output", "r.xlsx"], "no format ends in .xlsx"),
+    ],
+)
+def test_a_format_that_contradicts_the_file_is_refused(
+    filled, monkeypatch, capsys, tmp_path, words, told
+):
+    from metatoolkit.cli import main
+
+    monkeypatch.setenv("METATOOLKIT_HOME", str(filled))
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs", "export", *words]) == 2
+    assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_ending_of_a_file_says_its_format(filled, monkeypatch, tmp_path):
+    import json
+
+    from metatoolkit.cli import main
+
+    monkeypatch.setenv("METATOOLKIT_HOME", str(filled))
+    columns = ["id", "config.seed", "result.test_accuracy"]
+    for name, read in {
+        "r.csv": pandas.read_csv,
+        "r.parquet": pandas.read_parquet,
+        "r.json": lambda path: pandas.DataFrame(json.loads(path.read_text())),
+        "r": pandas.read_csv,
+    }.items():
+        words = ["--columns", ",".join(columns), "--sort", "id", "--output", str(tmp_path / name)]
+        assert main(["runs", "export", *words]) == 0
+        table = read(tmp_path / name)
+        assert list(table.columns) == columns and table["config.seed"].tolist()[:3] == [1, 2, 3]
+
+
 def test_the_server_is_left_alone_by_an_address_of_ones_own(filled, tmp_path):
     uri = ManagedServer(Path(filled)).running_uri()
     with records.connect(uri, home=tmp_path) as connection:

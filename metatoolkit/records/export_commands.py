@@ -1,0 +1,92 @@
+"""What writes tables of runs for other programs: `metatoolkit runs export`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from metatoolkit.errors import ConfigurationError, StorageError
+from metatoolkit.records.commands import names_of, selected_runs, tell_why
+from metatoolkit.records.display import as_json, plain
+from metatoolkit.records.query import connect
+from metatoolkit.records.table import series
+
+ENDINGS = {
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".tex": "latex",
+    ".latex": "latex",
+    ".json": "json",
+}
+
+
+def export_runs(options: argparse.Namespace) -> int:
+    """Write a table of runs as CSV, Parquet, LaTeX or JSON.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigurationError: Format and file contradict each other, or Parquet has no file.
+        StorageError: The file cannot be written.
+    """
+    output = Path(options.output) if options.output else None
+    form = _format(options.format, output)
+    columns = names_of(options.columns) if options.columns else None
+    with connect() as database:
+        runs = selected_runs(options, database)
+        table = series(runs.runs(), options.metric) if options.metric else runs.table(columns)
+        tell_why(runs)
+    if output is None:
+        written = StringIO()
+        _write_table(table, form, written)
+        shown = written.getvalue()
+        print(plain(shown) if sys.stdout.isatty() else shown, end="")
+        return 0
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _write_table(table, form, output)
+    except OSError as error:
+        raise StorageError(f"cannot write {output}: {error.strerror or error}") from error
+    print(output)
+    return 0
+
+
+def _format(given: str | None, output: Path | None) -> str:
+    """Tell the format from the option and the file's ending, which must not contradict."""
+    ending = output.suffix.lower() if output is not None else ""
+    meant = ENDINGS.get(ending)
+    if given is None:
+        if meant is None and ending not in ("", ".txt"):
+            raise ConfigurationError(
+                f"no format ends in {ending}: name the file {', '.join(ENDINGS)}, or add --format"
+            )
+        return meant or "csv"
+    if meant is not None and meant != given:
+        raise ConfigurationError(
+            f"--format {given} contradicts {output}, which would be {meant}: leave one of them out"
+        )
+    if given == "parquet" and output is None:
+        raise ConfigurationError("a Parquet file is binary: name it with --output")
+    return given
+
+
+def _write_table(table: Any, form: str, target: Any) -> None:
+    if form == "csv":
+        table.to_csv(target, index=False)
+    elif form == "json":
+        written = json.dumps(as_json(table.astype(object).to_dict("records")), indent=2) + "\n"
+        target.write_text(written, "utf-8") if isinstance(target, Path) else target.write(written)
+    elif form == "latex":
+        table.to_latex(target, index=False, escape=True)
+    else:
+        mixed = [name for name in table.columns if table[name].dtype.kind == "O"]
+        table[mixed] = table[mixed].astype(str)
+        table.to_parquet(target, index=False)

@@ -1,0 +1,79 @@
+"""What commands share: streams that may be closed, full or ASCII, and errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from metatoolkit.errors import MetatoolkitError
+
+# What writing to a standard stream fails with, where the disk behind it is full, say.
+FAILING = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EFBIG)
+
+
+def harmless(text: str, keep: str = "\n\t") -> str:
+    """Take out of a text what a terminal would obey.
+
+    Args:
+        text: Any text, such as one out of a database.
+        keep: Control characters to keep.
+
+    Returns:
+        The text, with a blank for every other control character.
+    """
+    return "".join(one if one.isprintable() or one in keep else " " for one in text)
+
+
+def prepare_streams() -> None:
+    """Let printing fail neither where a stream is closed nor where it cannot write a letter."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Open for as long as the process; the file takes the place of the closed one.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure") and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def answer(command: Callable[[], int], interrupted: str = "") -> int:
+    """Carry out a command, and answer in one line what ends it.
+
+    Args:
+        command: The command; returns its exit code.
+        interrupted: What to say after Ctrl-C.
+
+    Returns:
+        That code, 2 for an error of this toolkit, 130 after Ctrl-C, and 0 where the reader of the
+        output, such as `head`, has seen enough.
+    """
+    prepare_streams()
+    try:
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
+    except MetatoolkitError as error:
+        print(f"error: {harmless(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _give_up_output()
+        return 0
+    except OSError as error:
+        if error.filename is not None or error.errno not in FAILING:
+            raise
+        _give_up_output()
+        print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _give_up_output() -> None:
+    """Keep Python from flushing once more at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
