@@ -26,11 +26,6 @@ _REENTRANT = (
     "torch.utils.checkpoint.checkpoint; for Hugging Face models "
     "model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
 )
-_SELECTIVE = (
-    "the model uses selective activation checkpointing (context_fn), which PyTorch cannot "
-    "differentiate twice. Leave context_fn out, or use an estimator with first derivatives only: "
-    "FiniteDifference, SAMA, EvoGrad, FirstOrder or EvolutionStrategies."
-)
 
 
 class _Active(threading.local):
@@ -193,19 +188,6 @@ def record(loss: Tensor, exchange: Exchange) -> None:
         exchange: Exchange that held in the pass.
     """
     loss._metatoolkit_exchange = exchange  # type: ignore[attr-defined]
-
-
-def refuse_selective_checkpointing(error: RuntimeError) -> None:
-    """Raise what an error of a second backward pass means, where it is about checkpointing.
-
-    Args:
-        error: Error of PyTorch.
-
-    Raises:
-        UnsupportedError: The model uses selective activation checkpointing.
-    """
-    if "selective activation checkpoint" in str(error):
-        raise UnsupportedError(_SELECTIVE) from error
 
 
 def carry(loss: Tensor, total: Tensor) -> None:

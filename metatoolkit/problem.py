@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from metatoolkit.errors import (
     ConfigurationError,
@@ -75,6 +76,11 @@ class BilevelProblem:
             if not isinstance(value, nn.Module):
                 raise ConfigurationError(
                     f"{name} is a {type(value).__name__}; a torch.nn.Module is needed."
+                )
+            if any(map(is_lazy, value.parameters())):
+                raise ConfigurationError(
+                    f"{name} has lazy parameters without a shape; call it once on a batch before "
+                    "the problem is made."
                 )
         self.model = model
         self.meta = meta

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import (
 
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients import GMRES, ForwardMode, Implicit, Unrolled
+from metatoolkit.hypergradients import GMRES, FiniteDifference, ForwardMode, Implicit, Unrolled
 from tests import bank
 from tests.hypergradients.registry import ESTIMATORS
 
@@ -230,7 +230,7 @@ def test_selective_checkpointing_is_refused_where_it_is_differentiated_twice():
     for estimator in (Unrolled(2), ForwardMode(1), Implicit(GMRES(3))):
         with pytest.raises(UnsupportedError, match="FiniteDifference"):
             case.call(estimator)
-    found = case.call(mt.hypergradients.FiniteDifference()).gradient["value"]
+    found = case.call(FiniteDifference()).gradient["value"]
     problem.model.run = plainly
     torch.testing.assert_close(found, case.call(Unrolled(1)).gradient["value"])
 
@@ -296,16 +296,18 @@ def test_second_order_through_a_checkpointed_hugging_face_model(model):
     labels = torch.tensor([0, 1, 2, 1])
     batch = torch.arange(1, 17).view(4, 4)
     problem = mt.BilevelProblem(network, bank.Value([1.0, 0.5, 2.0, 1.5]), train_loss, valid_loss)
-    case = bank.Case(problem, mt.inner.AdamW(lr=1e-2), [batch], batch)
-    right = case.call(Unrolled(2))
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
+    estimators = [Unrolled(2), Implicit(GMRES(3)), ForwardMode(1, chunk=1), FiniteDifference()]
+    rights = [case.call(estimator) for estimator in estimators]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         network.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
-    found = case.call(Unrolled(2))
-    torch.testing.assert_close(found.gradient, right.gradient, rtol=1e-8, atol=1e-12)
-    assert float(right.gradient["value"].abs().max()) > 1e-4
+    for estimator, right in zip(estimators, rights, strict=True):
+        found = case.call(estimator)
+        torch.testing.assert_close(found.gradient, right.gradient, rtol=1e-8, atol=1e-12)
+        assert float(right.gradient["value"].abs().max()) > 1e-4
 
 
 def test_threads_take_turns():

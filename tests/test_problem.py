@@ -82,6 +82,14 @@ def test_evaluations_move_no_buffer_and_return_new_ones():
     assert int(problem.model[1].num_batches_tracked) == 0
 
 
+def test_lazy_parameters_are_an_error_until_they_have_a_shape():
+    model = nn.LazyLinear(2)
+    with pytest.raises(ConfigurationError, match=r"model has lazy parameters.*call it once"):
+        mt.BilevelProblem(model, scale(), squares, squares)
+    model(torch.ones(1, 3))
+    mt.BilevelProblem(model, scale(), squares, squares)
+
+
 def test_what_is_exchanged_is_restored_after_an_error():
     problem = mt.BilevelProblem(nn.Linear(3, 2), scale(), squares, squares)
     weight = problem.model.weight

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from metatoolkit.errors import MetatoolkitError, UnsupportedError, brief
 from metatoolkit.graphs import FIRST_ORDER
 
+_WITHOUT = f"an estimator with first derivatives only: {FIRST_ORDER}"
 _FORWARD = (
     r"forward AD with (?P<operator>[\w:.]+)",
     r"ZeroTensors are immutable",
@@ -20,6 +21,11 @@ _SECOND = (
     r"differentiate twice a function that was marked with @once_differentiable",
     r"(?P<operator>[Ff]lex ?[Aa]ttention) does not support backward",
     r"backward through (?P<operator>[\w:.]+) but no autograd formula was registered",
+)
+
+_SELECTIVE = (
+    "the model uses selective activation checkpointing (context_fn), which PyTorch cannot "
+    f"differentiate twice. Leave context_fn out, or use {_WITHOUT}."
 )
 
 
@@ -73,20 +79,21 @@ def missing_derivatives(estimator: str) -> Iterator[None]:
         forward = forward_mode_error(error)
         if forward is not None:
             raise forward from error
+        if "selective activation checkpoint" in str(error):
+            raise UnsupportedError(_SELECTIVE) from error
         operator = _operator(error, _SECOND)
         if operator is None:
             raise
         what = f"the operator {operator.removeprefix('aten::')}" if operator else "a function"
-        first_order = f"an estimator with first derivatives only: {FIRST_ORDER}"
         if "backward" in operator or re.search("double backward|twice", str(error)):
             told = (
                 f"{estimator} takes second derivatives of the losses, and {what} lacks what they "
-                f"need ({brief(error)}). Use {first_order}."
+                f"need ({brief(error)}). Use {_WITHOUT}."
             )
         else:
             told = (
                 f"{estimator} differentiates the losses, and {what} has no derivative in an input "
                 f"that depends on θ or λ ({brief(error)}). Use another operator; or, if it lacks "
-                f"its second derivative alone, {first_order}."
+                f"its second derivative alone, {_WITHOUT}."
             )
         raise UnsupportedError(told) from error

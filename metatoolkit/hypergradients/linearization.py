@@ -191,7 +191,7 @@ class StepLinearization:
         targets = [*self._leaves, *self._gradient_leaves]
         found = _kept_product(self._outputs, targets, self.unflatten(vector))
         count = len(self._leaves)
-        with within(self._loss):
+        with double_backward_kernels(), within(self._loss):
             second = _kept_product(self._gradients, self._leaves, found[count:])
         names = [str(index) for index in range(count)]
         return list(add_gradients(names, found[:count], second).values())
@@ -210,7 +210,7 @@ class StepLinearization:
             with torch.enable_grad():
                 self._transposed_graph = (dummy, self._pull_back(dummy, False, True)[0])
         dummy, image = self._transposed_graph
-        with within(self._loss):
+        with double_backward_kernels(), within(self._loss):
             return torch.autograd.grad(image, dummy, vector, retain_graph=True)[0]
 
     def _pull_back(
@@ -223,7 +223,7 @@ class StepLinearization:
         vector = self.flatten(cotangents)
         targets = [*self._inputs, *leaves]
         every = [*targets, *self._gradient_leaves]
-        with within(self._loss):
+        with double_backward_kernels(), within(self._loss):
             found = _kept_product(self._outputs, every, cotangents, create_graph=create_graph)
             second = _kept_product(
                 self._gradients, targets, found[len(targets) :], create_graph=create_graph

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.exchange import refuse_selective_checkpointing, within
+from metatoolkit.exchange import within
 from metatoolkit.loss_values import refuse_sparse
 
 Adjoint = list[Tensor | None]
@@ -61,8 +61,8 @@ def vector_jacobian_product(
     if not pairs:
         return [None] * len(inputs)
     present, given = zip(*pairs, strict=True)
-    try:
-        found = torch.autograd.grad(
+    return list(
+        torch.autograd.grad(
             present,
             inputs,
             given,
@@ -70,10 +70,7 @@ def vector_jacobian_product(
             create_graph=create_graph,
             allow_unused=True,
         )
-    except RuntimeError as error:
-        refuse_selective_checkpointing(error)
-        raise
-    return list(found)
+    )
 
 
 def batched_products(
@@ -113,7 +110,6 @@ def batched_products(
                     heads, inputs, vectors, is_grads_batched=True, **arguments
                 )
         except RuntimeError as error:
-            refuse_selective_checkpointing(error)
             words = ("vmap", "batching rule")
             if count == 1 or not any(word in str(error).lower() for word in words):
                 raise
