@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,6 +160,17 @@ class Estimator(ABC):
         )
         return result
 
+    def duplicate(self) -> Estimator:
+        """Return an estimator of the same settings and state, whose calls leave this one alone.
+
+        Functions and modules that it was made with are shared.
+        """
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if not callable(value) and not isinstance(value, Tensor):
+                setattr(other, name, copy.deepcopy(value))
+        return other
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the estimator carries from call to call; most carry nothing."""
         return {}
@@ -219,27 +231,6 @@ class Estimator(ABC):
             valid_batch: Batch for the outer loss.
             meta: Meta-parameters by name.
         """
-
-
-def require_estimator(name: str, value: object) -> None:
-    """Raise unless a value is an estimator.
-
-    Args:
-        name: Name of the argument.
-        value: What was given for it.
-
-    Raises:
-        ConfigurationError: It is a class, or something else.
-    """
-    if isinstance(value, Estimator):
-        return
-    if isinstance(value, type) and issubclass(value, Estimator):
-        raise ConfigurationError(
-            f"{name} is the class {value.__name__}; pass an instance: {value.__name__}(...)."
-        )
-    raise ConfigurationError(
-        f"{name} is {value!r}; accepted: an estimator, for instance Unrolled(steps=1)."
-    )
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:

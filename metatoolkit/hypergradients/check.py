@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -17,7 +16,8 @@ from metatoolkit.errors import (
     UnsupportedError,
     brief,
 )
-from metatoolkit.hypergradients.base import Estimator, require_estimator
+from metatoolkit.hypergradients.arguments import require_estimator
+from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.hypergradients.checked_objective import CheckedObjective
 from metatoolkit.hypergradients.double_precision import double_precision, to_double
 from metatoolkit.hypergradients.numerical_gradient import numerical_gradient
@@ -145,8 +145,8 @@ def check_hypergradient(
 
     def run(change: Callable[[Tensor], Tensor]) -> HypergradientCheck:
         start = inner.init(problem) if state is None else state.detach().map(change)
-        called = copy.copy(estimator)
-        differenced = called if reference is None else copy.copy(reference)
+        called = estimator.duplicate()
+        differenced = called if reference is None else reference.duplicate()
         batches = [tree_map(change, batch) for batch in train_batches]
         arguments = (problem, inner, start, batches, tree_map(change, valid_batch))
         return _compare(called, differenced, arguments, coordinates, epsilon, seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
 import os
 import time
@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from metatoolkit.errors import (
+    CheckpointError,
     ConfigurationError,
     DataError,
-    UnsupportedError,
-    UnusedMetaParameterError,
+    MetatoolkitError,
 )
+from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Cost, Estimator
 from metatoolkit.hypergradients.comparison_display import draw, print_table
 from metatoolkit.hypergradients.unrolled import Unrolled
@@ -44,7 +45,8 @@ class EstimatorComparison:
             ``backward``, ``jvp`` and ``hvp`` count passes; ``flops`` are floating-point
             operations in units of one forward pass over a training batch; ``peak_bytes`` is
             memory beyond what was there before, ``seconds`` the least time of a call.
-            ``residual`` and ``iterations`` are the solver's. ``note`` tells why a row is empty.
+            ``residual`` and ``iterations`` are the solver's. ``note`` tells why a row, or a part of
+            one, is empty.
         figure: Error, operations, memory and time as bars.
     """
 
@@ -73,8 +75,8 @@ def compare_estimators(
     """Call each estimator at one inner state and compare what it returns and takes.
 
     The problem, the state and the estimators stay as they are: each call is made on a copy of the
-    estimator, so that nothing is warm-started. An estimator that does not apply gets a row that
-    says why.
+    estimator, so that nothing is warm-started. An estimator that does not work here gets a row
+    that says why.
 
     Args:
         problem: The bilevel problem.
@@ -96,13 +98,17 @@ def compare_estimators(
         Table and figure.
 
     Raises:
-        ConfigurationError: There is no estimator, a number is below 1, or there are fewer batches
-            than a horizon needs.
+        ConfigurationError: There is no estimator, one is none, a number is below 1, or there are
+            fewer batches than a horizon needs.
         DataError: The reference does not fit the meta-parameters.
     """
     import pandas
 
     named = dict(estimators) if isinstance(estimators, Mapping) else name_estimators(estimators)
+    for name, estimator in named.items():
+        require_estimator(f"estimators: {name!r}", estimator)
+    if reference is not None and not isinstance(reference, Mapping):
+        require_estimator("reference", reference)
     longest = max((estimator.horizon for estimator in named.values()), default=0)
     if not named or draws < 1 or repeats < 1 or len(train_batches) < longest:
         raise ConfigurationError(
@@ -111,12 +117,7 @@ def compare_estimators(
             "batches as the longest horizon, and numbers of at least 1 are needed."
         )
     state = inner.init(problem) if state is None else state.detach()
-    if reference is None:
-        reference = Unrolled(steps=len(train_batches))
-    if isinstance(reference, Estimator):
-        batches = train_batches[: reference.horizon]
-        reference = copy.deepcopy(reference)(problem, inner, state, batches, valid_batch).gradient
-    right = _flatten(problem, reference)
+    right = _reference(problem, inner, state, train_batches, valid_batch, reference)
     first, start = train_batches[0], state
 
     def forward() -> None:
@@ -124,6 +125,8 @@ def compare_estimators(
         with torch.no_grad():
             problem.evaluate_train(start.parameters, meta, start.buffers, first, start.key)
 
+    # What is found out in the first pass of a loss is no part of the unit.
+    forward()
     unit = count_flops(forward)
     rows = {}
     for name, estimator in tqdm(
@@ -132,8 +135,9 @@ def compare_estimators(
         call = _Call(problem, inner, estimator, state, train_batches, valid_batch)
         try:
             rows[name] = _measure(call, right, unit, draws, repeats)
-        except (UnsupportedError, UnusedMetaParameterError) as error:
-            rows[name] = {"note": str(error)}
+        except Exception as error:  # A row of its own, whatever it is: the others go on.
+            known = isinstance(error, MetatoolkitError)
+            rows[name] = {"note": str(error) if known else f"{type(error).__name__}: {error}"}
     columns = ["cosine", "relative_error", "mean_cosine", "mean_relative_error"]
     columns += [field.name for field in dataclasses.fields(Cost)]
     columns += ["flops", "peak_bytes", "seconds", "note"]
@@ -163,6 +167,30 @@ def name_estimators(estimators: Sequence[Estimator]) -> dict[str, Estimator]:
     return named
 
 
+def _reference(
+    problem: BilevelProblem,
+    inner: InnerLearner,
+    state: InnerState,
+    train_batches: Sequence[Any],
+    valid_batch: Any,
+    reference: Estimator | Mapping[str, Tensor] | None,
+) -> Tensor:
+    """Return what is right, as a vector."""
+    if isinstance(reference, Mapping):
+        return _flatten(problem, reference)
+    estimator = Unrolled(steps=len(train_batches)) if reference is None else reference
+    call = _Call(problem, inner, estimator, state, train_batches, valid_batch)
+    try:
+        return _flatten(problem, call().gradient)
+    except (MetatoolkitError, RuntimeError) as error:
+        if reference is None:
+            error.add_note(
+                f"while the reference, Unrolled(steps={len(train_batches)}), was called; give "
+                "another as `reference`: an estimator that works here, or tensors by name."
+            )
+        raise
+
+
 class _Call:
     """One estimator with all that it is called with."""
 
@@ -183,7 +211,11 @@ class _Call:
         state = self.state
         if draw:
             state = dataclasses.replace(state, key=fold_in(state.key, draw))
-        estimator = copy.deepcopy(self.estimator)
+        estimator = self.estimator.duplicate()
+        with contextlib.suppress(CheckpointError):
+            # Nothing that it carries from calls before has a say; where it cannot begin anew, it
+            # carries nothing that lasts.
+            estimator.load_state_dict({})
         return estimator(self.problem, self.inner, state, *self.arguments)
 
 
@@ -200,14 +232,20 @@ def _measure(call: _Call, right: Tensor, unit: int, draws: int, repeats: int) ->
         call()
         _synchronize()
         seconds.append(time.perf_counter() - started)
-    return {
+    row = {
         **_distance(estimates, right, ""),
         **_distance(estimates.mean(0, keepdim=True), right, "mean_"),
         **dataclasses.asdict(first.cost),
-        "flops": count_flops(call) / unit if unit else float("nan"),
-        "peak_bytes": peak_memory(call),
+        "flops": float("nan"),
+        "peak_bytes": float("nan"),
         "seconds": min(seconds),
     }
+    try:
+        row["flops"] = count_flops(call) / unit if unit else float("nan")
+        row["peak_bytes"] = peak_memory(call)
+    except Exception as error:  # It is right all the same: only what watches it does not work.
+        row["note"] = f"operations and memory cannot be counted: {type(error).__name__}: {error}"
+    return row
 
 
 def _distance(estimates: Tensor, right: Tensor, prefix: str) -> dict[str, float]:

@@ -70,12 +70,15 @@ def print_table(table: pandas.DataFrame) -> None:
     notes = []
     for name, row in table.iterrows():
         if row["cosine"] != row["cosine"]:
-            notes.append(f"{name}: {row['note']}")
+            notes.append(f"left out: {name}: {row['note']}")
             continue
+        if isinstance(row["note"], str):
+            notes.append(f"{name}: {row['note']}")
         passes = [str(int(row[kind])) for kind in ("forward", "backward", "jvp", "hvp")]
         flops = "" if row["flops"] != row["flops"] else f"{row['flops']:.1f}"
         memory, milliseconds = row["peak_bytes"] / 2**20, 1e3 * row["seconds"]
-        figures = (flops, f"{memory:.2f}", f"{milliseconds:.2f}")
+        peak = "" if memory != memory else f"{memory:.2f}"
+        figures = (flops, peak, f"{milliseconds:.2f}")
         errors = (f"{row['cosine']:.4f}", f"{row['relative_error']:.1e}")
         shown.add_row(str(name), *errors, *passes, *figures)
     console = Console()
@@ -84,4 +87,4 @@ def print_table(table: pandas.DataFrame) -> None:
         console = Console(width=Console(width=1000).measure(shown).maximum)
     console.print(shown)
     for note in notes:
-        console.print(f"left out: {note}", markup=False, highlight=False)
+        console.print(note, markup=False, highlight=False)

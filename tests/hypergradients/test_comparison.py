@@ -7,11 +7,25 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.cli import main
-from metatoolkit.errors import ConfigurationError, DataError
-from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.errors import (
+    ConfigurationError,
+    DataError,
+    NonFiniteError,
+    UnsupportedError,
+)
+from metatoolkit.hypergradients import (
+    GMRES,
+    SOBA,
+    EvoGrad,
+    EvolutionStrategies,
+    Implicit,
+    Penalty,
+    Unrolled,
+)
 from metatoolkit.hypergradients.listing import all_estimators
 from tests import bank
 from tests.hypergradients.test_conformance import equal, snapshot
+from tests.hypergradients.test_differentiating_losses import build, by_autograd, by_hand
 
 
 def compare(case, estimators, steps=3, **options):
@@ -92,3 +106,122 @@ def test_all_estimators_are_listed(capsys):
     told = capsys.readouterr().out
     for name, estimator in all_estimators().items():
         assert name in told and estimator.traits.kind in told
+
+
+class Failing(Unrolled):
+    """Fails in one way or another."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def estimate(self, *arguments):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (RuntimeError("no double backward"), "RuntimeError: no double backward"),
+        (NotImplementedError("no jvp"), "NotImplementedError: no jvp"),
+        (KeyError("name"), "KeyError: 'name'"),
+        (NonFiniteError("the loss is NaN"), "the loss is NaN"),
+    ],
+)
+def test_no_error_of_one_estimator_takes_the_table_away(error, note, capsys):
+    table = compare(bank.ridge(), {"bad": Failing(error), "good": Unrolled(1)}, 1, show=True).table
+    assert table.note["bad"] == note and math.isnan(table.cosine["bad"])
+    assert table.relative_error["good"] == 0
+    assert f"left out: bad: {note}" in capsys.readouterr().out
+
+
+def test_a_table_of_nothing_but_reasons(tmp_path):
+    case = bank.ridge()
+    estimators = [Failing(RuntimeError("broken"))]
+    truth = {"value": bank.ridge_hypergradient(case)}
+    table = compare(case, estimators, 1, reference=truth, path=tmp_path / "figure.png").table
+    assert table.note["Failing"] == "RuntimeError: broken"
+
+
+def test_an_interruption_is_none_of_its_errors():
+    with pytest.raises(KeyboardInterrupt):
+        compare(bank.ridge(), [Failing(KeyboardInterrupt())], 1)
+
+
+class Unwatchable(Unrolled):
+    """Does not run under a dispatch mode."""
+
+    def estimate(self, *arguments):
+        from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+        if _get_current_dispatch_mode() is not None:
+            raise RuntimeError("not under a mode")
+        return super().estimate(*arguments)
+
+
+def test_what_cannot_be_counted_is_compared_all_the_same(capsys):
+    table = compare(bank.ridge(), [Unwatchable(1)], 1, show=True).table
+    assert table.relative_error["Unwatchable"] == 0 and math.isnan(table.flops["Unwatchable"])
+    assert "cannot be counted: RuntimeError: not under a mode" in table.note["Unwatchable"]
+    assert "cannot be counted" in capsys.readouterr().out
+
+
+def test_a_reference_that_does_not_work_says_what_to_do():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.square()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, g):
+            return g
+
+    def loss(model, meta, batch):
+        return (Once.apply(model.value) * meta.value.exp()).sum()
+
+    case = bank.ridge()
+    problem = mt.BilevelProblem(case.problem.model, case.problem.meta, loss, loss)
+    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    with pytest.raises((RuntimeError, UnsupportedError)) as caught:
+        compare(case, [EvoGrad()], 1)
+    assert any("give another as `reference`" in note for note in caught.value.__notes__)
+    table = compare(case, [EvoGrad()], 1, reference=EvoGrad(), draws=1).table
+    assert table.relative_error["EvoGrad"] == 0
+
+
+@pytest.mark.parametrize("options", [{"estimators": [Unrolled]}, {"reference": Unrolled}])
+def test_a_class_in_the_place_of_an_estimator(options):
+    arguments = {"estimators": {"mine": Unrolled(1)}, **options}
+    with pytest.raises(ConfigurationError, match=r"is the class Unrolled; pass an instance"):
+        compare(bank.ridge(), steps=1, **arguments)
+    with pytest.raises(ConfigurationError, match="estimators: 'mine' is 'Unrolled'"):
+        compare(bank.ridge(), {"mine": "Unrolled"}, 1)
+
+
+def test_losses_that_differentiate_inside_themselves():
+    estimators = [EvoGrad(2, 0.1, 0.5), EvolutionStrategies(1, 2, 0.01), Unrolled(1)]
+    table = compare(build(by_autograd), estimators, 1, draws=2).table
+    assert table.note.isna().all() and (table.relative_error["Unrolled"] == 0)
+    other = compare(build(by_hand), estimators, 1, draws=2).table
+    for name in table.index:
+        assert table.cosine[name] == pytest.approx(other.cosine[name], rel=1e-6)
+
+
+def test_nothing_that_an_estimator_carries_has_a_say():
+    case = bank.ridge()
+    case.inner = mt.inner.SGD(lr=0.05)
+    used = {
+        "SOBA": SOBA(0.3),
+        "Implicit": Implicit(GMRES(2, 1e-12), warm_start=True),
+        "Penalty": Penalty(3.0),
+    }
+    fresh = {name: compare(case, {name: one}, 1).table.loc[name] for name, one in used.items()}
+    for estimator in used.values():
+        for _ in range(3):
+            case.call(estimator)
+    carried = {name: one.state_dict() for name, one in used.items()}
+    table = compare(case, used, 1).table
+    for name, row in fresh.items():
+        assert table.cosine[name] == row.cosine and table.relative_error[name] == row.relative_error
+        assert used[name].state_dict().keys() == carried[name].keys() != set()

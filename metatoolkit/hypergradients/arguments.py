@@ -1,0 +1,27 @@
+"""Arguments that must be estimators."""
+
+from __future__ import annotations
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients.base import Estimator
+
+
+def require_estimator(name: str, value: object) -> None:
+    """Raise unless a value is an estimator.
+
+    Args:
+        name: Name of the argument.
+        value: What was given for it.
+
+    Raises:
+        ConfigurationError: It is a class, or something else.
+    """
+    if isinstance(value, Estimator):
+        return
+    if isinstance(value, type) and issubclass(value, Estimator):
+        raise ConfigurationError(
+            f"{name} is the class {value.__name__}; pass an instance: {value.__name__}(...)."
+        )
+    raise ConfigurationError(
+        f"{name} is {value!r}; accepted: an estimator, for instance Unrolled(steps=1)."
+    )
