@@ -44,6 +44,7 @@ class AdaptedDifference(Estimator):
     """
 
     lookahead: ClassVar[bool]
+    complex_parameters = False
 
     def __init__(self, radius: float | None = None) -> None:
         if radius is not None and not 0 < radius < float("inf"):

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from metatoolkit.errors import (
 )
 from metatoolkit.graphs import refuse_inference_mode
 from metatoolkit.hypergradients.autograd_errors import missing_derivatives
+from metatoolkit.hypergradients.products import refuse_complex
 from metatoolkit.hypergradients.unused import NothingReached, explained
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -103,6 +104,8 @@ class Estimator(ABC):
         holds_constants: Whether what a loss detaches is a constant of the estimate, as it is of
             derivatives; not so where losses are only evaluated.
         on_average: Whether a call returns the derivative of :meth:`objective` on average alone.
+        complex_meta: Whether λ may be complex.
+        complex_parameters: Whether inner parameters may be.
     """
 
     horizon: int = 1
@@ -110,6 +113,8 @@ class Estimator(ABC):
     windows: bool = False
     holds_constants: bool = True
     on_average: bool = False
+    complex_meta: ClassVar[bool] = False
+    complex_parameters: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -137,6 +142,7 @@ class Estimator(ABC):
             ConfigurationError: The number of training batches is not the horizon.
             UnusedMetaParameterError: No loss depends on any meta-parameter.
             NonFiniteError: A loss or a part of the hypergradient is NaN or infinite.
+            UnsupportedError: λ is complex, or what else the estimator cannot do.
         """
         if not isinstance(train_batches, list | tuple) or len(train_batches) != self.horizon:
             listed = isinstance(train_batches, list | tuple)
@@ -147,6 +153,10 @@ class Estimator(ABC):
             )
         refuse_inference_mode()
         problem.check_structure()
+        if not self.complex_meta:
+            refuse_complex("meta-parameter", problem.meta_parameters(), type(self).__name__)
+        if not self.complex_parameters:
+            refuse_complex("inner parameter", state.parameters, type(self).__name__)
         state, name = state.detach(), type(self).__name__
         try:
             with missing_derivatives(name):

@@ -86,6 +86,7 @@ class EvoGrad(Estimator):
         '1e-05'
     """
 
+    complex_parameters = False
     traits = Traits(
         kind="stochastic",
         computes="derivative through one generation; for small σ that through one SGD step",

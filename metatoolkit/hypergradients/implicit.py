@@ -29,6 +29,7 @@ from metatoolkit.hypergradients.linearization import (
     learning_rates,
     relative_residual,
 )
+from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.sgd import SGD
@@ -265,8 +266,10 @@ class Implicit(Estimator):
 
 def _distance(step: StepLinearization, state: InnerState) -> Tensor:
     """Return how far the state moves in a step, relative to its size."""
-    before = torch.cat([tensor.flatten().to(step.dtype) for tensor in state.tensors()])
-    after = torch.cat([tensor.flatten().to(step.dtype) for tensor in step.after.tensors()])
+    before, after = (
+        torch.cat([as_real(tensor).flatten().to(step.dtype) for tensor in at.tensors()])
+        for at in (state, step.after)
+    )
     size = before.norm().clamp_min(torch.finfo(step.dtype).tiny)
     return (after - before).norm() / size
 

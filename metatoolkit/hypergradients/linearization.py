@@ -13,7 +13,7 @@ from torch import Tensor
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import add_gradients, check_finite, double_backward_kernels
-from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product
+from metatoolkit.hypergradients.products import Adjoint, as_real, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.sgd import SGD
 from metatoolkit.problem import BilevelProblem
@@ -29,8 +29,8 @@ class StepLinearization:
     """The map Φ: (state, λ) → state of one inner step at a point, for products with Jacobians.
 
     The variables are the parameters and, with ``through="state"``, the optimizer's slots; vectors
-    over them are flat, in float32 or more. The graph of the step is kept, about three times the
-    memory of an ordinary training step. Buffers are constants.
+    over them are flat and real, in float32 or more. The graph of the step is kept, about three
+    times the memory of an ordinary training step. Buffers are constants.
 
     Where the learner takes its step from one gradient, θ⁺ = U(θ, g(θ, λ), λ), the two parts are
     differentiated one by one: for SGD the identity in ∂Φ = I − ``lr`` · H cancels exactly in
@@ -101,11 +101,12 @@ class StepLinearization:
             }
         )
         self.dtype = functools.reduce(
-            torch.promote_types, [tensor.dtype for tensor in self._inputs], torch.float32
+            torch.promote_types, [as_real(tensor).dtype for tensor in self._inputs], torch.float32
         )
         self.device = self._inputs[0].device
         self.rounding = max(torch.finfo(tensor.dtype).eps for tensor in self._inputs)
-        self.size = sum(tensor.numel() for tensor in self._inputs)
+        self._sizes = [as_real(tensor).numel() for tensor in self._inputs]
+        self.size = sum(self._sizes)
         self.transposed_products = 0
         self.products = 0
         self._transposed_graph: tuple[Tensor, Tensor] | None = None
@@ -119,10 +120,10 @@ class StepLinearization:
         padded = [*tensors, *[None] * (len(self._inputs) - len(tensors))]
         return torch.cat(
             [
-                torch.zeros(like.numel(), dtype=self.dtype, device=self.device)
+                torch.zeros(size, dtype=self.dtype, device=self.device)
                 if tensor is None
-                else tensor.reshape(-1).to(self.dtype)
-                for tensor, like in zip(padded, self._inputs, strict=True)
+                else as_real(tensor).reshape(-1).to(self.dtype)
+                for tensor, size in zip(padded, self._sizes, strict=True)
             ]
         )
 
@@ -145,11 +146,12 @@ class StepLinearization:
         Args:
             vector: Vector of length :attr:`size`.
         """
-        parts = vector.split([tensor.numel() for tensor in self._inputs])
-        return [
-            part.view_as(like).to(like.dtype)
-            for part, like in zip(parts, self._inputs, strict=True)
-        ]
+        found = []
+        for part, like in zip(vector.split(self._sizes), self._inputs, strict=True):
+            real = as_real(like)
+            entry = part.view_as(real).to(real.dtype)
+            found.append(torch.complex(*entry.unbind(-1)) if like.is_complex() else entry)
+        return found
 
     def check(self, what: str, vector: Tensor) -> None:
         """Raise if a vector is not finite, with the name of the variable.
@@ -161,7 +163,7 @@ class StepLinearization:
         Raises:
             NonFiniteError: An entry is NaN or infinite.
         """
-        parts = vector.split([tensor.numel() for tensor in self._inputs])
+        parts = vector.split(self._sizes)
         check_finite({f"{what} at {n!r}": part for n, part in zip(self.names, parts, strict=True)})
 
     def transposed_product(self, vector: Tensor) -> Tensor:

@@ -121,3 +121,34 @@ def batched_products(
         tensor.new_zeros(count, *tensor.shape) if gradient is None else gradient
         for tensor, gradient in zip(inputs, found, strict=True)
     ]
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a tensor in real numbers: a complex one as pairs of real and imaginary parts.
+
+    Gradients of complex tensors, seen so, are those in the parts, and products transposed ones.
+
+    Args:
+        tensor: Any tensor.
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def refuse_complex(kind: str, tensors: dict[str, Tensor], who: str) -> None:
+    """Raise where a parameter is complex.
+
+    Args:
+        kind: What the parameters are, in words.
+        tensors: The parameters by name.
+        who: What cannot take it.
+
+    Raises:
+        UnsupportedError: One is complex.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise UnsupportedError(
+                f"the {kind} {name!r} is complex, and {who} takes real ones. Keep its real and "
+                "imaginary parts in a real parameter, which torch.view_as_complex views as "
+                "complex, or use Unrolled."
+            )

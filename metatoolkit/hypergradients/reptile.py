@@ -18,6 +18,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
 )
 from metatoolkit.hypergradients.first_order import initial_product, refuse_inner_meta
+from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.trajectory import roll_out, valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -131,5 +132,5 @@ class Reptile(Estimator):
         final = roll_out(problem, inner, state, problem.meta_parameters(), train_batches)
         with torch.no_grad():
             start = inner.enter(problem, state, meta).parameters
-            parts = [(start[n] - t).square().sum() for n, t in final.parameters.items()]
+            parts = [as_real(start[n] - t).square().sum() for n, t in final.parameters.items()]
             return torch.stack(parts).sum() / 2

@@ -12,7 +12,7 @@ from torch import Tensor
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import double_backward_kernels
-from metatoolkit.hypergradients.products import Adjoint, batched_products, loss_gradient
+from metatoolkit.hypergradients.products import Adjoint, as_real, batched_products, loss_gradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -153,9 +153,9 @@ class TangentBundle:
         """
         return sum(
             (
-                tangent.reshape(len(tangent), -1) @ cotangent.reshape(-1)
+                as_real(tangent).reshape(len(tangent), -1) @ as_real(cotangent).reshape(-1)
                 for tangent, cotangent in zip(self.tangents, adjoint, strict=True)
                 if cotangent is not None
             ),
-            start=self.tangents[0].new_zeros(len(self.tangents[0])),
+            start=as_real(self.tangents[0]).new_zeros(len(self.tangents[0])),
         )

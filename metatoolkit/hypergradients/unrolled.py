@@ -85,6 +85,7 @@ class Unrolled(Estimator):
         10000
     """
 
+    complex_meta = True
     traits = Traits(
         kind="exact",
         computes="derivative through T inner steps",

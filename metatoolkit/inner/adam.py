@@ -28,13 +28,17 @@ class Adam(MomentLearner):
         weight_decay: Factor of the L2 penalty, added to the gradient.
         groups: Exceptions for some parameters; see :class:`InnerLearner`. A group sets ``betas``,
             or ``beta1`` and ``beta2``.
+        amsgrad: Whether the largest v̂ so far divides instead of the present one, as torch.optim
+            takes it (Reddi et al. 2018, arXiv 1904.09237). One more tensor per parameter.
+        maximize: Whether the training loss is ascended.
 
     Raises:
         ConfigurationError: A number is out of range.
 
     Example:
         >>> Adam(lr=1e-3, groups=[{"parameters": ["head.*"], "betas": (0.5, 0.999)}])
-        Adam(lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0, groups=1)
+        Adam(lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0, amsgrad=False, \
+maximize=False, groups=1)
     """
 
     def __init__(
@@ -44,8 +48,11 @@ class Adam(MomentLearner):
         eps: Hyperparameter = 1e-8,
         weight_decay: Hyperparameter = 0.0,
         groups: Sequence[Group] = (),
+        *,
+        amsgrad: bool = False,
+        maximize: bool = False,
     ) -> None:
-        super().__init__(lr, betas, eps, weight_decay, groups)
+        super().__init__(lr, betas, eps, weight_decay, groups, amsgrad=amsgrad, maximize=maximize)
 
     def update(
         self,

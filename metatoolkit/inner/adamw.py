@@ -24,13 +24,17 @@ class AdamW(MomentLearner):
         weight_decay: Factor of the decay.
         groups: Exceptions for some parameters; see :class:`InnerLearner`. A group sets ``betas``,
             or ``beta1`` and ``beta2``.
+        amsgrad: Whether the largest v̂ so far divides instead of the present one, as torch.optim
+            takes it (Reddi et al. 2018, arXiv 1904.09237). One more tensor per parameter.
+        maximize: Whether the training loss is ascended.
 
     Raises:
         ConfigurationError: A number is out of range.
 
     Example:
         >>> AdamW(lr=1e-3, weight_decay=0.1)
-        AdamW(lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.1, groups=0)
+        AdamW(lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.1, amsgrad=False, \
+maximize=False, groups=0)
     """
 
     def __init__(
@@ -40,8 +44,11 @@ class AdamW(MomentLearner):
         eps: Hyperparameter = 1e-8,
         weight_decay: Hyperparameter = 1e-2,
         groups: Sequence[Group] = (),
+        *,
+        amsgrad: bool = False,
+        maximize: bool = False,
     ) -> None:
-        super().__init__(lr, betas, eps, weight_decay, groups)
+        super().__init__(lr, betas, eps, weight_decay, groups, amsgrad=amsgrad, maximize=maximize)
 
     def update(
         self,

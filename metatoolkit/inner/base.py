@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import ShapeError, UnsupportedError
+from metatoolkit.errors import UnsupportedError
 from metatoolkit.exchange import within
 from metatoolkit.graphs import refuse_inference_mode, unreached_error
 from metatoolkit.inner.hyperparameters import (
@@ -21,6 +21,7 @@ from metatoolkit.inner.hyperparameters import (
     checked_groups,
     resolve,
 )
+from metatoolkit.inner.slots import refuse_complex, slots_of, update_parameter
 from metatoolkit.loss_values import refuse_sparse
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -46,16 +47,28 @@ class InnerLearner(ABC):
 
     Attributes:
         below_one: Names of the hyper-parameters that must be below 1.
+        flags: Names of those that are True or False. Where ``"maximize"`` is True, the training
+            loss is ascended.
     """
 
     below_one: ClassVar[frozenset[str]] = frozenset()
+    flags: ClassVar[frozenset[str]] = frozenset({"maximize"})
 
     def __init__(
         self, hyperparameters: dict[str, Hyperparameter], groups: Sequence[Group] = ()
     ) -> None:
         self.hyperparameters = hyperparameters
-        check_values(hyperparameters, self.below_one)
-        self.groups = checked_groups(groups, hyperparameters, self.below_one)
+        check_values(hyperparameters, self.below_one, self.flags)
+        self.groups = checked_groups(groups, hyperparameters, self.below_one, self.flags)
+
+    def settings(self, name: str) -> list[Any]:
+        """Return a hyper-parameter as it is for all parameters, and as each group has it.
+
+        Args:
+            name: Name of the hyper-parameter.
+        """
+        common = self.hyperparameters[name]
+        return [common, *(group.get(name, common) for group in self.groups)]
 
     @abstractmethod
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
@@ -245,37 +258,22 @@ class InnerLearner(ABC):
         Raises:
             ShapeError: A hyper-parameter is a tensor that does not expand to a parameter's shape.
         """
-        new_parameters: Tensors = {}
-        new_slots: dict[str, Tensors] = {slot: {} for slot in state.optimizer}
+        parameters = dict(state.parameters)
+        optimizer = {slot: dict(values) for slot, values in state.optimizer.items()}
         resolved = resolve(self.hyperparameters, self.groups, problem, meta, state.step)
         missed = state.missed
         for name, parameter in state.parameters.items():
-            slots = {slot: values[name] for slot, values in state.optimizer.items()}
             if name not in gradients:
-                new_parameters[name] = parameter
-                for slot, tensor in slots.items():
-                    new_slots[slot][name] = tensor
                 missed = missed | {name: missed.get(name, 0) + 1}
                 continue
-            moved, updated = self.update(
-                parameter, gradients[name], slots, resolved(name), state.steps_of(name)
+            values, slots = resolved(name), slots_of(state, name)
+            parameters[name], updated = update_parameter(
+                self.update, name, parameter, gradients[name], slots, values, state.steps_of(name)
             )
-            if moved.shape != parameter.shape:
-                raise ShapeError(
-                    f"a step turns {name!r} of shape {tuple(parameter.shape)} into one of shape "
-                    f"{tuple(moved.shape)}: a hyper-parameter that is a tensor must be 0-d or "
-                    "expand to the shape of each parameter; reshape it, or give it to a group."
-                )
-            # A hyper-parameter of higher precision must not carry over to the state.
-            new_parameters[name] = moved.to(parameter.dtype)
             for slot, tensor in updated.items():
-                new_slots[slot][name] = tensor.to(state.optimizer[slot][name].dtype)
+                optimizer[slot][name] = tensor
         return dataclasses.replace(
-            state,
-            parameters=new_parameters,
-            optimizer=new_slots,
-            step=state.step + 1,
-            missed=missed,
+            state, parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
         )
 
     def gradient_sensitivity(
@@ -300,17 +298,16 @@ class InnerLearner(ABC):
             UnsupportedError: The learner has no closed form for it.
         """
         resolved = resolve(self.hyperparameters, self.groups, problem, meta, state.step)
-        return {
-            name: self.sensitivity(
-                parameter,
-                gradients[name],
-                {slot: values[name] for slot, values in state.optimizer.items()},
-                resolved(name),
-                state.steps_of(name),
-            ).expand_as(parameter)
-            for name, parameter in state.parameters.items()
-            if name in gradients
-        }
+        found: Tensors = {}
+        for name, gradient in gradients.items():
+            parameter, values = state.parameters[name], resolved(name)
+            refuse_complex(name, parameter)
+            sign = -1.0 if values.get("maximize", False) else 1.0
+            slope = self.sensitivity(
+                parameter, sign * gradient, slots_of(state, name), values, state.steps_of(name)
+            )
+            found[name] = (sign * slope).expand_as(parameter)
+        return found
 
     def sensitivity(
         self,
@@ -347,13 +344,3 @@ class InnerLearner(ABC):
         given = {**self.hyperparameters, **self.options(), "groups": len(self.groups)}
         values = ", ".join(f"{name}={value}" for name, value in given.items())
         return f"{type(self).__name__}({values})"
-
-
-def zero_slots(parameters: Tensors, *slots: str) -> dict[str, Tensors]:
-    """Return optimizer state of zeros, one tensor for each slot and parameter.
-
-    Args:
-        parameters: Inner parameters by name.
-        slots: Names of the slots.
-    """
-    return {slot: {name: torch.zeros_like(p) for name, p in parameters.items()} for slot in slots}

@@ -17,17 +17,25 @@ Hyperparameter = float | Tensor | Callable[[nn.Module, int], float | Tensor]
 Group = Mapping[str, Any]
 
 
-def check_values(values: Mapping[str, Any], below_one: Collection[str]) -> None:
+def check_values(
+    values: Mapping[str, Any], below_one: Collection[str], flags: Collection[str]
+) -> None:
     """Raise unless hyper-parameters are of an accepted kind, and numbers in range.
 
     Args:
         values: Values by name.
         below_one: Names of those that must be below 1.
+        flags: Names of those that are True or False.
 
     Raises:
         ConfigurationError: One is not accepted.
     """
     for name, value in values.items():
+        if name in flags or isinstance(value, bool):
+            if name not in flags or not isinstance(value, bool):
+                accepted = "True or False" if name in flags else "a number, not a truth value"
+                raise ConfigurationError(f"{name} is {value!r}; accepted: {accepted}.")
+            continue
         if name in below_one and isinstance(value, int | float) and value >= 1:
             raise ConfigurationError(
                 f"{name} is {value}; accepted: a number of at least 0 and below 1, a tensor or "
@@ -46,7 +54,10 @@ def check_values(values: Mapping[str, Any], below_one: Collection[str]) -> None:
 
 
 def checked_groups(
-    groups: Sequence[Group], known: Collection[str], below_one: Collection[str]
+    groups: Sequence[Group],
+    known: Collection[str],
+    below_one: Collection[str],
+    flags: Collection[str],
 ) -> list[dict[str, Any]]:
     """Return copies of groups, with their patterns as lists.
 
@@ -54,6 +65,7 @@ def checked_groups(
         groups: Exceptions for some parameters, as the user gave them.
         known: Names of the hyper-parameters that a group may set.
         below_one: Names of those that must be below 1.
+        flags: Names of those that are True or False.
 
     Raises:
         ConfigurationError: A number is out of range, or a group names no parameters.
@@ -72,7 +84,7 @@ def checked_groups(
         for name in own:
             if name not in known:
                 raise UnknownNameError("hyper-parameter in groups", name, known)
-        check_values(own, below_one)
+        check_values(own, below_one, flags)
     return checked
 
 
@@ -215,3 +227,19 @@ def add_scaled(tensor: Tensor, other: Tensor, factor: float | Tensor) -> Tensor:
     if isinstance(factor, Tensor):
         return tensor + factor * other
     return torch.add(tensor, other, alpha=factor)
+
+
+def add_quotient(
+    tensor: Tensor, numerator: Tensor, denominator: Tensor, factor: float | Tensor
+) -> Tensor:
+    """Return ``tensor`` + ``factor`` · ``numerator`` / ``denominator``, rounded as in torch.
+
+    Args:
+        tensor: First summand.
+        numerator: Tensor of the same shape.
+        denominator: Tensor of the same shape.
+        factor: A number, or a tensor that may be λ.
+    """
+    if isinstance(factor, Tensor):
+        return tensor + factor * (numerator / denominator)
+    return torch.addcdiv(tensor, numerator, denominator, value=factor)

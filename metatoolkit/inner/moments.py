@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.inner.base import InnerLearner, zero_slots
+from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter
+from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
 
 
@@ -23,12 +25,14 @@ class MomentLearner(InnerLearner):
         weight_decay: Factor of the weight decay.
         groups: Exceptions for some parameters; see :class:`InnerLearner`. A group sets ``betas``,
             or ``beta1`` and ``beta2``.
+        flags: Options that are True or False.
 
     Raises:
         ConfigurationError: A number is out of range.
     """
 
     below_one = frozenset({"beta1", "beta2"})
+    flags = InnerLearner.flags | {"amsgrad"}
 
     def __init__(
         self,
@@ -37,19 +41,21 @@ class MomentLearner(InnerLearner):
         eps: Hyperparameter,
         weight_decay: Hyperparameter,
         groups: Sequence[Group],
+        **flags: bool,
     ) -> None:
-        super().__init__(
-            {"lr": lr, **split_betas(betas), "eps": eps, "weight_decay": weight_decay},
-            with_split_betas(groups),
-        )
+        values = {"lr": lr, **split_betas(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(values | flags, with_split_betas(groups))
 
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return both moments as zeros for each parameter.
+        """Return the moments as zeros for each parameter, and their largest with ``amsgrad``.
 
         Args:
             parameters: Inner parameters by name.
         """
-        return zero_slots(parameters, "first_moment", "second_moment")
+        slots = ["first_moment", "second_moment"]
+        if "amsgrad" in self.hyperparameters and any(self.settings("amsgrad")):
+            slots.append("largest_second_moment")
+        return zero_slots(parameters, *slots)
 
 
 def split_betas(betas: Any) -> dict[str, Hyperparameter]:
@@ -96,7 +102,7 @@ def root(square: Tensor) -> Tensor:
 def next_moments(
     gradient: Tensor, slots: dict[str, Tensor], hyperparameters: dict[str, float | Tensor]
 ) -> dict[str, Tensor]:
-    """Return m and v after a step.
+    """Return m and v after a step, and with ``amsgrad`` the largest v so far.
 
     Args:
         gradient: Gradient of one parameter.
@@ -104,10 +110,15 @@ def next_moments(
         hyperparameters: Values with ``beta1`` and ``beta2``.
     """
     beta1, beta2 = hyperparameters["beta1"], hyperparameters["beta2"]
-    return {
+    moments = {
         "first_moment": beta1 * slots["first_moment"] + (1.0 - beta1) * gradient,
         "second_moment": beta2 * slots["second_moment"] + (1.0 - beta2) * gradient.square(),
     }
+    if hyperparameters.get("amsgrad", False):
+        # Where both are the same, the derivative is that of the present one.
+        present, before = moments["second_moment"], slots["largest_second_moment"]
+        moments["largest_second_moment"] = torch.where(present >= before, present, before)
+    return moments
 
 
 def _scale(
@@ -116,7 +127,7 @@ def _scale(
     """Return lr / (1 − β₁ᵗ), √v, √(1 − β₂ᵗ) and √v̂ + eps."""
     rate = hyperparameters["lr"] / (1.0 - hyperparameters["beta1"] ** (step + 1))
     correction = (1.0 - hyperparameters["beta2"] ** (step + 1)) ** 0.5
-    length = root(moments["second_moment"])
+    length = root(moments.get("largest_second_moment", moments["second_moment"]))
     return rate, length, correction, length / correction + hyperparameters["eps"]
 
 
@@ -152,6 +163,9 @@ def move_sensitivity(
     rate, length, correction, denominator = _scale(moments, hyperparameters, step)
     # d√v/dg is (1 − β₂) g / √v, which the zero of g makes 0 where v is 0.
     slope = (1.0 - hyperparameters["beta2"]) * gradient / length.masked_fill(length == 0, 1.0)
+    if "largest_second_moment" in moments:
+        former = moments["second_moment"] < moments["largest_second_moment"]
+        slope = slope.masked_fill(former, 0.0)
     first = (1.0 - hyperparameters["beta1"]) / denominator
     second = moments["first_moment"] * slope / (correction * denominator.square())
     return -rate * (first - second)

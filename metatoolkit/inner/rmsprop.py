@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import torch
 from torch import Tensor
 
-from metatoolkit.inner.base import InnerLearner, zero_slots
-from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay, is_used
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.hyperparameters import (
+    Group,
+    Hyperparameter,
+    add_decay,
+    add_quotient,
+    add_scaled,
+    is_used,
+)
 from metatoolkit.inner.moments import root
+from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
 
 
@@ -21,8 +29,10 @@ class RMSprop(InnerLearner):
     45), √(s − a²) stands for √s, where a is the running mean of g. With momentum the quotient goes
     into a velocity b ← ``momentum`` · b + g / (√s + ``eps``), and θ ← θ − ``lr`` · b.
 
-    A coordinate whose gradients were all zero has a finite derivative, as with Adam. Memory
-    beyond θ: one tensor per parameter, one more if centered and one more with momentum.
+    A coordinate whose gradients were all zero has a finite derivative, as with Adam. Where the
+    gradient does not change, s − a² is what rounding leaves: it counts as torch.optim counts it (as
+    0 where it is negative, which is NaN there), and as a constant of the derivative. Memory beyond
+    θ: one tensor per parameter, one more if centered and one more with momentum.
 
     Args:
         lr: Learning rate.
@@ -32,6 +42,7 @@ class RMSprop(InnerLearner):
         momentum: Momentum factor.
         centered: Whether the gradient is divided by an estimate of its standard deviation.
         groups: Exceptions for some parameters; see :class:`InnerLearner`.
+        maximize: Whether the training loss is ascended.
 
     Raises:
         ConfigurationError: A number is out of range.
@@ -39,10 +50,11 @@ class RMSprop(InnerLearner):
     Example:
         >>> RMSprop(lr=1e-2, centered=True)
         RMSprop(lr=0.01, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.0, centered=True, \
-groups=0)
+maximize=False, groups=0)
     """
 
     below_one = frozenset({"alpha"})
+    flags = InnerLearner.flags | {"centered"}
 
     def __init__(
         self,
@@ -53,6 +65,8 @@ groups=0)
         momentum: Hyperparameter = 0.0,
         centered: bool = False,
         groups: Sequence[Group] = (),
+        *,
+        maximize: bool = False,
     ) -> None:
         super().__init__(
             {
@@ -61,12 +75,12 @@ groups=0)
                 "eps": eps,
                 "weight_decay": weight_decay,
                 "momentum": momentum,
+                "centered": centered,
+                "maximize": maximize,
             },
             groups,
         )
-        self.centered = centered
-        values = [momentum, *(group.get("momentum", 0.0) for group in self.groups)]
-        self.has_momentum = any(is_used(value) for value in values)
+        self.has_momentum = any(is_used(value) for value in self.settings("momentum"))
 
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
         """Return the running means and the velocity as zeros, as far as there are any.
@@ -75,25 +89,37 @@ groups=0)
             parameters: Inner parameters by name.
         """
         slots = ["square_average"]
-        slots += ["gradient_average"] if self.centered else []
+        slots += ["gradient_average"] if any(self.settings("centered")) else []
         slots += ["velocity"] if self.has_momentum else []
         return zero_slots(parameters, *slots)
 
+    @staticmethod
     def _averages(
-        self,
         gradient: Tensor,
         slots: dict[str, Tensor],
         hyperparameters: dict[str, float | Tensor],
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the running means after the step, and √s or √(s − a²)."""
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return the running means after the step, √s or √(s − a²), and where that is constant."""
         alpha = hyperparameters["alpha"]
-        square = alpha * slots["square_average"] + (1.0 - alpha) * gradient.square()
+        before = slots["square_average"]
+        if isinstance(alpha, Tensor):
+            square = alpha * before + (1.0 - alpha) * gradient.square()
+        else:
+            # As torch.optim rounds it, since s − a² may be nothing but rounding.
+            square = torch.addcmul(alpha * before, gradient, gradient, value=1.0 - alpha)
         after = {"square_average": square}
-        if self.centered:
-            mean = alpha * slots["gradient_average"] + (1.0 - alpha) * gradient
-            after["gradient_average"] = mean
-            square = square - mean.square()
-        return after, root(square)
+        if not hyperparameters.get("centered", False):
+            return after, root(square), square == 0
+        mean = slots["gradient_average"]
+        if isinstance(alpha, Tensor):
+            mean = alpha * mean + (1.0 - alpha) * gradient
+        else:
+            mean = torch.lerp(mean, gradient, 1.0 - alpha)
+        after["gradient_average"] = mean
+        variance = torch.addcmul(square, mean, mean, value=-1)
+        noise = variance <= 4 * torch.finfo(variance.dtype).eps * square
+        held = variance.detach().clamp_min(0.0).sqrt()
+        return after, torch.where(noise, held, root(variance.masked_fill(noise, 0.0))), noise
 
     def update(
         self,
@@ -114,12 +140,13 @@ groups=0)
         """
         del step
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
-        after, length = self._averages(gradient, slots, hyperparameters)
-        direction = gradient / (length + hyperparameters["eps"])
-        if self.has_momentum:
-            direction = hyperparameters["momentum"] * slots["velocity"] + direction
-            after["velocity"] = direction
-        return parameter - hyperparameters["lr"] * direction, after
+        after, length, _ = self._averages(gradient, slots, hyperparameters)
+        denominator = length + hyperparameters["eps"]
+        rate, momentum = -hyperparameters["lr"], hyperparameters["momentum"]
+        if not is_used(momentum):
+            return add_quotient(parameter, gradient, denominator, rate), after
+        velocity = add_quotient(momentum * slots["velocity"], gradient, denominator, 1.0)
+        return add_scaled(parameter, velocity, rate), after | {"velocity": velocity}
 
     def sensitivity(
         self,
@@ -140,14 +167,11 @@ groups=0)
         """
         del step
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
-        after, length = self._averages(gradient, slots, hyperparameters)
-        excess = gradient - after["gradient_average"] if self.centered else gradient
+        after, length, held = self._averages(gradient, slots, hyperparameters)
+        centered = hyperparameters.get("centered", False)
+        excess = gradient - after["gradient_average"] if centered else gradient
         slope = (1.0 - hyperparameters["alpha"]) * excess
-        slope = slope / length.masked_fill(length == 0, 1.0)
+        slope = (slope / length.masked_fill(held, 1.0)).masked_fill(held, 0.0)
         denominator = length + hyperparameters["eps"]
         quotient = 1.0 / denominator - gradient * slope / denominator.square()
         return -hyperparameters["lr"] * quotient
-
-    def options(self) -> dict[str, Any]:
-        """Return whether the form is the centered one."""
-        return {"centered": self.centered}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError
-from metatoolkit.inner.base import InnerLearner, zero_slots
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import (
     Group,
     Hyperparameter,
@@ -16,6 +15,7 @@ from metatoolkit.inner.hyperparameters import (
     add_scaled,
     is_used,
 )
+from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
 
 
@@ -24,7 +24,9 @@ class SGD(InnerLearner):
 
     With g the gradient plus ``weight_decay`` · θ: v ← ``momentum`` · v + (1 − ``dampening``) · g
     (v ← g at the first step), and θ ← θ − ``lr`` · v, or θ − ``lr`` · (g + ``momentum`` · v) with
-    Nesterov momentum. Memory beyond θ: one tensor per parameter with momentum, none without.
+    Nesterov momentum. Where the momentum is the number 0, there is no velocity and no dampening; a
+    tensor that is 0 counts as any other value. Memory beyond θ: one tensor per parameter with
+    momentum, none without.
 
     Args:
         lr: Learning rate.
@@ -33,14 +35,18 @@ class SGD(InnerLearner):
         weight_decay: Factor of the L2 penalty, added to the gradient.
         nesterov: Whether the momentum is Nesterov's.
         groups: Exceptions for some parameters; see :class:`InnerLearner`.
+        maximize: Whether the training loss is ascended.
 
     Raises:
         ConfigurationError: A number is out of range, or Nesterov momentum lacks its momentum.
 
     Example:
         >>> SGD(lr=0.1, momentum=0.9, groups=[{"parameters": ["*.bias"], "weight_decay": 0.0}])
-        SGD(lr=0.1, momentum=0.9, dampening=0.0, weight_decay=0.0, nesterov=False, groups=1)
+        SGD(lr=0.1, momentum=0.9, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False, \
+groups=1)
     """
+
+    flags = InnerLearner.flags | {"nesterov"}
 
     def __init__(
         self,
@@ -50,26 +56,32 @@ class SGD(InnerLearner):
         weight_decay: Hyperparameter = 0.0,
         nesterov: bool = False,
         groups: Sequence[Group] = (),
+        *,
+        maximize: bool = False,
     ) -> None:
         hyperparameters: dict[str, Hyperparameter] = {
             "lr": lr,
             "momentum": momentum,
             "dampening": dampening,
             "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
         }
         super().__init__(hyperparameters, groups)
-
-        def used(name: str) -> bool:
-            values = [hyperparameters[name], *(group.get(name, 0.0) for group in self.groups)]
-            return any(is_used(value) for value in values)
-
-        self.has_momentum = used("momentum")
-        if nesterov and (not self.has_momentum or used("dampening")):
+        self.has_momentum = any(is_used(value) for value in self.settings("momentum"))
+        self.nesterov = nesterov
+        triples = zip(
+            *(self.settings(name) for name in ("nesterov", "momentum", "dampening")), strict=True
+        )
+        if (any(self.settings("nesterov")) and not self.has_momentum) or any(
+            accelerated and is_used(factor) and is_used(dampened)
+            for accelerated, factor, dampened in triples
+        ):
             raise ConfigurationError(
                 f"nesterov=True with momentum={momentum} and dampening={dampening}; Nesterov "
-                "momentum needs a momentum above 0 and a dampening of 0."
+                "momentum needs a momentum above 0 and a dampening of 0, in each group that has it."
             )
-        self.nesterov = nesterov
+        self._scheduled = any(callable(value) for value in self.settings("momentum"))
 
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
         """Return a velocity of zeros for each parameter, or nothing without momentum.
@@ -98,13 +110,29 @@ class SGD(InnerLearner):
         """
         momentum = hyperparameters["momentum"]
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
-        if not self.has_momentum:
+        if not is_used(momentum):
+            self._refuse_late_momentum(hyperparameters, step)
             return add_scaled(parameter, gradient, -hyperparameters["lr"]), {}
         weight = self._weight(hyperparameters, step)
         weighted = weight * gradient if is_used(weight - 1.0) else gradient
         velocity = add_scaled(weighted, slots["velocity"], momentum)
-        direction = add_scaled(gradient, velocity, momentum) if self.nesterov else velocity
+        nesterov = hyperparameters.get("nesterov", False)
+        direction = add_scaled(gradient, velocity, momentum) if nesterov else velocity
         return add_scaled(parameter, direction, -hyperparameters["lr"]), {"velocity": velocity}
+
+    def _refuse_late_momentum(self, hyperparameters: dict[str, float | Tensor], step: int) -> None:
+        """Raise where a schedule starts a dampened momentum later than at the first step.
+
+        Raises:
+            UnsupportedError: It may: the first velocity is not dampened, and only a parameter's
+                first step is known to be that of its velocity.
+        """
+        if step == 0 and self._scheduled and is_used(hyperparameters["dampening"]):
+            raise UnsupportedError(
+                "momentum is a function that is 0 at the first step, with a dampening: the first "
+                "velocity, which is not dampened, would come later. Start from a momentum above "
+                "0, such as 1e-12, or set the dampening to 0 (in a group without momentum, too)."
+            )
 
     @staticmethod
     def _weight(hyperparameters: dict[str, float | Tensor], step: int) -> float | Tensor:
@@ -130,13 +158,9 @@ class SGD(InnerLearner):
         """
         del gradient, slots
         factor: float | Tensor = 1.0
-        if self.has_momentum:
+        if is_used(hyperparameters["momentum"]):
             factor = self._weight(hyperparameters, step)
-            if self.nesterov:
+            if hyperparameters.get("nesterov", False):
                 factor = 1.0 + hyperparameters["momentum"] * factor
         slope = parameter.new_ones(()) * (-hyperparameters["lr"] * factor)
         return slope.to(parameter.dtype)
-
-    def options(self) -> dict[str, Any]:
-        """Return whether the momentum is Nesterov's."""
-        return {"nesterov": self.nesterov}

@@ -101,6 +101,12 @@ def assert_follows(inner, optimizer, options, group_options=(), schedule=None, s
     assert moved > 1e-2
 
 
+def groups_of(options):
+    """The groups of an inner learner that correspond to ``group_options``."""
+    pairs = zip(("head", "tied"), options, strict=False)
+    return [{"parameters": [f"{prefix}.*"], **own} for prefix, own in pairs]
+
+
 def assert_sensitivity(inner, steps=2):
     """Assert that ``gradient_sensitivity`` is the derivative of the update, which is diagonal."""
     problem = make_problem()

@@ -14,6 +14,8 @@ OPTIONS = [
     {"lr": 0.02},
     {"lr": 0.05, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.3},
     {"lr": 0.02, "betas": (0.0, 0.0), "weight_decay": 0.1},
+    {"lr": 0.05, "betas": (0.5, 0.6), "amsgrad": True, "weight_decay": 0.1},
+    {"lr": 0.002, "maximize": True, "amsgrad": True},
 ]
 
 
@@ -26,16 +28,31 @@ def test_equals_torch(ours, theirs, options):
 @pytest.mark.parametrize(("ours", "theirs"), KINDS)
 def test_groups_equal_torch(ours, theirs):
     options = {"lr": 0.02, "weight_decay": 0.1}
-    special = [{"lr": 0.05, "betas": (0.7, 0.95)}, {"weight_decay": 0.0, "eps": 1e-2}]
-    groups = [
-        {"parameters": [f"{prefix}.*"], **own}
-        for prefix, own in zip(("head", "tied"), special, strict=True)
-    ]
-    reference.assert_follows(ours(**options, groups=groups), theirs, options, special)
+    for special in (
+        [{"lr": 0.05, "betas": (0.7, 0.95)}, {"weight_decay": 0.0, "eps": 1e-2}],
+        [{"amsgrad": True, "betas": (0.5, 0.5)}, {"maximize": True, "lr": 0.001}],
+    ):
+        inner = ours(**options, groups=reference.groups_of(special))
+        reference.assert_follows(inner, theirs, options, special)
+        reference.assert_sensitivity(inner)
 
 
 @pytest.mark.parametrize("ours", [Adam, AdamW])
-@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_the_largest_second_moment_is_differentiated(ours):
+    # With β₂ = 0.1 the largest moment is an earlier one at most coordinates and steps.
+    values = {"lr": 0.05, "beta1": 0.8, "beta2": 0.1, "eps": 0.01, "decay": 0.2}
+
+    def make(meta):
+        betas = (meta["beta1"], meta["beta2"])
+        return ours(meta["lr"], betas, meta["eps"], meta["decay"], amsgrad=True)
+
+    reference.assert_differences(make, values)
+    check = reference.loss_check(ours(lr=0.02, betas=(0.5, 0.1), amsgrad=True))
+    assert check.relative_error < 1e-6, check
+
+
+@pytest.mark.parametrize("ours", [Adam, AdamW])
+@pytest.mark.parametrize("options", OPTIONS[:2] + OPTIONS[3:])
 def test_gradient_sensitivity(ours, options):
     reference.assert_sensitivity(ours(**options))
 

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients import Unrolled
 from metatoolkit.inner import RMSprop
+from tests import bank
 from tests.inner import reference
 
 OPTIONS = [
@@ -13,6 +16,7 @@ OPTIONS = [
     {"lr": 0.005, "momentum": 0.8},
     {"lr": 0.01, "centered": True, "weight_decay": 0.1},
     {"lr": 0.005, "alpha": 0.9, "centered": True, "momentum": 0.5, "eps": 1e-2},
+    {"lr": 0.001, "maximize": True, "weight_decay": 0.1},
 ]
 
 
@@ -23,13 +27,51 @@ def test_equals_torch(options):
 
 def test_groups_equal_torch():
     options = {"lr": 0.01, "weight_decay": 0.1}
-    special = [{"lr": 0.02, "momentum": 0.7}, {"alpha": 0.9}]
-    groups = [
-        {"parameters": [f"{prefix}.*"], **own}
-        for prefix, own in zip(("head", "tied"), special, strict=True)
-    ]
-    inner = RMSprop(**options, groups=groups)
-    reference.assert_follows(inner, torch.optim.RMSprop, options, special)
+    for special in (
+        [{"lr": 0.02, "momentum": 0.7}, {"alpha": 0.9}],
+        [{"centered": True, "momentum": 0.3}, {"maximize": True, "lr": 1e-3}],
+    ):
+        inner = RMSprop(**options, groups=reference.groups_of(special))
+        reference.assert_follows(inner, torch.optim.RMSprop, options, special)
+        reference.assert_sensitivity(inner)
+
+
+class Ramp(torch.nn.Module):
+    """Coordinates whose gradients hardly change, of very different sizes."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.zeros(4, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("drift", [0.0, 1e-9])
+def test_centered_near_cancellation(dtype, momentum, drift):
+    scales = torch.tensor([1.0, 0.3, 1e-4, 1e-18], dtype=dtype)
+
+    def loss(model, meta, batch):
+        return (meta.value.exp() * scales * model.value * (1 + drift * model.value)).sum()
+
+    options = {"lr": 1e-3, "alpha": 0.5, "centered": True, "momentum": momentum}
+    problem = mt.BilevelProblem(Ramp(dtype), bank.Value(0.0, dtype), loss, loss)
+    inner, model = RMSprop(**options), Ramp(dtype)
+    stepper = torch.optim.RMSprop(model.parameters(), **options)
+    state = inner.init(problem)
+    for _ in range(80):
+        before = state
+        stepper.zero_grad()
+        loss(model, problem.meta, None).backward()
+        stepper.step()
+        state, _ = inner.step(problem, state, problem.meta_parameters(), None)
+        ours, theirs = state.parameters["value"], model.value.detach()
+        finite = theirs.isfinite()
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours[finite], theirs[finite], rtol=1e-6, atol=0)
+    for product in ("reverse_over_reverse", "forward_over_reverse"):
+        estimator = Unrolled(5, product=product)
+        gradient = estimator(problem, inner, before, [None] * 5, None).gradient["value"]
+        assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -35,6 +35,55 @@ def test_groups_equal_torch():
     reference.assert_follows(inner, torch.optim.SGD, options, special)
 
 
+@pytest.mark.parametrize(
+    ("options", "special"),
+    [
+        ({"lr": 0.02, "momentum": 0.9, "dampening": 0.3}, [{"momentum": 0.0}, {"dampening": 0.0}]),
+        ({"lr": 0.02, "dampening": 0.3, "weight_decay": 0.1}, [{"momentum": 0.9}, {}]),
+        ({"lr": 0.02, "momentum": 0.9, "nesterov": True}, [{"nesterov": False}, {"momentum": 0.0}]),
+        ({"lr": 0.02, "momentum": 0.9}, [{"nesterov": True}, {"maximize": True, "lr": 1e-3}]),
+        ({"lr": 0.002, "momentum": 0.5, "weight_decay": 0.1, "maximize": True}, [{"lr": 0.001}]),
+    ],
+)
+def test_options_of_groups_equal_torch(options, special):
+    inner = SGD(**options, groups=reference.groups_of(special))
+    reference.assert_follows(inner, torch.optim.SGD, options, special)
+    reference.assert_sensitivity(inner)
+
+
+def test_a_momentum_that_pauses_keeps_its_velocity_as_torch_does():
+    options = {"lr": 0.02, "momentum": 0.9, "dampening": 0.2}
+
+    def momentum(step):
+        return 0.0 if 5 <= step < 9 else 0.9
+
+    inner = SGD(**options | {"momentum": lambda meta, step: momentum(step)})
+    reference.assert_follows(
+        inner, torch.optim.SGD, options, schedule=lambda step: {"momentum": momentum(step)}
+    )
+
+
+def test_a_dampened_momentum_that_starts_late_is_an_error():
+    problem = reference.make_problem()
+    for late in (
+        SGD(0.1, momentum=lambda meta, step: 0.1 * step, dampening=0.5),
+        SGD(0.1, dampening=0.5, groups=[{"parameters": ["*"], "momentum": lambda m, s: 0.0}]),
+    ):
+        with pytest.raises(
+            UnsupportedError, match=r"momentum is a function that is 0 at the first"
+        ):
+            late.step(problem, late.init(problem), problem.meta_parameters(), batch())
+    options = {"lr": 0.02, "momentum": 0.0}
+    inner = SGD(0.02, momentum=lambda meta, step: 0.01 * step)
+    reference.assert_follows(
+        inner, torch.optim.SGD, options, schedule=lambda step: {"momentum": 0.01 * step}
+    )
+
+
+def batch():
+    return reference.make_batches(1)[0]
+
+
 def test_schedules_equal_torch():
     rate = multistep(0.05, [10, 30], gamma=0.3)
     inner = SGD(lr=rate, momentum=lambda meta, step: 0.9 - 0.01 * step, weight_decay=0.1)
@@ -141,6 +190,18 @@ def test_no_closed_form_is_an_error():
         ({"lr": 1.0, "nesterov": True}, "Nesterov"),
         ({"lr": 1.0, "momentum": 0.9, "dampening": 0.1, "nesterov": True}, "Nesterov"),
         ({"lr": 1.0, "groups": [{"lr": 0.1}]}, "no list 'parameters'"),
+        ({"lr": True}, "lr is True; accepted: a number"),
+        ({"lr": 1.0, "maximize": 1}, "maximize is 1; accepted: True or False"),
+        ({"lr": 1.0, "groups": [{"parameters": ["*"], "nesterov": True}]}, "Nesterov"),
+        ({"lr": 1.0, "groups": [{"parameters": ["*"], "nesterov": 0.5}]}, "nesterov is 0.5"),
+        (
+            {
+                "lr": 1.0,
+                "momentum": 0.9,
+                "groups": [{"parameters": ["*"], "nesterov": True, "dampening": 0.1}],
+            },
+            "in each group that has it",
+        ),
     ],
 )
 def test_arguments_out_of_range(arguments, message):

@@ -1,0 +1,105 @@
+"""One parameter with its optimizer state: how it begins and moves, and how complex ones do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import ShapeError, UnsupportedError
+from metatoolkit.state import InnerState, Tensors
+
+
+def zero_slots(parameters: Tensors, *slots: str) -> dict[str, Tensors]:
+    """Return optimizer state of zeros, one tensor for each slot and parameter.
+
+    Args:
+        parameters: Inner parameters by name.
+        slots: Names of the slots.
+    """
+    return {slot: {name: torch.zeros_like(p) for name, p in parameters.items()} for slot in slots}
+
+
+def slots_of(state: InnerState, name: str) -> dict[str, Tensor]:
+    """Return the optimizer state of one parameter by slot.
+
+    Args:
+        state: Any inner state.
+        name: Name of the parameter.
+    """
+    return {slot: values[name] for slot, values in state.optimizer.items() if name in values}
+
+
+def update_parameter(
+    update: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+    name: str,
+    parameter: Tensor,
+    gradient: Tensor,
+    slots: dict[str, Tensor],
+    hyperparameters: dict[str, float | Tensor],
+    step: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a parameter and its slots after an update, in the types that they had.
+
+    A complex parameter moves as real and imaginary parts do, in a last dimension of their own.
+
+    Args:
+        update: That of an inner learner.
+        name: Name of the parameter, for the message.
+        parameter: The parameter, of any shape.
+        gradient: Its gradient, of the same shape.
+        slots: Its optimizer state by slot name.
+        hyperparameters: Values that hold for this parameter at this step.
+        step: Number of steps that this parameter took before this one.
+
+    Raises:
+        ShapeError: A hyper-parameter is a tensor that does not expand to the parameter's shape.
+    """
+    if hyperparameters.get("maximize", False):
+        gradient = -gradient
+    paired = parameter.is_complex()
+    if paired:
+        parameter, gradient = _as_pairs(parameter), _as_pairs(gradient)
+        slots = {slot: _as_pairs(tensor) for slot, tensor in slots.items()}
+        hyperparameters = {n: _beside_pairs(value) for n, value in hyperparameters.items()}
+    moved, updated = update(parameter, gradient, slots, hyperparameters, step)
+    if moved.shape != parameter.shape or moved.is_complex():
+        what = "complex values" if moved.is_complex() else f"one of shape {tuple(moved.shape)}"
+        raise ShapeError(
+            f"a step turns {name!r} of shape {tuple(parameter.shape)} into {what}: a "
+            "hyper-parameter that is a tensor must be real, and 0-d or expand to the shape of each "
+            "parameter; reshape it, or give it to a group."
+        )
+    # A hyper-parameter of higher precision must not carry over to the state.
+    moved = moved.to(parameter.dtype)
+    updated = {slot: tensor.to(slots[slot].dtype) for slot, tensor in updated.items()}
+    if paired:
+        moved = torch.view_as_complex(moved)
+        updated = {slot: torch.view_as_complex(tensor) for slot, tensor in updated.items()}
+    return moved, updated
+
+
+def refuse_complex(name: str, parameter: Tensor) -> None:
+    """Raise where a parameter is complex, so that its update is no factor for each entry.
+
+    Args:
+        name: Name of the parameter.
+        parameter: The parameter.
+
+    Raises:
+        UnsupportedError: It is complex.
+    """
+    if parameter.is_complex():
+        raise UnsupportedError(
+            f"{name!r} is complex: how it moves with its gradient is no factor for each entry. Use "
+            "Unrolled, or keep real parameters and view them with torch.view_as_complex."
+        )
+
+
+def _as_pairs(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj())
+
+
+def _beside_pairs(value: float | Tensor) -> float | Tensor:
+    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() > 0 else value
