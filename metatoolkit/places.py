@@ -72,6 +72,16 @@ class Places:
         store, key = self.sites[name][0]
         return store[key]
 
+    def replace(self, name: str, tensor: Tensor) -> None:
+        """Let another tensor stand where one does, ties included.
+
+        Args:
+            name: Name of a parameter or a buffer.
+            tensor: The other tensor.
+        """
+        for store, key in self.sites[name]:
+            store[key] = tensor
+
     def name(self, place: Place) -> str:
         """Return the name of a place of a parameter or a buffer.
 

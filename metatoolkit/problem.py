@@ -11,10 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from metatoolkit.errors import (
     ConfigurationError,
-    ShapeError,
-    UnknownNameError,
 )
 from metatoolkit.exchange import Exchange, turn
+from metatoolkit.initial_values import check_takes_meta, checked_initial
 from metatoolkit.passes import Loss, Passes
 from metatoolkit.state import InnerState, Tensors
 
@@ -41,7 +40,7 @@ class BilevelProblem:
 
     Raises:
         ConfigurationError: ``meta`` or ``model`` has nothing to learn, ``valid_mode`` is unknown,
-            or ``initial`` is no function.
+            or ``initial`` is no function of ``meta``.
 
     Example:
         >>> model, meta = torch.nn.Linear(2, 1), torch.nn.Linear(1, 1, bias=False)
@@ -63,11 +62,8 @@ class BilevelProblem:
         valid_mode: Literal["train", "eval"] | None = None,
         initial: Callable[[Any], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        if initial is not None and not callable(initial):
-            raise ConfigurationError(
-                f"initial is {initial!r}; accepted: None, or a function (meta) -> mapping from "
-                "names of inner parameters to tensors."
-            )
+        if initial is not None:
+            check_takes_meta(initial)
         if valid_mode not in (None, "train", "eval"):
             raise ConfigurationError(
                 f"valid_mode is {valid_mode!r}; accepted: None, 'train', 'eval'."
@@ -152,8 +148,21 @@ class BilevelProblem:
         with torch.no_grad():
             for name, value in state.parameters.items():
                 self._live(f"model.{name}").copy_(value)
-            for name, value in state.buffers.items():
-                self._live(name).copy_(value)
+        self.load_buffers(state.buffers)
+
+    def load_buffers(self, buffers: Tensors) -> None:
+        """Copy buffers into the modules, in place; one of another shape by now is replaced.
+
+        Args:
+            buffers: Buffers as in :attr:`InnerState.buffers`, of some names or all.
+        """
+        with torch.no_grad():
+            for name, value in buffers.items():
+                live = self._live(name)
+                if live.shape == value.shape:
+                    live.copy_(value)
+                else:
+                    self._passes.places.replace(name, value.detach().to(live.device, copy=True))
 
     def evaluate_train(
         self, parameters: Tensors, meta: Tensors, buffers: Tensors, batch: Any, key: int
@@ -228,23 +237,15 @@ class BilevelProblem:
             Tensors by parameter name, of the parameters' types; empty without :attr:`initial`.
 
         Raises:
-            UnknownNameError: ``initial`` names what is no inner parameter.
+            ConfigurationError: ``initial`` returns no mapping to tensors.
+            UnknownNameError: It names what is no inner parameter.
             ShapeError: A value has another shape than its parameter.
         """
         if self.initial is None:
             return {}
-        values = dict(self.evaluate_meta(self.initial, meta))
-        for name, value in values.items():
-            if name not in self.parameter_names:
-                raise UnknownNameError("inner parameter in initial", name, self.parameter_names)
-            live = self._live(f"model.{name}")
-            if value.shape != live.shape:
-                raise ShapeError(
-                    f"initial gives {name!r} the shape {tuple(value.shape)}; the parameter has "
-                    f"{tuple(live.shape)}."
-                )
-            values[name] = value.to(live.dtype)
-        return values
+        given = self.evaluate_meta(self.initial, meta)
+        live = {name: self._live(f"model.{name}") for name in self.parameter_names}
+        return checked_initial(given, live)
 
     def devices(self) -> set[torch.device]:
         """Return the devices of all parameters and buffers."""

@@ -60,6 +60,9 @@ def restore(
             "configuration that it was written with."
         )
     _check_parts(trainer, content, source)
+    buffers = dict(trainer.problem.meta.named_buffers())
+    stored = {f"meta.{n}": content["meta"][n] for n in buffers if n in content["meta"]}
+    trainer.problem.load_buffers(stored)
     try:
         trainer.problem.meta.load_state_dict(content["meta"])
     except RuntimeError as error:

@@ -5,8 +5,11 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import metatoolkit as mt
+from metatoolkit.batch_stream import BatchStream
 from metatoolkit.errors import CheckpointError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
 from tests import bank
@@ -96,3 +99,170 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
     torch.save({"steps_done": 1}, path)
     with pytest.raises(CheckpointError, match="it holds something else"):
         fit(trainer_of(case), case, 2, checkpoint=path, resume=True)
+
+
+class Queue(nn.Module):
+    """Remembers the inputs it saw, as a memory bank does: its buffer grows."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.register_buffer("seen", torch.zeros(0, 6))
+
+    def forward(self, inputs):
+        pull = self.seen.mean(0) if len(self.seen) else 0.0
+        if self.training:
+            self.seen = torch.cat([self.seen, inputs.detach()])[-25:]
+        return self.linear(inputs - pull)
+
+
+class Memory(nn.Module):
+    """λ with a memory of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.register_buffer("losses", torch.zeros(0))
+
+    def forward(self, losses):
+        self.losses = torch.cat([self.losses, losses.detach()])[-25:]
+        return (losses * self.scale).mean() / self.losses.mean()
+
+
+def growing():
+    def train_loss(model, meta, batch):
+        return meta(F.cross_entropy(model(batch[0]), batch[1], reduction="none"))
+
+    def valid_loss(model, meta, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model, meta = Queue().double(), Memory().double()
+    case = bank.small_net()
+    problem = mt.BilevelProblem(model, meta, train_loss, valid_loss, "eval")
+    return bank.Case(problem, mt.inner.SGD(lr=0.1), case.train_batches, case.valid_batch)
+
+
+def test_buffers_that_grow_end_in_the_modules(tmp_path):
+    case = growing()
+    fit(trainer_of(case, None), case, 4)
+    model, batches = growing().problem.model, [*case.train_batches, case.train_batches[0]]
+    meta = growing().problem.meta
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        meta(F.cross_entropy(model(inputs), targets, reduction="none")).backward()
+        optimizer.step()
+    assert case.problem.model.seen.shape == (25, 6) and case.problem.meta.losses.shape == (25,)
+    torch.testing.assert_close(case.problem.model.state_dict(), model.state_dict())
+    torch.testing.assert_close(case.problem.meta.losses, meta.losses)
+
+
+@pytest.mark.parametrize("estimator", [Unrolled(1), EvoGrad(2, 0.1, 0.5)])
+def test_buffers_that_grow_resume_bitwise(tmp_path, estimator):
+    def train(path, steps, resume):
+        case = growing()
+        fit(trainer_of(case, estimator), case, steps, checkpoint=path, resume=resume)
+        return tensors_of(case.problem)
+
+    whole = train(tmp_path / "a.pt", 5, False)
+    train(tmp_path / "b.pt", 1, False)
+    assert same(whole, train(tmp_path / "b.pt", 5, True))
+
+
+def other(role):
+    case = bank.small_net()
+    parameters = list(case.problem.meta.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=0.02)
+    given = {"inner": case.inner, "estimator": Unrolled(1), "meta_optimizer": optimizer}
+    if role == "inner":
+
+        class Mine(mt.inner.SGD):
+            pass
+
+        given["inner"] = Mine(lr=0.2, momentum=0.9)
+    elif role == "estimator":
+        given["estimator"] = EvoGrad(2, 0.1, 0.5)
+    elif role == "meta_optimizer":
+        given["meta_optimizer"] = torch.optim.SGD(parameters, lr=0.02, momentum=0.9)
+    elif role == "meta_scheduler":
+        given["meta_scheduler"] = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    elif role == "none":
+        given |= {"estimator": None, "meta_optimizer": None}
+    return mt.MetaTrainer(case.problem, **given), case
+
+
+@pytest.mark.parametrize(
+    ("role", "told"),
+    [
+        ("inner", "inner=SGD, this trainer has inner=Mine"),
+        ("estimator", "estimator=Unrolled, this trainer has estimator=EvoGrad"),
+        ("meta_optimizer", "meta_optimizer=Adam, this trainer has meta_optimizer=SGD"),
+        ("meta_scheduler", "meta_scheduler=None, this trainer has meta_scheduler=ExponentialLR"),
+        ("none", "estimator=Unrolled, this trainer has estimator=None"),
+    ],
+)
+def test_components_other_than_the_stored_ones_are_refused(tmp_path, role, told):
+    path = tmp_path / "c.pt"
+    trainer, case = other("")
+    fit(trainer, case, 2, checkpoint=path)
+    trainer, case = other(role)
+    before = tensors_of(case.problem)
+    with pytest.raises(CheckpointError, match=rf"written with {told}; give the stored one"):
+        fit(trainer, case, 4, checkpoint=path, resume=True)
+    assert trainer.steps_done == 0 and same(before, tensors_of(case.problem))
+
+
+def test_another_precision_is_another_model(tmp_path):
+    path = tmp_path / "c.pt"
+    trainer, case = other("")
+    fit(trainer, case, 2, checkpoint=path)
+    trainer, case = other("")
+    state = trainer.state.to(torch.float32)
+    trainer.state = state
+    with pytest.raises(CheckpointError, match="another model or inner learner"):
+        trainer.load_checkpoint(path)
+    assert trainer.state is state
+
+
+def test_everything_that_moves_is_stored_and_found_again(tmp_path):
+    path = tmp_path / "c.pt"
+    case = bank.small_net()
+    trainer = trainer_of(case, EvoGrad(2, 0.1, 0.5), episode=2, seed=4)
+    fit(trainer, case, 5, checkpoint=path)
+    other_case = bank.small_net()
+    found = trainer_of(other_case, EvoGrad(2, 0.1, 0.5), episode=2, seed=9)
+    found.load_checkpoint(path)
+    assert (found.steps_done, found.episodes_done) == (5, 2)
+    assert found.seconds == trainer.seconds > 0
+    assert found.history == trainer.history
+    assert (found.state.step, found.state.key) == (trainer.state.step, trainer.state.key)
+    assert found.start.key == trainer.start.key != other_case.inner.init(other_case.problem, 9).key
+    assert same(found.state.tensors(), trainer.state.tensors())
+    assert same(found.start.tensors(), trainer.start.tensors())
+    assert same(other_case.problem.meta.parameters(), case.problem.meta.parameters())
+
+
+def test_episodes_resume_bitwise(tmp_path):
+    def train(path, steps, resume):
+        case = bank.small_net()
+        trainer = trainer_of(case, Unrolled(2), episode=4, accumulate=2, clip_norm=0.01)
+        fit(trainer, case, steps, checkpoint=path, resume=resume)
+        return tensors_of(case.problem), trainer.state.key
+
+    whole, key = train(tmp_path / "a.pt", 7, False)
+    train(tmp_path / "b.pt", 4, False)
+    resumed, again = train(tmp_path / "b.pt", 7, True)
+    assert same(whole, resumed) and key == again
+
+
+def test_streams_that_the_caller_keeps_are_stored_where_they_are_given(tmp_path):
+    path = tmp_path / "c.pt"
+    trainer, _ = other("")
+    stream = BatchStream("mine", [1, 2, 3])
+    stream.next()
+    trainer.save_checkpoint(path, {"mine": stream})
+    found = BatchStream("mine", [1, 2, 3])
+    trainer.load_checkpoint(path, {"mine": found, "another": BatchStream("another", [1])})
+    assert found.next() == 2
