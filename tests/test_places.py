@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients import Unrolled
+from metatoolkit.places import Places
 from tests import bank
 
 
@@ -181,3 +182,17 @@ def test_weights_that_hooks_compute_are_left_as_they_were(wrap, name):
     assert getattr(lstm, name) is before
     assert all(one is other for one, other in zip(lstm._flat_weights, flat, strict=True))
     torch.testing.assert_close(before.detach(), values, rtol=0, atol=0)
+
+
+def test_another_buffer_stands_in_every_place_of_the_former_one():
+    model = nn.Module()
+    model.one, model.two = nn.Module(), nn.Module()
+    model.one.register_buffer("seen", torch.zeros(1))
+    model.two.register_buffer("seen", model.one.seen)
+    places = Places(model, nn.Linear(1, 1))
+    longer = torch.ones(3)
+    places.replace("model.one.seen", longer)
+    assert model.one.seen is longer and model.two.seen is longer
+    assert places.tensor("model.one.seen") is longer
+    # The structure is the one from before: what was looked up still holds.
+    assert Places(model, nn.Linear(1, 1)).structure == places.structure
