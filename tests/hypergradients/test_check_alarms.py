@@ -41,7 +41,6 @@ from tests.hypergradients.checked import (
         EvoGrad(2, 0.05, 0.5, rescale=0.3),
         EvoGrad(2, 0.05, 0.5, guided=True, rescale=0.3),
     ],
-    ids=repr,
 )
 def test_losses_that_are_weighted_by_what_they_detach(estimator):
     # The problem of README.md, with a smaller network.
@@ -85,7 +84,7 @@ def tiny(kind):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@pytest.mark.parametrize("estimator", [Unrolled(2), EvoGrad(2, 0.05, 0.5)], ids=repr)
+@pytest.mark.parametrize("estimator", [Unrolled(2), EvoGrad(2, 0.05, 0.5)])
 def test_language_models_that_compute_their_loss_in_float32(kind, estimator):
     def loss(model, meta, batch):
         embedded = model.get_input_embeddings()(batch) * meta.value.exp()
