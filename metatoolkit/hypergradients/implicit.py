@@ -55,7 +55,8 @@ class Implicit(Estimator):
 
     Solvers for symmetric systems (ConjugateGradient, MINRES, Nystrom) need plain gradient steps,
     and see the system H w = ∂L/∂s with H the Hessian of the training loss, weight decay included,
-    and w = D u with D the learning rates, one per group. The others see I − ∂Φᵀ itself.
+    and w = D u with D the learning rates, one per group. The others see I − ∂Φᵀ itself. Where some
+    groups ascend and others descend, H is indefinite at the fixed point: MINRES takes it.
 
     Cost with F one forward pass: 3 F for each step taken, 6 F for the step that is linearized and
     the outer loss, and 6 F for each product with (I − ∂Φ)ᵀ: one for each iteration and one for
@@ -155,6 +156,9 @@ class Implicit(Estimator):
             # Those at the state that was reached: dampening differs at a parameter's first step.
             rates = list(learning_rates(problem, inner, state).values())
         factor = None if rates is None else step.flatten(rates)
+        if factor is not None and bool((factor < 0).all()):
+            # An ascent of L is a descent of −L, whose Hessian is the one that shall be definite.
+            factor = -factor
         # Norms of what is tiny or huge are none in float32: solvers see an exact multiple of it.
         scale = _power_of_two(rhs)
         start = carried_vector("Implicit", self._carried, rhs)

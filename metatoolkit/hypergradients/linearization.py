@@ -247,10 +247,11 @@ def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerSta
         state: State before the step.
 
     Returns:
-        One tensor of the shape of the parameter for each parameter name, above 0.
+        One tensor of the shape of the parameter for each parameter name, below 0 where the
+        training loss is ascended.
 
     Raises:
-        UnsupportedError: The learner is not SGD, or a learning rate is not above 0.
+        UnsupportedError: The learner is not SGD, or a learning rate is 0.
     """
     if type(inner) is not SGD:
         raise UnsupportedError(
@@ -261,7 +262,7 @@ def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerSta
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.parameters.items()}
     sensitivity = inner.gradient_sensitivity(problem, state, meta, zeros)
     for name, diagonal in sensitivity.items():
-        if not bool((diagonal < 0).all()):
+        if not bool(((diagonal != 0) & torch.isfinite(diagonal)).all()):
             raise UnsupportedError(
                 f"the learning rate of {name!r} is not above 0, so that the inner step does not "
                 "determine it and has no inverse; freeze it with requires_grad_(False), or give "

@@ -505,3 +505,59 @@ def test_learning_rates_are_those_of_the_step_that_is_linearized():
         result = case.call(Implicit(solver, steps=2))
         assert relative_error(result, bank.quadratic_hypergradient(case)) < 1e-9
         assert result.cost.residual < 1e-10
+
+
+@pytest.mark.parametrize("solver", [*KRYLOV, *SERIES, Nystrom(100, 1e-9)], ids=repr)
+def test_an_ascent_is_a_descent_of_the_opposite(solver):
+    case = ridge_at_optimum(mt.inner.SGD(lr=0.05, maximize=True))
+    problem, loss = case.problem, case.problem.train_loss
+    problem.train_loss = lambda model, meta, batch: -loss(model, meta, batch)
+    result = case.call(Implicit(solver))
+    assert relative_error(result, bank.ridge_hypergradient(case)) < 1e-6
+
+
+class Pair(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = bank.Value([0.1, -0.2]), bank.Value([0.3, 0.4])
+
+
+@pytest.mark.parametrize(
+    "solver", [s for s in KRYLOV if not isinstance(s, ConjugateGradient)], ids=repr
+)
+def test_a_group_that_ascends_beside_one_that_descends(solver):
+    # The saddle point of x²+ 2 x y − y² + λ (x + 2 y), of which x descends and y ascends.
+    def train_loss(model, meta, batch):
+        x, y = model.down.value, model.up.value
+        return (x.square() + 2 * x * y - y.square() + meta.value * (x + 2 * y)).sum()
+
+    problem = mt.BilevelProblem(
+        Pair(),
+        bank.Value([0.5, -1.0]),
+        train_loss,
+        lambda model, meta, batch: (model.down.value + 4 * model.up.value).sum(),
+    )
+    groups = [{"parameters": ["up.*"], "maximize": True, "lr": 0.2}]
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1, groups=groups), [None], None)
+    # 2x + 2y = −λ and 2x − 2y = −2λ: x = −3λ/4 and y = λ/4.
+    result = case.call(Implicit(solver))
+    assert relative_error(result, torch.full((2,), 1 / 4, dtype=F64)) < 1e-12
+
+
+class Clipped(mt.inner.SGD):
+    """Moves by a gradient within ±0.1."""
+
+    def update(self, parameter, gradient, *rest):
+        return super().update(parameter, gradient.clamp(-0.1, 0.1), *rest)
+
+
+def test_a_subclass_of_gradient_descent_is_taken_for_no_plain_one():
+    case = with_inner(bank.ridge(), Clipped(lr=0.05))
+    with pytest.raises(UnsupportedError, match="Clipped"):
+        case.call(Implicit(ConjugateGradient()))
+    with pytest.raises(UnsupportedError, match="Clipped"):
+        case.call(mt.hypergradients.OneStep(inverse="identity"))
+    # Others differentiate the step as it is: inside the bounds it is plain gradient descent.
+    case = ridge_at_optimum(Clipped(lr=0.05))
+    result = case.call(Implicit(GMRES(50, 1e-12)))
+    assert relative_error(result, bank.ridge_hypergradient(case)) < 1e-9
