@@ -38,8 +38,8 @@ class HypergradientCheck:
         cosine: Cosine of the angle between the two.
         estimate: Estimated entries, a 1-d float64 tensor.
         reference: Finite differences of the same entries.
-        reference_error: How far the finite differences may be off themselves, relative to their
-            norm: by rounding, which is measured, and by the length of the step.
+        reference_error: How far the finite differences may be off themselves, by rounding, which
+            is measured, and by the length of the step; relative to the larger of both norms.
         note: What stands in the way of a better judgment, if anything does.
         random: Whether one call of the estimator is right on average alone.
     """
@@ -54,14 +54,16 @@ class HypergradientCheck:
 
     @property
     def verdict(self) -> Literal["agrees", "differs", "cannot tell"]:
-        """Whether the estimate is the derivative, to a relative error of 1e-3.
+        """Whether the estimate is the derivative, to 1e-3 of the larger norm.
 
         It cannot be told where the finite differences are too far off themselves, and of a random
         estimator from a call that is far off.
         """
-        if self.relative_error <= _TOLERANCE:
+        norm = max(float(self.estimate.norm()), float(self.reference.norm()))
+        off = float((self.estimate - self.reference).norm())
+        if off <= _TOLERANCE * norm:
             return "agrees"
-        if self.random or not self.relative_error > _TOLERANCE + 3 * self.reference_error:
+        if self.random or not off > (_TOLERANCE + 3 * self.reference_error) * norm:
             return "cannot tell"
         return "differs"
 
@@ -206,6 +208,8 @@ def _compare(
             f"the objective is not finite where entry {index} of {name!r} is moved a little, so "
             "that nothing can be compared; check at another λ, or with a smaller epsilon."
         )
+    if not bool(given.any()) and not bool(expected.any()):
+        note = "both vectors are zero: these meta-parameters move nothing here"
     if estimator.on_average:
         note = (
             f"a call of {type(estimator).__name__} is right on average alone; compare_estimators "
@@ -217,14 +221,15 @@ def _compare(
             "differences tell nothing: a loss depends on what is not rewound"
         )
         error = float("inf")
-    norm = max(float(expected.norm()), torch.finfo(torch.float64).tiny)
+    tiny = torch.finfo(torch.float64).tiny
+    norm, larger = float(expected.norm()), max(float(expected.norm()), float(given.norm()))
     cosine = torch.nn.functional.cosine_similarity(given, expected, dim=0, eps=1e-300)
     return HypergradientCheck(
-        relative_error=float((given - expected).norm()) / norm,
+        relative_error=float((given - expected).norm()) / max(norm, tiny),
         cosine=float(cosine),
         estimate=given,
         reference=expected,
-        reference_error=error / norm,
+        reference_error=error / larger if larger > 0 else 0.0,
         note=note,
         random=estimator.on_average,
     )

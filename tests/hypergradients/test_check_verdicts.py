@@ -242,3 +242,16 @@ def test_complex_meta_parameters():
 
     with pytest.raises(UnsupportedError, match="complex"):
         check(build(train_loss, meta=meta), SGD, Unrolled(1), images(), images(1))
+
+
+def constant(model, meta, batch):
+    return plain(model, meta, batch) + 0.0 * meta.value.sum()
+
+
+def test_an_estimate_where_the_derivative_is_zero():
+    wrong = Broken(lambda name, gradient: gradient + 0.1)
+    result = check(build(constant, constant), SGD, wrong, images(), images(1))
+    assert result.verdict == "differs", str(result)
+    right = check(build(constant, constant), SGD, OneStep(), images(), images(1))
+    assert right.relative_error == 0.0 and right.verdict == "agrees"
+    assert "move nothing here" in right.note
