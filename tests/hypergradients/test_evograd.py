@@ -247,6 +247,8 @@ def test_perturb_moves_only_what_it_names():
     estimator = EvoGrad(2, 0.1, 0.5, perturb=["4.*"])
     names = {name for name, _ in estimator._generation(case.state).perturbations(0)}
     assert names == {"4.weight", "4.bias"}
+    both = EvoGrad(2, 0.1, 0.5, perturb=["0.*", "*.bias"])._generation(case.state).names
+    assert list(both) == ["0.weight", "0.bias", "1.bias", "4.bias"]
     everything = case.call(EvoGrad(2, 0.1, 0.5)).gradient
     some = case.call(estimator).gradient
     assert not torch.equal(some["layers.0.weight"], everything["layers.0.weight"])

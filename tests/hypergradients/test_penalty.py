@@ -191,6 +191,44 @@ def test_objective_by_hand_before_and_after_a_call():
         case.call(estimator)
 
 
+class Counting(torch.nn.Module):
+    """θ, and the sum of the θ that the training loss has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+        self.register_buffer("total", torch.tensor(0.0, dtype=torch.float64))
+
+
+def test_y_and_z_have_buffers_of_their_own():
+    def train_loss(model, meta, batch):
+        model.total += model.value.detach()
+        return model.value.square() / 2 + meta.value * model.value
+
+    def valid_loss(model, meta, batch):
+        return (model.value - 0.25).square() / 2 + model.total
+
+    problem = mt.BilevelProblem(Counting(), bank.Value(-0.4), train_loss, valid_loss)
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    estimator, state = Penalty(2.0, steps=2), case.state
+    y = z = 0.7
+    seen_y = seen_z = 0.0
+    for _ in range(2):
+        for _ in range(2):
+            seen_y, seen_z = seen_y + y, seen_z + z
+            y, z = y - 0.1 * (y - 0.4), z - 0.1 * (z - 0.4 + (z - 0.25) / 2)
+        result = case.call(estimator, state)
+        state = result.state
+        assert float(state.buffers["model.total"]) == pytest.approx(seen_y, rel=1e-12)
+        outer = (z - 0.25) ** 2 / 2 + seen_z
+        assert float(result.valid_loss) == pytest.approx(outer, rel=1e-12)
+        carried = estimator.state_dict()["z"]["buffers"]["model.total"]
+        assert float(carried) == pytest.approx(seen_z, rel=1e-12)
+    # A state of an estimator that carries nothing takes away what this one carries.
+    estimator.load_state_dict({})
+    assert estimator.state_dict() == {}
+
+
 def test_z_takes_on_the_type_and_the_step_of_y():
     case = bank.small_net()
     estimator = Penalty(5.0)
