@@ -31,6 +31,7 @@ THROUGH = {
     "hypergradients/generation.py": ["hypergradients/test_evograd.py"],
     "hypergradients/noise.py": ["hypergradients/test_evograd.py"],
     "hypergradients/guided.py": ["hypergradients/test_evograd.py"],
+    "hypergradients/trajectory.py": ["hypergradients/test_unrolled.py"],
     "hypergradients/tangents.py": ["hypergradients/test_forward_mode.py"],
     "hypergradients/forward.py": ["hypergradients/test_forward_mode.py"],
     "hypergradients/evolution_strategies.py": ["hypergradients/test_persistent_es.py"],

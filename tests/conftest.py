@@ -11,6 +11,14 @@ for name in ("METATOOLKIT_MONGO_URI", "METATOOLKIT_DB_PORT"):
     os.environ.pop(name, None)
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved in a test, by the name of their file."""
+    from tests.drawings import Drawn
+
+    return Drawn(monkeypatch)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def patience():
     """A crowded machine may take long for what an idle one does at once."""

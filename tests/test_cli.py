@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pandas
 import pytest
 
 from metatoolkit import records
@@ -111,7 +112,16 @@ def test_compare_plot_export_and_artifacts(filled, capsys, tmp_path):
     for name in ("parquet", "latex", "csv"):
         path = tmp_path / f"runs.{name}"
         assert main(["runs", "export", "--format", name, "--output", str(path)]) == 0
-        assert path.stat().st_size > 100
+        if name == "parquet":
+            frame = pandas.read_parquet(path)
+        elif name == "csv":
+            frame = pandas.read_csv(path)
+        else:
+            assert path.read_text().startswith("\\begin{tabular}")
+            assert path.read_text().count("\\\\") >= 1 + len(frame)
+            continue
+        assert frame["id"].tolist() == [3, 2, 1]
+        assert frame["result.test_accuracy"].tolist()[1:] == [0.7, 0.6]
     capsys.readouterr()
     assert main(["runs", "artifacts", "1"]) == 0
     assert capsys.readouterr().out == "weights.bin\n"

@@ -30,6 +30,18 @@ def test_peak_is_that_of_what_is_alive_at_once():
 
 
 @on_the_cpu
+def test_what_is_gone_makes_room_for_something_larger():
+    # A later storage may lie where an earlier one lay.
+    def function():
+        for megabytes in (2, 8, 3):
+            temporary = filled(megabytes)
+            del temporary
+        return filled(1)
+
+    assert peak_memory(function) == 8 * MEGABYTE
+
+
+@on_the_cpu
 def test_views_and_what_was_there_before_count_nothing():
     outside = filled(8)
 

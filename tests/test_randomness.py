@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metatoolkit import randomness
-from metatoolkit.randomness import go_to, place, seeded
+from metatoolkit.randomness import fold_in, go_to, place, seeded
 
 
 def draw():
@@ -93,3 +93,31 @@ def test_the_generator_of_each_device_is_seeded_and_restored(monkeypatch, listed
 def test_a_device_without_a_generator_is_left_out():
     with seeded(3, [torch.device("meta")]):
         torch.rand(())
+
+
+def test_keys_are_those_of_splitmix():
+    # The first five numbers that SplitMix64 (Steele et al. 2014) gives from the seed 1234567.
+    numbers = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    assert [fold_in(1234567, index) for index in range(5)] == [n >> 1 for n in numbers]
+
+
+def test_keys_of_all_integers_are_apart():
+    keys = [fold_in(seed, *data) for seed in (0, 1, 2**63, -5) for data in DATA]
+    assert len(set(keys)) == len(keys)
+    assert all(0 <= key < 2**63 for key in keys)
+    # Each bit is as often set as not.
+    bits = np.array([[key >> place & 1 for place in range(63)] for key in keys])
+    assert abs(bits.mean(0) - 0.5).max() < 0.15
+    # One more number is another key, and order matters.
+    assert fold_in(3, 1, 2) != fold_in(3, 2, 1) != fold_in(3, 1)
+    assert fold_in(fold_in(3, 1), 2) != fold_in(3, 1, 2)
+
+
+DATA = [*((n,) for n in range(-5, 20)), *((n, m) for n in range(6) for m in range(-2, 6))]
+DATA += [(n, m, k) for n in range(3) for m in range(3) for k in range(-1, 3)]

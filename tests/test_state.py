@@ -36,6 +36,35 @@ def test_detach_shares_memory_and_clone_does_not():
         assert one.data_ptr() == two.data_ptr() != three.data_ptr()
 
 
+def test_detach_and_clone_cut_the_graph():
+    state = stepped()
+    tensors = [tensor.clone().requires_grad_() * 2 for tensor in state.tensors()]
+    buffers = {n: b.double().requires_grad_() * 3 for n, b in state.buffers.items()}
+    grown = dataclasses.replace(state.with_tensors(tensors), buffers=buffers)
+    for cut in (grown.detach(), grown.clone()):
+        held = [*cut.tensors(), *cut.buffers.values()]
+        assert not any(tensor.requires_grad for tensor in held)
+        assert list(cut.buffers) == list(state.buffers)
+        for one, other in zip(cut.buffers.values(), buffers.values(), strict=True):
+            assert torch.equal(one, other)
+    assert all(tensor.requires_grad for tensor in grown.tensors())
+    for one, other in zip(grown.buffers.values(), grown.clone().buffers.values(), strict=True):
+        assert one.data_ptr() != other.data_ptr()
+
+
+def test_a_map_is_applied_to_every_tensor_once():
+    state = stepped()
+    seen = []
+    doubled = state.map(lambda tensor: seen.append(tensor) or 2 * tensor)
+    held = [*state.tensors(), *state.buffers.values()]
+    assert len(seen) == len(held) and all(a is b for a, b in zip(seen, held, strict=True))
+    for name, tensor in state.parameters.items():
+        assert torch.equal(doubled.parameters[name], 2 * tensor)
+        velocity = state.optimizer["velocity"][name]
+        assert torch.equal(doubled.optimizer["velocity"][name], 2 * velocity)
+    assert (doubled.step, doubled.key) == (state.step, state.key)
+
+
 def test_to_leaves_integers_alone():
     state = stepped().to(torch.float32)
     assert {tensor.dtype for tensor in state.tensors()} == {torch.float32}

@@ -82,7 +82,8 @@ def write(
         histogram.hist(losses[mask].tolist(), bins=bins, alpha=0.6, color=color, label=name)
     scatter.set(xlabel="loss of the example", ylabel="weight V(loss)", title=method)
     histogram.set(xlabel="loss of the example", ylabel="training examples", title="losses")
-    scatter.legend()
+    # Matplotlib would look for the best place among thousands of points.
+    scatter.legend(loc="upper right")
     histogram.legend()
     picture, table = folder / "weights.png", folder / "weights.csv"
     figure.savefig(picture, dpi=120)

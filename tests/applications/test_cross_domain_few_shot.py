@@ -17,6 +17,7 @@ from metatoolkit.hypergradients import EvoGrad, Unrolled
 from metatoolkit.networks import Conv4
 from metatoolkit.tasks import ImageSet, domain_of
 from metatoolkit.tasks.labeled_batches import LabeledBatches
+from tests.drawings import bars, legend, lines
 
 # The package gives its name to the Sacred experiment.
 application = sys.modules[assemble.__module__]
@@ -46,8 +47,14 @@ def _config(*named, **updates):
 def test_every_method_runs_and_records(method, tmp_path):
     run = _run(method=method, seed=3)
     assert run.status == "COMPLETED"
-    assert 0 <= run.result["test_accuracy"] <= 1
-    assert run.result["test_interval"] > 0
+    # A whole number of queries, and an interval that such a mean can have.
+    config = run.config
+    queries = config["test_episodes"] * config["ways"] * config["test_queries"]
+    right = run.result["test_accuracy"] * queries
+    assert right == pytest.approx(round(right), abs=1e-6) and 0 < round(right) < queries
+    share = run.result["test_accuracy"]
+    most = 1.96 * (share * (1 - share) / (config["test_episodes"] - 1)) ** 0.5
+    assert 0 < run.result["test_interval"] <= most + 1e-9
     meta_learns = method in ("evograd", "second_order")
     assert (run.result["lambda_distance"] > 0) == meta_learns
     assert ("peak_memory_bytes" in run.info) == meta_learns
@@ -315,17 +322,25 @@ def test_command_line_names_the_nearest_method():
     assert "Traceback" not in done.stderr
 
 
-def test_the_figure_of_the_study(tmp_path):
+def test_the_figure_of_the_study(tmp_path, drawn):
     class Run:
         metrics = {
-            f"{kind}_deviation": pandas.Series([0.3, 0.2], index=[10, 20])
-            for kind in ("scale", "shift")
+            f"{kind}_deviation": pandas.Series([0.3, last], index=[10, 20])
+            for kind, last in (("scale", 0.2), ("shift", 0.4))
         }
 
-    lines = [
+    found = [
         {"row": label, "seed": seed, "run": Run(), "test accuracy [%]": 60.0 + seed}
         for label in COMPARISON.rows
         for seed in (1, 2)
     ]
-    figures.draw_comparison(pandas.DataFrame(lines), tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 5000
+    figures.draw_comparison(pandas.DataFrame(found), tmp_path / "figure.png")
+    accuracy, scale, shift = drawn.axes("figure.png", tmp_path)
+    assert bars(accuracy) == dict.fromkeys(COMPARISON.rows, 61.5)
+    for axis, kind, last in ((scale, "scale", 0.2), (shift, "shift", 0.4)):
+        assert axis.get_ylabel() == f"mean deviation of the {kind}"
+        # A curve for each seed, one label for each method.
+        assert len(axis.lines) == 2 * len(COMPARISON.rows)
+        curves = {label: ([10, 20], [0.3, last]) for label in COMPARISON.rows}
+        assert lines(axis) == curves
+    assert legend(shift) == list(COMPARISON.rows)

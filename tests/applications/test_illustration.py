@@ -27,6 +27,7 @@ from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.hypergradients import GMRES, EvoGrad, Implicit
 from metatoolkit.jobs import run_job
 from metatoolkit.studies import collect, jobs_of
+from tests.drawings import legend, lines
 
 F64 = torch.float64
 
@@ -247,8 +248,63 @@ def test_long_horizons_and_implicit_differentiation_reach_the_truth():
         assert moments.errors([0.4, 1.2])[0] < 1e-3
 
 
+def shows_gradients(axes, run):
+    counts = run.config["candidates"]
+    assert [axis.get_title() for axis in axes] == [f"K = {count}" for count in counts]
+    for axis, count in zip(axes, counts, strict=True):
+        shown = lines(axis)
+        for label, metric in {
+            "EvoGrad, mean": f"mean_k{count}",
+            "mean for K → ∞": "limit",
+            "true hypergradient": "true_hypergradient",
+        }.items():
+            assert shown[label] == (run.metrics["penalty"].tolist(), run.metrics[metric].tolist())
+        (band,) = axis.collections
+        mean, std = run.metrics[f"mean_k{count}"], run.metrics[f"std_k{count}"]
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert heights.max() == pytest.approx((mean + std).max())
+        assert heights.min() == pytest.approx((mean - std).min())
+    assert legend(axes[0])[0] == "EvoGrad, mean"
+
+
+def shows_trajectories(axes, run):
+    counts, starts = run.config["candidates"], run.config["starts"]
+    assert [axis.get_title() for axis in axes] == [f"K = {count}" for count in counts]
+    for axis, count in zip(axes, counts, strict=True):
+        drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines]
+        expected = [
+            tuple(run.metrics[f"{part}_{kind}_start{index}"].tolist() for part in ("x", "penalty"))
+            for index in range(len(starts))
+            for kind in ("truth", f"k{count}")
+        ]
+        assert drawn == expected
+        assert (axis.get_xlabel(), axis.get_xlim(), axis.get_ylim()) == ("x", (-2, 2), (0, 2))
+
+
+def shows_bias_and_variance(axes, run):
+    *sweeps, bias, deviation = axes
+    for axis, name in zip(sweeps, ("candidates", "sigma", "temperature"), strict=True):
+        shown, values = lines(axis), run.metrics[f"{name}_value"].tolist()
+        assert shown["bias"] == (values, run.metrics[f"{name}_bias"].tolist())
+        assert shown["deviation"] == (values, run.metrics[f"{name}_std"].tolist())
+    for axis, kind in ((bias, "bias"), (deviation, "std")):
+        names = [text.get_text() for text in bias.get_yticklabels()]
+        widths = [bar.get_width() for bar in axis.patches]
+        assert widths == [float(run.metrics[f"{kind}: {name}"].iloc[-1]) for name in names]
+    # The least biased stands first.
+    widths = [bar.get_width() for bar in bias.patches]
+    assert widths == sorted(widths) and len(widths) > 5
+
+
+CHECKS = {
+    GRADIENTS.name: shows_gradients,
+    TRAJECTORIES.name: shows_trajectories,
+    BIAS_VARIANCE.name: shows_bias_and_variance,
+}
+
+
 @pytest.mark.parametrize("study", [GRADIENTS, TRAJECTORIES, BIAS_VARIANCE], ids=lambda s: s.name)
-def test_figures_are_drawn_from_the_records(study, tmp_path):
+def test_figures_are_drawn_from_the_records(study, tmp_path, drawn):
     rows = {
         label: dataclasses.replace(row, named=(*row.named, "smoke"))
         for label, row in study.rows.items()
@@ -261,7 +317,7 @@ def test_figures_are_drawn_from_the_records(study, tmp_path):
         frame = collect(small, jobs, database)
         assert len(frame) == 1
         small.draw(frame, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
+        CHECKS[study.name](drawn.axes("figure.png", tmp_path), frame["run"].iloc[0])
 
 
 def test_columns_of_the_studies_are_recorded(tmp_path):

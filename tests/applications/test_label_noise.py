@@ -3,10 +3,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
+import pandas
 import pytest
+import torch
 
-from applications.label_noise.experiment import build_estimator, experiment, settings_of
+from applications.label_noise.experiment import assemble, build_estimator, experiment, settings_of
 from applications.label_noise.settings import DEFAULT, METHODS, TUNED, UNTUNED
 from applications.label_noise.study import COMPARISON, SCALING
 from applications.label_noise.tuning import SEARCH
@@ -16,6 +19,7 @@ from metatoolkit.hypergradients import EvoGrad, Unrolled
 from metatoolkit.jobs import Job, run_job
 from metatoolkit.studies import collect, jobs_of
 from metatoolkit.tuning import trials
+from tests.drawings import legend, lines
 
 QUIET = {"progress": False}
 
@@ -28,7 +32,15 @@ def _run(**updates):
 def test_every_method_runs_and_records(method):
     run = _run(method=method, seed=3)
     assert run.status == "COMPLETED"
-    assert 0 <= run.result["test_accuracy"] <= 1
+    # The same training once more, scored by hand.
+    assembly = assemble(dict(run.config))
+    batches = assembly.train_batches, assembly.valid_batches
+    assembly.trainer.fit(*batches, steps=run.config["steps"], progress=False)
+    task, model = assembly.task, assembly.trainer.problem.model.eval()
+    with torch.no_grad():
+        guesses = model(task.dataset.transform()(task.test.images)).argmax(1)
+    share = float((guesses == task.test.labels).double().mean())
+    assert run.result["test_accuracy"] == pytest.approx(share, abs=1e-12)
     assert run.info["milliseconds_per_step"] > 0
     meta_learns = method in ("evograd", "second_order")
     assert (run.result["lambda_distance"] > 0) == meta_learns
@@ -157,7 +169,10 @@ def test_trials_can_be_run_and_are_scored_on_tuning_data():
     (trial,) = trials(SEARCH, "evograd", 1)
     updates = {**trial.updates, "steps": 2}
     result = run_job(Job(SEARCH.experiment, trial.method, 1, updates, trial.named)).result
-    assert 0 <= result[SEARCH.score] <= 1
+    again = run_job(Job(SEARCH.experiment, trial.method, 1, updates, trial.named)).result
+    other = run_job(Job(SEARCH.experiment, trial.method, 2, updates, trial.named)).result
+    # Scored on data of the tuning, which is no part of the tests.
+    assert result[SEARCH.score] == again[SEARCH.score] != other[SEARCH.score]
 
 
 def test_seeds_of_the_study_were_not_tuned_on():
@@ -174,7 +189,7 @@ def test_named_sizes_join_other_configurations():
     assert run.config["network"]["hidden"] == [16]
 
 
-def test_figure_of_the_scaling_is_drawn_from_records(tmp_path):
+def test_figure_of_the_scaling_is_drawn_from_records(tmp_path, drawn):
     study = dataclasses.replace(
         SCALING,
         rows={
@@ -192,4 +207,38 @@ def test_figure_of_the_scaling_is_drawn_from_records(tmp_path):
         assert len(frame) == len(jobs)
         assert (frame["meta step [MiB]"].dropna() > 0).all()
         study.draw(frame, tmp_path / "scaling.png")
-    assert (tmp_path / "scaling.png").stat().st_size > 5000
+    for axis in drawn.axes("scaling.png", tmp_path)[1:3]:
+        assert set(lines(axis)) == {"second order", "EvoGrad"} & set(lines(axis)) != set()
+
+
+def test_the_figure_of_the_scaling(tmp_path, drawn):
+    entries = {
+        "width": lambda size: {"network": {"width": size}},
+        "net": lambda size: {"weight_net": {"hidden": size}},
+        "copies": lambda size: {"evograd": {"candidates": size}},
+    }
+    none = {"network": {"width": 0}, "weight_net": {"hidden": 0}, "evograd": {"candidates": 0}}
+    found = []
+    for place, label in enumerate(SCALING.rows):
+        *_, kind, size = label.split()
+        run = types.SimpleNamespace(config=none | entries[kind](int(size)))
+        # Plain training has no meta step.
+        memory = None if label.startswith("plain") else 10.0 + place
+        times = {"meta step [MiB]": memory, "ms/step": 100.0 + place}
+        found.append({"row": label, "run": run, **times})
+    SCALING.draw(pandas.DataFrame(found), tmp_path / "scaling.png")
+    axes = drawn.axes("scaling.png", tmp_path)
+    sweeps = ("width of the network", "hidden units of the weight network", "copies K")
+    assert [axis.get_xlabel() for axis in axes] == [*sweeps, *sweeps]
+    for index, axis in enumerate(axes):
+        kind = list(entries)[index % 3]
+        header = "meta step [MiB]" if index < 3 else "ms/step"
+        assert axis.get_ylabel().startswith("peak memory" if index < 3 else "time")
+        expected = {}
+        for row in found:
+            method, *words = row["row"].split(",")
+            if words[0].split()[-2] == kind and row[header] is not None:
+                sizes, values = expected.setdefault(method, ([], []))
+                sizes.append(int(row["row"].split()[-1]))
+                values.append(row[header])
+        assert lines(axis) == expected and legend(axis) == list(expected)

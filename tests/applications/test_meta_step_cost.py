@@ -51,10 +51,23 @@ def test_unknown_names_are_answered(entry):
         experiment.run(config_updates={entry: "rotatio", "seed": 1}, options=QUIET)
 
 
-def test_figure_is_drawn_of_the_runs_that_there_are(tmp_path):
+def test_figure_is_drawn_of_the_runs_that_there_are(tmp_path, drawn):
     (study,) = STUDIES
     names = ["row", *(column.header for column in study.columns)]
-    lines = [[label, *range(1, len(names))] for label in study.rows if "rotation" in label]
-    assert lines
-    study.draw(pandas.DataFrame(lines, columns=names), tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 5000
+    labels = [label for label in study.rows if "rotation" in label]
+    found = [[label, *range(place, place + len(names) - 1)] for place, label in enumerate(labels)]
+    frame = pandas.DataFrame(found, columns=names)
+    study.draw(frame, tmp_path / "figure.png")
+    axes = drawn.axes("figure.png", tmp_path)
+    above, below = axes[: len(SIZES)], axes[len(SIZES) :]
+    assert [axis.get_title() for axis in above] == list(SIZES)
+    place = list(SIZES).index("rotation")
+    for row in (above, below):
+        for index, axis in enumerate(row):
+            widths = [bar.get_width() for bar in axis.patches]
+            expected = frame[axis.get_xlabel()].tolist() if index == place else []
+            assert widths == expected
+            # A base step is the line at one.
+            assert set(axis.lines[0].get_xdata()) == {1.0}
+    assert above[0].get_xlabel() != below[0].get_xlabel()
+    assert len(above[place].patches) == len(labels) == 7

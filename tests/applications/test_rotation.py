@@ -11,6 +11,7 @@ from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
 from metatoolkit.jobs import run_job
 from metatoolkit.studies import collect, jobs_of
+from tests.drawings import bars, lines
 
 QUIET = {"progress": False}
 
@@ -112,7 +113,7 @@ def test_outside_of_the_images_is_their_background():
     assert meta.fill.tolist() == pytest.approx(task.background)
 
 
-def test_the_figure_is_drawn_from_the_records(tmp_path):
+def test_the_figure_is_drawn_from_the_records(tmp_path, drawn):
     rows = {
         label: dataclasses.replace(row, named=("smoke",)) for label, row in COMPARISON.rows.items()
     }
@@ -127,7 +128,18 @@ def test_the_figure_is_drawn_from_the_records(tmp_path):
         for column in study.columns:
             assert shown[column.header].notna().all(), column.header
         study.draw(frame, tmp_path / "rotation.png")
-    assert (tmp_path / "rotation.png").stat().st_size > 10_000
+        *angles, accuracy = drawn.axes("rotation.png", tmp_path)
+        # A panel for each method that learns the angle: its curve, and the angle of the test.
+        learned = frame[[label in (axis.get_title() for axis in angles) for label in frame["row"]]]
+        assert [axis.get_title() for axis in angles] == learned["row"].tolist()
+        assert {"EvoGrad", "second order"} <= set(learned["row"])
+        for axis, run in zip(angles, learned["run"], strict=True):
+            curve = run.metrics["angle_degrees"]
+            steps, values = lines(axis)["seed 1"]
+            assert steps == curve.index.tolist() and values == curve.tolist()
+            assert set(axis.lines[-1].get_ydata()) == {run.config["degrees"]}
+        expected = frame.set_index("row")["rotated test images [%]"].to_dict()
+        assert bars(accuracy) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from metatoolkit import reproduce
 from metatoolkit.errors import WorkerError
 from metatoolkit.jobs import Job, run_jobs
 from metatoolkit.studies import Column, Row, Study
+from tests.drawings import bars
 
 
-def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys):
+def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys, drawn):
     document = tmp_path / "docs" / "results.md"
     options = ["label_noise", "--steps", "2", "--seeds", "1", "--processes", "1"]
     files = ["--output", str(tmp_path / "out"), "--document", str(document)]
@@ -17,8 +18,13 @@ def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "label_noise: 6 runs" in printed
     assert "runs list --experiment label_noise" in printed
-    assert (tmp_path / "out" / "label_noise.png").stat().st_size > 5000
     text = document.read_text()
+    accuracy, weights = drawn.axes("label_noise.png", tmp_path / "out")
+    assert len(bars(accuracy)) == 6 and list(bars(accuracy)) == list(bars(weights))
+    # The picture and the page tell the same numbers.
+    for row, value in bars(accuracy).items():
+        told = next(line for line in text.splitlines() if line.startswith(f"| {row} |"))
+        assert f"{value:.2f}" in told
     assert "| second order |" in text
     assert "| 87.54 ± 0.23 | 4 |" in text
     assert "| not available | 5 |" in text

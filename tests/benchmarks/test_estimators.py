@@ -3,6 +3,7 @@ import torch
 
 from benchmarks import estimators
 from metatoolkit.hypergradients import Unrolled
+from tests.drawings import bars
 
 
 @pytest.fixture(autouse=True)
@@ -12,14 +13,17 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_the_page_is_written(tmp_path):
+def test_the_page_is_written(tmp_path, drawn):
     arguments = ["weights", "--draws", "1", "--repeats", "1", "--output", str(tmp_path)]
     assert estimators.main(arguments) == 0
     page = (tmp_path / "estimators.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| FiniteDifference"))
     cosine, error = row.split("|")[2:4]
     assert float(cosine) > 0.99 and float(error) < 0.05
-    assert (tmp_path / "estimators_weights.png").stat().st_size > 5000
+    axes = drawn.axes("estimators_weights.png", tmp_path)
+    assert bars(axes[0])["FiniteDifference"] == pytest.approx(float(error), rel=0.1, abs=1e-3)
+    rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
+    assert set(bars(axes[0])) <= rows and len(bars(axes[0])) > 5
 
 
 @pytest.mark.parametrize("problem", estimators.PROBLEMS)

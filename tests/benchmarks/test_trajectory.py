@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import trajectory
+from tests.drawings import legend, lines
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,7 @@ def one_thread(monkeypatch):
 ONE = {"bytes": 2**20, "total": 2**29, "seconds": 1.0}
 
 
-def test_without_peers_it_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_without_peers_it_says_so_and_goes_on(tmp_path, monkeypatch, capsys, drawn):
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -41,7 +42,14 @@ def test_without_peers_it_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
     assert len(rows) == 2 * 2
     # All ways agree with the first.
     assert all(float(row.split("|")[3]) < 1e-5 for row in rows)
-    assert (tmp_path / "trajectory.png").stat().st_size > 1000
+    memory, seconds = drawn.axes("trajectory.png", tmp_path)
+    assert list(lines(memory)) == ["Unrolled", "Unrolled, tree"] == legend(memory)
+    for name, (steps, peaks) in lines(memory).items():
+        assert steps == [1, 3]
+        told = [float(r.split("|")[4]) for r in rows if r.split("|")[2].strip() == name]
+        assert peaks == pytest.approx(told, abs=0.051)
+    assert all((line.get_ydata() > 0).all() for line in seconds.lines)
+    assert (memory.get_ylabel(), memory.get_yscale()) == ("peak memory (MiB)", "log")
 
 
 @pytest.mark.parametrize("name", trajectory.PEERS)

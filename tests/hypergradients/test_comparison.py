@@ -24,6 +24,7 @@ from metatoolkit.hypergradients import (
 )
 from metatoolkit.hypergradients.listing import all_estimators
 from tests import bank
+from tests.drawings import bars, lines
 from tests.hypergradients.test_conformance import equal, snapshot
 from tests.hypergradients.test_differentiating_losses import build, by_autograd, by_hand
 
@@ -67,13 +68,39 @@ def test_draws_of_a_random_estimator_are_averaged():
     assert row.mean_cosine > 0.8 > row.cosine
 
 
-def test_what_does_not_apply_says_why(tmp_path):
+def test_what_does_not_apply_says_why(tmp_path, drawn):
     case = bank.learned_rates()
     comparison = compare(case, [EvoGrad(), Unrolled(3)], path=tmp_path / "figure.png")
+    assert drawn["figure.png"] is comparison.figure
     assert "no meta-parameter" in comparison.table.note["EvoGrad"]
     assert comparison.table.relative_error["Unrolled"] == 0
-    assert (tmp_path / "figure.png").stat().st_size > 5000
-    assert [t.get_text() for t in comparison.figure.axes[0].get_yticklabels()] == ["Unrolled"]
+    error, flops, memory, seconds = drawn.axes("figure.png", tmp_path)
+    row = comparison.table.loc["Unrolled"]
+    # Errors of zero are drawn at the rounding of float64.
+    assert bars(error) == {"Unrolled": 1e-16}
+    assert bars(flops, error)["Unrolled"] == pytest.approx(row.flops)
+    assert bars(memory, error)["Unrolled"] == pytest.approx(row.peak_bytes / 2**20)
+    assert bars(seconds, error)["Unrolled"] == pytest.approx(1e3 * row.seconds)
+    named = [axis.get_xlabel() for axis in (error, flops, memory, seconds)]
+    assert named == [
+        "relative error of a call",
+        "operations [forward passes]",
+        "peak memory [MiB]",
+        "time of a call [ms]",
+    ]
+
+
+def test_the_figure_shows_the_table(tmp_path, drawn):
+    estimators = {"all": Unrolled(3), "one": Unrolled(1), "random": EvoGrad(2, 0.1, 0.5)}
+    table = compare(bank.small_net(), estimators, draws=3, path=tmp_path / "figure.png").table
+    error, flops, *_ = drawn.axes("figure.png", tmp_path)
+    assert list(bars(error)) == ["all", "one", "random"]
+    for name in ("one", "random"):
+        assert bars(error)[name] == pytest.approx(table.relative_error[name])
+        assert bars(flops, error)[name] == pytest.approx(table.flops[name])
+    means, places = lines(error)["of the mean over draws"]
+    assert means[1:] == pytest.approx(table.mean_relative_error.tolist()[1:])
+    assert places == [0, 1, 2] and error.get_xscale() == "log"
 
 
 def test_the_table_is_printed(capsys):

@@ -147,6 +147,47 @@ def test_first_order_keeps_the_direct_derivative_and_reptile_refuses_it():
         other.call(Reptile(2))
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_all_see_the_same_outer_loss_and_reach_the_same_state(steps):
+    # Dropout and BatchNorm: the masks of the outer loss are those of the state that is reached.
+    case = bank.initialized()
+    exact = case.call(Unrolled(steps))
+    for estimator in (FirstOrder(steps), Reptile(steps)):
+        result = case.call(estimator)
+        torch.testing.assert_close(result.valid_loss, exact.valid_loss, rtol=1e-13, atol=0)
+        for one, other in zip(result.state.tensors(), exact.state.tensors(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+        for name, buffer in result.state.buffers.items():
+            torch.testing.assert_close(buffer, exact.state.buffers[name])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_start_by_hand(steps):
+    # θ_0 = λ, moved after the state was made; each step on a batch of its own.
+    case = bank.started()
+    state = case.state
+    with torch.no_grad():
+        case.problem.meta.value.add_(0.5)
+    reached = 1.3 * (1 - 0.1 * sum(case.batches(steps)))
+    problem = mt.BilevelProblem(
+        case.problem.model,
+        case.problem.meta,
+        lambda model, meta, batch: batch * model.value * meta.value.detach(),
+        case.problem.valid_loss,
+        initial=case.problem.initial,
+    )
+    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    first, reptile = (case.call(kind(steps), state) for kind in (FirstOrder, Reptile))
+    assert float(first.gradient["value"]) == pytest.approx(reached - case.valid_batch, rel=1e-12)
+    assert float(reptile.gradient["value"]) == pytest.approx(1.3 - reached, rel=1e-12)
+    there = {"value": torch.tensor(1.5, dtype=torch.float64)}
+    arguments = (problem, case.inner, state, case.batches(steps), case.valid_batch, there)
+    moved = (reached + 0.2 - case.valid_batch) ** 2 / 2
+    assert float(FirstOrder(steps).objective(*arguments)) == pytest.approx(moved, rel=1e-12)
+    way = (1.5 - reached) ** 2 / 2
+    assert float(Reptile(steps).objective(*arguments)) == pytest.approx(way, rel=1e-12)
+
+
 @both
 def test_arguments_out_of_range(estimator):
     with pytest.raises(ConfigurationError, match="steps is 0"):

@@ -53,6 +53,8 @@ def test_draws_depend_on_seed_and_state_alone():
     first, second = (ForwardGradient(2)._draw(case.problem, s)["value"] for s in (state, one.state))
     assert not torch.equal(first, second)
     assert not torch.equal(flat(later), flat(one))
+    other = case.call(ForwardGradient(2), case.inner.init(case.problem, seed=6))
+    assert not torch.equal(flat(other), flat(one))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])

@@ -1,11 +1,27 @@
 """The states of a trajectory, last first: their order, their number and the steps they take."""
 
 import dataclasses
+import math
 import weakref
 
 import pytest
+import torch
 
-from metatoolkit.hypergradients.trajectory import states_backward, tree_depth
+import metatoolkit as mt
+from metatoolkit.errors import NonFiniteError
+from metatoolkit.hypergradients.trajectory import (
+    StepGraph,
+    finite_outer_gradient,
+    outer_gradient,
+    outer_loss,
+    roll_out,
+    states_backward,
+    tree_depth,
+    valid_key,
+)
+from metatoolkit.randomness import fold_in
+from tests import bank
+from tests.draws import recorded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,3 +57,123 @@ def test_replay_tree(arity, steps):
     assert taken <= steps * depth
     if arity > steps:
         assert taken == steps
+
+
+class Gradient:
+    """Stands for the gradient of a step."""
+
+
+@pytest.mark.parametrize("arity", [2, 3, 5])
+def test_gradients_are_kept_at_the_lowest_level_alone(arity):
+    gradients = weakref.WeakSet()
+
+    def advance(point, index):
+        gradient = Gradient()
+        gradients.add(gradient)
+        return Point(index + 1), gradient
+
+    for point, gradient in states_backward(advance, Point(0), 50, arity):
+        assert len(gradients) <= arity
+        del point, gradient
+
+
+def test_the_outer_loss_has_masks_of_its_own_at_every_step_and_in_every_run():
+    case = bank.small_net()
+    state, other = case.state, case.inner.init(case.problem, seed=6)
+    after, _ = case.inner.step(
+        case.problem, state, case.problem.meta_parameters(), case.train_batches[0]
+    )
+    keys = [valid_key(state), valid_key(after), valid_key(other), state.key, other.key]
+    keys += [fold_in(key, step) for key in (state.key, other.key) for step in (0, 1)]
+    assert len(set(keys)) == len(keys) and valid_key(state) == keys[0]
+
+
+def test_trajectories_and_outer_losses_by_hand():
+    case = recorded()
+    meta = case.problem.meta_leaves()
+    final = roll_out(case.problem, case.inner, case.state, meta, [1.0, 2.0, 3.0])
+    theta = 0.7
+    for batch in (1.0, 2.0, 3.0):
+        theta = 0.9 * theta + 0.1 * batch * 0.4
+    assert float(final.parameters["value"]) == pytest.approx(theta, rel=1e-14)
+    assert final.step == 3 and not final.parameters["value"].requires_grad
+    assert roll_out(case.problem, case.inner, final, meta, []) is final
+    loss = outer_loss(case.problem, final, meta, 0.25)
+    assert float(loss) == pytest.approx((theta - 0.25) ** 2 / 2, rel=1e-13)
+    assert not loss.requires_grad
+    for function in (outer_gradient, finite_outer_gradient):
+        loss, adjoint, direct = function(case.problem, final, meta, 0.25)
+        assert float(loss) == pytest.approx((theta - 0.25) ** 2 / 2, rel=1e-13)
+        assert not loss.requires_grad and direct == [None]
+        assert float(adjoint[0]) == pytest.approx(theta - 0.25, rel=1e-13)
+    # All of them draw the same numbers.
+    assert len(set(case.draws("valid"))) == 1
+
+
+def test_slots_have_no_part_in_the_outer_gradient_and_meta_its_own():
+    case = bank.inside_model()
+    meta = case.problem.meta_leaves()
+    _, adjoint, direct = outer_gradient(case.problem, case.state, meta, case.valid_batch)
+    count = len(case.state.parameters)
+    assert [a is None for a in adjoint] == [False] * count + [True] * count
+    assert direct[0].shape == (5,)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_names_its_parameter(value):
+    case = bank.ridge()
+    bad = (case.valid_batch[0] * value, case.valid_batch[1])
+    with pytest.raises(NonFiniteError, match="the validation loss"):
+        finite_outer_gradient(case.problem, case.state, case.problem.meta_leaves(), bad)
+    # The root has an infinite slope at zero, where its value is finite.
+    problem = mt.BilevelProblem(
+        bank.Value(0.0),
+        bank.Value(1.0),
+        case.problem.train_loss,
+        lambda model, meta, batch: model.value.sqrt(),
+    )
+    state = case.inner.init(problem)
+    with pytest.raises(NonFiniteError, match="gradient of the validation loss in 'value'"):
+        finite_outer_gradient(problem, state, problem.meta_leaves(), None)
+
+
+@pytest.mark.parametrize("name", ["small_net", "learned_rates", "inside_model"])
+def test_a_step_pulls_an_adjoint_back(name):
+    case = bank.CASES[name]()
+    meta = case.problem.meta_leaves()
+    state = roll_out(case.problem, case.inner, case.state, meta, case.train_batches[:1])
+    batch = case.train_batches[1]
+    graph = StepGraph(case.problem, case.inner, state, meta, batch)
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(tensor):
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+
+    adjoint = [draw(tensor) for tensor in state.tensors()]
+    along = [draw(tensor) for tensor in [*state.tensors(), *meta.values()]]
+    radius, sides = 1e-6, []
+    count = len(adjoint)
+    for sign in (1, -1):
+        moved = [t + sign * radius * d for t, d in zip(state.tensors(), along, strict=False)]
+        pairs = zip(meta.items(), along[count:], strict=True)
+        given = {n: t.detach() + sign * radius * d for (n, t), d in pairs}
+        after, _ = case.inner.step(case.problem, state.with_tensors(moved), given, batch)
+        sides.append(after.tensors())
+    expected = sum(
+        float((v * (one - two)).sum()) / (2 * radius)
+        for v, one, two in zip(adjoint, *sides, strict=True)
+    )
+    before, direct = graph.pull_back(adjoint)
+    pairs = zip([*before, *direct], along, strict=True)
+    found = sum(float((g * d).sum()) for g, d in pairs if g is not None)
+    assert found == pytest.approx(expected, rel=1e-6)
+    last = StepGraph(case.problem, case.inner, state, meta, batch, False)
+    before, alone = last.pull_back(adjoint)
+    assert before == []
+    for one, other in zip(alone, direct, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_the_number_of_levels():
+    assert [tree_depth(steps, 2) for steps in (0, 1, 2, 3, 4, 7, 8)] == [0, 1, 2, 2, 3, 3, 4]
+    assert [tree_depth(steps, 10) for steps in (9, 10, 99, 100)] == [1, 2, 2, 3]

@@ -1,0 +1,65 @@
+"""What a figure shows, read back from its axes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Drawn(dict[str, Any]):
+    """Figures by the name of the file that they were saved to."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        from matplotlib.figure import Figure
+
+        save = Figure.savefig
+
+        def savefig(figure: Any, path: Any, *arguments: Any, **options: Any) -> Any:
+            self[Path(path).name] = figure
+            return save(figure, path, *arguments, **options)
+
+        patch.setattr(Figure, "savefig", savefig)
+
+    def axes(self, name: str, folder: Path | None = None) -> list[Any]:
+        """The axes of a figure in order; with a folder, the file must be a picture that is there.
+
+        Args:
+            name: Name of the file.
+            folder: Where it was written.
+        """
+        if folder is not None:
+            assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        return self[name].axes
+
+
+def lines(axis: Any) -> dict[str, tuple[list[float], list[float]]]:
+    """The data of the lines of an axis by label, those without one left out."""
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in axis.lines
+        if not line.get_label().startswith("_")
+    }
+
+
+def bars(axis: Any, labels: Any = None) -> dict[str, float]:
+    """The lengths of horizontal bars by the label of their place, which may stand at another axis.
+
+    Args:
+        axis: Where the bars are; of several groups of them, the last.
+        labels: The axis that holds the labels.
+    """
+    named = labels or axis
+    pairs = zip(named.get_yticks(), named.get_yticklabels(), strict=True)
+    places = {round(place): text.get_text() for place, text in pairs}
+    return {
+        places[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width()
+        for bar in axis.containers[-1].patches
+    }
+
+
+def legend(axis: Any) -> list[str]:
+    """The labels of a legend."""
+    return [text.get_text() for text in axis.get_legend().get_texts()]
