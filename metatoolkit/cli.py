@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import atexit
 import importlib
-import importlib.util
-import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from metatoolkit.errors import UnknownNameError
+from metatoolkit.applications import applications, load_application
 from metatoolkit.terminal import answer
 
 EXPRESSIONS = """\
@@ -81,32 +79,10 @@ def run_application(name: str, arguments: Sequence[str]) -> int:
 
     Raises:
         UnknownNameError: There is no such application.
+        ConfigurationError: It does not follow the rules for applications.
     """
-    known = applications()
-    if name not in known:
-        raise UnknownNameError("application", name, known)
-    module = importlib.import_module(f"applications.{name}")
-    experiment: Any = getattr(module, "experiment", None)
-    # A package may keep its experiment in a module of the same name.
-    experiment = getattr(experiment, "experiment", experiment)
-    if not hasattr(experiment, "run_commandline"):
-        runnable = f"applications.{name}.experiment"
-        raise UnknownNameError("experiment", runnable, [])
-    experiment.run_commandline([f"metatoolkit run {name}", *arguments])
+    load_application(name).run_commandline([f"metatoolkit run {name}", *arguments])
     return 0
-
-
-def applications() -> list[str]:
-    """List the applications that can be run.
-
-    Returns:
-        The names of the modules of the package ``applications``.
-    """
-    spec = importlib.util.find_spec("applications")
-    if spec is None or spec.submodule_search_locations is None:
-        return []
-    found = pkgutil.iter_modules(list(spec.submodule_search_locations))
-    return sorted(module.name for module in found if not module.name.startswith("_"))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -118,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metatoolkit",
         description="Run meta-learning applications and ask for their recorded runs.",
-        epilog="Data lie in the user's data directory; METATOOLKIT_HOME moves them. "
+        epilog="Records and checkpoints lie in the user's data directory; METATOOLKIT_HOME moves "
+        "them, and leaves data sets where they are: METATOOLKIT_DATA moves those. "
         "METATOOLKIT_MONGO_URI names a MongoDB server to use instead of the managed one.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -68,6 +68,38 @@ class Assembly:
     task: Any = None
 
 
+def record_filled(experiment: Any, fill: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+    """Let the configuration of every run hold what is filled in where an entry was left open.
+
+    What is recorded and compared is then what was used, such as a tuned learning rate, and not the
+    ``None`` that stands for it.
+
+    Args:
+        experiment: The Sacred experiment.
+        fill: Takes a configuration and returns it with open entries filled in.
+    """
+
+    def hook(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
+        # Sacred draws the seed only after this, where none is given.
+        return _changed(config, fill({"seed": 0, **config}))
+
+    experiment.config_hook(hook)
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that differ, nested ones alone."""
+    changed: dict[str, Any] = {}
+    for name, value in after.items():
+        former = before.get(name)
+        if isinstance(value, Mapping) and isinstance(former, Mapping):
+            inner = _changed(former, value)
+            if inner:
+                changed[name] = inner
+        elif (former is None and value is not None) or (name in before and former != value):
+            changed[name] = value
+    return changed
+
+
 def configuration_digest(config: Mapping[str, Any]) -> str:
     """Return a short name of a configuration, seed included.
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.cli import applications
+from metatoolkit.applications import applications, check_experiment
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.jobs import exit_code, run_jobs
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; by default those of the process.
 
     Returns:
-        Exit code: 1 where a run failed, 2 for an error, 130 after Ctrl-C.
+        Exit code: 1 where a run failed or is missing, 2 for an error, 130 after Ctrl-C.
     """
     options = build_parser().parse_args(argv)
     return exit_code(lambda: reproduce(options))
@@ -85,7 +85,7 @@ def reproduce(options: argparse.Namespace) -> int:
         options: What :func:`build_parser` parsed.
 
     Returns:
-        Exit code: 1 where a run failed, else 0.
+        Exit code: 1 where a run failed or is missing, else 0.
 
     Raises:
         UnknownNameError: There is no such study.
@@ -112,9 +112,11 @@ def reproduce(options: argparse.Namespace) -> int:
         if folder is not None:
             _check_folder(folder)
     chosen = [known[name] for name in options.studies or known]
+    for study in chosen:
+        check_experiment(study.experiment)
     processes = options.processes or min(len(os.sched_getaffinity(0)), 4)
     updates = {n: v for n in ("steps", "device") if (v := getattr(options, n)) is not None}
-    found, failures = [], 0
+    found, failures, incomplete = [], 0, 0
     with contextlib.ExitStack() as stack:
         for study in chosen:
             jobs = jobs_of(study, _seeds(study, options), updates)
@@ -129,7 +131,9 @@ def reproduce(options: argparse.Namespace) -> int:
             frame = collect(study, jobs, database)
             found.append((study, frame))
             _show(study, frame)
-            for sentence in lacking(study, jobs, frame):
+            missing = lacking(study, jobs, frame)
+            incomplete += len(missing)
+            for sentence in missing:
                 print(sentence)
             for outcome in failed:
                 job = outcome.job
@@ -144,7 +148,7 @@ def reproduce(options: argparse.Namespace) -> int:
                 document.write(found, options.document)
     if options.document is not None:
         print(f"document:  {options.document.resolve()}")
-    return 1 if failures else 0
+    return 1 if failures or incomplete else 0
 
 
 def lacking(study: Study, jobs: Sequence[Job], frame: pandas.DataFrame) -> list[str]:

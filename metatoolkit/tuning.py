@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from metatoolkit.applications import check_experiment
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.jobs import Job, exit_code, resolve, run_jobs
 
@@ -227,6 +228,7 @@ def main(search: Search, description: str, argv: Sequence[str] | None = None) ->
     given = parser.parse_intermixed_args(argv)
 
     def command() -> int:
+        check_experiment(search.experiment)
         table = tune(
             search,
             count=given.trials,

@@ -49,7 +49,7 @@ from metatoolkit.metaparameters.representation_transform import (
     find_layers,
 )
 from metatoolkit.networks.text_classifier import TextClassifier, build_encoder, check_positions
-from metatoolkit.recorded import Assembly, fit_recorded
+from metatoolkit.recorded import Assembly, fit_recorded, record_filled
 from metatoolkit.tasks.data_root import data_root
 
 experiment = records.experiment("cross_lingual")
@@ -124,6 +124,9 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
             f"data.source and data.target are both {data['target']!r}; name two languages."
         )
     return {**config, **filled, "data": data, "evograd": evograd}
+
+
+record_filled(experiment, settings_of)
 
 
 def load_corpora(data: dict[str, Any]) -> list[mt.tasks.Corpus]:

@@ -30,7 +30,7 @@ from baselines import frozen_weights, plain, uniform_weights
 from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
 from metatoolkit.configuration import build_estimator, check_at_most, check_configuration
-from metatoolkit.recorded import Assembly, fit_recorded
+from metatoolkit.recorded import Assembly, fit_recorded, record_filled
 
 experiment = records.experiment("label_noise")
 
@@ -63,6 +63,9 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     if evograd["sigma"] is None:
         evograd["sigma"] = own["sigma"]
     return {**config, **filled, "evograd": evograd}
+
+
+record_filled(experiment, settings_of)
 
 
 def assemble(config: dict[str, Any]) -> Assembly:

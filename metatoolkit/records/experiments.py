@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import os
@@ -101,12 +102,24 @@ def seed_everything(_run: Any) -> None:
 def _experiment_class() -> Any:
     sacred = import_sacred()
     from docopt import DocoptExit, docopt
+    from sacred.config import ConfigDict
     from sacred.dependencies import gather_sources_and_dependencies
     from sacred.utils import (
         ConfigAddedError,
         NamedConfigNotFoundError,
         create_basic_stream_logger,
     )
+
+    class Fresh(ConfigDict):
+        # A configuration that stays as it was: Sacred writes what hooks return into its parts.
+        # No docstring, since Sacred would show it as that of every named configuration.
+        def __init__(self, original: Any) -> None:
+            self._conf = original._conf
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            fresh = ConfigDict({})
+            fresh._conf = copy.deepcopy(self._conf)
+            return fresh(*args, **kwargs)
 
     class Experiment(sacred.Experiment):  # type: ignore[name-defined]
         """A Sacred experiment that is created on behalf of another file."""
@@ -146,6 +159,10 @@ def _experiment_class() -> Any:
                     f"the experiment {name!r} is defined in no file, so that its source cannot be "
                     "recorded. Pass interactive=True to run it all the same."
                 )
+
+        @staticmethod
+        def _create_config_dict(cfg_or_file: Any, kw_conf: Any) -> Any:
+            return Fresh(sacred.Experiment._create_config_dict(cfg_or_file, kw_conf))
 
         def run_commandline(self, argv: Any = None) -> Any:
             """Run from the command line; errors of this toolkit end with one line and code 2."""

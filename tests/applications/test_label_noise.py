@@ -147,6 +147,20 @@ def test_command_line_names_the_nearest_method():
     assert "Traceback" not in done.stderr
 
 
+def test_a_run_is_recorded_with_the_settings_that_it_used():
+    for method, own in TUNED.items():
+        config = experiment.resolve({"method": method, "seed": 3})
+        assert {name: config[name] for name in own if name != "sigma"} == {
+            name: value for name, value in own.items() if name != "sigma"
+        }
+        assert settings_of(config) == config
+    assert config["evograd"]["sigma"] == TUNED["evograd"]["sigma"]
+    chosen = experiment.resolve({"method": "evograd", "lr": 0.5, "evograd": {"sigma": 0.1}})
+    assert (chosen["lr"], chosen["evograd"]["sigma"]) == (0.5, 0.1)
+    assert chosen["meta_lr"] == TUNED["evograd"]["meta_lr"]
+    assert experiment.resolve({}, ["cifar10"])["lr"] == 0.1
+
+
 def test_settings_tuned_for_a_method_give_way_to_given_ones():
     config = {**DEFAULT, "seed": 0, "evograd": {**DEFAULT["evograd"], "sigma": 0.5}}
     chosen = settings_of({**config, "momentum": 0.3})

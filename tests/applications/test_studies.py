@@ -35,8 +35,9 @@ def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys, drawn):
     assert "runs, 1 at once" not in capsys.readouterr().out
 
     other = ["label_noise", "--no-run", "--seeds", "1", "--output", str(tmp_path / "other")]
-    assert reproduce.main(other) == 0
-    assert "–" in capsys.readouterr().out
+    assert reproduce.main(other) == 1
+    printed = capsys.readouterr().out
+    assert "–" in printed and "missing:   second order: 1 of 1 runs (seed 31)" in printed
     assert not (tmp_path / "other").exists()
 
 

@@ -184,3 +184,14 @@ def test_a_seed_that_cannot_seed_is_refused_in_one_line(seed):
     experiment = make(count_up)
     with pytest.raises(ConfigurationError, match=f"seed is {seed!r}; an integer from 0 to"):
         experiment.run(config_updates={"seed": seed})
+
+
+def test_what_a_hook_fills_in_does_not_reach_the_next_run():
+    experiment = make(lambda: None, nested={"x": None, "y": [1]}, method="a")
+
+    @experiment.config_hook
+    def fill(config, command_name, logger):
+        return {"nested": {"x": config["method"]}} if config["nested"]["x"] is None else {}
+
+    for method in ("a", "b", "a"):
+        assert experiment.resolve({"method": method})["nested"] == {"x": method, "y": [1]}
