@@ -264,9 +264,9 @@ def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerSta
     for name, diagonal in sensitivity.items():
         if not bool(((diagonal != 0) & torch.isfinite(diagonal)).all()):
             raise UnsupportedError(
-                f"the learning rate of {name!r} is not above 0, so that the inner step does not "
-                "determine it and has no inverse; freeze it with requires_grad_(False), or give "
-                "it a learning rate."
+                f"the learning rate of {name!r} is not above 0 (or maximize=True turns its step "
+                "around), so that the inner step does not descend to it; freeze it with "
+                "requires_grad_(False), or give it a learning rate."
             )
     return {name: -diagonal for name, diagonal in sensitivity.items()}
 

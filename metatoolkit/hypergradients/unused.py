@@ -157,7 +157,11 @@ def _meant_for_initial_state(problem: BilevelProblem) -> str | None:
 def _meant_for_optimizer(problem: BilevelProblem, inner: InnerLearner) -> str | None:
     """λ has the name of a hyper-parameter, or is a single number, and the learner has numbers."""
     synonyms = {"lr": ("rate", "rates", "lrs")}
-    plain = [n for n, v in inner.hyperparameters.items() if isinstance(v, int | float)]
+    plain = [
+        name
+        for name, value in inner.hyperparameters.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
     for name in problem.meta_parameter_names:
         words = name.rsplit(".", 1)[-1].lower().split("_")
         for known in plain:

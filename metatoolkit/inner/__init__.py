@@ -1,9 +1,18 @@
 """Inner learners: how the inner parameters move."""
 
+from metatoolkit.inner.adagrad import Adagrad as Adagrad
 from metatoolkit.inner.adam import Adam as Adam
 from metatoolkit.inner.adamw import AdamW as AdamW
 from metatoolkit.inner.base import InnerLearner as InnerLearner
+from metatoolkit.inner.clipped import Clipped as Clipped
+from metatoolkit.inner.combined import Combined as Combined
+from metatoolkit.inner.lion import Lion as Lion
+from metatoolkit.inner.muon import Muon as Muon
+from metatoolkit.inner.radam import RAdam as RAdam
 from metatoolkit.inner.rmsprop import RMSprop as RMSprop
+from metatoolkit.inner.schedules import cosine as cosine
+from metatoolkit.inner.schedules import exponential as exponential
 from metatoolkit.inner.schedules import multistep as multistep
+from metatoolkit.inner.schedules import polynomial as polynomial
 from metatoolkit.inner.schedules import warmup_linear as warmup_linear
 from metatoolkit.inner.sgd import SGD as SGD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
@@ -48,8 +49,7 @@ def warmup_linear(
     Raises:
         ConfigurationError: A number is out of range.
     """
-    if steps < 1:
-        raise ConfigurationError(f"steps is {steps}; at least 1 is needed.")
+    _check_steps(steps)
     if not 0 <= warmup <= 1:
         raise ConfigurationError(f"warmup is {warmup}; a number from 0 to 1 is needed.")
     rising = warmup * steps
@@ -61,3 +61,80 @@ def warmup_linear(
         return value * max(0.0, (steps - step) / (steps - rising + 1))
 
     return schedule
+
+
+def cosine(value: float, steps: int, minimum: float = 0.0) -> Callable[[nn.Module, int], float]:
+    """Return a schedule that falls by half a cosine wave, as torch's ``CosineAnnealingLR``.
+
+    Args:
+        value: Value at the first step.
+        steps: Number of inner steps after which it is ``minimum``, and stays so.
+        minimum: Last value.
+
+    Returns:
+        A function ``(meta, step) -> float`` for any hyper-parameter of an inner learner.
+
+    Raises:
+        ConfigurationError: ``steps`` is below 1.
+    """
+    _check_steps(steps)
+
+    def schedule(meta: nn.Module, step: int) -> float:
+        del meta
+        share = min(step, steps) / steps
+        return minimum + (value - minimum) * (1.0 + math.cos(math.pi * share)) / 2.0
+
+    return schedule
+
+
+def exponential(value: float, gamma: float) -> Callable[[nn.Module, int], float]:
+    """Return a schedule that multiplies a value by ``gamma`` at each step, as ``ExponentialLR``.
+
+    Args:
+        value: Value at the first step.
+        gamma: Factor, above 0.
+
+    Returns:
+        A function ``(meta, step) -> float`` for any hyper-parameter of an inner learner.
+
+    Raises:
+        ConfigurationError: ``gamma`` is not above 0.
+    """
+    if not gamma > 0:
+        raise ConfigurationError(f"gamma is {gamma}; a number above 0 is needed.")
+
+    def schedule(meta: nn.Module, step: int) -> float:
+        del meta
+        return value * gamma**step
+
+    return schedule
+
+
+def polynomial(value: float, steps: int, power: float = 1.0) -> Callable[[nn.Module, int], float]:
+    """Return a schedule that falls to 0 as a power of the steps left, as ``PolynomialLR``.
+
+    Args:
+        value: Value at the first step.
+        steps: Number of inner steps after which it is 0, and stays so.
+        power: Exponent, above 0.
+
+    Returns:
+        A function ``(meta, step) -> float`` for any hyper-parameter of an inner learner.
+
+    Raises:
+        ConfigurationError: A number is out of range.
+    """
+    _check_steps(steps)
+    if not power > 0:
+        raise ConfigurationError(f"power is {power}; a number above 0 is needed.")
+
+    def schedule(meta: nn.Module, step: int) -> float:
+        del meta
+        return value * (1.0 - min(step, steps) / steps) ** power
+
+    return schedule
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ConfigurationError(f"steps is {steps}; at least 1 is needed.")

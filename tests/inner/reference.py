@@ -66,11 +66,13 @@ def make_batches(steps, dead=()):
     return batches
 
 
-def assert_follows(inner, optimizer, options, group_options=(), schedule=None, steps=50):
+def assert_follows(
+    inner, optimizer, options, group_options=(), schedule=None, steps=50, change=None
+):
     """Assert that an inner learner equals a torch optimizer for ``steps`` steps in float64.
 
     The parameters of ``head`` and of ``tied`` take the options in ``group_options``, one mapping
-    each; the others take ``options``.
+    each; the others take ``options``. ``change`` does to the gradients what it will.
     """
     problem = make_problem()
     model = copy.deepcopy(problem.model)
@@ -90,6 +92,8 @@ def assert_follows(inner, optimizer, options, group_options=(), schedule=None, s
                 group.update(schedule(step))
         reference.zero_grad()
         problem.train_loss(model, problem.meta, batch).backward()
+        if change is not None:
+            change(model.parameters())
         reference.step()
         state, _ = inner.step(problem, state, meta, batch)
     for name, parameter in names.items():

@@ -1,10 +1,11 @@
 """Schedules of hyper-parameters."""
 
 import pytest
+import torch
 from torch import nn
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.inner import multistep, warmup_linear
+from metatoolkit.inner import cosine, exponential, multistep, polynomial, warmup_linear
 
 
 def values(schedule, steps):
@@ -33,3 +34,47 @@ def test_multistep():
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ConfigurationError, match=list(arguments)[-1]):
         warmup_linear(1.0, **arguments)
+
+
+SCHEDULERS = torch.optim.lr_scheduler
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (cosine(0.3, 7), lambda o: SCHEDULERS.CosineAnnealingLR(o, 7)),
+        (cosine(0.3, 7, 0.02), lambda o: SCHEDULERS.CosineAnnealingLR(o, 7, 0.02)),
+        (exponential(0.3, 0.8), lambda o: SCHEDULERS.ExponentialLR(o, 0.8)),
+        (polynomial(0.3, 7), lambda o: SCHEDULERS.PolynomialLR(o, 7)),
+        (polynomial(0.3, 5, 2.5), lambda o: SCHEDULERS.PolynomialLR(o, 5, 2.5)),
+        (multistep(0.3, [2, 5], 0.5), lambda o: SCHEDULERS.MultiStepLR(o, [2, 5], 0.5)),
+    ],
+)
+def test_schedules_equal_those_of_torch(ours, theirs):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.3)
+    scheduler = theirs(optimizer)
+    expected = []
+    for _ in range(8):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert values(ours, 8) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_schedules_stay_at_their_last_value():
+    assert values(cosine(1.0, 2, 0.1), 5)[2:] == pytest.approx([0.1] * 3)
+    assert values(polynomial(1.0, 2), 5)[2:] == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: cosine(1.0, 0), "steps is 0"),
+        (lambda: polynomial(1.0, 0), "steps is 0"),
+        (lambda: polynomial(1.0, 5, 0.0), "power is 0.0"),
+        (lambda: exponential(1.0, 0.0), "gamma is 0.0"),
+    ],
+)
+def test_arguments_of_other_schedules_out_of_range(make, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make()

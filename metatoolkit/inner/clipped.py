@@ -1,0 +1,202 @@
+"""Gradient clipping in front of an inner learner, by the norm of all gradients or by value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.hyperparameters import Hyperparameter, check_values, resolve
+from metatoolkit.inner.moments import root
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.state import InnerState, Tensors
+
+
+class Clipped(InnerLearner):
+    """An inner learner whose gradients are clipped before each step, differentiably.
+
+    With ``max_norm`` all gradients g together are scaled by min(1, ``max_norm`` / (‖g‖ + 10⁻⁶)), as
+    ``torch.nn.utils.clip_grad_norm_`` does; parameters that the batch does not reach do not count.
+    With ``max_value`` each entry is cut to ±``max_value``, as ``clip_grad_value_`` does. The
+    derivative goes through the norm; an entry that is cut has the derivative zero. For both, clip
+    a clipped learner again: the outer one comes first.
+
+    Clipping by norm makes each coordinate's step read all gradients, so that it has no
+    ``sensitivity`` of its own: SAMA and FiniteDifference refuse it.
+
+    Args:
+        inner: Inner learner that takes the step.
+        max_norm: Largest norm of all gradients.
+        max_value: Largest absolute value of an entry.
+        norm_type: Which norm, ``float("inf")`` for the largest entry.
+
+    Raises:
+        ConfigurationError: Not one of both limits is given, or an argument is out of range.
+
+    Example:
+        >>> from metatoolkit.inner import SGD
+        >>> Clipped(SGD(lr=0.1), max_norm=1.0).options()["max_norm"]
+        1.0
+    """
+
+    def __init__(
+        self,
+        inner: InnerLearner,
+        max_norm: Hyperparameter | None = None,
+        max_value: Hyperparameter | None = None,
+        norm_type: float = 2.0,
+    ) -> None:
+        if not isinstance(inner, InnerLearner) or type(inner).step is not InnerLearner.step:
+            raise ConfigurationError(
+                f"inner is {inner!r}; accepted: an inner learner that takes its step from one "
+                "gradient, for instance SGD(lr=0.1)."
+            )
+        if (max_norm is None) == (max_value is None):
+            raise ConfigurationError(
+                f"max_norm is {max_norm} and max_value {max_value}; give one of them."
+            )
+        if not norm_type > 0:
+            raise ConfigurationError(f"norm_type is {norm_type}; a number above 0 is needed.")
+        limits = {"max_norm": max_norm, "max_value": max_value}
+        self._limits = {name: value for name, value in limits.items() if value is not None}
+        check_values(self._limits, (), ())
+        self.inner = inner
+        self.norm_type = float(norm_type)
+        self.hyperparameters = inner.hyperparameters | self._limits
+        self.groups = inner.groups
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Raise unless the learner and the limit fit a problem.
+
+        Args:
+            problem: Problem whose inner parameters it shall move.
+        """
+        self.inner.check(problem)
+        with torch.enable_grad():
+            resolve(self._limits, (), problem, problem.meta_leaves(), 0)
+
+    def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
+        """Return the optimizer state of the learner that takes the step.
+
+        Args:
+            parameters: Inner parameters by name.
+        """
+        return self.inner.init_slots(parameters)
+
+    def update(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        slots: dict[str, Tensor],
+        hyperparameters: dict[str, float | Tensor],
+        step: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the learner makes of a gradient that is already clipped.
+
+        Args:
+            parameter: The parameter, of any shape.
+            gradient: Its clipped gradient, of the same shape.
+            slots: Its optimizer state, each of the same shape.
+            hyperparameters: Values that hold for this parameter at this step.
+            step: Number of steps that this parameter took before this one.
+        """
+        return self.inner.update(parameter, gradient, slots, hyperparameters, step)
+
+    def apply(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
+    ) -> InnerState:
+        """Return the state after the update with the gradients clipped.
+
+        Args:
+            problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
+            state: State before the step.
+            meta: Meta-parameters by name.
+            gradients: Gradient of the training loss by parameter name, of some parameters or all.
+        """
+        clipped, _ = self._clip(problem, state, meta, gradients)
+        return self.inner.apply(problem, state, meta, clipped)
+
+    def gradient_sensitivity(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
+    ) -> Tensors:
+        """Return ∂θ⁺/∂g, zero where an entry is cut; see :class:`InnerLearner`.
+
+        Args:
+            problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
+            state: State before the step.
+            meta: Meta-parameters by name.
+            gradients: Gradient of the training loss by parameter name.
+
+        Raises:
+            UnsupportedError: The norm is clipped, or the learner has no closed form.
+        """
+        if "max_norm" in self._limits:
+            raise UnsupportedError(
+                "Clipped(max_norm=...) scales each gradient by the norm of all, so that the step "
+                "of a coordinate depends on all gradients and not on its own alone; use "
+                "max_value, or an estimator that differentiates the step itself, such as Unrolled."
+            )
+        clipped, limit = self._clip(problem, state, meta, gradients)
+        found = self.inner.gradient_sensitivity(problem, state, meta, clipped)
+        return {
+            name: torch.where(gradients[name].abs() > limit, 0.0, slope)
+            for name, slope in found.items()
+        }
+
+    def _clip(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
+    ) -> tuple[Tensors, float | Tensor]:
+        """Return the gradients clipped, and the limit."""
+        values = resolve(self._limits, (), problem, meta, state.step)("")
+        if "max_value" in values:
+            limit = values["max_value"]
+            return {name: _cut(gradient, limit) for name, gradient in gradients.items()}, limit
+        if not gradients:
+            return gradients, values["max_norm"]
+        factor = (values["max_norm"] / (self._norm(gradients) + 1e-6)).clamp(max=1.0)
+        scaled = {n: g * factor.to(_real_type(g), copy=False) for n, g in gradients.items()}
+        return scaled, values["max_norm"]
+
+    def _norm(self, gradients: Tensors) -> Tensor:
+        if self.norm_type == 2.0:
+            # A root of one sum, since the norm of one parameter may be 0 and has no derivative.
+            squares = [
+                (g * g.conj()).real if g.is_complex() else g.square() for g in _all(gradients)
+            ]
+            return root(torch.stack([square.sum() for square in squares]).sum())
+        norms = [torch.linalg.vector_norm(g, self.norm_type) for g in _all(gradients) if g.numel()]
+        if not norms:
+            return torch.zeros((), device=next(iter(gradients.values())).device)
+        return torch.linalg.vector_norm(torch.stack(norms), self.norm_type)
+
+    def options(self) -> dict[str, Any]:
+        """Return the learner that takes the step, the limit and the norm."""
+        return {"inner": self.inner, **self._limits, "norm_type": self.norm_type}
+
+    def __repr__(self) -> str:
+        """Return the call that makes this learner."""
+        values = ", ".join(f"{name}={value}" for name, value in self.options().items())
+        return f"{type(self).__name__}({values})"
+
+
+def _all(gradients: Tensors) -> list[Tensor]:
+    """Return gradients in one type of at least float32, in which their norms are added."""
+    wide = torch.float32
+    for gradient in gradients.values():
+        wide = torch.promote_types(wide, _real_type(gradient))
+    return [g if g.is_complex() else g.to(wide) for g in gradients.values()]
+
+
+def _real_type(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+
+
+def _cut(gradient: Tensor, limit: float | Tensor) -> Tensor:
+    if gradient.is_complex():
+        raise UnsupportedError("a complex gradient cannot be cut to a value; use max_norm.")
+    if isinstance(limit, Tensor):
+        return torch.minimum(torch.maximum(gradient, -limit), limit)
+    return gradient.clamp(-limit, limit)

@@ -1,0 +1,188 @@
+"""Several inner learners side by side, each for its own parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.hyperparameters import check_patterns
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.state import InnerState, Tensors
+
+
+class Combined(InnerLearner):
+    """Inner learners side by side, such as Muon for matrices and AdamW for everything else.
+
+    Args:
+        default: Learner of the parameters that no pattern matches.
+        exceptions: Name pattern (as in :mod:`fnmatch`) to the learner of the parameters that it
+            matches; the first one holds.
+
+    Raises:
+        ConfigurationError: There is no exception, or something is no inner learner that takes its
+            step from one gradient.
+
+    Example:
+        >>> from metatoolkit.inner import SGD, AdamW
+        >>> Combined(SGD(lr=0.1), {"*.bias": AdamW()}).learner_of("head.bias") is not None
+        True
+    """
+
+    def __init__(self, default: InnerLearner, exceptions: Mapping[str, InnerLearner]) -> None:
+        self.default = default
+        self.exceptions = dict(exceptions)
+        if not self.exceptions:
+            raise ConfigurationError("exceptions is empty; use the default learner as it is.")
+        for learner in self._learners():
+            if not isinstance(learner, InnerLearner) or type(learner).step is not InnerLearner.step:
+                raise ConfigurationError(
+                    f"{learner!r} cannot be combined; accepted: inner learners that take their "
+                    "step from one gradient, for instance SGD(lr=0.1)."
+                )
+        self.hyperparameters = {
+            f"{name} of {type(learner).__name__}": value
+            for learner in self._learners()
+            for name, value in learner.hyperparameters.items()
+        }
+        self.groups = [group for learner in self._learners() for group in learner.groups]
+
+    def _learners(self) -> list[InnerLearner]:
+        return [self.default, *self.exceptions.values()]
+
+    def learner_of(self, name: str) -> InnerLearner:
+        """Return the learner that moves a parameter.
+
+        Args:
+            name: Name of the parameter.
+        """
+        for pattern, learner in self.exceptions.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                return learner
+        return self.default
+
+    def _parts(self, values: Mapping[str, Any]) -> list[tuple[InnerLearner, dict[str, Any]]]:
+        """Return what belongs to each learner of a mapping from names of parameters."""
+        learners = {name: self.learner_of(name) for name in values}
+        distinct = {id(learner): learner for learner in self._learners()}
+        return [
+            (learner, {name: v for name, v in values.items() if learners[name] is learner})
+            for learner in distinct.values()
+        ]
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Raise unless each learner fits the parameters that it moves.
+
+        Args:
+            problem: Problem whose inner parameters they shall move.
+
+        Raises:
+            ConfigurationError: A pattern matches no inner parameter, or a learner moves none.
+        """
+        check_patterns([{"parameters": list(self.exceptions)}], problem.parameter_names)
+        for learner, own in self._parts(dict.fromkeys(problem.parameter_names)):
+            if not own:
+                raise ConfigurationError(
+                    f"{learner} moves no inner parameter, since the patterns of others match all "
+                    f"of them ({', '.join(problem.parameter_names[:5])}); leave it out."
+                )
+            InnerLearner.check(learner, problem)
+
+    def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
+        """Return the optimizer state of each learner for its parameters.
+
+        Args:
+            parameters: Inner parameters by name.
+        """
+        slots: dict[str, Tensors] = {}
+        for learner, own in self._parts(parameters):
+            for slot, tensors in learner.init_slots(own).items():
+                slots[slot] = slots.get(slot, {}) | tensors
+        return slots
+
+    def update(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        slots: dict[str, Tensor],
+        hyperparameters: dict[str, float | Tensor],
+        step: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Raise: which learner moves a parameter is known by its name alone.
+
+        Args:
+            parameter: Not read.
+            gradient: Not read.
+            slots: Not read.
+            hyperparameters: Not read.
+            step: Not read.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError("Combined moves whole states; call apply or step.")
+
+    def _split(
+        self, state: InnerState, gradients: Tensors
+    ) -> list[tuple[InnerLearner, InnerState, Tensors]]:
+        """Return each learner with its part of a state and of the gradients."""
+        parts = []
+        for learner, parameters in self._parts(state.parameters):
+            optimizer = {
+                slot: own
+                for slot, values in state.optimizer.items()
+                if (own := {name: t for name, t in values.items() if name in parameters})
+            }
+            part = dataclasses.replace(state, parameters=parameters, optimizer=optimizer)
+            found = {name: g for name, g in gradients.items() if name in parameters}
+            parts.append((learner, part, found))
+        return parts
+
+    def apply(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
+    ) -> InnerState:
+        """Return the state after each learner's update of its parameters.
+
+        Args:
+            problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
+            state: State before the step.
+            meta: Meta-parameters by name.
+            gradients: Gradient of the training loss by parameter name, of some parameters or all.
+        """
+        parameters = dict(state.parameters)
+        optimizer = {slot: dict(values) for slot, values in state.optimizer.items()}
+        missed = dict(state.missed)
+        for learner, part, found in self._split(state, gradients):
+            after = learner.apply(problem, part, meta, found)
+            parameters |= after.parameters
+            for slot, values in after.optimizer.items():
+                optimizer[slot] |= values
+            missed |= {n: count for n, count in after.missed.items() if n in part.parameters}
+        return dataclasses.replace(
+            state, parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
+        )
+
+    def gradient_sensitivity(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
+    ) -> Tensors:
+        """Return ∂θ⁺/∂g of each learner for its parameters; see :class:`InnerLearner`.
+
+        Args:
+            problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
+            state: State before the step.
+            meta: Meta-parameters by name.
+            gradients: Gradient of the training loss by parameter name.
+        """
+        found: Tensors = {}
+        for learner, part, own in self._split(state, gradients):
+            found |= learner.gradient_sensitivity(problem, part, meta, own)
+        return found
+
+    def __repr__(self) -> str:
+        """Return the call that makes this learner."""
+        return f"{type(self).__name__}({self.default}, {self.exceptions})"

@@ -1,0 +1,159 @@
+"""Clipping against torch.nn.utils, with its derivative."""
+
+import pytest
+import torch
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+import metatoolkit as mt
+from metatoolkit import hypergradients as hg
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.inner import SGD, Adam, Clipped
+from tests import bank
+from tests.inner import heads, reference
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, 3.0, INF])
+@pytest.mark.parametrize("limit", [0.05, 0.5, 1e6])
+def test_clipping_by_norm_equals_torch(limit, norm_type):
+    options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
+    reference.assert_follows(
+        Clipped(SGD(**options), max_norm=limit, norm_type=norm_type),
+        torch.optim.SGD,
+        options,
+        change=lambda p: clip_grad_norm_(p, limit, norm_type),
+    )
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.1])
+def test_clipping_by_value_equals_torch(limit):
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    inner = Clipped(Adam(**options), max_value=limit)
+    reference.assert_follows(
+        inner, torch.optim.Adam, options, change=lambda p: clip_grad_value_(p, limit)
+    )
+
+
+def test_both_in_turn():
+    options = {"lr": 0.1}
+
+    def change(parameters):
+        parameters = list(parameters)
+        clip_grad_norm_(parameters, 0.3)
+        clip_grad_value_(parameters, 0.1)
+
+    inner = Clipped(Clipped(SGD(**options), max_value=0.1), max_norm=0.3)
+    reference.assert_follows(inner, torch.optim.SGD, options, change=change)
+
+
+def test_parameters_that_are_not_reached_do_not_count():
+    options = {"lr": 0.1, "momentum": 0.5}
+    batches, _ = heads.make_batches("abba")
+    problem, inner = heads.make_problem(), Clipped(SGD(**options), max_norm=0.2)
+    state, model = inner.init(problem), heads.Heads()
+    stepper = torch.optim.SGD(model.parameters(), **options)
+    for batch in batches:
+        stepper.zero_grad()
+        heads.train_loss(model, problem.meta, batch).backward()
+        clip_grad_norm_(model.parameters(), 0.2)
+        stepper.step()
+        state, _ = inner.step(problem, state, problem.meta_parameters(), batch)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(state.parameters[name], parameter.detach())
+    assert state.missed["a"] == 2
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 3.0])
+@pytest.mark.parametrize("dead", [(), (0, 3)])
+def test_the_derivative_goes_through_the_norm(norm_type, dead):
+    values = {"lr": 0.3, "limit": 0.4}
+
+    def make(meta):
+        return Clipped(SGD(meta["lr"], 0.5), meta["limit"], norm_type=norm_type)
+
+    reference.assert_differences(make, values, dead=dead)
+    clipped = Clipped(SGD(lr=0.3, momentum=0.5), max_norm=0.4, norm_type=norm_type)
+    check = reference.loss_check(clipped, dead=dead)
+    assert check.relative_error < 1e-6 and float(check.estimate.norm()) > 1e-4, check
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        hg.Unrolled(3, product="forward_over_reverse"),
+        hg.ForwardMode(3),
+        hg.ForwardMode(3, chunk=1),
+        hg.OneStep(),
+    ],
+    ids=["mixed", "forward", "one by one", "OneStep"],
+)
+def test_estimators_that_differentiate_the_step_see_the_norm(estimator):
+    batches = reference.make_batches(estimator.horizon + 1)
+    inner = Clipped(SGD(lr=0.1), max_norm=0.3)
+    problem = reference.make_problem()
+    check = hg.check_hypergradient(problem, inner, estimator, batches[:-1], batches[-1])
+    assert check.relative_error < 1e-6, check
+
+
+def test_a_saturated_value_has_no_derivative():
+    # θ₁ = θ₀ − lr · 0.1 whatever λ, where |g| > 0.1; half of the coordinates are below.
+    problem, batches = reference.make_problem(), reference.make_batches(3)
+    inner = Clipped(SGD(lr=0.5), max_value=0.1)
+    reference.assert_differences(
+        lambda meta: Clipped(SGD(lr=meta["lr"]), max_value=meta["limit"]), {"lr": 0.3, "limit": 0.1}
+    )
+    state = inner.init(problem)
+    exact = hg.Unrolled(1)(problem, inner, state, batches[:1], batches[1]).gradient["log_penalty"]
+    for estimator in (hg.FiniteDifference(), hg.OneStep()):
+        found = estimator(problem, inner, state, batches[:1], batches[1]).gradient["log_penalty"]
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-9)
+    assert float(exact.norm()) > 0
+
+    def loss(model, meta, batch):
+        return meta.value * model.value * 100.0
+
+    linear = mt.BilevelProblem(bank.Value(1.0), bank.Value(2.0), loss, lambda m, _, b: m.value**2)
+    for estimator in (hg.FiniteDifference(), hg.SAMA(), hg.Unrolled(1)):
+        result = estimator(linear, inner, inner.init(linear), [None], None)
+        assert float(result.gradient["value"]) == 0.0
+    reference.assert_sensitivity(Clipped(Adam(lr=0.1, maximize=True), max_value=1e3))
+
+
+def test_what_takes_each_coordinate_alone_refuses_the_norm():
+    problem, batches = reference.make_problem(), reference.make_batches(2)
+    inner = Clipped(SGD(lr=0.1), max_norm=0.3)
+    state = inner.init(problem)
+    for estimator in (hg.FiniteDifference(), hg.SAMA()):
+        with pytest.raises(UnsupportedError, match=r"norm of all.*Unrolled"):
+            estimator(problem, inner, state, batches[:1], batches[1])
+    for solver in (hg.ConjugateGradient(5), hg.MINRES(5), hg.Nystrom(3)):
+        with pytest.raises(UnsupportedError, match="inner learner is Clipped"):
+            hg.Implicit(solver)(problem, inner, state, batches[:1], batches[1])
+    with pytest.raises(UnsupportedError, match="step of Clipped is no gradient step"):
+        hg.OneStep(inverse="identity")(problem, inner, state, batches[:1], batches[1])
+
+
+class Longer(SGD):
+    def step(self, *arguments, **options):
+        return super().step(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((SGD(0.1),), "give one of them"),
+        ((SGD(0.1), 1.0, 1.0), "give one of them"),
+        ((SGD(0.1), -1.0), "max_norm is -1.0"),
+        ((SGD(0.1), 1.0, None, 0.0), "norm_type is 0.0"),
+        ((Longer(0.1), 1.0), "takes its step from one gradient"),
+        ((torch.optim.SGD, 1.0), "accepted: an inner learner"),
+    ],
+)
+def test_arguments_out_of_range(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Clipped(*arguments)
+
+
+def test_description():
+    assert repr(Clipped(SGD(lr=0.1), max_norm=1.0)).startswith("Clipped(inner=SGD(lr=0.1")
