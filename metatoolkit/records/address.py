@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from metatoolkit.errors import DatabaseUnavailableError
 from metatoolkit.records.redaction import redact
@@ -84,14 +85,20 @@ def open_client(address: Address) -> MongoClient[dict[str, Any]]:
     import pymongo
     from pymongo.errors import ConfigurationError, InvalidURI
 
+    limits = {
+        "serverSelectionTimeoutMS": int(SELECTION_SECONDS * 1000),
+        "connectTimeoutMS": int(SELECTION_SECONDS * 1000),
+        "socketTimeoutMS": int(SOCKET_SECONDS * 1000),
+    }
+    # What the connection string asks for is meant: arguments would overrule it.
+    given = {name.lower() for name, _ in parse_qsl(address.uri.partition("?")[2])}
+    ours = {name: value for name, value in limits.items() if name.lower() not in given}
     try:
         return pymongo.MongoClient(
             address.uri,
-            serverSelectionTimeoutMS=int(SELECTION_SECONDS * 1000),
-            connectTimeoutMS=int(SELECTION_SECONDS * 1000),
-            socketTimeoutMS=int(SOCKET_SECONDS * 1000),
             appname="metatoolkit",
             tz_aware=False,
+            **ours,  # type: ignore[arg-type]
         )
     except (ConfigurationError, InvalidURI, ValueError) as error:
         raise DatabaseUnavailableError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import weakref
@@ -65,6 +66,29 @@ class AppendedFile:
         self.unwritten = data[written:]
         self._failed = self._failed and bool(self.unwritten)
         return None
+
+    def sync(self) -> None:
+        """Have the system write to the disk what it has taken, as a power failure may come."""
+        if self._descriptor < 0:
+            return
+        if self.unwritten:
+            self.append(b"")
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            # No file of a disk, or closed meanwhile; anything else shows when it is written to.
+            if error.errno not in (errno.EINVAL, errno.EBADF) and not self._failed:
+                self._failed = True
+                say(f"cannot write {self.path} ({error.strerror or error})")
+
+    def lost(self) -> tuple[int, int]:
+        """Say what only the memory holds.
+
+        Returns:
+            How many ends of lines, and how many bytes.
+        """
+        with self._lock:
+            return self.unwritten.count(b"\n"), len(self.unwritten)
 
     def size(self) -> int:
         """Say how much was appended.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
-from metatoolkit.records.files import complete, download, upload
-from metatoolkit.records.identities import ensure_indexes, next_id
+from metatoolkit.records.files import complete, download, holds, upload
+from metatoolkit.records.identities import ATTEMPTS, ensure_indexes, next_id
 from metatoolkit.records.run import status_of
 
 if TYPE_CHECKING:
@@ -92,9 +92,12 @@ def _copy_run(
     new_id = _place(target, document)
     for metric in source["metrics"].find({"run_id": document["_id"]}):
         made = {**metric, "run_id": new_id}
-        target["metrics"].replace_one({"_id": metric["_id"]}, made, upsert=True)
+        # A document of another run that has this id is not replaced, but an error.
+        own = {"_id": metric["_id"], "run_id": new_id}
+        target["metrics"].replace_one(own, made, upsert=True)
         _compare(target["metrics"].find_one({"_id": metric["_id"]}), made, "a metric", document)
-        copied.values += len(metric.get("values", []))
+        values = metric.get("values")
+        copied.values += len(values) if isinstance(values, list) else 0
     for file_id in _files(document):
         copied.files += _copy_file(source, target, file_id, document)
     made = {**document, "_id": new_id}
@@ -112,28 +115,31 @@ def _place(target: Database[dict[str, Any]], document: dict[str, Any]) -> Any:
     identity = {name: document[name] for name in names if name in document}
     if "run_uuid" in identity:
         identity = {"run_uuid": identity["run_uuid"]}
-    found = runs.find_one(identity or {"_id": document["_id"]}, {"_id": 1})
+    # Compared, and never read as a condition, whatever stands there.
+    same = {name: {"$eq": value} for name, value in identity.items()}
+    found = runs.find_one(same or {"_id": {"$eq": document["_id"]}}, {"_id": 1})
     if found is not None:
         return found["_id"]
     number = document["_id"]
-    while True:
+    for _ in range(ATTEMPTS):
         try:
             runs.insert_one({**identity, "_id": number})
         except DuplicateKeyError:
             number = next_id(target)
             continue
         return number
+    raise RecordsError(f"run {document['_id']}: the target takes it under no number")
 
 
 def _files(document: dict[str, Any]) -> Iterable[Any]:
     artifacts = document.get("artifacts")
     for entry in artifacts if isinstance(artifacts, list) else []:
-        if isinstance(entry, dict) and "file_id" in entry:
+        if isinstance(entry, dict) and isinstance(entry.get("file_id"), Hashable):
             yield entry["file_id"]
     experiment = document.get("experiment")
     sources = experiment.get("sources") if isinstance(experiment, dict) else None
     for entry in sources if isinstance(sources, list) else []:
-        if isinstance(entry, list) and len(entry) == 2:
+        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], Hashable):
             yield entry[1]
 
 
@@ -143,14 +149,14 @@ def _copy_file(
     file_id: Any,
     document: dict[str, Any],
 ) -> int:
-    entry = source["fs.files"].find_one({"_id": file_id})
+    entry = source["fs.files"].find_one({"_id": {"$eq": file_id}})
     if entry is None:
         # Lost before: a copy cannot bring it back, and need not fail for it.
         return 0
-    there = target["fs.files"].count_documents({"_id": file_id})
+    there = holds(target, file_id)
     if not there:
         kept = {key: value for key, value in entry.items() if key not in ("_id", "length")}
-        upload(target, file_id, download(source, file_id), **kept)
+        upload(target, file_id, download(source, file_id), kept)
     digests = [_digest(database, file_id) for database in (source, target)]
     if digests[0] != digests[1] or not complete(target, [file_id]):
         raise RecordsError(f"run {document['_id']}: the file {file_id} differs in the target")

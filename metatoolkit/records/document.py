@@ -9,15 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import StorageError
-from metatoolkit.records import provenance
-from metatoolkit.records.clean import clean, clean_update
+from metatoolkit.records import last_words, provenance
+from metatoolkit.records.appended_file import AppendedFile
+from metatoolkit.records.clean import clean, clean_text, clean_update
 from metatoolkit.records.fields import duration
 from metatoolkit.records.messages import say
+from metatoolkit.records.processes import process_identity
 from metatoolkit.records.spool import RunSpool, utcnow
 
 FORMAT = "metatoolkit-1"
 SECTION_LIMIT = 1_000_000
 ENTRY_LIMIT = 100_000
+LONGEST_TEXT = 1_000
+MISSING = 1_000
+LAST_FIELDS = (
+    *("status", "status_note", "stop_time", "heartbeat", "duration", "beats", "lost"),
+    *("missing_files", "result", "fail_trace"),
+)
 SECTIONS = ("config", "meta", "info", "result", "fail_trace")
 
 
@@ -27,10 +35,16 @@ class RunDocument:
     Args:
         spool: The run's folder.
         run: The Sacred run, whose notes are read at every writing.
+        values: The file of metric values.
+        output: The file of captured output.
     """
 
-    def __init__(self, spool: RunSpool, run: Any) -> None:
+    def __init__(
+        self, spool: RunSpool, run: Any, values: AppendedFile, output: AppendedFile
+    ) -> None:
         self.spool = spool
+        self._values = values
+        self._output = output
         self.lock = threading.RLock()
         self.data: dict[str, Any] = {}
         self._run = run
@@ -38,6 +52,9 @@ class RunDocument:
         self._digests: dict[Path, str] = {}
         self._replaced: set[str] = set()
         self._failing = False
+        self._words = False
+        self._metadata_length = 0
+        self._resources_length = 0
 
     def begin(
         self,
@@ -61,7 +78,7 @@ class RunDocument:
         self.data = {
             "run_uuid": self.spool.uuid,
             "format": FORMAT,
-            "proc": provenance.process_identity(),
+            "proc": process_identity(),
             "command": command,
             "experiment": clean(self._experiment(ex_info)),
             "host": clean(host),
@@ -70,7 +87,9 @@ class RunDocument:
             "start_time": utcnow(),
             "resources": [],
             "artifacts": [],
+            "missing_files": [],
             "result": None,
+            "beats": 0,
         }
         self.write(strict=True)
 
@@ -102,6 +121,10 @@ class RunDocument:
         entry = [clean(filename), digest]
         with self.lock:
             if entry not in self.data["resources"]:
+                self._resources_length += len(entry[0])
+                if self._resources_length > SECTION_LIMIT:
+                    say(f"the resource {filename} is not recorded: there are too many")
+                    return
                 self.data["resources"].append(entry)
 
     def add_artifact(
@@ -121,14 +144,38 @@ class RunDocument:
             metadata: What to store beside it.
             content_type: Its MIME type.
         """
-        entry = {"name": clean(name), "sha256": digest, "size": size, "content_type": content_type}
-        if metadata:
-            entry["metadata"] = clean(metadata)
+        kind = None if content_type is None else clean_text(str(content_type))[:LONGEST_TEXT]
+        name = clean_text(str(name))[:LONGEST_TEXT]
+        entry = {"name": name, "sha256": digest, "size": size, "content_type": kind}
         with self.lock:
+            if metadata:
+                entry["metadata"] = self._bounded_metadata(name, clean(metadata))
             present = self.data["artifacts"]
             others = [one for one in present if one["name"] != entry["name"]]
             self._replaced.update(one["sha256"] for one in present if one not in others)
             self.data["artifacts"] = [*others, entry]
+            missing = self.data["missing_files"]
+            self.data["missing_files"] = [one for one in missing if one != entry["name"]]
+
+    def _bounded_metadata(self, name: str, metadata: Any) -> Any:
+        length = _length(metadata)
+        if length <= ENTRY_LIMIT and self._metadata_length + length <= SECTION_LIMIT:
+            self._metadata_length += length
+            return metadata
+        say(f"the metadata of the artifact {name!r} ({length:,} bytes) becomes an artifact")
+        return self._moved(f"{name}.metadata", metadata)
+
+    def miss(self, name: str, reason: object) -> None:
+        """Note that a file of the run could not be kept.
+
+        Args:
+            name: What it is called.
+            reason: Why.
+        """
+        say(f"{name} is not recorded: {reason}")
+        with self.lock:
+            missing = [one for one in self.data.get("missing_files", []) if one != clean(name)]
+            self.data["missing_files"] = [*missing, clean(name)][-MISSING:]
 
     def end(self, status: str, note: str | None) -> None:
         """Note how and when the run has ended, and write that down.
@@ -173,17 +220,42 @@ class RunDocument:
             if document["status"] == "RUNNING":
                 document["heartbeat"] = utcnow()
             document["duration"] = duration(document)
+            document["beats"] += 1
+            # First the values, so that a power failure finds no document that knows of more.
+            for file in (self._values, self._output):
+                file.sync()
+            document.pop("lost", None)
+            values, lost_bytes = self._values.lost()[0], self._output.lost()[1]
+            if values or lost_bytes:
+                document["lost"] = {"values": values, "output_bytes": lost_bytes}
             snapshot = dict(document)
             try:
                 self.spool.write_document(snapshot)
-                self._failing = False
+                if self._words:
+                    last_words.write(self.spool.path, {})
+                self._failing = self._words = False
             except StorageError as error:
                 if strict:
                     raise
                 if not self._failing:
                     say(f"{error} The run goes on.")
                 self._failing = True
+                self._say_last(snapshot)
             return snapshot
+
+    def _say_last(self, document: dict[str, Any]) -> None:
+        """Write the most important into the room that was kept for it, as the disk is full."""
+        words = {field: document[field] for field in LAST_FIELDS if field in document}
+        self._words = True
+        for field in (None, "fail_trace", "result", "missing_files"):
+            if field is not None and words.pop(field, None):
+                words["missing_files"] = [*words.get("missing_files", [])[:20], field]
+            try:
+                last_words.write(self.spool.path, words)
+                return
+            except StorageError as error:
+                reason = error
+        say(f"{reason} How the run ended is known to the database alone, if to any.")
 
     def _delete_replaced(self) -> None:
         """Delete contents that a later artifact of the same name has replaced."""
@@ -217,7 +289,7 @@ class RunDocument:
                 try:
                     self._digests[path], _ = self.spool.add_file(path)
                 except OSError as error:
-                    say(f"the source {path} is not recorded: {error.strerror or error}")
+                    self.miss(f"the source {path}", error.strerror or error)
                     continue
             name = os.path.relpath(path, base)
             sources.append({"name": name, "path": str(path), "sha256": self._digests[path]})
@@ -247,14 +319,17 @@ class RunDocument:
             digest, size = self.spool.add_file(path)
             path.unlink()
         except OSError as error:
-            say(f"{name} is too large for the run's document and is not recorded: {error}")
+            self.miss(name, f"too large for the run's document, and {error.strerror or error}")
             return {"too_large": name}
         self.add_artifact(name, digest, size, None, "application/json")
         return {"artifact": name}
 
 
 def _length(data: Any) -> int:
-    return len(json.dumps(data, default=str))
+    from bson import encode
+
+    # As the database counts: a list of small numbers is six times as long there as in JSON.
+    return len(encode({"": data}))
 
 
 def _without_secrets(meta: dict[str, Any]) -> dict[str, Any]:

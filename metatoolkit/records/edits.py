@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ from metatoolkit.records.clean import clean_text
 from metatoolkit.records.files import remove
 from metatoolkit.records.query import looked_up
 from metatoolkit.records.run import Run
-from metatoolkit.records.spool import VERIFIED
+from metatoolkit.records.spool import RunSpool, spooled_runs
 from metatoolkit.records.spool_store import SpoolStore
 from metatoolkit.records.stores import MongoStore
 
@@ -63,25 +62,41 @@ def note(run: Run | int | str, text: str) -> None:
 
 
 def delete(runs: Iterable[Run | int | str]) -> None:
-    """Delete runs for good: their documents, metrics and artifacts.
+    """Delete runs for good: their documents, metrics and artifacts, and what the spool has of them.
 
     Args:
         runs: The runs, or their ids.
 
     Raises:
-        RecordsError: One of them still goes on; none is deleted then.
+        RecordsError: One of them still goes on, or is being written; none is deleted then.
         QueryError: There is no such run.
     """
+    spools: list[RunSpool] = []
     with looked_up(runs) as found:
         live = [str(run.id) for run in found if run.status == "RUNNING"]
         if live:
             named = ", ".join(live)
             raise RecordsError(f"still running: {named}. End them before deleting them.")
-        for run in found:
-            if isinstance(run.store, MongoStore):
-                _delete_stored(run, run.store)
-            elif isinstance(run.store, SpoolStore):
-                _delete_spooled(run, run.store)
+        try:
+            for run in found:
+                for spool in _spools(run):
+                    if not spool.lock():
+                        raise RecordsError(f"run {run.id} is being written or replayed right now")
+                    spools.append(spool)
+            for run in found:
+                if isinstance(run.store, MongoStore):
+                    _delete_stored(run, run.store)
+            for spool in spools:
+                # It would be brought into the database again.
+                spool.remove()
+        finally:
+            for spool in spools:
+                spool.unlock()
+
+
+def _spools(run: Run) -> list[RunSpool]:
+    home = run.store.home if isinstance(run.store, MongoStore | SpoolStore) else None
+    return [spool for spool in spooled_runs(home) if spool.uuid == run.uuid]
 
 
 def _set(run: Run, name: str, value: Any) -> None:
@@ -103,32 +118,28 @@ def _set(run: Run, name: str, value: Any) -> None:
 
 def _delete_stored(run: Run, store: MongoStore) -> None:
     database = store.database
-    artifacts = run.document.get("artifacts")
-    entries = artifacts if isinstance(artifacts, list) else []
-    ids = [one["file_id"] for one in entries if isinstance(one, dict) and "file_id" in one]
     with database_errors(store.address):
-        others = {"_id": {"$ne": run.id}, "artifacts.file_id": {"$in": ids}}
-        shared = {
-            entry.get("file_id")
-            for other in database["runs"].find(others, {"artifacts": 1})
-            for entry in other["artifacts"]
-        }
-        own = [one for one in ids if one not in shared]
-        if run.uuid:
-            own += database["fs.files"].distinct("_id", {"metadata.run_uuid": run.uuid})
-        database["metrics"].delete_many({"run_id": run.id})
+        own = _own_files(run, database)
+        database["metrics"].delete_many({"run_id": {"$eq": run.id}})
         remove(database, own)
         # Last, so that a deletion that is cut off can be repeated.
-        database["runs"].delete_one({"_id": run.id})
+        database["runs"].delete_one({"_id": {"$eq": run.id}})
 
 
-def _delete_spooled(run: Run, store: SpoolStore) -> None:
-    spool = store.spool(run.document)
-    if not spool.lock():
-        raise RecordsError(f"run {run.id} is being written or replayed at this moment")
-    try:
-        gone = spool.path.with_name(f"{VERIFIED}{spool.path.name}")
-        spool.path.rename(gone)
-        shutil.rmtree(gone)
-    finally:
-        spool.unlock()
+def _own_files(run: Run, database: Any) -> list[Any]:
+    """List the files that go with a run; what its document says is not believed."""
+    from bson import ObjectId
+
+    if isinstance(run.uuid, str):
+        return list(database["fs.files"].distinct("_id", {"metadata.run_uuid": {"$eq": run.uuid}}))
+    # Sacred's own observer does not note down whose a file is: it is a run's if no other names it.
+    artifacts = run.document.get("artifacts")
+    entries = artifacts if isinstance(artifacts, list) else []
+    named = [one.get("file_id") for one in entries if isinstance(one, dict)]
+    ids = [one for one in named if isinstance(one, ObjectId)]
+    sources = {"experiment.sources": {"$elemMatch": {"$elemMatch": {"$in": ids}}}}
+    others = {"_id": {"$ne": run.id}, "$or": [{"artifacts.file_id": {"$in": ids}}, sources]}
+    shared: set[Any] = set()
+    for other in database["runs"].find(others, {"artifacts": 1, "experiment.sources": 1}):
+        shared |= {one for one in ids if str(one) in str(other)}
+    return [one for one in ids if one not in shared]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metatoolkit.records.pace import SLOWEST, Pace
 from metatoolkit.records.spool import utcnow
 
 if TYPE_CHECKING:
     from pymongo.database import Database
 
 CHUNK = 255 * 1024
-CHUNKS_AT_ONCE = 32
+SERVER_BYTES_PER_SECOND = 20_000_000
 
 
 def file_blocks(path: Path) -> Iterator[bytes]:
@@ -30,7 +32,11 @@ def file_blocks(path: Path) -> Iterator[bytes]:
 
 
 def upload(
-    database: Database[dict[str, Any]], file_id: Any, blocks: Iterable[bytes], **entry: Any
+    database: Database[dict[str, Any]],
+    file_id: Any,
+    blocks: Iterable[bytes],
+    entry: Mapping[str, Any] | None = None,
+    pace: Pace | None = None,
 ) -> None:
     """Store a file under an id that is derived from its content.
 
@@ -42,29 +48,48 @@ def upload(
         file_id: The id; whoever uses the same one stores the same bytes.
         blocks: The bytes, in blocks of ``CHUNK`` but for the last one.
         entry: Further fields of the file's entry, such as ``filename``.
+        pace: How much is sent at once.
     """
     from bson import Binary
     from pymongo import UpdateOne
 
-    if database["fs.files"].find_one({"_id": file_id}, {"_id": 1}) is not None:
+    if holds(database, file_id):
         return
+    pace = pace or Pace()
     chunks = database["fs.chunks"]
-    there = {chunk["n"] for chunk in chunks.find({"files_id": file_id}, {"n": 1, "_id": 0})}
-    size = 0
+    found = chunks.find({"files_id": {"$eq": file_id}}, {"n": 1, "_id": 0})
+    there = {chunk["n"] for chunk in found}
+    size = sent = 0
     waiting: list[Any] = []
     for number, block in enumerate(blocks):
         size += len(block)
         if number not in there:
             where = {"files_id": file_id, "n": number}
             waiting.append(UpdateOne(where, {"$set": {"data": Binary(block)}}, upsert=True))
-        if len(waiting) >= CHUNKS_AT_ONCE:
-            _write(chunks, waiting)
-            waiting = []
+            sent += len(block)
+        if sent + CHUNK > pace.size and waiting:
+            with pace.sending(database, sent):
+                _write(chunks, waiting)
+            waiting, sent = [], 0
     if waiting:
-        _write(chunks, waiting)
-    fields = {key: value for key, value in entry.items() if value is not None}
+        with pace.sending(database, sent):
+            _write(chunks, waiting)
+    fields = {key: value for key, value in (entry or {}).items() if value is not None}
     fields = {"chunkSize": CHUNK, "uploadDate": utcnow(), **fields, "length": size}
     database["fs.files"].update_one({"_id": file_id}, {"$setOnInsert": fields}, upsert=True)
+
+
+def holds(database: Database[dict[str, Any]], file_id: Any) -> bool:
+    """Say whether a file is stored.
+
+    Args:
+        database: The database.
+        file_id: The file's id.
+
+    Returns:
+        Whether its entry is there, which is written last.
+    """
+    return database["fs.files"].find_one({"_id": {"$eq": file_id}}, {"_id": 1}) is not None
 
 
 def _write(chunks: Any, operations: list[Any]) -> None:
@@ -96,6 +121,41 @@ def download(database: Database[dict[str, Any]], file_id: Any) -> Iterator[bytes
     with gridfs.GridFS(database).get(file_id) as stored:
         while block := stored.readchunk():
             yield block
+
+
+def content_digest(database: Database[dict[str, Any]], file_id: Any, size: int) -> str:
+    """Read what a stored file holds; on the server where it can do so by itself.
+
+    Args:
+        database: The database.
+        file_id: The file's id.
+        size: How many bytes there ought to be.
+
+    Returns:
+        The MD5 of its content; nothing where there is no such file, or a part of it is missing.
+    """
+    from gridfs.errors import CorruptGridFile, NoFile
+    from pymongo.errors import OperationFailure
+
+    entry = database["fs.files"].find_one({"_id": {"$eq": file_id}}, {"length": 1})
+    if entry is None or entry.get("length") != size:
+        return ""
+    if size:
+        try:
+            slowest = size * SLOWEST // SERVER_BYTES_PER_SECOND
+            with Pace().sending(database, slowest):
+                return str(database.command("filemd5", file_id, root="fs")["md5"])
+        except OperationFailure as error:
+            if error.timeout:
+                raise
+            # This server does not know the command, or misses a part of the file.
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        for block in download(database, file_id):
+            digest.update(block)
+    except (NoFile, CorruptGridFile):
+        return ""
+    return digest.hexdigest()
 
 
 def remove(database: Database[dict[str, Any]], ids: Iterable[Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.records.clean import clean, decode, decode_key, encoded_keys
-from metatoolkit.records.spool import decode_date, encode_date
+from metatoolkit.records.last_words import decode_date, encode_date
 
 RERUN_VARIABLE = "METATOOLKIT_RERUN"
 _MISSING = object()

@@ -5,8 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from metatoolkit.errors import RecordsError
+
 if TYPE_CHECKING:
     from pymongo.database import Database
+
+ATTEMPTS = 1_000
+# Somebody may have given a run the largest of all: what comes after it is none.
+LARGEST = 2**53
 
 
 def object_id(*parts: str) -> Any:
@@ -45,12 +51,15 @@ def next_id(database: Database[dict[str, Any]]) -> int:
 
     Returns:
         A number above all that are in use; no other process gets the same one.
+
+    Raises:
+        RecordsError: All numbers that were tried are taken.
     """
     from pymongo import ReturnDocument
     from pymongo.errors import DuplicateKeyError
 
     runs, counters = database["runs"], database["counters"]
-    while True:
+    for _ in range(ATTEMPTS):
         try:
             counter = counters.find_one_and_update(
                 {"_id": "runs"},
@@ -65,9 +74,11 @@ def next_id(database: Database[dict[str, Any]]) -> int:
         number = int(counter["last"])
         if runs.find_one({"_id": number}, {"_id": 1}) is None:
             return number
-        largest = runs.find_one({"_id": {"$type": "number"}}, {"_id": 1}, sort=[("_id", -1)])
+        integers = {"$type": ["int", "long"], "$lt": LARGEST}
+        largest = runs.find_one({"_id": integers}, {"_id": 1}, sort=[("_id", -1)])
         top = int(largest["_id"]) if largest is not None else 0
         counters.update_one({"_id": "runs"}, {"$max": {"last": top}})
+    raise RecordsError("the database gives no number to a new run: those that follow are taken")
 
 
 def ensure_indexes(database: Database[dict[str, Any]]) -> None:

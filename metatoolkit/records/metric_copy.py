@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import bisect
 import datetime
-import json
+import hashlib
+import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from metatoolkit.errors import RecordsError
 from metatoolkit.records.appended_file import AppendedFile
 from metatoolkit.records.clean import count_entries
 from metatoolkit.records.identities import metric_id
-from metatoolkit.records.messages import say
-from metatoolkit.records.spool import METRICS, RunSpool
+from metatoolkit.records.metric_lines import content_of, entries_of, fingerprint, moment, parse
+from metatoolkit.records.pace import Pace
+from metatoolkit.records.spool import RunSpool
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 PART = 100_000
 BATCH = 20_000
 LINES = 1_000
-_EPOCH = datetime.datetime(1970, 1, 1)
+FRUITLESS = 5
+IDS = 10_000
+BYTES_PER_NUMBER = 48
 
 
 class MetricCopy:
@@ -42,6 +47,9 @@ class MetricCopy:
         self._parts: dict[str, list[int]] = {}
         self._room: dict[str, int] = {}
         self._pending: dict[str, list[list[Any]]] = {}
+        self._digests: dict[str, list[Any]] = {}
+        self._longer: set[str] = set()
+        self.regained = 0
         self._known = False
 
     def names(self) -> list[str]:
@@ -71,30 +79,45 @@ class MetricCopy:
         """Ask the database anew what it holds, since an attempt has failed on the way."""
         self._known = False
 
-    def begin(self) -> None:
-        """Note that the run is new to the database, which holds nothing of it."""
-        self._known = True
+    def adopt(self, database: Database[dict[str, Any]], run_id: Any) -> None:
+        """Take over what an earlier number of the run has left in the database.
 
-    def complete(self, database: Database[dict[str, Any]], run_id: Any) -> bool:
-        """Read back how many values of each metric the database holds.
+        Args:
+            database: Where the copy is.
+            run_id: The run's number now.
+        """
+        ids = [one for one, _, _ in self._expected()]
+        self._known = True
+        for start in range(0, len(ids), IDS):
+            of_others = {"_id": {"$in": ids[start : start + IDS]}, "run_id": {"$ne": run_id}}
+            done = database["metrics"].update_many(of_others, {"$set": {"run_id": run_id}})
+            self._known = self._known and not done.matched_count
+
+    def same(self, database: Database[dict[str, Any]], run_id: Any) -> bool:
+        """Read back every value that the database holds.
 
         Args:
             database: Where the copy is.
             run_id: The run.
 
         Returns:
-            Whether all of them are there; if not, the next push finds out which.
+            Whether they are those that were logged; if not, the next push writes them again.
         """
         self.read()
-        lengths = metric_lengths(database, run_id)
-        expected = {
-            name: self._stored.get(name, 0) + len(self._pending.get(name, []))
-            for name in self.names()
-        }
-        if any(lengths.get(name, 0) != count for name, count in expected.items() if count):
-            self._known = False
+        wanted = {one: (name, digest) for one, name, digest in self._expected()}
+        if any(self._pending.values()):
             return False
-        return True
+        for found in database["metrics"].find({"run_id": run_id}):
+            known = wanted.get(found["_id"])
+            if known is not None and content_of(found) == known[1]:
+                del wanted[found["_id"]]
+        # What the spool has lost a part of cannot be written again.
+        wrong = {name for name, _ in wanted.values()} - self._longer
+        ids = [one for one, name, _ in self._expected() if name in wrong]
+        for start in range(0, len(ids), IDS):
+            database["metrics"].delete_many({"_id": {"$in": ids[start : start + IDS]}})
+        self._known = not wanted
+        return not wanted
 
     def read(self) -> None:
         """Take in what the spool has got since the last time."""
@@ -103,69 +126,87 @@ class MetricCopy:
         self._offset += end
         lines = data[:end].splitlines()
         for start in range(0, len(lines), LINES):
-            for name, step, value, seconds in self._entries(lines[start : start + LINES]):
-                when = _EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000))
-                self._pending.setdefault(name, []).append([step, value, when])
-                self._assign(name, value)
-                summarize_value(self.summary, name, step, value)
+            for name, step, value, seconds in parse(lines[start : start + LINES], self.spool.path):
+                when = moment(seconds)
+                self._take_in(name, step, value, when)
 
-    def push(self, database: Database[dict[str, Any]], run_id: Any) -> None:
+    def push(self, database: Database[dict[str, Any]], run_id: Any, pace: Pace) -> None:
         """Bring the database up to what was read.
 
         Args:
             database: Where the copy goes.
             run_id: The run.
+            pace: How much is sent at once.
+
+        Raises:
+            RecordsError: The database never holds what was written to it.
         """
         from pymongo.errors import BulkWriteError
 
         if not self._known:
             self._reconcile(database, run_id)
+        fruitless = 0
         while any(self._pending.values()):
-            operations = []
-            taken: dict[str, int] = {}
-            for name, pending in self._pending.items():
-                stored = self._stored.get(name, 0)
-                take = min(len(pending), BATCH, self._part(name, stored)[1] - stored)
-                if take:
-                    operations.append(self._operation(run_id, name, stored, pending[:take]))
-                    taken[name] = take
+            operations, taken, size = self._batch(run_id, pace.size)
             try:
-                done = database["metrics"].bulk_write(operations, ordered=False)
+                with pace.sending(database, size):
+                    done = database["metrics"].bulk_write(operations, ordered=False)
             except BulkWriteError as error:
                 # 11000: another attempt, whose answer was lost, had already created the document.
                 if any(entry.get("code") != 11000 for entry in error.details["writeErrors"]):
                     raise
+                self.adopt(database, run_id)
                 self._known = False
             else:
                 self._known = done.matched_count + done.upserted_count == len(operations)
             if self._known:
+                fruitless = 0
                 for name, take in taken.items():
                     self._stored[name] = self._stored.get(name, 0) + take
                     del self._pending[name][:take]
-            else:
-                self._reconcile(database, run_id)
-
-    def _entries(self, lines: list[bytes]) -> list[list[Any]]:
-        """Parse many lines in one call: the run pays for every moment that is spent here."""
-        try:
-            entries: list[list[Any]] = json.loads(b"[" + b",".join(lines) + b"]")
-        except ValueError:
-            entries = []
-        if len(entries) == len(lines) and all(map(_is_entry, entries)):
-            return entries
-        entries = []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                entry = None
-            if _is_entry(entry):
-                entries.append(entry)
-            else:
-                say(
-                    f"{self.spool.path}/{METRICS} holds a damaged line, which is left out: {line!r}"
+                continue
+            fruitless += 1
+            if fruitless > FRUITLESS:
+                raise RecordsError(
+                    f"the database does not keep what is written to it of run {self.spool.uuid}"
                 )
-        return entries
+            self._reconcile(database, run_id)
+
+    def _batch(self, run_id: Any, limit: int) -> tuple[list[Any], dict[str, int], int]:
+        """Take as many waiting values as may be sent at once, but at least one."""
+        operations: list[Any] = []
+        taken: dict[str, int] = {}
+        size = 0
+        for name, pending in self._pending.items():
+            stored = self._stored.get(name, 0)
+            most = min(len(pending), BATCH, self._part(name, stored)[1] - stored)
+            take = 0
+            while take < most and (size < limit or not size):
+                value = pending[take][1]
+                numbers = count_entries(value) if isinstance(value, list) else 1
+                size += numbers * BYTES_PER_NUMBER
+                take += 1
+            if take:
+                size += len(name) + 200
+                operations.append(self._operation(run_id, name, stored, pending[:take]))
+                taken[name] = take
+            if size >= limit:
+                break
+        return operations, taken, size
+
+    def _take_in(self, name: str, step: Any, value: Any, when: datetime.datetime) -> None:
+        self._pending.setdefault(name, []).append([step, value, when])
+        self._assign(name, value)
+        summarize_value(self.summary, name, step, value)
+        digests = self._digests.setdefault(name, [])
+        while len(digests) < len(self._parts[name]):
+            digests.append(hashlib.blake2b(digest_size=16))
+        digests[-1].update(fingerprint(step, value, when))
+
+    def _expected(self) -> Iterator[tuple[Any, str, bytes]]:
+        for name, digests in self._digests.items():
+            for part, digest in enumerate(digests):
+                yield metric_id(self.spool.uuid, name, part), name, digest.digest()
 
     def _assign(self, name: str, value: Any) -> None:
         """Give a value its place in a document that stays far below 16 MiB.
@@ -186,22 +227,30 @@ class MetricCopy:
 
     def _reconcile(self, database: Database[dict[str, Any]], run_id: Any) -> None:
         lengths = metric_lengths(database, run_id)
-        for name, pending in self._pending.items():
-            behind = lengths.get(name, 0) - self._stored.get(name, 0)
-            if behind >= 0:
-                del pending[:behind]
-                self._stored[name] = lengths.get(name, 0)
-        lost = [name for name, count in self._stored.items() if lengths.get(name, 0) < count]
-        if lost:
+        if any(lengths.get(name, 0) < count for name, count in self._stored.items()):
             # The server has forgotten values that it had acknowledged: read them all again.
             self._offset = 0
-            self._stored, self._pending, self.summary = {}, {}, {}
+            for state in (self._stored, self._pending, self.summary, self._digests):
+                state.clear()
             self._parts, self._room = {}, {}
             self.read()
-            for name, pending in self._pending.items():
-                self._stored[name] = lengths.get(name, 0)
-                del pending[: lengths.get(name, 0)]
+        for name in {*self._pending, *lengths}:
+            there, stored = lengths.get(name, 0), self._stored.get(name, 0)
+            if there > stored + len(self._pending.get(name, [])):
+                self._read_longer(database, run_id, name)
+            del self._pending.get(name, [])[: there - stored]
+            self._stored[name] = there
         self._known = True
+
+    def _read_longer(self, database: Database[dict[str, Any]], run_id: Any, name: str) -> None:
+        """Take in the values of a metric that the database has and the spool has lost."""
+        self._longer.add(name)
+        known = self._stored.get(name, 0) + len(self._pending.get(name, []))
+        found = database["metrics"].find({"run_id": run_id, "name": name}).sort("part", 1)
+        entries = (entry for document in found for entry in entries_of(document))
+        for step, value, when in itertools.islice(entries, known, None):
+            self._take_in(name, step, value, when)
+            self.regained += 1
 
     def _operation(self, run_id: Any, name: str, stored: int, entries: list[list[Any]]) -> Any:
         from pymongo import UpdateOne
@@ -245,16 +294,6 @@ def metric_lengths(database: Database[dict[str, Any]], run_id: Any) -> dict[str,
         {"$group": {"_id": "$name", "length": {"$sum": "$length"}}},
     ]
     return {entry["_id"]: entry["length"] for entry in database["metrics"].aggregate(stages)}
-
-
-def _is_entry(entry: Any) -> bool:
-    return (
-        type(entry) is list
-        and len(entry) == 4
-        and type(entry[0]) is str
-        and isinstance(entry[2], int | float | list)
-        and isinstance(entry[3], int | float)
-    )
 
 
 def summarize_value(summary: dict[str, dict[str, Any]], name: str, step: Any, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -80,6 +81,26 @@ def answers(uri: str) -> bool:
     except PyMongoError:
         return False
     return True
+
+
+def is_locked(data: Path) -> bool:
+    """Say whether a server holds a directory of data, whichever container it runs in.
+
+    Args:
+        data: The directory.
+
+    Returns:
+        Whether its lock is taken.
+    """
+    try:
+        with open(data / "mongod.lock", "r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def failure(directory: Path, log: Path, code: int, output: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -162,39 +161,3 @@ def gpu_information() -> dict[str, Any] | None:
                 }
             )
     return {"cuda": torch.version.cuda, "gpus": gpus} if gpus else None
-
-
-def process_identity() -> dict[str, Any]:
-    """Identify this process so that others can tell whether it still lives.
-
-    Returns:
-        ``pid``, ``host`` and the time when the process started, in seconds since 1970.
-    """
-    import psutil
-
-    return {
-        "pid": os.getpid(),
-        "host": platform.node(),
-        "started": psutil.Process().create_time(),
-    }
-
-
-def process_lives(identity: dict[str, Any]) -> bool | None:
-    """Say whether a process still exists.
-
-    Args:
-        identity: What :func:`process_identity` returned in that process.
-
-    Returns:
-        True or False, or None for a process of another host.
-    """
-    import psutil
-
-    if identity.get("host") != platform.node():
-        return None
-    try:
-        started = psutil.Process(int(identity.get("pid", -1))).create_time()
-    except (psutil.NoSuchProcess, ValueError):
-        return False
-    # A pid comes back for another process; its start time does not.
-    return abs(started - float(identity.get("started", started))) < 2.0

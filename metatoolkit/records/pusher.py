@@ -118,15 +118,12 @@ class Pusher:
             time.sleep(0.2)
 
     def _attempt(self, final: bool) -> bool:
-        import pymongo
-
         try:
             document = self._document()
             client, address = self._connect()
             with database_errors(address):
-                # The overall limit below would also replace the shorter one for finding a server.
+                # What is sent gets more time than a server that is looked for.
                 client.admin.command("ping")
-            with database_errors(address), pymongo.timeout(END_WAIT_SECONDS - 2):
                 database = open_database(client)
                 self.push(database, document, final=final)
                 self.verified = final and self.push.verify(database, document)
@@ -160,7 +157,7 @@ class Pusher:
         from metatoolkit.records.replay import sync
 
         try:
-            sync(self._home)
+            sync(self._home, aside=False)
         except RecordsError as error:
             say(f"earlier runs stay in the spool: {error}")
 

@@ -27,7 +27,7 @@ from metatoolkit.records.display import text as shown
 from metatoolkit.records.expressions import Query, parse, value_field
 from metatoolkit.records.hints import check_fields
 from metatoolkit.records.messages import say
-from metatoolkit.records.replay import sync_into
+from metatoolkit.records.replay import sync_beside
 from metatoolkit.records.run import Run
 from metatoolkit.records.selection import RunSet, complete, nothing_found
 from metatoolkit.records.spool import spooled_runs
@@ -38,13 +38,15 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
 LONGEST_NUMBER = 19
+REPLAY_SECONDS = 2.0
 
 
 def connect(uri: str | None = None, home: str | os.PathLike[str] | None = None) -> Database:
     """Open the experiment database for queries.
 
-    What ended without a database is brought into it first. Where no server is configured and no
-    ``mongod`` installed, the runs in the spool are queried themselves.
+    What ended without a database is brought into it beside, and gets two seconds for that; until it
+    is there, a run is shown as far as it is in the database, or else from the spool. Where no
+    server is configured and no ``mongod`` installed, the runs in the spool are queried themselves.
 
     Args:
         uri: A MongoDB connection string; by default ``METATOOLKIT_MONGO_URI``, else the managed
@@ -69,14 +71,14 @@ def connect(uri: str | None = None, home: str | os.PathLike[str] | None = None) 
         database = open_database(client)
         with database_errors(address):
             database.command("ping")
-        sync_into(database, address, directory)
+        sync_beside(directory, address.uri, REPLAY_SECONDS)
         uuids = [one.uuid for one in spooled_runs(directory)]
         with database_errors(address):
             known = database["runs"].distinct("run_uuid", {"run_uuid": {"$in": uuids}})
     except DatabaseUnavailableError:
         client.close()
         raise
-    stores: list[Store] = [MongoStore(database, address)]
+    stores: list[Store] = [MongoStore(database, address, directory)]
     if len(known) < len(uuids):
         stores.append(SpoolStore(directory, frozenset(known)))
     return Database(stores, client, address)

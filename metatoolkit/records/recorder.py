@@ -12,7 +12,7 @@ from typing import Any
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.records.capture import KeptInMemory, OutputTee
-from metatoolkit.records.clean import clean_metric, clean_text
+from metatoolkit.records.clean import INT64, clean_metric, clean_text
 from metatoolkit.records.document import RunDocument
 from metatoolkit.records.messages import say
 from metatoolkit.records.push import Push
@@ -26,6 +26,7 @@ class _Capture(str):
 
 
 CAPTURED_BY_US = _Capture("no")
+LONGEST_NAME = 1_000
 
 
 class RunRecorder:
@@ -47,7 +48,7 @@ class RunRecorder:
         self._output = self.spool.open_output()
         self._tee: OutputTee | None = None
         self._signals = TerminationSignals()
-        self.document = RunDocument(self.spool, run)
+        self.document = RunDocument(self.spool, run, self._metrics, self._output)
         self._names: dict[str, tuple[str, str]] = {}
         self._steps: dict[str, int] = {}
         self._pid = os.getpid()
@@ -105,6 +106,11 @@ class RunRecorder:
         known = self._names.get(metric_name)
         if known is None:
             name = clean_text(str(metric_name))
+            if len(name) > LONGEST_NAME:
+                raise ConfigurationError(
+                    f"the name of a metric has up to {LONGEST_NAME} characters, not {len(name)}: "
+                    f"{name[:60]!r}..."
+                )
             known = self._names[metric_name] = (name, json.dumps(name))
         name, quoted = known
         if type(value) is not float:
@@ -117,6 +123,11 @@ class RunRecorder:
                 raise ConfigurationError(
                     f"the step of the metric {name!r} is one number, not {step}"
                 )
+        if type(step) is int and not -INT64 <= step < INT64:
+            raise ConfigurationError(
+                f"the step of the metric {name!r} has up to 64 bits, and {step} has more. Log a "
+                "smaller step, or a float."
+            )
         self._steps[name] = step
         # This is called in the innermost loops: what is common takes the short way.
         if type(value) is float and value - value == 0.0 and type(step) is int:
@@ -224,8 +235,7 @@ class RunRecorder:
                 self.document.add_artifact(name, digest, size, metadata, content_type)
         except OSError as error:
             # Sacred would switch this observer off for the rest of the run.
-            say(f"the artifact {name!r} is not recorded: {filename}: {error.strerror or error}")
-            return
+            self.document.miss(name, f"{filename}: {error.strerror or error}")
         self._pusher.wake()
 
     def join(self) -> None:
@@ -277,14 +287,25 @@ class RunRecorder:
         if self._pusher.finish():
             self.spool.remove()
         else:
-            reason = self._pusher.complaint or "the database did not answer in time"
-            say(
-                f"the run is complete in {self.spool.path} and not yet in the database ({reason}). "
-                "`metatoolkit records sync` brings it there."
-            )
+            self._tell_what_is_left()
         if self.run._id is None:
             self.run._id = self.run_id
         self._signals.restore()
+
+    def _tell_what_is_left(self) -> None:
+        """Say what the spool holds of a run that did not reach the database."""
+        reason = self._pusher.complaint or "the database did not answer in time"
+        lost = self.document.write().get("lost")
+        held = "complete"
+        if lost is not None:
+            held = (
+                f"not complete, as its disk is full: {lost['values']:,} values and "
+                f"{lost['output_bytes']:,} bytes of output are lost with this process; the rest is"
+            )
+        say(
+            f"the run is {held} in {self.spool.path} and not yet in the database ({reason}). "
+            "`metatoolkit records sync` brings it there."
+        )
 
     def _release(self) -> None:
         self._metrics.close()

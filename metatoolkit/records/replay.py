@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,10 @@ from metatoolkit.records.address import (
 from metatoolkit.records.fields import duration
 from metatoolkit.records.home import private_directory, storage_error
 from metatoolkit.records.messages import say
-from metatoolkit.records.provenance import process_lives
+from metatoolkit.records.processes import process_lives
 from metatoolkit.records.push import Push
-from metatoolkit.records.spool import DOCUMENT, RunSpool, spooled_runs, sweep
+from metatoolkit.records.redaction import redact
+from metatoolkit.records.spool import DOCUMENT, RunSpool, spool_directory, spooled_runs, sweep
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -46,12 +48,13 @@ class Report:
     failed: dict[Path, str] = field(default_factory=dict)
 
 
-def sync(home: Path | None = None, uri: str | None = None) -> Report:
+def sync(home: Path | None = None, uri: str | None = None, aside: bool = True) -> Report:
     """Push every spooled run whose process has ended, verify it, and delete its folder then.
 
     Args:
         home: The data directory.
         uri: The server; by default the one that runs are recorded to.
+        aside: Whether a run that cannot be pushed three times is moved out of the way.
 
     Returns:
         What was done.
@@ -65,11 +68,14 @@ def sync(home: Path | None = None, uri: str | None = None) -> Report:
         return report
     address = resolve(home, uri)
     with open_client(address) as client:
-        return sync_into(open_database(client), address, home)
+        return sync_into(open_database(client), address, home, aside)
 
 
 def sync_into(
-    database: Database[dict[str, Any]], address: Address, home: Path | None = None
+    database: Database[dict[str, Any]],
+    address: Address,
+    home: Path | None = None,
+    aside: bool = True,
 ) -> Report:
     """Push every spooled run whose process has ended into an open database.
 
@@ -77,6 +83,7 @@ def sync_into(
         database: The database.
         address: Its address, for messages.
         home: The data directory.
+        aside: Whether a run that cannot be pushed three times is moved out of the way.
 
     Returns:
         What was done.
@@ -96,13 +103,40 @@ def sync_into(
             raise
         except Exception as error:
             # One run that cannot be replayed must not keep the others from it.
-            report.failed[_set_aside(spool, error)] = f"{type(error).__name__}: {error}"
+            place = _set_aside(spool, error) if aside else spool.path
+            report.failed[place] = f"{type(error).__name__}: {error}"
         else:
             if run_id is not None:
                 report.pushed.append(run_id)
         finally:
             spool.unlock()
     return report
+
+
+def sync_beside(home: Path | None, uri: str, seconds: float) -> None:
+    """Push what is spooled beside a query, which neither waits for it nor fails by it.
+
+    Args:
+        home: The data directory.
+        uri: The server.
+        seconds: How long to give it before the query goes on.
+    """
+
+    def replay() -> None:
+        try:
+            sweep(home)
+            report = sync(home, uri, aside=False)
+            failed = [str(reason) for reason in report.failed.values()]
+        except Exception as error:
+            failed = [f"{type(error).__name__}: {error}"]
+        if failed:
+            say(f"earlier runs stay in the spool ({redact(failed[0])}): `metatoolkit records sync`")
+
+    base = spool_directory(home)
+    if base.is_dir() and any(base.iterdir()):
+        thread = threading.Thread(target=replay, name="replay", daemon=True)
+        thread.start()
+        thread.join(seconds)
 
 
 def ended(spool: RunSpool) -> bool:
@@ -156,12 +190,12 @@ def _replay(spool: RunSpool, database: Database[dict[str, Any]], address: Addres
     if not (spool.path / DOCUMENT).exists():
         return None
     document = closed_document(spool)
-    spool.write_document(document)
     metrics, output = spool.open_metrics(), spool.open_output()
     try:
         with database_errors(address):
             push = Push(spool, metrics, output)
-            run_id = push(database, document, final=True)
+            former = database["runs"].find_one({"run_uuid": spool.uuid})
+            run_id = push(database, document, final=True, former=former)
             if not push.verify(database, document):
                 raise RecordsError("the database does not hold what was written to it")
     finally:

@@ -15,11 +15,11 @@ from typing import Any
 from metatoolkit.errors import ConfigurationError, RecordsError
 from metatoolkit.records.display import text
 from metatoolkit.records.handover import RERUN_VARIABLE
+from metatoolkit.records.last_words import encode_date
 from metatoolkit.records.provenance import git_state
 from metatoolkit.records.query import connect
 from metatoolkit.records.redaction import HIDDEN
 from metatoolkit.records.run import Run, section
-from metatoolkit.records.spool import encode_date
 
 LOST = "too_large"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import tempfile
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from metatoolkit.errors import StorageError, UnknownNameError
 from metatoolkit.records.clean import decode, decode_key
 from metatoolkit.records.display import text
-from metatoolkit.records.provenance import process_lives
+from metatoolkit.records.processes import process_lives
 from metatoolkit.records.spool import utcnow
 from metatoolkit.records.stores import Store
 
@@ -274,9 +273,10 @@ def status_of(document: Mapping[str, Any]) -> str:
     status = str(document.get("status", ""))
     if status != "RUNNING":
         return status
-    process = section(document, "proc")
-    if process.get("host") == platform.node() and process_lives(process) is False:
-        return "PROBABLY_DEAD"
+    lives = process_lives(section(document, "proc"))
+    if lives is not None:
+        # Its clock and ours may have been set since its last sign of life.
+        return status if lives else "PROBABLY_DEAD"
     beat = document.get("heartbeat") or document.get("start_time")
     if not isinstance(beat, datetime.datetime):
         return "PROBABLY_DEAD"

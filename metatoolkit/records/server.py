@@ -20,8 +20,15 @@ from urllib.parse import quote
 
 from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
 from metatoolkit.records.address import DATABASE, NoServerError
-from metatoolkit.records.home import HOME_VARIABLE, data_home, private_directory, storage_error
-from metatoolkit.records.mongod import answers, command_line, failure, find_mongod
+from metatoolkit.records.home import (
+    HOME_VARIABLE,
+    check_owner,
+    data_home,
+    private_directory,
+    storage_error,
+)
+from metatoolkit.records.mongod import answers, command_line, failure, find_mongod, is_locked
+from metatoolkit.records.processes import process_identity, process_lives, same_kernel
 
 if TYPE_CHECKING:
     import psutil
@@ -199,7 +206,9 @@ class ManagedServer:
                 failure(self.directory, self.log, done.returncode, done.stdout)
             )
         (self.directory / "pid").chmod(0o600)
-        state = {"pid": self._pid(), "uri": uri, "temporary": temporary}
+        pid = self._pid()
+        identity = process_identity(pid)
+        state = {"pid": pid, "uri": uri, "temporary": temporary, "identity": identity}
         descriptor = os.open(self._state_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(state, file)
@@ -238,6 +247,8 @@ class ManagedServer:
             return
 
     def _state(self) -> dict[str, Any] | None:
+        check_owner(self.directory)
+        check_owner(self._state_file)
         try:
             state = json.loads(self._state_file.read_text("utf-8"))
         except FileNotFoundError:
@@ -254,6 +265,18 @@ class ManagedServer:
     def _lives(self, state: dict[str, Any]) -> bool:
         import psutil
 
+        identity = state.get("identity")
+        if isinstance(identity, dict):
+            lives = process_lives(identity, ending=True)
+            if lives is None and (not same_kernel(identity) or is_locked(self.directory / "db")):
+                raise DatabaseUnavailableError(
+                    f"the MongoDB server of {self.directory} belongs to another machine or "
+                    f"container ({identity.get('host')}, pid {state['pid']}). Set {HOME_VARIABLE} "
+                    "to a directory that only this one uses, or METATOOLKIT_MONGO_URI to a server "
+                    f"for both; if that one is gone for good, delete {self._state_file}."
+                )
+            if not lives:
+                return False
         try:
             process = psutil.Process(state["pid"])
             deadline = time.monotonic() + ENDING_SECONDS

@@ -54,6 +54,7 @@ def show_run(options: argparse.Namespace) -> int:
             ("notes", run.notes or None),
             ("uuid", run.uuid),
             ("files that were lost", details.get("missing_files")),
+            ("lost on a full disk", _lost(details)),
             ("in the spool only", "yes" if document.get("spooled") else None),
         ]
         print_pairs([(name, value) for name, value in pairs if value not in (None, "")])
@@ -140,6 +141,11 @@ def _print_metrics(run: Run) -> None:
         if isinstance(one, dict)
     ]
     print_table(["name", "values", "last", "min", "max"], rows)
+
+
+def _lost(details: dict[str, Any]) -> str | None:
+    lost = section(details, "lost")
+    return f"{lost.get('values')} values, {lost.get('output_bytes')} bytes" if lost else None
 
 
 def _code(details: dict[str, Any]) -> str | None:

@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import StorageError
+from metatoolkit.records import last_words
 from metatoolkit.records.appended_file import FORKED, AppendedFile
-from metatoolkit.records.home import data_home, private_directory, storage_error
+from metatoolkit.records.home import (
+    check_owner,
+    data_home,
+    private,
+    private_directory,
+    storage_error,
+)
+from metatoolkit.records.last_words import decode_date, encode_date
 
 DOCUMENT = "run.json"
 METRICS = "metrics.jsonl"
@@ -72,8 +80,10 @@ class RunSpool:
                 (hidden / FILES).mkdir(mode=0o700, parents=True)
                 spool = cls(hidden)
                 if spool.lock():
+                    last_words.keep_room(spool.path)
                     hidden.rename(path)
                     spool.path = path
+                    _sync(base)
                     return spool
             except FileNotFoundError as error:
                 missing = error
@@ -132,12 +142,14 @@ class RunSpool:
         """
         temporary = self.path / f"{DOCUMENT}.new"
         try:
-            with open(temporary, "w", encoding="utf-8", opener=_private) as file:
+            with open(temporary, "w", encoding="utf-8", opener=private) as file:
                 json.dump(document, file, default=encode_date)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path / DOCUMENT)
+            _sync(self.path)
         except OSError as error:
+            temporary.unlink(missing_ok=True)
             raise storage_error(temporary, error) from error
 
     def read_document(self) -> dict[str, Any]:
@@ -156,7 +168,7 @@ class RunSpool:
             raise StorageError(f"cannot read {path}: {error}") from error
         if not isinstance(document, dict) or document.get("run_uuid") != self.uuid:
             raise StorageError(f"cannot read {path}: it is not the document of this run")
-        return document
+        return {**document, **last_words.read(self.path)}
 
     def open_metrics(self) -> AppendedFile:
         """Open the file that holds one line per metric value.
@@ -187,11 +199,13 @@ class RunSpool:
         size = 0
         temporary = self.path / FILES / f".{uuids.uuid4().hex}"
         try:
-            with open(source, "rb") as reader, open(temporary, "wb", opener=_private) as writer:
+            with open(source, "rb") as reader, open(temporary, "wb", opener=private) as writer:
                 while block := reader.read(1 << 20):
                     digest.update(block)
                     size += len(block)
                     writer.write(block)
+                writer.flush()
+                os.fsync(writer.fileno())
             temporary.replace(self.file(digest.hexdigest()))
         finally:
             temporary.unlink(missing_ok=True)
@@ -238,6 +252,7 @@ def spooled_runs(home: Path | None = None) -> Iterator[RunSpool]:
         One spool per run.
     """
     base = spool_directory(home)
+    check_owner(base)
     try:
         names = sorted(os.listdir(base))
     except (FileNotFoundError, NotADirectoryError):
@@ -265,36 +280,10 @@ def sweep(home: Path | None = None) -> None:
             spool.unlock()
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def encode_date(value: object) -> dict[str, str]:
-    """Write a date as JSON can hold it; what ``json.dump`` calls for what it does not know.
-
-    Args:
-        value: The date.
-
-    Returns:
-        A dictionary that no plain data can be mistaken for.
-
-    Raises:
-        TypeError: It is something else.
-    """
-    if isinstance(value, datetime.datetime):
-        return {"$date": value.isoformat(timespec="milliseconds")}
-    raise TypeError(f"{type(value).__name__} is not plain data")
-
-
-def decode_date(value: dict[str, Any]) -> Any:
-    """Undo :func:`encode_date`; what ``json.loads`` calls for every dictionary.
-
-    Args:
-        value: A dictionary.
-
-    Returns:
-        The date that it stands for, or the dictionary itself.
-    """
-    if len(value) == 1 and isinstance(value.get("$date"), str):
-        return datetime.datetime.fromisoformat(value["$date"])
-    return value
+def _sync(directory: Path) -> None:
+    """Have a power failure find the names of new files in a directory."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

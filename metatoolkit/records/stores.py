@@ -68,11 +68,15 @@ class MongoStore:
     Args:
         database: The database.
         address: Its address, for messages.
+        home: The data directory, whose spool may hold more of a run.
     """
 
-    def __init__(self, database: Database[dict[str, Any]], address: Address) -> None:
+    def __init__(
+        self, database: Database[dict[str, Any]], address: Address, home: Path | None = None
+    ) -> None:
         self.database = database
         self.address = address
+        self.home = home
 
     def headers(self, condition: Mapping[str, Any], paths: Iterable[str]) -> list[dict[str, Any]]:
         """Select runs and return the named fields of each.

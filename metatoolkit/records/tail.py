@@ -72,9 +72,11 @@ class Follower:
             spool = self._spool()
             try:
                 yield from self._from_spool(spool) if spool is not None else self._from_database()
-            except FileNotFoundError:
+            except OSError:
                 # It was completed, pushed and deleted in this moment: the database has the rest.
-                continue
+                if spool is None or spool.path.exists():
+                    raise
+                self.status = "RUNNING"
             if self.status != "RUNNING":
                 return
             time.sleep(SPOOL_SECONDS if spool is not None else DATABASE_SECONDS)
@@ -143,6 +145,10 @@ def _same(former: str, now: str) -> int:
 
 
 def _read(path: Path, offset: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return file.read()
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read()
+    except FileNotFoundError:
+        # The folder is being deleted, or its disk took no more: there is nothing new here.
+        return b""

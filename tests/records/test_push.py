@@ -1,7 +1,9 @@
 import pytest
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, OperationFailure
 
-from metatoolkit.records import metric_copy
+from metatoolkit.errors import RecordsError
+from metatoolkit.records import identities, metric_copy
+from metatoolkit.records.identities import metric_id, next_id
 from metatoolkit.records.push import Push, shorten
 from metatoolkit.records.spool import RunSpool, utcnow
 
@@ -174,3 +176,135 @@ def test_output_is_cut_in_the_middle_and_progress_bars_to_their_last_state():
     long = shorten(b"a" * 2_000_000 + b"end")
     assert len(long) < 1_001_000
     assert long.startswith("aaa") and long.endswith("end") and "cout.txt" in long
+
+
+def opened(spool):
+    metrics, output = spool.open_metrics(), spool.open_output()
+    return Push(spool, metrics, output), metrics, output
+
+
+@pytest.mark.parametrize("kept", [("metrics",), ("runs",), (), ("metrics", "runs")])
+def test_a_run_that_is_deleted_while_it_goes_on_is_written_again(database, spool, kept):
+    """Without a loop that never ends, whatever part of it is left."""
+    log(spool, "loss", 0, 10)
+    push, metrics, output = opened(spool)
+    document = spool.read_document()
+    push(database, document)
+    for name in {"metrics", "runs"} - set(kept):
+        database[name].delete_many({})
+    log(spool, "loss", 10, 10)
+    for _ in range(2):
+        try:
+            push(database, document, final=True)
+        except RecordsError as error:
+            assert "has been deleted" in str(error)
+            push.forget()
+    assert push.verify(database, document)
+    check(database, spool, ["loss"], 20)
+    assert database["metrics"].distinct("run_id") == [push.run_id]
+    # Another process that knows nothing, as a query's replay.
+    database["runs"].delete_many({})
+    again = Push(spool, metrics, output)
+    again(database, document, final=True)
+    assert again.verify(database, document)
+    check(database, spool, ["loss"], 20)
+    metrics.close()
+    output.close()
+
+
+def test_a_database_that_keeps_nothing_is_given_up(database, spool, monkeypatch):
+    log(spool, "loss", 0, 10)
+    push, metrics, output = opened(spool)
+    monkeypatch.setattr(metric_copy, "metric_lengths", lambda *arguments: {})
+    database["metrics"].insert_one({"_id": metric_id(spool.uuid, "loss", 0), "steps": [0]})
+    with pytest.raises(RecordsError, match="does not keep what is written"):
+        push(database, spool.read_document())
+    metrics.close()
+    output.close()
+
+
+def test_numbers_are_given_whatever_stands_in_the_database(database, monkeypatch):
+    for odd in (2**63 - 1, 1e300, float("nan"), "text", 5.0, -3):
+        database["runs"].insert_one({"_id": odd})
+    assert [next_id(database) for _ in range(6)] == [1, 2, 3, 4, 6, 7]
+    monkeypatch.setattr(identities, "ATTEMPTS", 3)
+    database["runs"].insert_many([{"_id": float(number)} for number in range(8, 20)])
+    with pytest.raises(RecordsError, match="are taken"):
+        next_id(database)
+
+
+TAMPERED = {
+    "configuration": ("runs", {"$set": {"config.lr": 0.2}}),
+    "info": ("runs", {"$set": {"info.note": "another"}}),
+    "a field that is gone": ("runs", {"$unset": {"info": 1}}),
+    "captured output": ("runs", {"$set": {"captured_out": "another"}}),
+    "a value": ("metrics", {"$set": {"values.3": 7.0}}),
+    "the kind of a value": ("metrics", {"$set": {"values.0": True}}),
+    "a step": ("metrics", {"$set": {"steps.3": 7}}),
+    "a time": ("metrics", {"$set": {"timestamps.3": utcnow()}}),
+    "a part of an artifact": ("fs.chunks", {"$set": {"data": b"y" * 10}}),
+    "the end of an artifact": ("fs.chunks", None),
+    "an artifact": ("fs.files", None),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_content_is_compared_and_written_again_before_the_spool_goes(database, spool, case):
+    document = {**spool.read_document(), "config": {"lr": 0.1, "nan": float("nan"), "big": 2**40}}
+    document["info"] = {"note": "the one"}
+    for step, value in enumerate(["0.5", "NaN", "-0.0", "1", "true", "[1, 2.5]", "1e-300"]):
+        with open(spool.path / "metrics.jsonl", "a") as file:
+            file.write(f'["loss", {step}, {value}, {1000.0005 + step}]\n')
+    push, metrics, output = opened(spool)
+    output.append("printed ✓\n".encode())
+    push(database, document, final=True)
+    assert push.verify(database, document)
+    collection, update = TAMPERED[case]
+    if update is None:
+        database[collection].delete_one({})
+    else:
+        database[collection].update_one({}, update)
+    assert not push.verify(database, document)
+    push.forget()
+    push(database, document, final=True)
+    assert push.verify(database, document)
+    found = database["metrics"].find_one()
+    assert repr(found["values"]) == "[0.5, nan, -0.0, 1, True, [1, 2.5], 1e-300]"
+    assert database["runs"].find_one()["config"]["big"] == 2**40
+    metrics.close()
+    output.close()
+
+
+def test_files_are_compared_where_the_server_cannot_do_it(database, spool, monkeypatch):
+    push, metrics, output = opened(spool)
+    document = spool.read_document()
+    push(database, document, final=True)
+    command = type(database).command
+
+    def unknown(self, name, *arguments, **options):
+        if name == "filemd5":
+            raise OperationFailure("no such command", 59)
+        return command(self, name, *arguments, **options)
+
+    monkeypatch.setattr(type(database), "command", unknown)
+    assert push.verify(database, document)
+    database["fs.chunks"].update_one({"n": 2}, {"$set": {"data": b"z" * 5}})
+    assert not push.verify(database, document)
+    metrics.close()
+    output.close()
+
+
+def test_a_line_that_the_database_cannot_hold_makes_no_run_unreadable(database, spool, capsys):
+    log(spool, "loss", 0, 3)
+    with open(spool.path / "metrics.jsonl", "ab") as file:
+        file.write(b'["loss", 9223372036854775808, 0.5, 1000.0]\n["loss", 3, 1e9, 1e300]\n')
+        file.write(b'["loss", 3, [1, [9223372036854775808]], 1000.0]\n["loss", 3, 1, NaN]\n')
+        file.write(b'["loss", null, 0.5, 1000.0]\n["loss", 3, ["a"], 1000.0]\n')
+    log(spool, "loss", 3, 3)
+    push, metrics, output = opened(spool)
+    push(database, spool.read_document(), final=True)
+    assert push.verify(database, spool.read_document())
+    check(database, spool, ["loss"], 6)
+    assert capsys.readouterr().err.count("damaged line") == 6
+    metrics.close()
+    output.close()
