@@ -1,5 +1,6 @@
 """Tags, notes, deletion and following of runs, by hand and on the command line."""
 
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from metatoolkit import records
 from metatoolkit.cli import main
 from metatoolkit.errors import ConfigurationError, QueryError, RecordsError
 from metatoolkit.records import edits
-from metatoolkit.records.spool import spooled_runs, utcnow
+from metatoolkit.records.spool import RunSpool, spooled_runs, utcnow
 
 from . import faults
 from .experiments import count_up, make, run
@@ -100,6 +101,58 @@ def test_a_run_that_goes_on_is_not_deleted(database, capsys):
     database["runs"].insert_one({"_id": 1, "status": "RUNNING", "heartbeat": utcnow()})
     assert main(["runs", "rm", "1", "--yes"]) == 2
     assert "still running: 1" in capsys.readouterr().err
+
+
+def test_a_live_run_is_not_deleted_whatever_the_clock_says(home, database, capsys):
+    import datetime
+
+    def main(_run):
+        count_up(_run)
+        uuid = records.run_uuid(_run)
+        late = utcnow() - datetime.timedelta(days=1)
+        for status in ("RUNNING", "COMPLETED"):
+            # The lock of its folder is held, whatever the document says.
+            update = {"$set": {"heartbeat": late, "start_time": late, "status": status}}
+            database["runs"].update_one({"run_uuid": uuid}, update)
+            assert main_of_cli(["runs", "rm", uuid, "--yes"]) == 2
+            database["runs"].update_one({"run_uuid": uuid}, {"$unset": {"proc.ticks": 1}})
+        assert database["runs"].count_documents({}) == 1
+        return {}
+
+    main_of_cli = globals()["main"]
+    run(main)
+    told = capsys.readouterr().err
+    assert "still running: 1" in told and "is being written or replayed" in told
+    assert main_of_cli(["runs", "rm", "1", "--yes"]) == 0
+    assert database["runs"].count_documents({}) == 0
+
+
+def test_what_is_deleted_does_not_come_back_from_the_spool(home, database):
+    done = run(count_up)
+    made = RunSpool.create(home)
+    made.path = made.path.rename(made.path.with_name(f"20260101-{records.run_uuid(done)}"))
+    made.write_document({"run_uuid": made.uuid, "status": "COMPLETED", "artifacts": "damaged"})
+    made.unlock()
+    assert main(["runs", "rm", "1", "--yes"]) == 0
+    assert list(spooled_runs(home)) == [] and database["metrics"].count_documents({}) == 0
+
+
+def test_a_document_deletes_no_files_but_its_own(database, tmp_path):
+    run(add_artifact(tmp_path / "weights.bin", b"one"))
+    sources = [one[1] for one in database["runs"].find_one()["experiment"]["sources"]]
+    files = database["fs.files"].count_documents({})
+    planted = [
+        {"run_uuid": {"$exists": True}},
+        {"run_uuid": {"$ne": "x"}, "artifacts": [{"file_id": {"$ne": 1}}, {"name": "n"}]},
+        {"artifacts": [{"file_id": one} for one in sources]},
+        {"artifacts": [{"file_id": re.compile(".")}], "run_uuid": ["x"]},
+    ]
+    for number, document in enumerate(planted, 2):
+        database["runs"].insert_one({"_id": number, "status": "COMPLETED", **document})
+        assert main(["runs", "rm", str(number), "--yes"]) == 0
+    assert database["fs.files"].count_documents({}) == files
+    with records.connect() as connection:
+        assert connection[1].artifacts["weights.bin"].read() == b"one"
 
 
 def test_tail_follows_a_live_run_to_its_end(home, server, tmp_path):

@@ -308,3 +308,22 @@ def test_a_line_that_the_database_cannot_hold_makes_no_run_unreadable(database, 
     assert capsys.readouterr().err.count("damaged line") == 6
     metrics.close()
     output.close()
+
+
+def test_values_that_the_disk_lost_and_the_database_has_are_not_lost(database, spool):
+    log(spool, "loss", 0, 50)
+    push, metrics, output = opened(spool)
+    document = spool.read_document()
+    push(database, document, final=True)
+    lines = (spool.path / "metrics.jsonl").read_bytes().splitlines(True)
+    (spool.path / "metrics.jsonl").write_bytes(b"".join(lines[:10]))
+    for lost, told in {45: 5, 40: None, 0: None}.items():
+        document["lost"] = {"values": lost, "output_bytes": 0}
+        database["runs"].update_one({}, {"$unset": {"lost": 1}})
+        again = Push(spool, metrics, output)
+        again(database, document, final=True)
+        assert again.verify(database, document)
+        found = check(database, spool, ["loss"], 50)
+        assert found.get("lost", {}).get("values") == told
+    metrics.close()
+    output.close()
