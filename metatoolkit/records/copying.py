@@ -89,12 +89,19 @@ def _copy_run(
     document: dict[str, Any],
     copied: Copied,
 ) -> Any:
+    from pymongo.errors import DuplicateKeyError
+
     new_id = _place(target, document)
     for metric in source["metrics"].find({"run_id": document["_id"]}):
         made = {**metric, "run_id": new_id}
         # A document of another run that has this id is not replaced, but an error.
         own = {"_id": metric["_id"], "run_id": new_id}
-        target["metrics"].replace_one(own, made, upsert=True)
+        try:
+            target["metrics"].replace_one(own, made, upsert=True)
+        except DuplicateKeyError:
+            raise RecordsError(
+                f"run {document['_id']}: a metric of it is another run's in the target"
+            ) from None
         _compare(target["metrics"].find_one({"_id": metric["_id"]}), made, "a metric", document)
         values = metric.get("values")
         copied.values += len(values) if isinstance(values, list) else 0

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import (
     ConfigurationError,
-    DatabaseUnavailableError,
     QueryError,
     RecordsError,
 )
@@ -75,7 +74,7 @@ def connect(uri: str | None = None, home: str | os.PathLike[str] | None = None) 
         uuids = [one.uuid for one in spooled_runs(directory)]
         with database_errors(address):
             known = database["runs"].distinct("run_uuid", {"run_uuid": {"$in": uuids}})
-    except DatabaseUnavailableError:
+    except RecordsError:
         client.close()
         raise
     stores: list[Store] = [MongoStore(database, address, directory)]

@@ -263,3 +263,32 @@ def test_every_file_of_a_run_is_private(home, monkeypatch, tmp_path):
     assert len(found) > 5
     for path in found:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_a_hostile_source_changes_nothing_but_its_own(database, other, tmp_path):
+    """What its documents hold is compared and stored, and never read as a condition."""
+    with pymongo.MongoClient(other) as client:
+        target = client.get_default_database()
+        target["runs"].insert_one({"_id": 1, "run_uuid": "a" * 32, "config": {"lr": 1}})
+        target["metrics"].insert_one({"_id": "m", "run_id": 1, "name": "loss", "values": [1.0]})
+        target["fs.files"].insert_one({"_id": "f", "length": 0, "chunkSize": 255})
+        before = everything(target)
+        database["runs"].insert_many(
+            [
+                {"_id": 1, "run_uuid": {"$ne": 1}, "status": "COMPLETED"},
+                {"_id": 2, "start_time": {"$exists": True}, "experiment": {"$gt": ""}},
+                {"_id": 3, "artifacts": [{"file_id": {"$ne": 1}}, 7], "experiment": {"sources": 5}},
+                {"_id": 4, "experiment": {"sources": [["a", {"$ne": 1}], ["b"], 3]}},
+            ]
+        )
+        database["metrics"].insert_one({"_id": 9, "run_id": 1, "name": "loss", "values": 5})
+        done = copying.copy_all(database, target)
+        assert sorted(done.runs) == [1, 2, 3, 4]
+        after = everything(target)
+        assert after["fs.files"] == before["fs.files"]
+        assert after["runs"][0] == before["runs"][0]
+        assert {"_id": "m", "run_id": 1, "name": "loss", "values": [1.0]} in after["metrics"]
+        database["metrics"].insert_one({"_id": "m", "run_id": 2, "name": "loss", "values": [2.0]})
+        with pytest.raises(RecordsError, match="another run's in the target"):
+            copying.copy_all(database, target)
+        assert target["metrics"].find_one({"_id": "m"})["values"] == [1.0]

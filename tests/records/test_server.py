@@ -1,4 +1,6 @@
+import json
 import os
+import platform
 import signal
 import socket
 import stat
@@ -16,11 +18,13 @@ from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
 from metatoolkit.records import mongod as serving
 from metatoolkit.records.address import NoServerError
+from metatoolkit.records.home import check_owner, data_home
 from metatoolkit.records.mongod import answers, find_mongod
 from metatoolkit.records.server import ManagedServer
+from metatoolkit.records.spool import spooled_runs
 
 from .conftest import kill_server
-from .experiments import UNREACHABLE
+from .experiments import UNREACHABLE, count_up, run
 
 
 def test_the_server_starts_answers_and_stops(home, mongod):
@@ -224,3 +228,103 @@ def test_an_unreachable_address_is_said_without_its_password(monkeypatch, impati
         with pytest.raises(DatabaseUnavailableError, match="not a MongoDB connection") as caught:
             records.connect(wrong)
         assert "secret" not in str(caught.value)
+
+
+def edited(server, **changes):
+    """Make server.json say something else about whose process it is."""
+    path = server.directory / "server.json"
+    state = json.loads(path.read_text())
+    state["identity"] |= changes
+    path.write_text(json.dumps(state))
+    return state["pid"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"host": "other"}, {"machine": "other"}, {"namespace": "pid:[1]"}]
+)
+def test_a_server_of_another_machine_or_container_is_left_alone(server, database, change):
+    found = json.loads((server.directory / "server.json").read_text())["identity"]
+    assert found["pid"] == server.status()["pid"] and found["user"] == os.getuid()
+    pid = edited(server, **change)
+    before = (server.directory / "server.json").read_text()
+    for action in (server.start, server.stop, server.status, server.running_uri):
+        with pytest.raises(DatabaseUnavailableError, match="another machine or container"):
+            action()
+    # A run is kept in the spool, and says why.
+    done = run(count_up)
+    assert done.status == "COMPLETED" and len(list(spooled_runs(server.directory.parent))) == 1
+    assert not gone(pid) and (server.directory / "server.json").read_text() == before
+    assert database.command("ping")["ok"]
+    edited(server, **{name: found[name] for name in change})
+
+
+def test_a_server_of_a_container_that_is_gone_is_replaced(server):
+    kill_server(server.directory.parent)
+    edited(server, namespace="pid:[1]", host=platform.node())
+    assert server.start() and server.status()["answers"]
+    # Of another host nobody here can know; what to do is said.
+    kill_server(server.directory.parent)
+    edited(server, host="other", boot="other")
+    with pytest.raises(DatabaseUnavailableError, match=r"delete .*server\.json"):
+        server.start()
+    (server.directory / "server.json").unlink()
+    assert server.start()
+
+
+def test_a_number_that_another_process_has_now_is_not_ended(server):
+    kill_server(server.directory.parent)
+    code = f"import time; time.sleep(600)  # {server.directory / 'db'}"
+    with subprocess.Popen([sys.executable, "-c", code, str(server.directory / "db")]) as other:
+        try:
+            path = server.directory / "server.json"
+            state = json.loads(path.read_text())
+            state["pid"] = state["identity"]["pid"] = other.pid
+            path.write_text(json.dumps(state))
+            assert not server.status()["running"] and not server.stop()
+            assert other.poll() is None
+        finally:
+            other.kill()
+
+
+@pytest.mark.parametrize("place", ["", "server", "server/server.json", "spool"])
+def test_what_another_user_has_planted_is_refused(home, mongod, place):
+    if os.geteuid() != 0:
+        pytest.skip("only root can plant what belongs to another user")
+    (home / "server").mkdir(parents=True, mode=0o700)
+    (home / "spool").mkdir(mode=0o700)
+    (home / "server" / "server.json").write_text('{"pid": 1, "uri": "mongodb://127.0.0.1:9/x"}')
+    os.chown(home / place, 65534, 65534)
+    try:
+        with pytest.raises(StorageError, match="belongs to another user"):
+            records.connect()
+        if place.startswith("server"):
+            # The spool is the user's own, and takes the run.
+            assert run(count_up).status == "COMPLETED"
+            assert len(list(spooled_runs(home))) == 1
+        else:
+            with pytest.raises(StorageError, match="belongs to another user"):
+                run(count_up)
+    finally:
+        os.chown(home / place, 0, 0)
+        (home / "server" / "server.json").unlink()
+
+
+def test_a_link_that_another_user_has_planted_is_refused(home, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can plant what belongs to another user")
+    precious = tmp_path / "precious"
+    precious.mkdir(mode=0o755)
+    home.mkdir()
+    (home / "spool").symlink_to(precious)
+    os.chown(home / "spool", 65534, 65534, follow_symlinks=False)
+    with pytest.raises(StorageError, match="belongs to another user"):
+        run(count_up)
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o755 and not list(precious.iterdir())
+
+
+def test_a_home_that_root_has_mounted_is_used(home, monkeypatch):
+    home.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    assert data_home(home) == home
+    with pytest.raises(StorageError, match="belongs to another user"):
+        check_owner(home)
