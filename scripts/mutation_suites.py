@@ -43,10 +43,6 @@ THROUGH = {
     "hypergradients/linearization.py": ["hypergradients/test_implicit.py"],
     "metaparameters/placement.py": ["metaparameters/test_initialization.py"],
     "problem.py": ["test_problem_purity.py"],
-    "batch_stream.py": ["training/test_trainer.py"],
-    "checkpoints.py": ["training/test_trainer.py"],
-    "training/checks.py": ["training/test_trainer.py"],
-    "training/snapshot.py": ["training/test_trainer.py"],
     "hypergradients/evograd.py": ["hypergradients/test_guided.py", "hypergradients/test_prefix.py"],
 }
 
@@ -59,8 +55,8 @@ def suites_of(path: str) -> list[list[str]]:
     """
     inside = Path(path).relative_to("metatoolkit")
     own = Path("tests") / inside.parent / f"test_{inside.name}"
-    if inside.parts[0] == "inner":
-        names = [str(p) for p in sorted(Path("tests/inner").glob("test_*.py"))]
+    if inside.parts[0] in ("inner", "training"):
+        names = [str(p) for p in sorted(Path("tests", inside.parts[0]).glob("test_*.py"))]
     elif "linear_solvers" in inside.parts:
         names = ["tests/hypergradients/test_linear_solvers.py"]
         names += [str(p) for p in sorted(Path("tests/hypergradients/linear_solvers").glob("*.py"))]

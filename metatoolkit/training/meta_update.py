@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,9 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors
 from metatoolkit.training.checks import described
+
+_LOOKED_AT = 10
+"""Moves of λ in which a part of it that never has a gradient is looked for."""
 
 
 class MetaUpdate:
@@ -48,6 +52,8 @@ class MetaUpdate:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.clip_norm = clip_norm
+        self._moves = 0
+        self._reached: Tensor | None = None
 
     def move(self, gradients: Sequence[Tensors], valid_loss: Tensor) -> Tensor:
         """Move λ once along the mean of hypergradients.
@@ -65,7 +71,10 @@ class MetaUpdate:
             mean = list(torch._foreach_add(mean, [further[name] for name in names]))
         if len(gradients) > 1:
             mean = list(torch._foreach_div(mean, len(gradients)))
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(mean)))
+        norms = torch.stack(torch._foreach_norm(mean))
+        norm = torch.linalg.vector_norm(norms)
+        if self._moves < _LOOKED_AT:
+            self._look_for_idle_ones(norms)
         if self.clip_norm is not None:
             # As torch.nn.utils.clip_grad_norm_ does it.
             factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -86,6 +95,24 @@ class MetaUpdate:
         elif self.scheduler is not None:
             self.scheduler.step()
         return norm
+
+    def _look_for_idle_ones(self, norms: Tensor) -> None:
+        """Warn of meta-parameters whose hypergradient was zero in each of the first moves."""
+        self._moves += 1
+        moved = norms != 0
+        self._reached = moved if self._reached is None else self._reached | moved
+        if self._moves < _LOOKED_AT or bool(self._reached.all()):
+            return
+        pairs = zip(self.problem.meta_parameter_names, self._reached.tolist(), strict=True)
+        idle = [name for name, reached in pairs if not reached]
+        warnings.warn(
+            f"the hypergradient of {', '.join(idle[:5])} was exactly zero in the first "
+            f"{_LOOKED_AT} moves of λ: no loss depends on it, or its path is cut off by detach(), "
+            "torch.no_grad() or a dead unit. If that is meant, freeze it with "
+            "requires_grad_(False) before the problem is made.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _check_optimizer(problem: BilevelProblem, optimizer: torch.optim.Optimizer) -> None:

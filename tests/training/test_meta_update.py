@@ -160,6 +160,30 @@ def test_schedulers_and_limits_that_make_no_sense():
             mt.MetaTrainer(case.problem, case.inner, Unrolled(), optimizer, **options)
 
 
+def test_a_part_of_lambda_that_nothing_reaches_is_told_once():
+    def train(steps, **frozen):
+        case = bank.tied()
+        for name in frozen:
+            getattr(case.problem.meta, name).requires_grad_(False)
+        problem = mt.BilevelProblem(
+            case.problem.model, case.problem.meta, case.problem.train_loss, case.problem.valid_loss
+        )
+        optimizer = torch.optim.SGD(problem.meta.parameters(), lr=0.01)
+        trainer = mt.MetaTrainer(problem, case.inner, Unrolled(1), optimizer)
+        trainer.fit(case.train_batches, [case.valid_batch], steps, progress=False)
+
+    train(9)
+    with pytest.warns(UserWarning, match=r"of unused was exactly zero in the first 10 m") as told:
+        train(25)
+    assert len(told) == 1
+    # Nothing is told where it was meant, nor where a gradient is zero at the beginning alone.
+    train(12, unused=True)
+    case = bank.illustration()
+    update = MetaUpdate(case.problem, torch.optim.SGD(case.problem.meta.parameters(), lr=0.1))
+    for scale in [0.0] * 9 + [1.0] * 5:
+        update.move([{"value": torch.tensor(scale, dtype=torch.float64)}], torch.tensor(0.0))
+
+
 def test_gradients_are_put_back_where_the_optimizer_fails():
     case = bank.small_net()
 
