@@ -8,12 +8,12 @@ from typing import Any
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.records.comparison import compare
 from metatoolkit.records.display import print_json, print_pairs, print_table, span, text
-from metatoolkit.records.expressions import value_field
+from metatoolkit.records.expressions import parse_field, value_field
 from metatoolkit.records.fields import duration, flatten
 from metatoolkit.records.messages import say
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run
-from metatoolkit.records.selection import RunSet
+from metatoolkit.records.selection import RunSet, complete
 from metatoolkit.records.settings import differing, distinguishing, ranked, settings
 from metatoolkit.records.table import value_of
 from metatoolkit.records.terms import Field
@@ -165,6 +165,7 @@ def report_runs(options: argparse.Namespace) -> int:
 
     with connect() as database:
         runs = _named(options, database)
+        complete(runs, [parse_field("reason")])
         print(write_report(runs, options.output, options.title))
     return 0
 

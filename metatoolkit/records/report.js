@@ -6,6 +6,7 @@
   const COLORS = ["#2671d9", "#d9542b", "#2a9d4b", "#9b4dca", "#b8860b", "#0e9aa7", "#d1498b",
     "#6b7280", "#7a5230", "#4c51bf"];
   const SHOWN = 30;
+  for (const run of data.runs) run.record = queryFilter.revive(run.record);
   const state = { sort: "started", down: true, chosen: new Set() };
 
   function make(tag, text, parent) {
@@ -33,6 +34,7 @@
     return shown(a).localeCompare(shown(b), undefined, { numeric: true });
   }
 
+  // Words that a run must hold somewhere, and comparisons in short: config.lr>0.1 evograd.
   function term(word) {
     const found = /^([^<>=!]+)(<=|>=|!=|=|<|>)(.*)$/.exec(word);
     if (!found || !data.columns.includes(found[1])) {
@@ -51,11 +53,26 @@
     };
   }
 
+  // The command line's own expressions; what is none is taken for words.
+  function condition(text) {
+    if (!text.trim()) return () => true;
+    try {
+      const query = queryFilter.parse(text);
+      byId("problem").textContent = "";
+      return query;
+    } catch (error) {
+      const meant = /==|\b(and|or|not|in)\b.*[<>=(]|^\s*\w+\(/.test(text);
+      byId("problem").textContent = meant ? error.message : "";
+      if (meant) return () => false;
+    }
+    const terms = text.split(/\s+/).filter(Boolean).map(term);
+    return (run) => terms.every((one) => one(run));
+  }
+
   function filtered() {
-    const terms = byId("filter").value.split(/\s+/).filter(Boolean).map(term);
+    const holds = condition(byId("filter").value);
     const status = byId("status").value;
-    const runs = data.runs.filter((run) => (!status || run.values.status === status)
-      && terms.every((one) => one(run)));
+    const runs = data.runs.filter((run) => (!status || run.values.status === status) && holds(run));
     const empty = (run) => run.values[state.sort] === undefined || run.values[state.sort] === null;
     const full = runs.filter((run) => !empty(run));
     full.sort((a, b) => compare(a.values[state.sort], b.values[state.sort]) * (state.down ? -1 : 1));
@@ -67,11 +84,33 @@
       && new Set(runs.map((run) => JSON.stringify(run.values[column]))).size > 1);
   }
 
+  // The entries that differ, choices before numbers, without those that change no number.
+  function settings(runs) {
+    const numbers = (name) => runs.some((run) => typeof run.values[name] === "number");
+    const rank = (name) => [Number(numbers(name)), name.split(".").length, name.length];
+    return differing(runs, "config.").filter((name) => data.settings.includes(name))
+      .map((name) => ({ name, rank: rank(name) }))
+      .sort((a, b) => a.rank.map((one, i) => one - b.rank[i]).find(Boolean) ?? 0)
+      .map((one) => one.name);
+  }
+
+  // The fewest of them that tell as many runs apart as all do.
+  function telling(runs, names) {
+    const count = (chosen) => new Set(runs.map((run) => JSON.stringify(chosen.map((n) => run.values[n])))).size;
+    const wanted = count(names);
+    const found = [];
+    while (count(found) < wanted) {
+      const gain = (name) => count([...found, name]);
+      found.push(names.reduce((best, name) => (gain(name) > gain(best) ? name : best)));
+    }
+    return found;
+  }
+
   function columns(runs) {
     if (byId("every").checked) return data.columns;
     const results = data.columns.filter((column) => column.startsWith("result."));
-    const fixed = ["id", "experiment", "status", "started", "duration", "tags"];
-    return [...fixed, ...results, ...differing(runs, "config.")];
+    const fixed = ["experiment", "status", "started", "duration", "tags"];
+    return ["id", ...settings(runs), ...results, ...fixed];
   }
 
   function table(runs) {
@@ -119,16 +158,20 @@
 
   function groups(runs, metric, over) {
     const having = runs.filter((run) => run.curves[metric]);
-    const names = differing(having, "config.").filter((name) => name !== over
-      && (!over || name !== "config.seed"));
+    const names = settings(having).filter((name) => name !== over && name !== "config.seed");
+    const apart = over && over !== "config.seed" && differing(having, "config.seed").length
+      ? ["config.seed", ...names] : names;
+    const labels = telling(having, apart);
     const found = new Map();
     for (const run of having) {
-      const told = names.map((name) => `${name.slice(7)}=${shown(run.values[name])}`).join(", ");
-      const label = over ? (told || run.values.experiment) : `${run.id}${told ? ": " : ""}${told}`;
-      if (!found.has(label)) found.set(label, []);
-      found.get(label).push(run.curves[metric]);
+      const told = labels.map((name) => `${name.slice(7)}=${shown(run.values[name])}`).join(", ");
+      const label = over ? (told || run.values.experiment) : `${shown(run.id)}${told ? ": " : ""}${told}`;
+      // Averaged are runs that differ in nothing else, whatever their label says.
+      const key = over ? JSON.stringify(apart.map((name) => run.values[name])) : shown(run.id);
+      if (!found.has(key)) found.set(key, { label, curves: [] });
+      found.get(key).curves.push(run.curves[metric]);
     }
-    return [...found].map(([label, curves]) => ({ label, points: average(curves) }));
+    return [...found.values()].map(({ label, curves }) => ({ label, points: average(curves) }));
   }
 
   function average(curves) {
@@ -239,16 +282,19 @@
 
   function differences(runs) {
     const few = runs.slice(0, SHOWN);
-    const names = [...differing(few, "config."), ...differing(few, "result.")];
+    const names = [...settings(few), ...differing(few, "result.")];
     const head = byId("differences").tHead;
     head.replaceChildren();
     const row = make("tr", null, head);
     make("th", "", row);
-    for (const run of few) make("th", `run ${run.id}`, row);
+    for (const run of few) make("th", `run ${shown(run.id)}`, row);
     byId("differences").tBodies[0].replaceChildren(...names.map((name) => {
       const line = document.createElement("tr");
       make("th", name, line);
-      for (const run of few) make("td", shown(run.values[name]), line);
+      for (const run of few) {
+        const cell = make("td", shown(run.values[name]), line);
+        cell.dataset.run = `run ${shown(run.id)}`;
+      }
       return line;
     }));
   }

@@ -9,20 +9,26 @@ import html
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError, RecordsError, StorageError
+from metatoolkit.records.clean import decode
 from metatoolkit.records.display import text
-from metatoolkit.records.fields import flatten
-from metatoolkit.records.run import Artifact, Run
+from metatoolkit.records.fields import DATES, FIELDS, flatten, lookup
+from metatoolkit.records.metric_copy import summarize
+from metatoolkit.records.run import Artifact, Run, section
+from metatoolkit.records.settings import settings
 
+SCRIPTS = ("report_filter.js", "report.js")
 POINTS = 1000
 ALL_POINTS = 400_000
 IMAGE_BYTES = 2_000_000
 ALL_IMAGE_BYTES = 20_000_000
+# Too much for a page.
+LEFT_OUT = ("output", "dependencies")
 _IMAGES = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -76,7 +82,7 @@ def render(runs: Sequence[Run], title: str = "Runs") -> str:
         The page. Its policy allows its own script alone, by hash, and no connection at all.
     """
     folder = resources.files("metatoolkit.records")
-    script = folder.joinpath("report.js").read_text("utf-8")
+    script = "\n".join(folder.joinpath(name).read_text("utf-8") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
@@ -107,14 +113,19 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
         values = _values(run)
         columns.update(dict.fromkeys(values))
         curves = {}
+        summaries = {}
         for name in run.metrics:
             steps, numbers, _ = run.store.metric(run.document, name)
+            summaries[name] = summarize(steps, numbers)
             curve = _thin(steps, numbers, points)
             if curve is not None:
                 curves[name] = curve
                 thinned = thinned or len(steps) > points
         images = [_image(one, budget) for one in run.artifacts.values() if _is_image(one)]
-        entries.append({"id": run.id, "values": values, "curves": curves, "images": images})
+        record = _record(run, summaries)
+        entries.append(
+            {"id": run.id, "values": values, "record": record, "curves": curves, "images": images}
+        )
     for entry in entries:
         entry["id"] = _plain(entry["id"])
     drawable = [name for name in metrics if any(name in entry["curves"] for entry in entries)]
@@ -125,6 +136,7 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
         "about": f"{len(entries)} runs, written on {now}.{note}",
         "columns": list(columns),
         "metrics": drawable,
+        "settings": sorted({name for run in runs for name in settings(run)}),
         "over": "config.seed" if 1 < len(seeds) < len(entries) else "",
         "runs": entries,
     }
@@ -145,6 +157,46 @@ def _values(run: Run) -> dict[str, Any]:
         **flatten(run.config, "config"),
     }
     return {name: _plain(value) for name, value in found.items()}
+
+
+def _record(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what query expressions ask for, under the names that they use."""
+    document = run.document
+    found = {
+        name: lookup(document, path)
+        for name, (path, deep) in FIELDS.items()
+        if not deep and name not in LEFT_OUT
+    }
+    record = {
+        name: values[0] if len(values) == 1 else values for name, values in found.items() if values
+    }
+    record |= {name: _milliseconds(record.get(name)) for name in DATES if name in record}
+    record |= {
+        "status": run.status,
+        "config": run.config,
+        "result": run.result,
+        "info": run.info,
+        "meta": decode(section(document, "meta")),
+        "metrics": metrics,
+    }
+    return {name: _marked(value) for name, value in record.items() if value not in (None, {})}
+
+
+def _marked(value: Any) -> Any:
+    """Write data as JSON can hold it, NaN and infinity told from text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"(number)": str(value)}
+    if isinstance(value, list):
+        return [_marked(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): _marked(entry) for key, entry in value.items()}
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _milliseconds(value: Any) -> float | None:
+    if not isinstance(value, datetime.datetime):
+        return None
+    return value.replace(tzinfo=datetime.UTC).timestamp() * 1000
 
 
 def _plain(value: Any) -> Any:

@@ -84,6 +84,13 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def resize(self, width, height):
+        """Show the page as a phone of this size does."""
+        self._ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=True,
+        )  # fmt: skip
+
     def screenshot(self):
         import base64
 

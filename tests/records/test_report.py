@@ -1,17 +1,25 @@
-"""The report, looked at in a real browser."""
+"""The report, looked at in a real browser, and its filter, carried out by Node."""
 
+import json
+import shutil
 import struct
+import subprocess
 import zlib
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
+import metatoolkit.records
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.records.report import render, write_report
+from metatoolkit.records.clean import decode
+from metatoolkit.records.report import SCRIPTS, _record, render, write_report
 from metatoolkit.records.run import Run
 from metatoolkit.records.spool import utcnow
 
 from .browser import Browser, find_browser
+from .test_expressions import COMPUTED, DOCUMENTS, EXPECTED
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 SVG = (
@@ -92,6 +100,90 @@ def test_the_page_stands_alone_and_escapes_everything(tmp_path):
         write_report([], tmp_path / "report.html")
 
 
+def filtered(records_, expressions):
+    """Return the ids that each expression selects in the page's own filter, or its error."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node here, which carries the page's script out")
+    folder = Path(metatoolkit.records.__file__).parent
+    program = (
+        (folder / SCRIPTS[0]).read_text()
+        + """
+    const { runs, expressions } = JSON.parse(require("fs").readFileSync(0));
+    for (const run of runs) run.record = queryFilter.revive(run.record);
+    console.log(JSON.stringify(expressions.map((text) => {
+      try { return runs.filter(queryFilter.parse(text)).map((run) => run.record.id); }
+      catch (error) { return error.message; }
+    })));
+    """
+    )
+    given = json.dumps({"runs": [{"record": one} for one in records_], "expressions": expressions})
+    done = subprocess.run(
+        [node, "-e", program], input=given, capture_output=True, text=True, check=True, timeout=240
+    )
+    return json.loads(done.stdout)
+
+
+def test_the_filter_understands_what_the_command_line_does():
+    stored = [
+        {**_record(Run(one, Store()), decode(one.get("summary", {}))), "status": one["status"]}
+        for one in DOCUMENTS
+    ]
+    cases = {
+        text: wanted
+        for text, wanted in {**EXPECTED, **COMPUTED}.items()
+        if text.strip() and "output" not in text
+    }
+    assert len(cases) > 60
+    assert dict(zip(cases, filtered(stored, list(cases)), strict=True)) == cases
+
+
+def test_times_and_mistakes_in_the_filter():
+    now = utcnow()
+    stored = [
+        _record(Run({"_id": number, "status": "FAILED", "start_time": start}, Store()), {})
+        for number, start in enumerate((now, now - timedelta(days=1), now - timedelta(days=9)))
+    ]
+    for text, wanted in {
+        "start_time > '2 days ago'": [0, 1],
+        "start_time < '1 week'": [2],
+        "start_time >= 'yesterday' or id == 2": [0, 1, 2],
+        f"start_time == '{now.astimezone().date()}' and id > 5": [],
+        "metrics.loss < 3": "a metric has many values: write metrics.loss.last, .min or .max",
+        "confg.lr == 1": "there is no field confg",
+        "output == 'x'": "there is no field output",
+        "config.lr >": "the expression is not complete",
+        "start_time > 'soon'": "not a time: 'soon'",
+        "id in 3": "a list must follow `in`",
+    }.items():
+        assert filtered(stored, [text]) == [wanted], text
+
+
+def test_a_phone_shows_what_differs(tmp_path):
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium here: METATOOLKIT_BROWSER names one")
+    path = tmp_path / "report.html"
+    path.write_text(render(runs()[:6], "Label noise"))
+    with Browser(program, tmp_path / "profile") as browser:
+        browser.resize(390, 844)
+        browser.open(path)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+        cells = browser.evaluate(
+            "[...document.querySelectorAll('#differences td')].map((one) => {"
+            " const box = one.getBoundingClientRect();"
+            " return [one.dataset.run, one.textContent, box.left >= 0 && box.right <= 390]; })"
+        )
+        assert len(cells) == 18 and all(inside for _, _, inside in cells)
+        assert {label for label, _, _ in cells} == {f"run {number}" for number in range(1, 7)}
+        browser.evaluate(
+            "(() => { const e = document.getElementById('filter');"
+            " e.value = \"config.method == 'plain' and config.seed in [1, 2]\";"
+            " e.dispatchEvent(new Event('input')); })()"
+        )
+        assert browser.evaluate("document.querySelectorAll('#runs tbody tr').length") == 2
+
+
 def test_a_browser_shows_it(tmp_path):
     program = find_browser()
     if program is None:
@@ -115,6 +207,8 @@ def test_a_browser_shows_it(tmp_path):
         # The table filters by words, comparisons and status, and sorts by a click on a head.
         for text, count in {
             "evograd": 3, "config.seed>1": 4, "config.method=plain config.seed<=2": 2,
+            "config.seed == 1 and config.method == 'evograd'": 1,
+            "contains(config.method, 'evo') or id in [1, 2]": 5, "confg.seed == 1": 0,
             "nothing-like-this": 0, "result.accuracy!=3 plain": 2, "hacked": 1,
         }.items():  # fmt: skip
             enter("#filter", f"e.value = {text!r}")
@@ -185,6 +279,18 @@ def test_a_browser_shows_it(tmp_path):
         # Something is there to see: the picture is not of one color.
         picture = browser.screenshot()
         assert picture.startswith(b"\x89PNG") and len(set(picture)) > 200 and len(picture) > 20_000
+
+
+def test_the_page_holds_what_queries_ask_for():
+    page = render(runs())
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert data["settings"][:3] == [f"config.{HOSTILE}", "config.lr", "config.method"]
+    (first, *_, hostile, _) = (run["record"] for run in data["runs"])
+    assert first["config"] == {"method": "plain", "seed": 1, "lr": 0.1}
+    assert first["metrics"]["loss"]["count"] == 2000
+    assert abs(first["metrics"]["loss"]["min"] - 2.2 / 2000) < 1e-12
+    assert first["artifacts"] == "curve.png"
+    assert hostile["result"]["nan"] == {"(number)": "nan"}
 
 
 def test_a_report_of_recorded_runs(database, tmp_path):
