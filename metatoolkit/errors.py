@@ -71,6 +71,10 @@ class UnsupportedError(MetatoolkitError, RuntimeError):
     """A combination of components that cannot work; the message names one that does."""
 
 
+class ReplayError(UnsupportedError):
+    """A loss gave another value when it was evaluated again, so that it is no function."""
+
+
 class CheckpointError(MetatoolkitError, RuntimeError):
     """A checkpoint is unreadable or belongs to another configuration."""
 

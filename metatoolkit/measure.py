@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+_measuring: ContextVar[bool] = ContextVar("measuring", default=False)
+
+
+def measuring() -> bool:
+    """Return whether a call is being measured: what is done once in a while is left out then."""
+    return _measuring.get()
+
+
+@contextlib.contextmanager
+def _measured() -> Iterator[None]:
+    token = _measuring.set(True)
+    try:
+        yield
+    finally:
+        _measuring.reset(token)
 
 
 class _StorageTracker(TorchDispatchMode):
@@ -50,7 +68,8 @@ def peak_memory(function: Callable[[], Any]) -> int:
     """Return the largest number of bytes that a call holds beyond what was there before.
 
     On a GPU it is the allocator's own figure; on the CPU the storages that operations return are
-    added up as long as they are alive, scratch memory inside kernels left out.
+    added up as long as they are alive, scratch memory inside kernels left out. An estimator does
+    not check its losses meanwhile, as in :func:`count_flops`.
 
     Args:
         function: Called once, without arguments.
@@ -59,10 +78,11 @@ def peak_memory(function: Callable[[], Any]) -> int:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        function()
+        with _measured():
+            function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with _StorageTracker() as tracker:
+    with _measured(), _StorageTracker() as tracker:
         function()
     return tracker.peak
 
@@ -70,9 +90,12 @@ def peak_memory(function: Callable[[], Any]) -> int:
 def count_flops(function: Callable[[], Any]) -> int:
     """Return the floating-point operations of the matrix products and convolutions in a call.
 
+    It is what each call takes: an estimator does not evaluate a loss once more meanwhile, as its
+    first call does to check that the loss can be evaluated again.
+
     Args:
         function: Called once, without arguments.
     """
-    with FlopCounterMode(display=False) as counter:
+    with _measured(), FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()

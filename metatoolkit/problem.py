@@ -38,6 +38,11 @@ class BilevelProblem:
             :class:`metatoolkit.metaparameters.Initialization`. ``None`` starts from the model's
             present parameters.
 
+    Attributes:
+        watch: Called after each evaluation with the problem, the kind of loss, the arguments and
+            the loss; set while an estimator checks that the losses can be evaluated again.
+        replayed: Losses that were found to be, by kind and mode of the modules.
+
     Raises:
         ConfigurationError: ``meta`` or ``model`` has nothing to learn, ``valid_mode`` is unknown,
             or ``initial`` is no function of ``meta``.
@@ -106,6 +111,8 @@ class BilevelProblem:
                 "model has no inner parameter: each of its parameters is frozen or belongs to "
                 "meta; pass as meta only the part that holds the meta-parameters."
             )
+        self.watch: Callable[..., None] | None = None
+        self.replayed: dict[Any, Any] = {}
 
     def to(self, device: torch.device | str) -> BilevelProblem:
         """Move both modules to a device, in place, and return the problem.
@@ -294,4 +301,7 @@ class BilevelProblem:
     ) -> tuple[Tensor, Tensors]:
         tensors = {f"model.{name}": tensor for name, tensor in parameters.items()}
         tensors.update({f"meta.{name}": tensor for name, tensor in meta.items()})
-        return self._passes.run(loss, kind, tensors, *rest)
+        value, after = self._passes.run(loss, kind, tensors, *rest)
+        if self.watch is not None:
+            self.watch(self, kind, (parameters, meta, *rest), value)
+        return value, after

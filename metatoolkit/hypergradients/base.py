@@ -23,6 +23,7 @@ from metatoolkit.graphs import refuse_inference_mode
 from metatoolkit.hypergradients.autograd_errors import missing_derivatives
 from metatoolkit.hypergradients.products import refuse_complex
 from metatoolkit.hypergradients.unused import NothingReached, explained
+from metatoolkit.hypergradients.replay_check import replay_checked
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -106,8 +107,13 @@ class Estimator(ABC):
         on_average: Whether a call returns the derivative of :meth:`objective` on average alone.
         complex_meta: Whether λ may be complex.
         complex_parameters: Whether inner parameters may be.
+        compared: Losses that must give the same value when they are evaluated again. The first
+            call on a problem evaluates each once more, to see that they do.
+        repeats_steps: Whether a call takes inner steps twice, which are then compared instead.
     """
 
+    compared: ClassVar[tuple[str, ...]] = ("train_loss",)
+    repeats_steps: bool = False
     horizon: int = 1
     traits: Traits
     windows: bool = False
@@ -143,6 +149,7 @@ class Estimator(ABC):
             UnusedMetaParameterError: No loss depends on any meta-parameter.
             NonFiniteError: A loss or a part of the hypergradient is NaN or infinite.
             UnsupportedError: λ is complex, or what else the estimator cannot do.
+            ReplayError: A loss gives another value when it is evaluated again.
         """
         if not isinstance(train_batches, list | tuple) or len(train_batches) != self.horizon:
             listed = isinstance(train_batches, list | tuple)
@@ -159,7 +166,10 @@ class Estimator(ABC):
             refuse_complex("inner parameter", state.parameters, type(self).__name__)
         state, name = state.detach(), type(self).__name__
         try:
-            with missing_derivatives(name):
+            with (
+                missing_derivatives(name),
+                replay_checked(problem, state, self.compared, self.repeats_steps),
+            ):
                 result = self.estimate(problem, inner, state, train_batches, valid_batch)
         except NothingReached as error:
             batches = (train_batches[0], valid_batch)

@@ -25,6 +25,7 @@ from metatoolkit.hypergradients.generation import Generation, Noise
 from metatoolkit.hypergradients.guided import Guide
 from metatoolkit.hypergradients.prefix import Prefix, share_prefix
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
+from metatoolkit.hypergradients.replay_check import repeat_once, require_equal
 from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -87,6 +88,8 @@ class EvoGrad(Estimator):
     """
 
     complex_parameters = False
+    # It compares by itself: copies have a key in common, and are not to be held for it.
+    compared = ()
     traits = Traits(
         kind="stochastic",
         computes="derivative through one generation; for small σ that through one SGD step",
@@ -225,10 +228,10 @@ class EvoGrad(Estimator):
         del inner
         (batch,) = train_batches
         refuse_initial_state(problem, state, "EvoGrad", "perturbs θ around a state that it holds")
-        meta = problem.meta_leaves()
+        meta, given = problem.meta_leaves(), problem
         problem, batch, valid_batch = self._shared(problem, state, meta, batch, valid_batch)
         if self.guided:
-            result = self._guide(state).estimate(problem, state, batch, valid_batch)
+            result = self._guide(state).estimate(problem, state, batch, valid_batch, given)
             return dataclasses.replace(result, cost=self._with_prefix(result.cost))
         copies = self._generation(state)
         leaves = list(meta.values())
@@ -247,13 +250,26 @@ class EvoGrad(Estimator):
         names = list(meta)
         if graphs:
             total = add_gradients(names, direct, _combine(losses, coefficients, leaves))
+            with torch.enable_grad():
+                repeat_once(
+                    given, losses[0], lambda: copies.train_loss(problem, 0, meta, batch).detach()
+                )
         else:
-            total = add_gradients(names, direct)
+            total, again = add_gradients(names, direct), []
             for copy in range(self.candidates):
                 with torch.enable_grad():
                     loss = copies.train_loss(problem, copy, meta, batch)
+                again.append(loss.detach())
                 part = _combine([loss], coefficients[copy : copy + 1], leaves)
                 total = add_gradients(names, list(total.values()), part)
+                del loss, part
+            require_equal(
+                given,
+                "train_loss",
+                losses,
+                again,
+                lambda: copies.train_loss(problem, 0, meta, batch),
+            )
         return Hypergradient(
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=valid_loss,

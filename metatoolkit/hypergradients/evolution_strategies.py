@@ -63,6 +63,7 @@ class AntitheticEvaluations(Estimator):
 
     holds_constants = False
     on_average = True
+    compared = ("train_loss", "valid_loss")
     _moved = False
 
     def state_dict(self) -> dict[str, Any]:

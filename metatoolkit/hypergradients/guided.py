@@ -19,6 +19,7 @@ from metatoolkit.hypergradients.base import (
 )
 from metatoolkit.hypergradients.detached import RecordDetached, ReplayDetached
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
+from metatoolkit.hypergradients.replay_check import repeat_once
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -48,15 +49,21 @@ class Guide:
     factor: float
 
     def estimate(
-        self, problem: BilevelProblem, state: InnerState, batch: Any, valid_batch: Any
+        self,
+        problem: BilevelProblem,
+        state: InnerState,
+        batch: Any,
+        valid_batch: Any,
+        given: BilevelProblem,
     ) -> Hypergradient:
         """Return the guided estimate. Cost: the outer loss, 3 F, and a pass for each copy.
 
         Args:
-            problem: The bilevel problem.
+            problem: The bilevel problem, as the copies take it.
             state: Detached state, returned as it is.
             batch: Training batch on which both copies are scored.
             valid_batch: Batch for the outer loss.
+            given: The problem that the user gave.
 
         Raises:
             ConfigurationError: The perturbation is lost in the rounding of the parameters.
@@ -65,9 +72,15 @@ class Guide:
         names, leaves = list(meta), list(meta.values())
         valid_loss, direction, norm, direct = self._direction(problem, state, meta, valid_batch)
         losses, sides = [], []
-        for loss in self._losses(problem, state, self._copies(state, direction), meta, batch):
+        copies = self._copies(state, direction)
+        for loss in self._losses(problem, state, copies, meta, batch):
             sides.append(loss_gradient(loss, leaves))
             losses.append(loss.detach())
+        repeat_once(
+            given,
+            losses[0],
+            lambda: next(self._losses(problem, state, copies, meta, batch)).detach(),
+        )
         values = torch.stack(losses)
         check_finite({"the training loss of a perturbed copy": values})
         values = values.to(norm.dtype)

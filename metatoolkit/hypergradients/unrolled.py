@@ -132,6 +132,8 @@ class Unrolled(Estimator):
         self.arity = arity
         self.keep_graphs = keep_graphs
         self.traits = self._describe()
+        # The last steps keep their graphs; in mixed mode each step has passes of two kinds.
+        self.repeats_steps = product != "reverse_over_reverse" or self._window() > keep_graphs
 
     def _describe(self) -> Traits:
         traits = type(self).traits

@@ -1,0 +1,352 @@
+"""Whether a loss gives the same value when it is evaluated again: estimators count on it.
+
+A hypergradient puts evaluations together that must be those of one function. What an evaluation
+does not rewind makes it another function each time: a difference of two then tells of the drift
+and not of λ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from metatoolkit.errors import ReplayError
+from metatoolkit.hypergradients.unrewound import changed_by
+from metatoolkit.measure import measuring
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.state import InnerState, Tensors
+
+_HALF = torch.finfo(torch.bfloat16).eps
+_TF32 = 2.0**-10
+
+Arguments = tuple[Tensors, Tensors, Tensors, Any, int]
+"""Parameters, meta-parameters, buffers, batch and key of an evaluation."""
+
+
+@contextlib.contextmanager
+def replay_checked(
+    problem: BilevelProblem, state: InnerState, kinds: Sequence[str], repeats_steps: bool
+) -> Iterator[None]:
+    """Compare losses that are evaluated again with the first, around a call of an estimator.
+
+    Where the body takes steps twice, all of them are compared. Else the first evaluation at the
+    state that is given is repeated after the body, when all that the body evaluated has left its
+    traces; where no evaluation is at that state, the second one of that loss is repeated at once.
+    That is done once for each loss and mode of the modules, and not while a call is measured.
+
+    Args:
+        problem: The bilevel problem.
+        state: State that the call starts from.
+        kinds: Losses to look at, ``"train_loss"`` and ``"valid_loss"``.
+        repeats_steps: Whether the body evaluates the training loss twice for each key.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ReplayError: A loss gave two values.
+    """
+    due = [kind for kind in kinds if repeats_steps or is_due(problem, kind)]
+    if not due or problem.watch is not None:
+        with _no_graph_of_before():
+            yield
+        return
+    watch = _StepWatch(problem) if repeats_steps else _Watch(state, due)
+    problem.watch = watch
+    try:
+        with _no_graph_of_before():
+            yield
+    except Exception as error:
+        problem.watch = None
+        # What fails because of the drift is told as such.
+        watch.compare(error)
+        raise
+    finally:
+        problem.watch = None
+    watch.compare()
+    for kind in watch.compared:
+        mark_checked(problem, kind)
+
+
+@contextlib.contextmanager
+def _no_graph_of_before() -> Iterator[None]:
+    """Say what it means that a graph is gone which an evaluation still refers to."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise ReplayError(
+            "an evaluation of a loss reaches the graph of another one, through a tensor that is "
+            "kept from it: a hidden state or a moving average that is no buffer, or a variable "
+            "that the loss closes over. Keep it with register_buffer, which every evaluation "
+            "begins anew with, or pass it in the batch."
+        ) from error
+
+
+def is_due(problem: BilevelProblem, kind: str) -> bool:
+    """Return whether a loss is yet to be checked in the present mode of the modules.
+
+    Args:
+        problem: The bilevel problem.
+        kind: ``"train_loss"`` or ``"valid_loss"``.
+    """
+    return not measuring() and _signature(problem, kind) not in problem.replayed
+
+
+def mark_checked(problem: BilevelProblem, kind: str) -> None:
+    """Note that a loss was checked in the present mode of the modules.
+
+    Args:
+        problem: The bilevel problem.
+        kind: ``"train_loss"`` or ``"valid_loss"``.
+    """
+    if not measuring():
+        # The loss is kept, so that no other one gets its identity.
+        problem.replayed[_signature(problem, kind)] = getattr(problem, kind)
+
+
+def _signature(problem: BilevelProblem, kind: str) -> tuple[Any, ...]:
+    modes = tuple(m.training for root in (problem.model, problem.meta) for m in root.modules())
+    return kind, id(getattr(problem, kind)), modes
+
+
+def repeat_once(problem: BilevelProblem, first: Tensor, evaluate: Callable[[], Tensor]) -> None:
+    """Evaluate the training loss once more and compare, unless that has been done before.
+
+    Args:
+        problem: The bilevel problem.
+        first: The loss as it was.
+        evaluate: Evaluates it again.
+
+    Raises:
+        ReplayError: The loss gave two values.
+    """
+    if is_due(problem, "train_loss"):
+        require_equal(problem, "train_loss", [first], [evaluate()], evaluate)
+        mark_checked(problem, "train_loss")
+
+
+def require_equal(
+    problem: BilevelProblem,
+    kind: str,
+    first: Sequence[Tensor],
+    again: Sequence[Tensor],
+    evaluate: Callable[[], Any],
+    other_kernels: bool = False,
+) -> None:
+    """Raise where losses that were evaluated twice differ by more than rounding.
+
+    With the rounding unit u of the lowest precision at work, values may differ by u^(2/3) of
+    their size and by 2 u: 4e-11 in float64, 2e-5 in float32, 4 % in bfloat16. Equal evaluations
+    are equal to the bit where kernels are deterministic, and else differ by some u; a drift of a
+    generator or of a moving average is larger, as a rule. One that is smaller passes.
+
+    Args:
+        problem: The bilevel problem.
+        kind: ``"train_loss"`` or ``"valid_loss"``.
+        first: Losses, scalars.
+        again: The same losses, evaluated again.
+        evaluate: Evaluates one of them once more, to see what is at work; not called where all
+            are equal.
+        other_kernels: Whether the two may have been computed by other attention kernels.
+
+    Raises:
+        ReplayError: They differ.
+    """
+    one = torch.stack([loss.detach().double() for loss in first])
+    other = torch.stack([loss.detach().double() for loss in again])
+    size = torch.maximum(one.abs(), other.abs())
+    gaps = torch.where(torch.isfinite(one) | torch.isfinite(other), (one - other).abs(), 0.0)
+
+    def differs(unit: float) -> Tensor:
+        return ~(gaps <= unit ** (2 / 3) * size + 2 * unit)
+
+    unit = max(torch.finfo(loss.dtype).eps for loss in first)
+    beyond, far = torch.stack([differs(unit).any(), differs(_HALF).any()]).tolist()
+    if beyond and not far:
+        # A loss of float32 may have a lower precision inside.
+        with torch.no_grad(), _Precision() as seen:
+            evaluate()
+        if other_kernels and one.device.type == "cuda":
+            seen.unit = max(seen.unit, _TF32)
+        beyond = bool(differs(max(unit, seen.unit)).any())
+    if beyond:
+        worst = int(torch.where(torch.isnan(gaps), torch.inf, gaps / size).argmax())
+        raise _error(problem, kind, float(one[worst]), float(other[worst]), evaluate)
+
+
+def _error(
+    problem: BilevelProblem, kind: str, one: float, other: float, run: Callable[[], Any]
+) -> ReplayError:
+    with torch.no_grad():
+        found = changed_by(problem, run)
+    seen = f" An evaluation changed {', '.join(found[:5])}." if found else ""
+    return ReplayError(
+        f"{kind} gave {one:.6g} and then {other:.6g} for the same parameters, batch and random "
+        f"key, so that what is made of several evaluations would be wrong.{seen} Likely sources: a "
+        "random generator of its own (torch.Generator, numpy.random.default_rng, random.Random), "
+        "an attribute that is no buffer (a hidden state, a moving average, a cache), a variable "
+        "that it closes over, a counter, the time, global state. Draw from torch's, Python's or "
+        "NumPy's global generator, which are rewound; keep state with register_buffer; or pass in "
+        "the batch what differs from call to call."
+    )
+
+
+class _Precision(TorchFunctionMode):
+    """Notes the largest rounding unit among the results of the body.
+
+    Attributes:
+        unit: That unit.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point():
+            self.unit = max(self.unit, torch.finfo(result.dtype).eps)
+        return result
+
+
+class _Repeated:
+    """One evaluation with all that makes it the same when it is repeated."""
+
+    def __init__(
+        self, problem: BilevelProblem, kind: str, arguments: Arguments, value: Tensor
+    ) -> None:
+        parameters, meta, *rest = arguments
+        self._problem = problem
+        self._kind = kind
+        self._arguments: Arguments = (_leaves(parameters), _leaves(meta), *rest)
+        self._value = value.detach()
+        self._graph = torch.is_grad_enabled()
+        self._math = not any(
+            (
+                torch.backends.cuda.flash_sdp_enabled(),
+                torch.backends.cuda.mem_efficient_sdp_enabled(),
+                torch.backends.cuda.cudnn_sdp_enabled(),
+            )
+        )
+
+    def compare(self) -> None:
+        """Evaluate once more and compare."""
+        kernels = sdpa_kernel(SDPBackend.MATH) if self._math else contextlib.nullcontext()
+        with torch.set_grad_enabled(self._graph), kernels:
+            again = self.evaluate()
+        require_equal(self._problem, self._kind, [self._value], [again], self.evaluate)
+
+    def evaluate(self) -> Tensor:
+        """Return the loss, detached."""
+        if self._kind == "train_loss":
+            return self._problem.evaluate_train(*self._arguments)[0].detach()
+        return self._problem.evaluate_valid(*self._arguments).detach()
+
+
+class _Watch:
+    """Sees the evaluations of a call, and keeps of each loss the one that is repeated.
+
+    Attributes:
+        compared: Losses that were evaluated again.
+    """
+
+    def __init__(self, state: InnerState, kinds: Sequence[str]) -> None:
+        self._places = _places(state.parameters)
+        self._counts = dict.fromkeys(kinds, 0)
+        self._kept: dict[str, _Repeated] = {}
+        self.compared: set[str] = set()
+
+    def __call__(
+        self, problem: BilevelProblem, kind: str, arguments: Arguments, value: Tensor
+    ) -> None:
+        if kind not in self._counts or kind in self._kept:
+            return
+        self._counts[kind] += 1
+        if _places(arguments[0]) == self._places:
+            self._kept[kind] = _Repeated(problem, kind, arguments, value)
+        elif self._counts[kind] == 2:
+            problem.watch = None
+            _Repeated(problem, kind, arguments, value).compare()
+            problem.watch = self
+            self.compared.add(kind)
+
+    def compare(self, cause: Exception | None = None) -> None:
+        """Repeat what was kept, and compare.
+
+        Args:
+            cause: Error that the call ended with, if it did.
+
+        Raises:
+            ReplayError: A loss gave two values.
+        """
+        for kind, repeated in self._kept.items():
+            self.compared.add(kind)
+            try:
+                repeated.compare()
+            except ReplayError as error:
+                raise error from cause
+
+
+class _StepWatch:
+    """Sees the evaluations of steps that are taken twice; a key tells which are the same.
+
+    Attributes:
+        compared: Losses of which there were such.
+    """
+
+    def __init__(self, problem: BilevelProblem) -> None:
+        self._problem = problem
+        self._first: dict[int, Tensor] = {}
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._start: _Repeated | None = None
+
+    @property
+    def compared(self) -> set[str]:
+        return {"train_loss"} if self._pairs else set()
+
+    def __call__(
+        self, problem: BilevelProblem, kind: str, arguments: Arguments, value: Tensor
+    ) -> None:
+        if kind != "train_loss":
+            return
+        key = arguments[-1]
+        if key in self._first:
+            self._pairs.append((self._first[key], value.detach()))
+            return
+        self._first[key] = value.detach()
+        # The first one alone: it is at the state that the caller holds anyway.
+        self._start = self._start or _Repeated(problem, kind, arguments, value)
+
+    def compare(self, cause: Exception | None = None) -> None:
+        """Compare the losses of all steps that were taken twice.
+
+        Args:
+            cause: Error that the call ended with, if it did.
+
+        Raises:
+            ReplayError: A loss gave two values.
+        """
+        if not self._pairs or self._start is None:
+            return
+        first, again = zip(*self._pairs, strict=True)
+        evaluate = self._start.evaluate
+        try:
+            require_equal(self._problem, "train_loss", first, again, evaluate, True)
+        except ReplayError as error:
+            raise error from cause
+
+
+def _places(parameters: Tensors) -> list[int]:
+    return [tensor.untyped_storage()._cdata for tensor in parameters.values()]
+
+
+def _leaves(tensors: Tensors) -> Tensors:
+    return {n: t.detach().requires_grad_(t.requires_grad) for n, t in tensors.items()}
