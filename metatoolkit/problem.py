@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ class BilevelProblem:
         watch: Called after each evaluation with the problem, the kind of loss, the arguments and
             the loss; set while an estimator checks that the losses can be evaluated again.
         replayed: Losses that were found to be, by kind and mode of the modules.
+        identity: Tells the problem, and copies of it, from all others.
 
     Raises:
         ConfigurationError: ``meta`` or ``model`` has nothing to learn, ``valid_mode`` is unknown,
@@ -113,6 +115,7 @@ class BilevelProblem:
             )
         self.watch: Callable[..., None] | None = None
         self.replayed: dict[Any, Any] = {}
+        self.identity = uuid.uuid4().hex
 
     def to(self, device: torch.device | str) -> BilevelProblem:
         """Move both modules to a device, in place, and return the problem.

@@ -23,6 +23,7 @@ from metatoolkit.graphs import refuse_inference_mode
 from metatoolkit.hypergradients.autograd_errors import missing_derivatives
 from metatoolkit.hypergradients.products import refuse_complex
 from metatoolkit.hypergradients.unused import NothingReached, explained
+from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.replay_check import replay_checked
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -116,6 +117,7 @@ class Estimator(ABC):
     repeats_steps: bool = False
     horizon: int = 1
     traits: Traits
+    _draws: Draws | None = None
     windows: bool = False
     holds_constants: bool = True
     on_average: bool = False
@@ -192,8 +194,11 @@ class Estimator(ABC):
         return other
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the estimator carries from call to call; most carry nothing."""
-        return {}
+        """Return what the estimator carries from call to call; most carry nothing.
+
+        A random one carries which draw comes next; see :class:`Draws`.
+        """
+        return {} if self._draws is None else self._draws.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned.
@@ -204,6 +209,8 @@ class Estimator(ABC):
         Raises:
             CheckpointError: The state belongs to another estimator.
         """
+        if self._draws is not None:
+            state_dict = self._draws.load_state_dict(state_dict)
         if state_dict:
             raise CheckpointError(
                 f"{type(self).__name__} carries no state, but the checkpoint holds "

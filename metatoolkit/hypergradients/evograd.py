@@ -21,11 +21,13 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
     refuse_initial_state,
 )
+from metatoolkit.hypergradients.draws import Draws
+from metatoolkit.hypergradients.equal_losses import require_equal
 from metatoolkit.hypergradients.generation import Generation, Noise
 from metatoolkit.hypergradients.guided import Guide
 from metatoolkit.hypergradients.prefix import Prefix, share_prefix
-from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
-from metatoolkit.hypergradients.replay_check import repeat_once, require_equal
+from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product
+from metatoolkit.hypergradients.replay_check import repeat_once
 from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -77,6 +79,8 @@ class EvoGrad(Estimator):
         prefix: Function ``(model, meta, batch) -> features`` that depends neither on λ nor on
             perturbed parameters; the losses must take the features as well as a batch, which
             base steps give them. Integers that it makes of either are beyond what is checked.
+        fresh: Whether a call at a state that was there before draws anew; else equal states get
+            equal draws.
 
     Raises:
         ConfigurationError: A number is out of range, a name is unknown, or arguments contradict
@@ -112,6 +116,7 @@ class EvoGrad(Estimator):
         seed: int = 0,
         guided: bool = False,
         prefix: Prefix | None = None,
+        fresh: bool = True,
     ) -> None:
         if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 2:
             raise ConfigurationError(
@@ -155,6 +160,7 @@ class EvoGrad(Estimator):
         self.seed = seed
         self.guided = guided
         self.prefix = prefix
+        self._draws: Draws = Draws(fresh)
         if guided:
             self.traits = dataclasses.replace(
                 self.traits,
@@ -181,7 +187,7 @@ class EvoGrad(Estimator):
     def _guide(self, state: InnerState) -> Guide:
         return Guide(self._names(state.parameters), self.sigma, self.temperature, self._factor)
 
-    def _generation(self, state: InnerState) -> Generation:
+    def _generation(self, state: InnerState, key: int) -> Generation:
         return Generation(
             state=state,
             names=self._names(state.parameters),
@@ -191,6 +197,7 @@ class EvoGrad(Estimator):
             noise=self.noise,
             common_random_numbers=self.common_random_numbers,
             seed=self.seed,
+            key=key,
         )
 
     def _names(self, parameters: Tensors) -> list[str]:
@@ -233,7 +240,7 @@ class EvoGrad(Estimator):
         if self.guided:
             result = self._guide(state).estimate(problem, state, batch, valid_batch, given)
             return dataclasses.replace(result, cost=self._with_prefix(result.cost))
-        copies = self._generation(state)
+        copies = self._generation(state, self._draws.advance(state))
         leaves = list(meta.values())
         losses, graphs = copies.score(problem, meta, batch, self.streamed)
         values = torch.stack([loss.detach() for loss in losses])
@@ -241,8 +248,8 @@ class EvoGrad(Estimator):
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         weights = copies.weights(values)
 
-        valid_loss, valid_gradient, direct = self._outer(
-            problem, copies, copies.offspring(weights), meta, valid_batch
+        valid_loss, valid_gradient, direct = copies.outer(
+            problem, copies.offspring(weights), meta, valid_batch
         )
         coefficients = copies.coefficients(weights, valid_gradient, self._factor)
         del valid_gradient  # as large as θ, and of no use to the passes that follow
@@ -296,29 +303,6 @@ class EvoGrad(Estimator):
         """Count the passes of the prefix; the others are then passes of what follows it."""
         return cost if self.prefix is None else dataclasses.replace(cost, forward=cost.forward + 2)
 
-    @staticmethod
-    def _outer(
-        problem: BilevelProblem,
-        copies: Generation,
-        offspring: Tensors,
-        meta: Tensors,
-        batch: Any,
-    ) -> tuple[Tensor, Tensors, Adjoint]:
-        """Return the outer loss at θ⁺, its gradient there, and its direct gradient in λ."""
-        # The coefficients need the gradient in what is perturbed alone.
-        state, names = copies.state, set(copies.names)
-        point = {n: tensor.detach().requires_grad_(n in names) for n, tensor in offspring.items()}
-        inner = [tensor for tensor in point.values() if tensor.requires_grad]
-        with torch.enable_grad():
-            loss = problem.evaluate_valid(point, meta, state.buffers, batch, valid_key(state))
-        gradients = loss_gradient(loss, [*inner, *meta.values()])
-        named = zip([n for n in point if n in names], gradients[: len(inner)], strict=True)
-        return (
-            loss.detach(),
-            {name: gradient for name, gradient in named if gradient is not None},
-            gradients[len(inner) :],
-        )
-
     def objective(
         self,
         problem: BilevelProblem,
@@ -328,7 +312,9 @@ class EvoGrad(Estimator):
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return the outer loss at θ⁺(λ) with the noise that a call at ``state`` draws.
+        """Return the outer loss at θ⁺(λ) with the noise of the last call at ``state``.
+
+        That is of the next one where there was none.
 
         For a guided one it is linear in θ⁺ around θ.
 
@@ -347,7 +333,7 @@ class EvoGrad(Estimator):
         problem, batch, valid_batch = self._shared(problem, state, meta, batch, valid_batch)
         if self.guided:
             return self._guide(state).objective(problem, state, batch, valid_batch, meta)
-        copies = self._generation(state)
+        copies = self._generation(state, self._draws.current(state))
         with torch.no_grad():
 
             def outer(at: Tensors, point: Tensors) -> Tensor:

@@ -16,6 +16,7 @@ from metatoolkit.hypergradients.base import (
     Traits,
     check_finite,
 )
+from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.noise import standard_noise
 from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
@@ -35,6 +36,8 @@ class AntitheticEvaluations(Estimator):
         sigma: Standard deviation σ of the perturbations of λ.
         noise: ``"gaussian"`` or ``"sign"`` (±1).
         seed: Seed of the perturbations, beside the state's own key.
+        fresh: Whether a call at a state that was there before draws anew; else equal states get
+            equal draws.
 
     Raises:
         ConfigurationError: A number is out of range, or the noise is unknown.
@@ -47,6 +50,7 @@ class AntitheticEvaluations(Estimator):
         sigma: float = 0.1,
         noise: Literal["gaussian", "sign"] = "gaussian",
         seed: int = 0,
+        fresh: bool = True,
     ) -> None:
         for name, value in (("steps", steps), ("pairs", pairs)):
             if value < 1:
@@ -60,6 +64,7 @@ class AntitheticEvaluations(Estimator):
         self.sigma = sigma
         self.noise = noise
         self.seed = seed
+        self._draws: Draws = Draws(fresh)
 
     holds_constants = False
     on_average = True
@@ -67,8 +72,8 @@ class AntitheticEvaluations(Estimator):
     _moved = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whether a perturbation has changed the outer loss so far."""
-        return {"moved": self._moved}
+        """Return which draw comes next, and whether a perturbation changed the outer loss."""
+        return {**super().state_dict(), "moved": self._moved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned.
@@ -79,16 +84,16 @@ class AntitheticEvaluations(Estimator):
         Raises:
             CheckpointError: The state belongs to another estimator.
         """
-        if set(state_dict) != {"moved"}:
+        if "moved" not in state_dict:
             raise CheckpointError(
                 f"the checkpoint is not one of {type(self).__name__}; make the trainer with the "
                 "estimator it had."
             )
+        super().load_state_dict({n: v for n, v in state_dict.items() if n != "moved"})
         self._moved = state_dict["moved"]
 
-    def _draw(self, meta: Mapping[str, Tensor], state: InnerState, pair: int) -> Tensors:
-        key = fold_in(state.key, state.step, _NOISE, self.seed, pair)
-        return standard_noise(meta, self.noise, key)
+    def _draw(self, meta: Mapping[str, Tensor], key: int, step: int, pair: int) -> Tensors:
+        return standard_noise(meta, self.noise, fold_in(key, step, _NOISE, self.seed, pair))
 
     def _run(
         self,
@@ -193,6 +198,8 @@ class EvolutionStrategies(AntitheticEvaluations):
         sigma: Standard deviation σ of the perturbations of λ.
         noise: ``"gaussian"`` or ``"sign"`` (±1).
         seed: Seed of the perturbations, beside the state's own key.
+        fresh: Whether a call at a state that was there before draws anew; else equal states get
+            equal draws.
 
     Raises:
         ConfigurationError: A number is out of range, or the noise is unknown.
@@ -229,8 +236,9 @@ class EvolutionStrategies(AntitheticEvaluations):
             valid_batch: Batch for the outer loss.
         """
         losses, directions = [], []
+        key = self._draws.advance(state)
         for pair in range(self.pairs):
-            noise = self._draw(problem.meta_parameters(), state, pair)
+            noise = self._draw(problem.meta_parameters(), key, state.step, pair)
             up, down = (
                 self._run(problem, inner, state, train_batches, valid_batch, noise, sign)[1]
                 for sign in (1, -1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import Traits
+from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.forward import ForwardEstimator, Probes
 from metatoolkit.hypergradients.noise import standard_noise
 from metatoolkit.problem import BilevelProblem
@@ -41,6 +42,8 @@ class ForwardGradient(ForwardEstimator):
         chunk: Number of directions that a step is differentiated along at a time; see
             :class:`ForwardMode`.
         seed: Seed of the directions, beside the state's own key.
+        fresh: Whether a call at a state that was there before draws anew; else equal states get
+            equal draws.
 
     Raises:
         ConfigurationError: A number is below 1, or the noise is unknown.
@@ -68,6 +71,7 @@ class ForwardGradient(ForwardEstimator):
         noise: Literal["sign", "gaussian"] = "sign",
         chunk: int = 64,
         seed: int = 0,
+        fresh: bool = True,
     ) -> None:
         for name, value in (("steps", steps), ("samples", samples), ("chunk", chunk)):
             if value < 1:
@@ -79,6 +83,7 @@ class ForwardGradient(ForwardEstimator):
         self.noise = noise
         self.chunk = chunk
         self.seed = seed
+        self._draws: Draws = Draws(fresh)
 
     def _probes(self, problem: BilevelProblem, state: InnerState) -> Probes:
         drawn = self._draw(problem, state)
@@ -96,7 +101,7 @@ class ForwardGradient(ForwardEstimator):
 
     def _draw(self, problem: BilevelProblem, state: InnerState) -> Tensors:
         """Return the directions in each meta-parameter, (samples, *shape)."""
-        key = fold_in(state.key, state.step, _DIRECTIONS, self.seed)
+        key = fold_in(self._draws.advance(state), state.step, _DIRECTIONS, self.seed)
         shapes = {
             name: tensor.detach().expand(self.samples, *tensor.shape)
             for name, tensor in problem.meta_parameters().items()

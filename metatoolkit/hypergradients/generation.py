@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from metatoolkit.hypergradients.noise import stream_noise
+from metatoolkit.hypergradients.products import Adjoint, loss_gradient
+from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
@@ -32,7 +34,8 @@ class Generation:
         temperature: Temperature τ of the softmax.
         noise: Kind of the noise ε, or a function that returns it.
         common_random_numbers: Whether all copies share their dropout masks.
-        seed: Seed of the noise, beside the state's own key.
+        seed: Seed of the noise, beside its key.
+        key: Random key of the noise, beside the step.
     """
 
     state: InnerState
@@ -43,6 +46,7 @@ class Generation:
     noise: Literal["sign", "gaussian"] | Noise
     common_random_numbers: bool
     seed: int
+    key: int
 
     def perturbations(self, copy: int) -> Iterator[tuple[str, Tensor]]:
         """Yield parameter names and ε of one copy, the same at every call.
@@ -58,7 +62,7 @@ class Generation:
             for name, parameter in parameters.items():
                 yield name, self.noise(copy, name, parameter)
             return
-        key = fold_in(self.state.key, self.state.step, _NOISE, self.seed, copy)
+        key = fold_in(self.key, self.state.step, _NOISE, self.seed, copy)
         yield from stream_noise(parameters, self.noise, key)
 
     def train_loss(self, problem: BilevelProblem, copy: int, meta: Tensors, batch: Any) -> Tensor:
@@ -150,6 +154,35 @@ class Generation:
         """
         losses = [self.train_loss(problem, k, meta, batch) for k in range(self.candidates)]
         return self.offspring(self.weights(torch.stack(losses)))
+
+    def outer(
+        self, problem: BilevelProblem, offspring: Tensors, meta: Tensors, batch: Any
+    ) -> tuple[Tensor, Tensors, Adjoint]:
+        """Return the outer loss at θ⁺, its gradient there, and its direct gradient in λ.
+
+        Args:
+            problem: The bilevel problem.
+            offspring: θ⁺ by name.
+            meta: Meta-parameters by name, leaves that require a gradient.
+            batch: Batch for the outer loss. Cost: 3 F.
+
+        Returns:
+            The loss, detached; the gradient in what is perturbed, by name, without what the loss
+            does not depend on; and that in λ.
+        """
+        # The coefficients need the gradient in what is perturbed alone.
+        state, names = self.state, set(self.names)
+        point = {n: tensor.detach().requires_grad_(n in names) for n, tensor in offspring.items()}
+        inner = [tensor for tensor in point.values() if tensor.requires_grad]
+        with torch.enable_grad():
+            loss = problem.evaluate_valid(point, meta, state.buffers, batch, valid_key(state))
+        gradients = loss_gradient(loss, [*inner, *meta.values()])
+        named = zip([n for n in point if n in names], gradients[: len(inner)], strict=True)
+        return (
+            loss.detach(),
+            {name: gradient for name, gradient in named if gradient is not None},
+            gradients[len(inner) :],
+        )
 
     def coefficients(self, weights: Tensor, gradient: Tensors, factor: float) -> Tensor:
         """Return c_k = −(w_k/τ) ⟨g, θ_k − θ⁺⟩ times a factor, shape (K,).

@@ -20,6 +20,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
     refuse_initial_state,
 )
+from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.linear_solvers import LinearSolver, LinearSystem
 from metatoolkit.hypergradients.linearization import (
     StepLinearization,
@@ -30,6 +31,7 @@ from metatoolkit.hypergradients.linearization import (
     relative_residual,
 )
 from metatoolkit.hypergradients.products import as_real
+from metatoolkit.hypergradients.owner import Owner
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.sgd import SGD
@@ -71,7 +73,10 @@ class Implicit(Estimator):
         through: ``"state"`` takes the slots as variables of Φ; ``"parameters"`` as constants,
             which makes SGD with momentum a plain gradient step. That is right where the fixed
             points of the update are the zeros of the gradient whatever the slots.
-        warm_start: Whether u is carried from call to call as the solver's first iterate.
+        warm_start: Whether u is carried from call to call as the solver's first iterate, as long
+            as these are calls on one problem.
+        fresh: Whether a solver that draws vectors, such as Nystrom, draws anew in a call at a
+            state that was there before; else equal states get equal draws.
 
     Raises:
         ConfigurationError: An argument is out of range, or the solver can make no use of a warm
@@ -98,6 +103,7 @@ class Implicit(Estimator):
         steps: int = 0,
         through: Through = "state",
         warm_start: bool = False,
+        fresh: bool = True,
     ) -> None:
         if not isinstance(solver, LinearSolver):
             raise ConfigurationError(
@@ -116,6 +122,9 @@ class Implicit(Estimator):
         self.warm_start = warm_start
         self.horizon = max(1, steps)
         self._carried: Tensor | None = None
+        self._owner = Owner()
+        if solver.random:
+            self._draws = Draws(fresh)
 
     def estimate(
         self,
@@ -146,6 +155,7 @@ class Implicit(Estimator):
             why = "takes an inner optimum, where it is forgotten"
             refuse_initial_state(problem, state, "Implicit with steps=0", why)
         meta = problem.meta_leaves()
+        key = state.key if self._draws is None else self._draws.advance(state)
         # Before a pass is spent on a combination that cannot work.
         rates = _symmetric_factor(problem, inner, state, self) if self.solver.symmetric else None
         state = roll_out(problem, inner, state, meta, train_batches[: self.steps])
@@ -162,6 +172,7 @@ class Implicit(Estimator):
         # Norms of what is tiny or huge are none in float32: solvers see an exact multiple of it.
         scale = _power_of_two(rhs)
         start = carried_vector("Implicit", self._carried, rhs)
+        start = start if self._owner.fits(problem, state) else None
 
         def checked(image: Tensor) -> Tensor:
             step.check("a product with the Jacobian of the inner step", image)
@@ -178,7 +189,7 @@ class Implicit(Estimator):
                 ),
                 right_hand_side=rhs / scale,
                 start=None if start is None else start / scale,
-                key=fold_in(state.key, state.step, _SOLVER),
+                key=fold_in(key, state.step, _SOLVER),
                 rounding=step.rounding,
             )
         )
@@ -189,7 +200,7 @@ class Implicit(Estimator):
         residual = rhs - image
         _refuse_worse_than_zero(self.solver, residual / scale, rhs / scale, solution.vector)
         if self.warm_start:
-            self._carried = vector
+            self._carried, self._owner = vector, Owner.of(problem)
         names = list(meta)
         return Hypergradient(
             gradient=fill_gradients(
@@ -209,8 +220,9 @@ class Implicit(Estimator):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the warm start, if there is one."""
-        return {} if self._carried is None else {"warm_start": self._carried}
+        """Return the warm start, if there is one, and which draw comes next."""
+        carried = {} if self._carried is None else {"warm_start": self._carried}
+        return {**super().state_dict(), **carried}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned.
@@ -221,9 +233,9 @@ class Implicit(Estimator):
         Raises:
             CheckpointError: The state belongs to another estimator.
         """
-        if not self.warm_start or set(state_dict) - {"warm_start"}:
-            super().load_state_dict(state_dict)
-        self._carried = state_dict.get("warm_start")
+        own = ("warm_start",) if self.warm_start else ()
+        super().load_state_dict({n: v for n, v in state_dict.items() if n not in own})
+        self._carried, self._owner = state_dict.get("warm_start"), Owner()
 
     def objective(
         self,

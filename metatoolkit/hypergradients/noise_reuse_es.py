@@ -23,6 +23,8 @@ class NoiseReuseES(PersistentES):
         sigma: Standard deviation σ of the perturbations of λ.
         noise: ``"gaussian"`` or ``"sign"`` (±1).
         seed: Seed of the perturbations, beside the state's own key.
+        fresh: Whether a call at a state that was there before draws anew; else equal states get
+            equal draws.
 
     Raises:
         ConfigurationError: A number is out of range, or the noise is unknown.

@@ -20,6 +20,7 @@ from metatoolkit.hypergradients.base import (
     check_finite,
     fill_gradients,
 )
+from metatoolkit.hypergradients.owner import Owner
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
 from metatoolkit.hypergradients.trajectory import roll_out, valid_key
 from metatoolkit.inner.base import InnerLearner
@@ -39,7 +40,7 @@ class Penalty(Estimator):
     hypergradient by O(1/γ), and an error δ of y and z enters as γ δ. BOME (Liu et al. 2022,
     arXiv 2209.08709) follows the same direction from one trajectory. z is carried from call to
     call, as is y by the trainer: with ``keep_lookahead=True`` nothing is computed twice. Where the
-    random key of y is another, as in a new episode, z starts over from y.
+    random key of y is another, as in a new episode, or the problem is, z starts over from y.
 
     L_T must be a function whose gradient moves y: what it detaches from θ, as Meta-Weight-Net does,
     is taken for a function of θ. The two losses that are subtracted have the same batch and
@@ -75,6 +76,7 @@ class Penalty(Estimator):
         self.penalty = penalty
         self.horizon = steps
         self._carried: InnerState | None = None
+        self._owner = Owner()
 
     def estimate(
         self,
@@ -102,7 +104,7 @@ class Penalty(Estimator):
         y = roll_out(problem, inner, state, meta, train_batches)
         pairs = [(batch, valid_batch) for batch in train_batches]
         penalized = _Penalized(problem, self.penalty)
-        z = roll_out(penalized, inner, self._start(state), meta, pairs)
+        z = roll_out(penalized, inner, self._start(problem, state), meta, pairs)
         names = list(meta)
         losses, parts = self._differentiate(problem, y, z, meta, train_batches[-1], valid_batch)
         check_finite(losses)
@@ -112,7 +114,7 @@ class Penalty(Estimator):
         gradient = fill_gradients(
             problem, add_gradients(names, parts[0], through), "train_loss and valid_loss"
         )
-        self._carried = z
+        self._carried, self._owner = z, Owner.of(problem, state)
         return Hypergradient(
             gradient=gradient,
             valid_loss=valid_loss,
@@ -144,7 +146,7 @@ class Penalty(Estimator):
             parts.append(loss_gradient(loss, list(meta.values())))
         return losses, parts
 
-    def _start(self, state: InnerState) -> InnerState:
+    def _start(self, problem: BilevelProblem, state: InnerState) -> InnerState:
         """Return z as it was carried, with the type and step of y; y where there is no such z."""
         carried = self._carried
         if carried is None or carried.key != state.key:
@@ -155,6 +157,8 @@ class Penalty(Estimator):
                 "the parameters that Penalty carries have other shapes than the inner state; make "
                 "a new Penalty for another model or inner learner."
             )
+        if not self._owner.fits(problem, state):
+            return state
         pairs = zip(carried.tensors(), state.tensors(), strict=True)
         moved = carried.with_tensors([tensor.to(like) for tensor, like in pairs])
         buffers = {name: b.to(state.buffers[name]) for name, b in carried.buffers.items()}
@@ -177,6 +181,7 @@ class Penalty(Estimator):
             super().load_state_dict(state_dict)
         saved = state_dict.get("z")
         self._carried = None if saved is None else InnerState.from_state_dict(saved)
+        self._owner = Owner(key=None if self._carried is None else self._carried.key)
 
     def objective(
         self,
@@ -202,11 +207,11 @@ class Penalty(Estimator):
         """
         present = {name: p.detach() for name, p in problem.meta_parameters().items()}
         y = roll_out(problem, inner, state, present, train_batches)
-        if self._carried is None or self._carried.key != state.key:
+        if self._carried is None or not self._owner.fits(problem, state):
             pairs = [(batch, valid_batch) for batch in train_batches]
             z = roll_out(_Penalized(problem, self.penalty), inner, state, present, pairs)
         else:
-            z = self._start(state)
+            z = self._start(problem, state)
         with torch.no_grad():
             valid_loss, at_z, at_y = (
                 _loss(problem, at, meta, train_batches[-1], valid_batch, y, outer)

@@ -47,6 +47,8 @@ class PersistentES(AntitheticEvaluations):
         sigma: Standard deviation σ of the perturbations of λ.
         noise: ``"gaussian"`` or ``"sign"`` (±1).
         seed: Seed of the perturbations, beside the state's own key.
+        fresh: Whether a call at a state that was there before draws anew; else equal states get
+            equal draws.
 
     Raises:
         ConfigurationError: A number is out of range, or the noise is unknown.
@@ -95,18 +97,19 @@ class PersistentES(AntitheticEvaluations):
             or state.step <= self._last_step
             or state.key != self._pairs[0].up.key
         )
+        key = self._draws.advance(state)
         pairs, losses = [], []
         for index in range(self.pairs):
             if begins:
                 up = down = state
-                noise = total = self._draw(meta, state, index)
+                noise = total = self._draw(meta, key, state.step, index)
             else:
                 # A checkpoint is loaded on the CPU.
                 device = next(iter(state.parameters.values())).device
                 up, down = self._pairs[index].up.to(device), self._pairs[index].down.to(device)
                 noise = total = {n: t.to(device) for n, t in self._pairs[index].total.items()}
                 if self.renews:
-                    noise = self._draw(meta, up, index)
+                    noise = self._draw(meta, key, up.step, index)
                     total = {name: total[name] + noise[name] for name in total}
             arguments = (train_batches, valid_batch, noise)
             up, high = self._run(problem, inner, up, *arguments, 1)
@@ -137,13 +140,14 @@ class PersistentES(AntitheticEvaluations):
         Raises:
             CheckpointError: The state belongs to another estimator, or to another number of pairs.
         """
-        fits = set(state_dict) == {"moved", "last_step", "pairs"}
+        fits = set(state_dict) - {"draws"} == {"moved", "last_step", "pairs"}
         if not fits or len(state_dict["pairs"]) not in (0, self.pairs):
             raise CheckpointError(
                 f"the checkpoint is not one of {type(self).__name__} with {self.pairs} pairs; make "
                 "the trainer with the estimator it had."
             )
-        super().load_state_dict({"moved": state_dict["moved"]})
+        own = ("last_step", "pairs")
+        super().load_state_dict({n: v for n, v in state_dict.items() if n not in own})
         self._last_step = state_dict["last_step"]
         self._pairs = tuple(
             _Pair(

@@ -91,10 +91,12 @@ class LinearSolver(ABC):
     Attributes:
         symmetric: Whether M must be symmetric.
         warm_startable: Whether a first iterate is of use.
+        random: Whether vectors are drawn from the system's key.
     """
 
     symmetric: ClassVar[bool] = False
     warm_startable: ClassVar[bool] = True
+    random: ClassVar[bool] = False
 
     @property
     def diagonal(self) -> float:

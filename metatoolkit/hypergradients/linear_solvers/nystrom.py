@@ -32,6 +32,7 @@ class Nystrom(LinearSolver):
     damping: float = 0.01
     symmetric: ClassVar[bool] = True
     warm_startable: ClassVar[bool] = False
+    random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rank < 1:

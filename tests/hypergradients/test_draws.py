@@ -1,0 +1,204 @@
+"""Random estimators draw anew in each call, and the same again after a resume."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+import metatoolkit as mt
+from metatoolkit.hypergradients import (
+    EvoGrad,
+    EvolutionStrategies,
+    ForwardGradient,
+    Implicit,
+    NoiseReuseES,
+    Nystrom,
+    PersistentES,
+)
+from metatoolkit.hypergradients import draws as draws_module
+from metatoolkit.hypergradients.draws import Draws
+from tests import bank
+
+RANDOM = {
+    "EvoGrad": lambda **options: EvoGrad(2, 0.1, 0.5, **options),
+    "EvoGrad, streamed": lambda **options: EvoGrad(
+        3, 0.1, 0.5, noise="gaussian", streamed=True, **options
+    ),
+    "ForwardGradient": lambda **options: ForwardGradient(2, samples=1, **options),
+    "EvolutionStrategies": lambda **options: EvolutionStrategies(1, 1, 0.1, **options),
+    "PersistentES": lambda **options: PersistentES(1, 1, 0.1, **options),
+    "NoiseReuseES": lambda **options: NoiseReuseES(1, 1, 0.1, **options),
+}
+NYSTROM = {"Implicit, Nystrom": lambda **options: Implicit(Nystrom(2), **options)}
+random = pytest.mark.parametrize("make", RANDOM.values(), ids=RANDOM.keys())
+all_random = pytest.mark.parametrize(
+    "make", [*RANDOM.values(), *NYSTROM.values()], ids=[*RANDOM, *NYSTROM]
+)
+
+
+def case_of(make):
+    """Plain gradient descent where a symmetric solver needs it, and its inner optimum."""
+    return bank.quadratic(10.0, 6) if isinstance(make(), Implicit) else bank.ridge()
+
+
+def flat(result):
+    return torch.cat([gradient.flatten() for gradient in result.gradient.values()])
+
+
+def state_at(step, key=11):
+    return dataclasses.replace(bank.ridge().state, step=step, key=key)
+
+
+@random
+def test_two_hundred_calls_at_new_initial_states_have_full_rank(make):
+    case, estimator = bank.ridge(), make()
+    rows = [flat(case.call(estimator, case.inner.init(case.problem))) for _ in range(200)]
+    rank = torch.linalg.matrix_rank(torch.stack(rows), rtol=1e-6)
+    assert rank == rows[0].numel()
+
+
+def test_the_sketch_of_a_solver_is_another_one_in_each_call():
+    case, estimator = bank.quadratic(10.0, 6), Implicit(Nystrom(2))
+    rows = torch.stack([flat(case.call(estimator)) for _ in range(8)])
+    assert torch.linalg.matrix_rank(rows - rows.mean(0), rtol=1e-6) >= 4
+
+
+@all_random
+def test_the_first_call_and_the_calls_of_a_trainer_are_those_of_the_state_alone(make):
+    """As without a count: a fixed draw at every step of one trajectory."""
+    case = case_of(make)
+    counting, fixed = make(), make(fresh=False)
+    state = case.state
+    for step in (0, 1, 2, 5):
+        at = dataclasses.replace(state, step=step)
+        assert torch.equal(flat(case.call(counting, at)), flat(case.call(fixed, at)))
+    other = dataclasses.replace(state, key=77)
+    assert torch.equal(flat(case.call(counting, other)), flat(case.call(fixed, other)))
+
+
+@all_random
+def test_a_fixed_draw_where_it_is_asked_for(make):
+    case, estimator = case_of(make), make(fresh=False)
+    first, again = (flat(case.call(estimator)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert "draws" not in estimator.state_dict()
+    assert (
+        not torch.equal(first, flat(case.call(make(seed=3, fresh=False))))
+        or isinstance(estimator, Implicit)
+        if not isinstance(estimator, Implicit)
+        else True
+    )
+
+
+@all_random
+def test_equal_seeds_give_equal_sequences(make):
+    case = case_of(make)
+    one, other = make(), make()
+    first = [flat(case.call(one)) for _ in range(4)]
+    again = [flat(case.call(other)) for _ in range(4)]
+    assert all(map(torch.equal, first, again))
+    assert len({tuple(row.tolist()) for row in first}) == 4
+
+
+@all_random
+def test_a_resumed_estimator_goes_on_where_it_was(make):
+    case = case_of(make)
+    whole, before = make(), make()
+    expected = [flat(case.call(whole)) for _ in range(5)]
+    for _ in range(3):
+        case.call(before)
+    after = make()
+    after.load_state_dict(before.state_dict())
+    assert all(torch.equal(flat(case.call(after)), row) for row in expected[3:])
+
+
+@all_random
+def test_checkpoints_from_before_the_count_load(make):
+    estimator = make()
+    case_of(make).call(estimator)
+    old = {name: value for name, value in estimator.state_dict().items() if name != "draws"}
+    resumed = make()
+    resumed.load_state_dict(old)
+    assert resumed._draws.state_dict() == {}
+
+
+@random
+def test_tasks_that_take_turns_draw_anew(make):
+    case, estimator = bank.ridge(), make()
+    found = []
+    for _ in range(4):
+        for key in (3, 4, 5):
+            found.append(flat(case.call(estimator, dataclasses.replace(case.state, key=key))))
+    assert len({tuple(row.tolist()) for row in found}) == len(found)
+
+
+@random
+def test_problems_that_take_turns_draw_anew(make):
+    cases, estimator = [bank.ridge(), bank.ridge()], make()
+    found = [flat(case.call(estimator)) for _ in range(4) for case in cases]
+    assert len({tuple(row.tolist()) for row in found}) == len(found)
+
+
+def test_a_second_pass_over_a_trajectory_draws_anew_at_each_step():
+    draws = Draws()
+    first = [draws.advance(state_at(step)) for step in range(4)]
+    second = [draws.advance(state_at(step)) for step in range(4)]
+    third = [draws.advance(state_at(step)) for step in (2, 3)]
+    assert first == [11] * 4
+    assert len({*first, *second, *third}) == 3
+
+
+def test_the_objective_has_the_draw_of_the_last_call_at_the_state():
+    draws = Draws()
+    start = state_at(0)
+    assert draws.current(start) == draws.advance(start)
+    assert draws.current(start) == 11
+    second = draws.advance(start)
+    assert draws.current(start) == second != 11
+    # That of the next call, at a state where there was none.
+    assert draws.current(state_at(3)) == draws.advance(state_at(3))
+    ahead = draws.current(state_at(1))
+    assert draws.advance(state_at(1)) == ahead != second
+
+
+@random
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_the_check_compares_with_the_draw_of_its_own_call(make, calls):
+    if not isinstance(make(), EvoGrad):
+        pytest.skip("its objective has no draw")
+    case, estimator = bank.ridge(), make()
+    for _ in range(calls):
+        case.call(estimator)
+    before = copy.deepcopy(estimator.state_dict())
+    check = mt.check_hypergradient(
+        case.problem, case.inner, estimator, case.batches(1), case.valid_batch, case.state
+    )
+    assert check.relative_error < 1e-6
+    assert estimator.state_dict() == before
+
+
+def test_keys_beyond_those_that_are_kept_draw_anew_too(monkeypatch):
+    monkeypatch.setattr(draws_module, "_KEPT", 3)
+    draws = Draws()
+    found = [(key, draws.advance(state_at(0, key))) for _ in range(6) for key in range(1, 6)]
+    assert len(set(found)) == len(found)
+    assert len(draws.state_dict()["draws"]["seen"]) == 3
+
+
+@random
+def test_episodes_of_a_trainer_are_what_a_fixed_draw_gives(make):
+    found = []
+    for fresh in (True, False):
+        case = bank.ridge()
+        estimator = make(fresh=fresh)
+        trainer = mt.MetaTrainer(
+            case.problem,
+            case.inner,
+            estimator,
+            torch.optim.SGD(case.problem.meta.parameters(), lr=0.01),
+            episode=2 * estimator.horizon,
+        )
+        trainer.fit(case.train_batches, [case.valid_batch], steps=7, progress=False)
+        found.append(case.problem.meta.value.detach().clone())
+    assert torch.equal(*found)
