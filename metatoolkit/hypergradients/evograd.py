@@ -254,13 +254,14 @@ class EvoGrad(Estimator):
         coefficients = copies.coefficients(weights, valid_gradient, self._factor)
         del valid_gradient  # as large as θ, and of no use to the passes that follow
 
+        def first() -> Tensor:
+            return copies.train_loss(problem, 0, meta, batch)
+
         names = list(meta)
         if graphs:
             total = add_gradients(names, direct, _combine(losses, coefficients, leaves))
             with torch.enable_grad():
-                repeat_once(
-                    given, losses[0], lambda: copies.train_loss(problem, 0, meta, batch).detach()
-                )
+                repeat_once(given, losses[0], lambda: first().detach())
         else:
             total, again = add_gradients(names, direct), []
             for copy in range(self.candidates):
@@ -270,13 +271,7 @@ class EvoGrad(Estimator):
                 part = _combine([loss], coefficients[copy : copy + 1], leaves)
                 total = add_gradients(names, list(total.values()), part)
                 del loss, part
-            require_equal(
-                given,
-                "train_loss",
-                losses,
-                again,
-                lambda: copies.train_loss(problem, 0, meta, batch),
-            )
+            require_equal(given, "train_loss", losses, again, first)
         return Hypergradient(
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=valid_loss,

@@ -19,7 +19,7 @@ from metatoolkit.hypergradients.base import (
 )
 from metatoolkit.hypergradients.detached import RecordDetached, ReplayDetached
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
-from metatoolkit.hypergradients.replay_check import repeat_once
+from metatoolkit.hypergradients.replay_check import evaluate_again, repeat_once
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -76,11 +76,8 @@ class Guide:
         for loss in self._losses(problem, state, copies, meta, batch):
             sides.append(loss_gradient(loss, leaves))
             losses.append(loss.detach())
-        repeat_once(
-            given,
-            losses[0],
-            lambda: next(self._losses(problem, state, copies, meta, batch)).detach(),
-        )
+        again = (copies[0], meta, state.buffers, batch, fold_in(state.key, state.step))
+        repeat_once(given, losses[0], lambda: evaluate_again(problem, "train_loss", again))
         values = torch.stack(losses)
         check_finite({"the training loss of a perturbed copy": values})
         values = values.to(norm.dtype)

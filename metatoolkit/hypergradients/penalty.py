@@ -58,7 +58,6 @@ class Penalty(Estimator):
         ConfigurationError: An argument is out of range.
     """
 
-    compared = ("train_loss", "valid_loss")
     traits = Traits(
         kind="approximate",
         computes="derivative at the inner optimum, up to O(1/γ)",

@@ -49,7 +49,7 @@ def replay_checked(
         ReplayError: A loss gave two values.
     """
     due = [kind for kind in kinds if repeats_steps or is_due(problem, kind)]
-    if not due or problem.watch is not None:
+    if not due or problem.watch is not None or measuring():
         with _no_graph_of_before():
             yield
         return
@@ -129,6 +129,21 @@ def repeat_once(problem: BilevelProblem, first: Tensor, evaluate: Callable[[], T
         mark_checked(problem, "train_loss")
 
 
+def evaluate_again(problem: BilevelProblem, kind: str, arguments: Arguments) -> Tensor:
+    """Return a loss, detached, by the problem's own method.
+
+    What replaces that method in one problem, to look on, sees the passes of the estimator alone.
+
+    Args:
+        problem: The bilevel problem.
+        kind: ``"train_loss"`` or ``"valid_loss"``.
+        arguments: Those of the evaluation.
+    """
+    if kind == "train_loss":
+        return type(problem).evaluate_train(problem, *arguments)[0].detach()
+    return type(problem).evaluate_valid(problem, *arguments).detach()
+
+
 class _Repeated:
     """One evaluation with all that makes it the same when it is repeated."""
 
@@ -136,6 +151,7 @@ class _Repeated:
         self, problem: BilevelProblem, kind: str, arguments: Arguments, value: Tensor
     ) -> None:
         parameters, meta, *rest = arguments
+        self.point = _point(arguments)
         self._problem = problem
         self._kind = kind
         self._arguments: Arguments = (_leaves(parameters), _leaves(meta), *rest)
@@ -149,18 +165,24 @@ class _Repeated:
             )
         )
 
-    def compare(self) -> None:
-        """Evaluate once more and compare."""
+    def compare(self, again: Tensor | None = None) -> None:
+        """Compare with a value, for which the loss is evaluated once more where it is not given.
+
+        Args:
+            again: The loss, evaluated again.
+        """
+        if again is None:
+            again = self._again()
+        require_equal(self._problem, self._kind, [self._value], [again], self.evaluate)
+
+    def _again(self) -> Tensor:
         kernels = sdpa_kernel(SDPBackend.MATH) if self._math else contextlib.nullcontext()
         with torch.set_grad_enabled(self._graph), kernels:
-            again = self.evaluate()
-        require_equal(self._problem, self._kind, [self._value], [again], self.evaluate)
+            return self.evaluate()
 
     def evaluate(self) -> Tensor:
         """Return the loss, detached."""
-        if self._kind == "train_loss":
-            return self._problem.evaluate_train(*self._arguments)[0].detach()
-        return self._problem.evaluate_valid(*self._arguments).detach()
+        return evaluate_again(self._problem, self._kind, self._arguments)
 
 
 class _Watch:
@@ -174,14 +196,20 @@ class _Watch:
         self._places = _places(state.parameters)
         self._counts = dict.fromkeys(kinds, 0)
         self._kept: dict[str, _Repeated] = {}
+        self._again: dict[str, Tensor] = {}
         self.compared: set[str] = set()
 
     def __call__(
         self, problem: BilevelProblem, kind: str, arguments: Arguments, value: Tensor
     ) -> None:
-        if kind not in self._counts or kind in self._kept:
+        if kind not in self._counts:
             return
         self._counts[kind] += 1
+        if kind in self._kept:
+            # The same point again, as where two trajectories begin; it tells nothing at once.
+            if self._counts[kind] > 2 and _point(arguments) == self._kept[kind].point:
+                self._again.setdefault(kind, value.detach())
+            return
         if _places(arguments[0]) == self._places:
             self._kept[kind] = _Repeated(problem, kind, arguments, value)
         elif self._counts[kind] == 2:
@@ -202,7 +230,7 @@ class _Watch:
         for kind, repeated in self._kept.items():
             self.compared.add(kind)
             try:
-                repeated.compare()
+                repeated.compare(self._again.get(kind))
             except ReplayError as error:
                 raise error from cause
 
@@ -254,6 +282,11 @@ class _StepWatch:
             require_equal(self._problem, "train_loss", first, again, evaluate, True)
         except ReplayError as error:
             raise error from cause
+
+
+def _point(arguments: Arguments) -> tuple[Any, ...]:
+    parameters, meta, _, batch, key = arguments
+    return _places(parameters), _places(meta), id(batch), key
 
 
 def _places(parameters: Tensors) -> list[int]:

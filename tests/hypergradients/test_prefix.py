@@ -149,13 +149,14 @@ def test_is_the_derivative_of_its_objective(guided):
     assert check.relative_error < 1e-6
 
 
-@pytest.mark.parametrize(("streamed", "heads"), [(True, 9), (False, 5)])
-def test_the_encoder_sees_each_batch_once(streamed, heads):
+@pytest.mark.parametrize(("streamed", "heads", "first"), [(True, 9, 9), (False, 5, 6)])
+def test_the_encoder_sees_each_batch_once(streamed, heads, first):
     setup = Setup()
     setup.model.encoder.passes = setup.model.head.passes = 0
     result = setup.call(candidates=4, streamed=streamed, **HEAD, prefix=encode)
     assert setup.model.encoder.passes == 2
-    assert setup.model.head.passes == heads
+    # The first call looks once more whether a loss can be evaluated again.
+    assert setup.model.head.passes == first
     assert result.cost.forward == 2 + heads
     setup.model.encoder.passes = 0
     setup.call(candidates=4, streamed=streamed, **HEAD)
