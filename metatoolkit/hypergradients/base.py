@@ -21,10 +21,10 @@ from metatoolkit.errors import (
 )
 from metatoolkit.graphs import refuse_inference_mode
 from metatoolkit.hypergradients.autograd_errors import missing_derivatives
-from metatoolkit.hypergradients.products import refuse_complex
-from metatoolkit.hypergradients.unused import NothingReached, explained
 from metatoolkit.hypergradients.draws import Draws
+from metatoolkit.hypergradients.products import refuse_complex
 from metatoolkit.hypergradients.replay_check import replay_checked
+from metatoolkit.hypergradients.unused import NothingReached, explained
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors

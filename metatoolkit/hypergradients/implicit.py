@@ -30,8 +30,8 @@ from metatoolkit.hypergradients.linearization import (
     learning_rates,
     relative_residual,
 )
-from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.owner import Owner
+from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.sgd import SGD

@@ -25,8 +25,8 @@ from metatoolkit.hypergradients.linearization import (
     check_through,
     relative_residual,
 )
-from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.owner import Owner
+from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
