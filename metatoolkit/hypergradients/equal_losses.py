@@ -47,10 +47,12 @@ def require_equal(
     one = torch.stack([loss.detach().double() for loss in first])
     other = torch.stack([loss.detach().double() for loss in again])
     size = torch.maximum(one.abs(), other.abs())
-    gaps = torch.where(torch.isfinite(one) | torch.isfinite(other), (one - other).abs(), 0.0)
+    # Two values that are not finite are told by what looks for those.
+    known = torch.isfinite(one) | torch.isfinite(other)
+    gaps = (one - other).abs()
 
     def differs(unit: float) -> Tensor:
-        return ~(gaps <= unit ** (2 / 3) * size + 2 * unit)
+        return known & ~(gaps <= unit ** (2 / 3) * size + 2 * unit)
 
     unit = max(torch.finfo(loss.dtype).eps for loss in first)
     beyond, far = torch.stack([differs(unit).any(), differs(_HALF).any()]).tolist()
@@ -62,7 +64,8 @@ def require_equal(
             seen.unit = max(seen.unit, _TF32)
         beyond = bool(differs(max(unit, seen.unit)).any())
     if beyond:
-        worst = int(torch.where(torch.isnan(gaps), torch.inf, gaps / size).argmax())
+        ratio = torch.where(known, gaps / size, 0.0)
+        worst = int(torch.where(torch.isnan(ratio), torch.inf, ratio).argmax())
         raise _error(problem, kind, float(one[worst]), float(other[worst]), evaluate)
 
 

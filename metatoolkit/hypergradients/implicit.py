@@ -30,7 +30,6 @@ from metatoolkit.hypergradients.linearization import (
     learning_rates,
     relative_residual,
 )
-from metatoolkit.hypergradients.owner import Owner
 from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
@@ -122,7 +121,8 @@ class Implicit(Estimator):
         self.warm_start = warm_start
         self.horizon = max(1, steps)
         self._carried: Tensor | None = None
-        self._owner = Owner()
+        # The problem's identity; after a checkpoint the first problem that comes is taken for it.
+        self._owner: str | None = None
         if solver.random:
             self._draws = Draws(fresh)
 
@@ -172,7 +172,8 @@ class Implicit(Estimator):
         # Norms of what is tiny or huge are none in float32: solvers see an exact multiple of it.
         scale = _power_of_two(rhs)
         start = carried_vector("Implicit", self._carried, rhs)
-        start = start if self._owner.fits(problem, state) else None
+        if self._owner not in (None, problem.identity):
+            start = None
 
         def checked(image: Tensor) -> Tensor:
             step.check("a product with the Jacobian of the inner step", image)
@@ -200,7 +201,7 @@ class Implicit(Estimator):
         residual = rhs - image
         _refuse_worse_than_zero(self.solver, residual / scale, rhs / scale, solution.vector)
         if self.warm_start:
-            self._carried, self._owner = vector, Owner.of(problem)
+            self._carried, self._owner = vector, problem.identity
         names = list(meta)
         return Hypergradient(
             gradient=fill_gradients(
@@ -235,7 +236,7 @@ class Implicit(Estimator):
         """
         own = ("warm_start",) if self.warm_start else ()
         super().load_state_dict({n: v for n, v in state_dict.items() if n not in own})
-        self._carried, self._owner = state_dict.get("warm_start"), Owner()
+        self._carried, self._owner = state_dict.get("warm_start"), None
 
     def objective(
         self,

@@ -20,7 +20,6 @@ from metatoolkit.hypergradients.base import (
     check_finite,
     fill_gradients,
 )
-from metatoolkit.hypergradients.owner import Owner
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
 from metatoolkit.hypergradients.trajectory import roll_out, valid_key
 from metatoolkit.inner.base import InnerLearner
@@ -75,7 +74,8 @@ class Penalty(Estimator):
         self.penalty = penalty
         self.horizon = steps
         self._carried: InnerState | None = None
-        self._owner = Owner()
+        # The problem's identity; after a checkpoint the first problem that comes is taken for it.
+        self._owner: str | None = None
 
     def estimate(
         self,
@@ -113,7 +113,7 @@ class Penalty(Estimator):
         gradient = fill_gradients(
             problem, add_gradients(names, parts[0], through), "train_loss and valid_loss"
         )
-        self._carried, self._owner = z, Owner.of(problem, state)
+        self._carried, self._owner = z, problem.identity
         return Hypergradient(
             gradient=gradient,
             valid_loss=valid_loss,
@@ -156,7 +156,7 @@ class Penalty(Estimator):
                 "the parameters that Penalty carries have other shapes than the inner state; make "
                 "a new Penalty for another model or inner learner."
             )
-        if not self._owner.fits(problem, state):
+        if self._owner not in (None, problem.identity):
             return state
         pairs = zip(carried.tensors(), state.tensors(), strict=True)
         moved = carried.with_tensors([tensor.to(like) for tensor, like in pairs])
@@ -180,7 +180,7 @@ class Penalty(Estimator):
             super().load_state_dict(state_dict)
         saved = state_dict.get("z")
         self._carried = None if saved is None else InnerState.from_state_dict(saved)
-        self._owner = Owner(key=None if self._carried is None else self._carried.key)
+        self._owner = None
 
     def objective(
         self,
@@ -206,7 +206,12 @@ class Penalty(Estimator):
         """
         present = {name: p.detach() for name, p in problem.meta_parameters().items()}
         y = roll_out(problem, inner, state, present, train_batches)
-        if self._carried is None or not self._owner.fits(problem, state):
+        carried = self._carried
+        if (
+            carried is None
+            or carried.key != state.key
+            or self._owner not in (None, problem.identity)
+        ):
             pairs = [(batch, valid_batch) for batch in train_batches]
             z = roll_out(_Penalized(problem, self.penalty), inner, state, present, pairs)
         else:

@@ -25,7 +25,6 @@ from metatoolkit.hypergradients.linearization import (
     check_through,
     relative_residual,
 )
-from metatoolkit.hypergradients.owner import Owner
 from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.inner.base import InnerLearner
@@ -41,9 +40,8 @@ class SOBA(Estimator):
     the outer loss and s the inner state, a call returns ∂L/∂λ + uᵀ ∂Φ/∂λ and moves
     u ← u + α (∂L/∂s − (I − ∂Φ/∂s)ᵀ u), which for gradient descent with the learning rate ``lr`` is
     the paper's step for v = −``lr`` · u, at the rate α · ``lr``. u starts at zero, so that the
-    first hypergradient is the direct one, and starts over for another problem or another random
-    key, as in a new episode; it needs no inner loop and no solver, and tends to the
-    exact one where θ and λ come to rest.
+    first hypergradient is the direct one, and starts over for another problem; it needs no inner
+    loop and no solver, and tends to the exact one where θ and λ come to rest.
 
     θ moves by the trainer's base step: before λ is seen to move with ``keep_lookahead=True``,
     which is the paper's joint step and takes no pass of its own, else after it. Cost with F one
@@ -76,7 +74,8 @@ class SOBA(Estimator):
         self.through: Through = through
         self._carried: Tensor | None = None
         self._used: Tensor | None = None
-        self._owner = Owner()
+        # The problem's identity; after a checkpoint the first problem that comes is taken for it.
+        self._owner: str | None = None
 
     def estimate(
         self,
@@ -109,8 +108,8 @@ class SOBA(Estimator):
         step = StepLinearization(problem, inner, state, meta, batch, self.through)
         rhs = step.flatten(adjoint[: len(step.names)])
         carried = carried_vector("SOBA", self._carried, rhs)
-        fits = self._owner.fits(problem, state)
-        u = torch.zeros_like(rhs) if carried is None or not fits else carried
+        other = self._owner not in (None, problem.identity)
+        u = torch.zeros_like(rhs) if carried is None or other else carried
         image, through = step.pull_back(u)
         residual = rhs - image
         moved = u + self.step_size * residual
@@ -118,7 +117,7 @@ class SOBA(Estimator):
         gradient = fill_gradients(
             problem, add_gradients(names, direct, through), "train_loss and valid_loss"
         )
-        self._carried, self._used, self._owner = moved, u, Owner.of(problem, state)
+        self._carried, self._used, self._owner = moved, u, problem.identity
         return Hypergradient(
             gradient=gradient,
             valid_loss=valid_loss,
@@ -136,7 +135,7 @@ class SOBA(Estimator):
         """Return u, if there is one."""
         if self._carried is None:
             return {}
-        return {"u": self._carried, **self._owner.state_dict()}
+        return {"u": self._carried}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned.
@@ -147,10 +146,10 @@ class SOBA(Estimator):
         Raises:
             CheckpointError: The state belongs to another estimator.
         """
-        if set(state_dict) - {"u", "key"}:
+        if set(state_dict) - {"u"}:
             super().load_state_dict(state_dict)
         self._carried = self._used = state_dict.get("u")
-        self._owner = Owner(key=state_dict.get("key"))
+        self._owner = None
 
     def objective(
         self,
@@ -173,7 +172,7 @@ class SOBA(Estimator):
         """
         (batch,) = train_batches
         loss = outer_loss(problem, state, meta, valid_batch)
-        if self._used is None or not self._owner.fits(problem, state):
+        if self._used is None or self._owner not in (None, problem.identity):
             return loss
         after, _ = inner.step(problem, state, meta, batch)
         moved = after.tensors() if self.through == "state" else list(after.parameters.values())

@@ -1,6 +1,7 @@
 """Losses that give another value when they are evaluated again, under every estimator."""
 
 import collections
+import math
 import random
 import re
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import metatoolkit as mt
-from metatoolkit.errors import ReplayError, UnsupportedError
+from metatoolkit.errors import NonFiniteError, ReplayError, UnsupportedError
 from metatoolkit.hypergradients import EvoGrad, FiniteDifference, Penalty, Reptile, Unrolled
 from tests import bank
 from tests.hypergradients.registry import ESTIMATORS
@@ -433,3 +434,12 @@ def test_a_call_that_fails_leaves_no_watch():
     with pytest.raises(RuntimeError, match="shapes"):
         case.call(FiniteDifference())
     assert case.problem.watch is None and not case.problem.replayed
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["FiniteDifference", "Unrolled(3)", "EvolutionStrategies"])
+def test_what_is_not_finite_is_told_as_such(kind, value):
+    case = build()
+    case.train_batches = [(inputs * value, targets) for inputs, targets in case.train_batches]
+    with pytest.raises(NonFiniteError):
+        case.call(ESTIMATORS[kind]())

@@ -66,12 +66,12 @@ def test_it_is_carried_over_a_checkpoint_to_the_problem_that_is_made_again(make)
     assert equal(bank.quadratic(5.0, 6).call(resumed), bank.quadratic(5.0, 6).call(make()))
 
 
-@pytest.mark.parametrize("kind", ["SOBA", "Penalty"])
-def test_a_new_episode_begins_anew(kind):
+@pytest.mark.parametrize(("kind", "anew"), [("SOBA", False), ("Penalty", True)])
+def test_what_a_new_episode_begins_with(kind, anew):
     case, used = other_problem(), CARRYING[kind]()
     case.call(used)
     start = dataclasses.replace(case.state, key=99)
-    assert equal(case.call(used, start), case.call(CARRYING[kind](), start))
+    assert equal(case.call(used, start), case.call(CARRYING[kind](), start)) is anew
 
 
 @carrying
