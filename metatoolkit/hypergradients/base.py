@@ -26,6 +26,7 @@ from metatoolkit.hypergradients.products import refuse_complex
 from metatoolkit.hypergradients.replay_check import replay_checked
 from metatoolkit.hypergradients.unused import NothingReached, explained
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
@@ -147,7 +148,8 @@ class Estimator(ABC):
             The estimate with its cost.
 
         Raises:
-            ConfigurationError: The number of training batches is not the horizon.
+            ConfigurationError: The number of training batches is not the horizon, or ``inner`` is
+                no inner learner.
             UnusedMetaParameterError: No loss depends on any meta-parameter.
             NonFiniteError: A loss or a part of the hypergradient is NaN or infinite.
             UnsupportedError: λ is complex, or what else the estimator cannot do.
@@ -160,6 +162,7 @@ class Estimator(ABC):
                 f"train_batches is {given}; {type(self).__name__} takes a list of {self.horizon}, "
                 "one batch per inner step."
             )
+        require_learner(inner)
         refuse_inference_mode()
         problem.check_structure()
         if not self.complex_meta:

@@ -22,6 +22,7 @@ from metatoolkit.hypergradients.checked_objective import CheckedObjective
 from metatoolkit.hypergradients.double_precision import double_precision, to_double
 from metatoolkit.hypergradients.numerical_gradient import numerical_gradient
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, tree_map
 
@@ -130,6 +131,7 @@ def check_hypergradient(
         raise ConfigurationError(
             f"epsilon is {epsilon} and coordinates {coordinates}; both must be above 0."
         )
+    require_learner(inner)
     require_estimator("estimator", estimator)
     if reference is not None:
         require_estimator("reference", reference)

@@ -24,6 +24,7 @@ from metatoolkit.hypergradients.base import Cost, Estimator
 from metatoolkit.hypergradients.comparison_display import draw, print_table
 from metatoolkit.hypergradients.unrolled import Unrolled
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -116,6 +117,7 @@ def compare_estimators(
             f"train_batches, draws={draws}, repeats={repeats}; at least one estimator, as many "
             "batches as the longest horizon, and numbers of at least 1 are needed."
         )
+    require_learner(inner)
     state = inner.init(problem) if state is None else state.detach()
     right = _reference(problem, inner, state, train_batches, valid_batch, reference)
     first, start = train_batches[0], state

@@ -16,3 +16,5 @@ from metatoolkit.inner.schedules import multistep as multistep
 from metatoolkit.inner.schedules import polynomial as polynomial
 from metatoolkit.inner.schedules import warmup_linear as warmup_linear
 from metatoolkit.inner.sgd import SGD as SGD
+from metatoolkit.inner.torch_optimizers import from_torch as from_torch
+from metatoolkit.inner.torch_optimizers import state_from_torch as state_from_torch

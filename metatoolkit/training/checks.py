@@ -10,6 +10,7 @@ import torch
 
 from metatoolkit.errors import ConfigurationError, NonFiniteError
 from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.training.early_stopping import EarlyStopping
 
 _LOSSES = ("train_loss", "valid_loss", "hypergradient_norm")
@@ -38,10 +39,7 @@ def check_components(inner: Any, estimator: Any, meta_optimizer: Any, scheduler:
     Raises:
         ConfigurationError: One is missing or something else.
     """
-    if isinstance(inner, type):
-        raise ConfigurationError(
-            f"inner is {described(inner)}; give an instance, for instance mt.inner.SGD(lr=0.1)."
-        )
+    require_learner(inner)
     if estimator is not None and not isinstance(estimator, Estimator):
         if isinstance(estimator, type) and issubclass(estimator, Estimator):
             remedy = f"give an instance: {estimator.__name__}(...)"
