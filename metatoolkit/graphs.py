@@ -186,10 +186,13 @@ def _watch(node: Any) -> Callable[[Any, Any], None]:
         if not torch.is_grad_enabled():
             return
         found = [g for g, edge in zip(inputs, edges, strict=False) if edge and g is not None]
-        if any(gradient.requires_grad for gradient in found) or not found:
-            return
-        arrives = any(g is not None and g.requires_grad for g in outputs)
-        if arrives or _reads(node):
+        constant = [gradient for gradient in found if not gradient.requires_grad]
+        if any(g is not None and g.requires_grad for g in outputs):
+            # Whatever is linear in what arrives has a graph, unless it is zero.
+            cut = any(bool(gradient.any()) for gradient in constant)
+        else:
+            cut = bool(constant) and len(constant) == len(found) and _reads(node)
+        if cut:
             raise UnsupportedError(_cut(node, "has a backward pass without a graph"))
 
     return check

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.graphs import graph_nodes, inspect_graph
 from metatoolkit.hypergradients import (
     GMRES,
     EvoGrad,
@@ -88,7 +89,18 @@ class ByNumpy(torch.autograd.Function):
         return torch.as_tensor(2 * ctx.kept * gradient.detach().numpy())
 
 
-CUTS = [Once, Detached, Unrecorded, ByNumpy]
+class OnceAutocast(Square):
+    """Other decorators may lie around."""
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
+    @once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+CUTS = [Once, OnceAutocast, Detached, Unrecorded, ByNumpy]
 
 
 @second_order
@@ -166,6 +178,99 @@ def test_a_linear_backward_pass_cuts_nothing():
     assert float(value_case(train_loss).call(Unrolled(1)).gradient["value"]) == pytest.approx(
         -0.1 * 2 * (0.7 - 0.1 * (2.0 + 0.4) - 0.5)
     )
+
+
+class Combined(torch.autograd.Function):
+    """a + b², or a · b, with a backward pass that may forget about b."""
+
+    @staticmethod
+    def forward(ctx, a, b, kind):
+        ctx.kind = kind
+        ctx.save_for_backward(a, b)
+        return a + b**2 if kind == "sum" else a * b
+
+    @staticmethod
+    def backward(ctx, gradient):
+        a, b = ctx.saved_tensors
+        if ctx.kind == "sum":
+            return gradient, 2 * b * gradient, None
+        if ctx.kind == "product":
+            return b * gradient, a * gradient, None
+        return (b * gradient).detach(), a * gradient, None
+
+
+def combined_case(kind):
+    def train_loss(model, meta, batch):
+        if kind == "sum":
+            return Combined.apply(model.value, model.value * meta.value, kind)
+        return Combined.apply(model.value, model.value * meta.value, kind).sin()
+
+    return value_case(train_loss)
+
+
+def test_of_several_gradients_one_may_be_constant():
+    case, x, penalty = combined_case("sum"), 0.7, 0.4
+    after = x - 0.1 * (1 + 2 * x * penalty**2)
+    expected = 2 * (after - 0.5) * -0.1 * 4 * x * penalty
+    assert float(case.call(Unrolled(1)).gradient["value"]) == pytest.approx(expected)
+
+
+def test_of_several_gradients_none_may_be_cut():
+    combined_case("product").call(Unrolled(1))
+    with pytest.raises(UnsupportedError, match="Combined has a backward pass without a graph"):
+        combined_case("cut").call(Unrolled(1))
+
+
+class Zeros(Square):
+    """A second input that nothing depends on may be given zeros."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient, torch.zeros_like(x)
+
+
+def test_zeros_are_not_cut():
+    def loss_with(function):
+        def train_loss(model, meta, batch):
+            return function(model.value * meta.value).sin()
+
+        return train_loss
+
+    right = value_case(loss_with(torch.square)).call(Unrolled(1)).gradient["value"]
+    found = value_case(loss_with(lambda x: Zeros.apply(x, x))).call(Unrolled(1)).gradient["value"]
+    torch.testing.assert_close(found, right)
+
+
+def test_each_node_is_seen_once():
+    x = torch.tensor(0.5, requires_grad=True)
+    for _ in range(30):
+        x = x * x
+    assert len(list(graph_nodes([x, x]))) == 31
+
+
+def test_a_given_tensor_may_come_from_the_live_one():
+    case = bank.illustration()
+    problem = case.problem
+    moved = {name: p * 2 for name, p in problem.model.named_parameters()}
+    meta = {name: p * 1 for name, p in problem.meta.named_parameters()}
+    loss, _ = problem.evaluate_train(moved, meta, {}, None, 0)
+    (slope,) = torch.autograd.grad(loss, problem.model.value)
+    assert float(slope) == pytest.approx(2 * (2 * (0.6 - 1) + 0.4 * 2 * 0.6))
+    problem.check_structure()
+    loss, _ = problem.evaluate_train(moved, {}, {}, None, 0)
+    assert loss.requires_grad
+
+
+@pytest.mark.parametrize("function, custom", [(Square.apply, True), (torch.square, False)])
+def test_custom_functions_are_found(function, custom):
+    x = torch.tensor(0.5, requires_grad=True)
+    assert inspect_graph((function(x) + 1).sin() * 2, "loss", {}, {"x": x}) is custom
 
 
 def weight_norm_case(layer):

@@ -123,6 +123,24 @@ def test_the_way_that_the_error_tells_is_right():
     assert check.relative_error < 1e-7
 
 
+def test_the_first_pass_is_like_any_other():
+    def train_loss(model, meta, batch):
+        return (model(batch.float()) * meta.value).sum(dtype=torch.float32)
+
+    model = nn.Linear(2, 1)
+    problem = mt.BilevelProblem(model, bank.Value(0.5, torch.float32), train_loss, train_loss)
+    arguments = (problem.parameters(), problem.meta_parameters(), {}, torch.ones(3, 2), 0)
+    first, second = (problem.evaluate_train(*arguments)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.dtype == torch.float32
+    rounded = mt.BilevelProblem(
+        model,
+        bank.Value(0.5, torch.float32),
+        lambda model, meta, batch: model(batch).sum(dtype=torch.float64) * meta.value,
+        train_loss,
+    )
+    assert rounded.evaluate_train(*arguments)[0].dtype == torch.float64
+
+
 def test_buffers_and_activations_may_be_changed_in_place():
     class Counting(nn.Module):
         def __init__(self):

@@ -82,6 +82,40 @@ def test_a_changed_structure_is_an_error(change, words):
         case.inner.init(case.problem)
 
 
+def test_a_parameter_that_is_no_longer_frozen_is_an_error():
+    model = Network()
+    model.first.requires_grad_(False)
+    case = network_case(model)
+    model.first.bias.requires_grad_(True)
+    with pytest.raises(ConfigurationError, match=r"\(no longer frozen: model\.first\.bias\)"):
+        case.inner.init(case.problem)
+
+
+class Holding(nn.Module):
+    """Holds a part of the model, tied or not."""
+
+    def __init__(self, tensor):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+        self.shared = tensor
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+
+def test_other_ties_between_the_modules_are_an_error():
+    def train_loss(model, meta, batch):
+        return model(batch).square().mean() * meta.value
+
+    model = Network().double()
+    meta = Holding(model.head.weight)
+    model.register_buffer("scale", meta.scale)
+    problem = mt.BilevelProblem(model, meta, train_loss, train_loss)
+    assert problem.buffer_names == ["model.scale"]
+    mt.inner.SGD(lr=0.1).init(problem)
+    meta.shared = nn.Parameter(model.head.weight.detach().clone())
+    with pytest.raises(ConfigurationError, match="tied in another way"):
+        mt.inner.SGD(lr=0.1).init(problem)
+
+
 def test_frozen_meta_parameters_are_an_error():
     case = network_case()
     case.problem.meta.requires_grad_(False)
