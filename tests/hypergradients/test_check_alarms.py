@@ -157,7 +157,7 @@ def test_channels_last_meta_parameters():
 
 
 @pytest.mark.parametrize(
-    "estimator", [Unrolled(2), EvoGrad(2, 0.05, 0.5), OneStep(), FirstOrder(2)], ids=repr
+    "estimator", [Unrolled(2), EvoGrad(2, 0.05, 0.5), OneStep(), FirstOrder(2)]
 )
 def test_losses_that_differentiate_inside_themselves(estimator):
     def penalized(model, meta, batch):
