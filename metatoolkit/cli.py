@@ -152,10 +152,11 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         help="default: what the file's ending says, else csv",
     )  # fmt: skip
     export.add_argument("--output", help="a file; by default the terminal")
-    artifacts = _command(commands, "artifacts", "list or save files", f"{_SHOW}:artifacts_of")
-    artifacts.add_argument("id", metavar="ID", help="the run")
-    artifacts.add_argument("name", nargs="*", help="only these")
-    artifacts.add_argument("--save", metavar="DIR", help="write them into this directory")
+    for name, what in (("artifacts", "files that it made"), ("sources", "the program's files")):
+        files = _command(commands, name, f"list or save {what}", f"{_SHOW}:{name}_of")
+        files.add_argument("id", metavar="ID", help="the run")
+        files.add_argument("name", nargs="*", help="only these")
+        files.add_argument("--save", metavar="DIR", help="write them into this directory")
     _add_answers(commands)
     _add_edits(commands)
 
@@ -239,6 +240,10 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _command(commands, "sync", "push spooled runs to the database", f"{_SERVICE}:sync_spool")
     _command(commands, "doctor", "say what is wrong", f"{_SERVICE}:doctor")
+    bring = _command(
+        commands, "import", "bring runs of a FileStorageObserver in", f"{_SERVICE}:import_records"
+    )
+    bring.add_argument("folder", help="the observer's folder, or that of one run")
     copy = _command(commands, "copy", "copy all runs to a server", f"{_SERVICE}:copy_records")
     copy.add_argument(
         "--to", metavar="URI", required=True, help="a connection string, or a variable holding one"

@@ -20,8 +20,8 @@ needs_mongod = pytest.mark.skipif(
 
 
 RUNS = (
-    "list", "show", "best", "group", "compare", "plot", "report", "export", "artifacts", "tag",
-    "note", "tail", "rerun", "rm",
+    "list", "show", "best", "group", "compare", "plot", "report", "export", "artifacts", "sources",
+    "tag", "note", "tail", "rerun", "rm",
 )  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def test_help_names_every_command_and_is_quick():
     for arguments in (
         *(["runs", name] for name in RUNS),
         *(["db", name] for name in ("start", "stop", "status")),
-        *(["records", name] for name in ("sync", "doctor", "copy", "omniboard")),
+        *(["records", name] for name in ("sync", "doctor", "copy", "import", "omniboard")),
     ):
         with pytest.raises(SystemExit) as caught:
             main([*arguments, "--help"])

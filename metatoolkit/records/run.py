@@ -114,6 +114,18 @@ class Run:
             if isinstance(entry, Mapping) and "name" in entry
         }
 
+    @property
+    def sources(self) -> dict[str, Artifact]:
+        """The files of the program, by name, as they were when the run started."""
+        entries = section(self._whole(), "experiment").get("sources")
+        found = {}
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, list) and len(entry) == 2:
+                entry = {"name": entry[0], "file_id": entry[1]}
+            if isinstance(entry, Mapping) and "name" in entry:
+                found[str(entry["name"])] = Artifact(self, entry)
+        return found
+
     def details(self) -> dict[str, Any]:
         """Return everything that is stored about the run.
 

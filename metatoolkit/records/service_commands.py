@@ -133,6 +133,26 @@ def doctor(options: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
+def import_records(options: argparse.Namespace) -> int:
+    """Bring runs of a FileStorageObserver into the database.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        0, or 1 if a folder could not be read.
+    """
+    from metatoolkit.records.importing import import_and_push
+
+    done = import_and_push(options.folder)
+    print(f"imported: {len(done.added)} runs; there already: {len(done.present)}")
+    for path in done.live:
+        print(f"still running: {text(path)}")
+    for path, reason in done.failed.items():
+        print(f"not read: {text(path)}: {text(reason)}")
+    return 1 if done.failed else 0
+
+
 def copy_records(options: argparse.Namespace) -> int:
     """Copy all runs to another server.
 

@@ -10,7 +10,7 @@ from metatoolkit.records.clean import decode, decode_key
 from metatoolkit.records.display import heading, print_json, print_pairs, print_table, span, text
 from metatoolkit.records.fields import duration, flatten, lookup
 from metatoolkit.records.query import connect
-from metatoolkit.records.run import Run, section
+from metatoolkit.records.run import Artifact, Run, section
 from metatoolkit.records.selection import complete
 from metatoolkit.records.terms import Field
 
@@ -110,17 +110,33 @@ def artifacts_of(options: argparse.Namespace) -> int:
         The exit code.
     """
     with connect() as database:
-        artifacts = database[options.id].artifacts
-        if options.name:
-            for name in options.name:
-                if name not in artifacts:
-                    raise UnknownNameError("artifact", name, artifacts)
-            artifacts = {name: artifacts[name] for name in options.name}
-        for name, artifact in artifacts.items():
-            print(text(artifact.save(options.save) if options.save else name))
-        if not artifacts:
-            print("the run has no artifacts")
+        _list_or_save(database[options.id].artifacts, "artifact", options)
     return 0
+
+
+def sources_of(options: argparse.Namespace) -> int:
+    """List the files of the program that a run was of, or save them.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code.
+    """
+    with connect() as database:
+        _list_or_save(database[options.id].sources, "source", options)
+    return 0
+
+
+def _list_or_save(files: dict[str, Artifact], kind: str, options: argparse.Namespace) -> None:
+    for name in options.name:
+        if name not in files:
+            raise UnknownNameError(kind, name, files)
+    chosen = {name: files[name] for name in options.name} if options.name else files
+    for name, file in chosen.items():
+        print(text(file.save(options.save) if options.save else name))
+    if not chosen:
+        print(f"the run has no {kind}s")
 
 
 def _section(title: str, entries: dict[str, Any]) -> None:

@@ -57,11 +57,12 @@ class RunSpool:
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, home: Path | None = None) -> RunSpool:
+    def create(cls, home: Path | None = None, uuid: str | None = None) -> RunSpool:
         """Make the folder of a new run and hold its lock.
 
         Args:
             home: The data directory.
+            uuid: The run's own id; a new one by default.
 
         Returns:
             The spool, locked for as long as this process lives.
@@ -73,7 +74,7 @@ class RunSpool:
         missing: OSError = FileNotFoundError(errno.ENOENT, "it is deleted as soon as it is made")
         for _ in range(BIRTHS):
             stamp = utcnow().strftime("%Y%m%d-%H%M%S")
-            path = base / f"{stamp}-{uuids.uuid4().hex}"
+            path = base / f"{stamp}-{uuid or uuids.uuid4().hex}"
             try:
                 # Born under a hidden name and locked, so that nobody takes it for an abandoned run.
                 hidden = base / f".{path.name}"

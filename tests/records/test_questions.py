@@ -30,6 +30,7 @@ ANSWERS = {
     "runs compare": ["config.method         plain  evograd"],
     "runs plot --metric": ["curves.png"],
     "runs report": ["report.html"],
+    "runs sources 6 --save": ["code/", "test_questions.py"],
     "runs artifacts 6 checkpoint.pt": ["checkpoints/checkpoint.pt"],
     "runs list --where \"status in": ["PROBABLY_DEAD", "8"],
     "runs list --where \"start_time == 'last tuesday'": ["2   label_noise  NVIDIA H200"],
