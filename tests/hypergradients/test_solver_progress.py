@@ -208,3 +208,43 @@ def test_an_outer_gradient_of_any_size_in_float32(solver, factor):
     case.problem.valid_loss = lambda model, meta, batch: factor * outer(model, meta, batch)
     gradient = case.call(Implicit(solver)).gradient["value"].double() / factor
     assert float((gradient - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_a_start_is_one_of_the_damped_system():
+    spectrum = torch.linspace(0.2, 1.5, 10, dtype=F64)
+    case, eye = symmetric(spectrum), torch.eye(10, dtype=F64)
+    expected = torch.linalg.solve(case.matrix + 0.5 * eye, case.rhs)
+    solver = ConjugateGradient(50, 1e-12, damping=0.5)
+    for start in (expected, expected + 0.1 * case.rhs):
+        again = symmetric(spectrum, start=start)
+        solution = solver.solve(again.system)
+        torch.testing.assert_close(solution.vector, expected)
+        assert solution.iterations <= (1 if start is expected else 11)
+    assert solver.diagonal == 0.5 and GMRES().diagonal == 0.0
+
+
+def test_the_details_of_a_solution():
+    case = symmetric(torch.linspace(0.2, 1.5, 10, dtype=F64))
+    for solver in (ConjugateGradient(4), MINRES(4), GMRES(4), NormalEquationCG(4), Neumann(4)):
+        solution = solver.solve(case.system)
+        assert float(solution.details["best_iteration"]) == solution.iterations == 4
+        assert float(solution.details["estimated_residual"]) == pytest.approx(
+            true_residual(case, solver, solution.vector), rel=1e-6
+        )
+        assert "stagnated" not in solution.details
+
+
+def test_products_that_round_more_than_the_vectors():
+    # Of a matrix in bfloat16 no more than its rounding is to be had, and that is known.
+    spectrum = torch.logspace(0, -5, 20, dtype=F64)
+    case = symmetric(spectrum, F32)
+
+    def product(x):
+        return (case.matrix @ x).bfloat16().float()
+
+    rounding = torch.finfo(torch.bfloat16).eps
+    for solver in (MINRES(100, 0.0), GMRES(100, 0.0), NormalEquationCG(100, 0.0)):
+        system = LinearSystem(product, product, case.rhs, rounding=rounding)
+        solution = solver.solve(system)
+        assert true_residual(case, solver, solution.vector) < 1.0
+        assert float(solution.details["estimated_residual"]) <= 1.0
