@@ -16,8 +16,9 @@ from metatoolkit.records.last_words import decode_date, encode_date
 RERUN_VARIABLE = "METATOOLKIT_RERUN"
 _MISSING = object()
 _FILE_KEY = re.compile(
-    r"(?:.*_)?(?:checkpoint|path|file|filename|folder|dir|directory|output|root)s?", re.IGNORECASE
+    r"(?:.*_)?(?:checkpoint|path|file|filename|folder|dir|directory|root)s?", re.IGNORECASE
 )
+_OUTPUT_KEY = re.compile(r"(?:.*_)?(?:out|output|save|log|export)(?:_to|s)?", re.IGNORECASE)
 
 
 def take_over(experiment: Any, options: dict[str, Any]) -> None:
@@ -148,6 +149,7 @@ def _names_file(name: str, value: str) -> bool:
     path = PurePath(value.replace("\\", "/").replace("\0", ""))
     outside = path.is_absolute() or value.startswith("~") or ".." in path.parts
     named = bool(value) and _FILE_KEY.fullmatch(last) is not None
+    named = named or (_OUTPUT_KEY.fullmatch(last) is not None and ("/" in value or "." in value))
     return named or outside or os.path.isfile(path) or os.path.islink(path)
 
 

@@ -137,6 +137,8 @@ def sync_beside(home: Path | None, uri: str, seconds: float) -> None:
         thread = threading.Thread(target=replay, name="replay", daemon=True)
         thread.start()
         thread.join(seconds)
+        if thread.is_alive():
+            say("runs are still on their way from the spool: answers may lack some of their values")
 
 
 def ended(spool: RunSpool) -> bool:

@@ -147,6 +147,8 @@ class RunSpool:
                 json.dump(document, file, default=encode_date)
                 file.flush()
                 os.fsync(file.fileno())
+            # The files first that it names.
+            _sync(self.path / FILES)
             temporary.replace(self.path / DOCUMENT)
             _sync(self.path)
         except OSError as error:

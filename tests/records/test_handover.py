@@ -116,6 +116,8 @@ def test_nothing_is_decoded_or_executed(hand_over, tmp_path, place, evil):
         {"table": {"checkpoint": "new"}},
         {"rows": ["VICTIM", {}]},
         {"rows": [{"1": 2}, {"b": ["VICTIM"]}]},
+        {"none": {"save_to": "new.bin"}},
+        {"none": {"output": "logs/new"}},
         {"text": "VICTIM"},
         {"text": "victim"},
         {"text": "~/victim"},
@@ -134,7 +136,8 @@ def test_no_file_that_a_record_names_is_taken(hand_over, tmp_path, config):
 
 
 def test_names_of_models_and_plain_words_are_no_files(hand_over):
-    config = {"text": "google/bert_uncased", "none": ["a.b", "c"], "output": CONFIG["output"]}
+    config = {"text": "google/bert_uncased", "none": ["a.b", {"output": "softmax"}]}
+    config["output"] = CONFIG["output"]
     found = hand_over(config)
     assert {name: found[name] for name in config} == config
 

@@ -42,7 +42,7 @@ class SlowLine:
             server = socket.socket(socket.AF_UNIX)
             server.connect(self.path)
             # A small buffer, or the system would take a whole piece at once.
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
             self._open += [client, server]
             for pair in ((client, server, self.rate), (server, client, 0)):
                 threading.Thread(target=self._carry, args=pair, daemon=True).start()

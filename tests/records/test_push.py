@@ -327,3 +327,19 @@ def test_values_that_the_disk_lost_and_the_database_has_are_not_lost(database, s
         assert found.get("lost", {}).get("values") == told
     metrics.close()
     output.close()
+
+
+def test_a_run_that_takes_long_to_send_gives_signs_of_life(database, spool, monkeypatch):
+    from metatoolkit.records import push as pushing
+
+    monkeypatch.setattr(pushing, "SIGN_SECONDS", 0.0)
+    log(spool, "loss", 0, 10)
+    push, metrics, output = opened(spool)
+    document = {**spool.read_document(), "status": "RUNNING"}
+    seen = []
+    monkeypatch.setattr(push, "_push_files", lambda *_: seen.append(database["runs"].find_one()))
+    with pytest.raises(TypeError):
+        push(database, document)
+    assert (utcnow() - seen[0]["heartbeat"]).total_seconds() < 60
+    metrics.close()
+    output.close()
