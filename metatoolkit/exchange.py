@@ -220,6 +220,8 @@ class within:
         if self._exchange is not None:
             self._leaves = [t for t in self._exchange.tensors.values() if t.is_leaf]
             self._before = [tensor.grad for tensor in self._leaves]
+            for tensor in self._leaves:
+                tensor.grad = None
             self._exchange.__enter__()
 
     def __exit__(
@@ -231,10 +233,10 @@ class within:
         if self._exchange is None:
             return
         self._exchange.__exit__(kind, error, traceback)
-        pairs = list(zip(self._leaves, self._before, strict=True))
-        if any(tensor.grad is not grad for tensor, grad in pairs):
-            for tensor, grad in pairs:
-                tensor.grad = grad
+        added = any(tensor.grad is not None for tensor in self._leaves)
+        for tensor, grad in zip(self._leaves, self._before, strict=True):
+            tensor.grad = grad
+        if added:
             raise UnsupportedError(
                 "a custom autograd.Function of the model calls backward() in its own backward "
                 "pass, so that gradients reach the .grad fields and not the hypergradient. Let it "

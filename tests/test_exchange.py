@@ -2,7 +2,9 @@
 
 import functools
 import math
+import os
 import threading
+import time
 import warnings
 
 import pytest
@@ -18,6 +20,7 @@ from torch.utils.checkpoint import (
 
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.exchange import turn, within
 from metatoolkit.hypergradients import GMRES, FiniteDifference, ForwardMode, Implicit, Unrolled
 from tests import bank
 from tests.hypergradients.registry import ESTIMATORS
@@ -332,3 +335,135 @@ def test_threads_take_turns():
     for result in results:
         torch.testing.assert_close(result.gradient, right.gradient, rtol=0, atol=0)
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, case.train_batches, strict=True))
+
+
+class Counted(nn.Module):
+    """A buffer that moves before the checkpointed part reads it."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+        self.register_buffer("count", torch.ones((), dtype=torch.float64))
+        self.run = run
+
+    def forward(self, x):
+        self.count += 1
+        return self.run(lambda x: torch.sin(self.w * x * self.count), x)
+
+
+@pytest.mark.parametrize("run", [RUNS["as it is"], plainly], ids=["as it is", "checkpointed"])
+def test_buffers_are_run_again_as_they_were_at_that_place(run):
+    problem = mt.BilevelProblem(
+        Counted(run),
+        bank.Value(1.0),
+        lambda model, meta, batch: meta.value * model(batch),
+        lambda model, meta, batch: model(batch),
+    )
+    inner, x = mt.inner.SGD(lr=0.1), torch.tensor(1.0, dtype=torch.float64)
+    state, _ = inner.step(problem, inner.init(problem), problem.meta_parameters(), x)
+    assert float(state.parameters["w"]) == pytest.approx(0.7 - 0.1 * 2 * math.cos(1.4))
+    assert float(state.buffers["model.count"]) == 2
+    state, _ = inner.step(problem, state, problem.meta_parameters(), x)
+    assert float(state.buffers["model.count"]) == 3
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_modules_in_a_checkpoint_are_run_again_with_the_state(kind):
+    def recurrent_case(run):
+        torch.manual_seed(1)
+
+        class Recurrent(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.cell = kind(2, 3)
+
+            def forward(self, x):
+                return run(lambda x: self.cell(x)[0], x)
+
+        model = Recurrent().double()
+        generator = torch.Generator().manual_seed(1)
+        batch = torch.randn(4, 1, 2, generator=generator, dtype=torch.float64)
+
+        def train_loss(model, meta, batch):
+            return model(batch * meta.value).square().mean()
+
+        problem = mt.BilevelProblem(model, bank.Value(1.0), train_loss, train_loss)
+        return bank.Case(problem, mt.inner.SGD(lr=0.5), [batch], batch)
+
+    plain, checkpointed = recurrent_case(RUNS["as it is"]), recurrent_case(plainly)
+    flat = list(checkpointed.problem.model.cell._flat_weights)
+    right, found = plain.call(Unrolled(3)), checkpointed.call(Unrolled(3))
+    torch.testing.assert_close(found.gradient, right.gradient)
+    left = checkpointed.problem.model.cell._flat_weights
+    assert len(left) == 4 and all(a is b for a, b in zip(left, flat, strict=True))
+
+
+def test_the_sum_of_losses_runs_a_custom_function_again_as_they_do():
+    problem = sine_problem(None)
+    model = problem.model
+    model.run = lambda function, x: RecomputedSine.apply(function, x, model.w)
+    x = torch.tensor(1.0, dtype=torch.float64)
+    penalty = mt.hypergradients.Penalty(2.0, steps=3)
+    arguments = (mt.inner.SGD(lr=0.3), [x] * 3, x)
+
+    def call(problem):
+        inner, batches, valid_batch = arguments
+        return penalty(problem, inner, inner.init(problem), batches, valid_batch)
+
+    plain = call(sine_problem(RUNS["as it is"]))
+    penalty = mt.hypergradients.Penalty(2.0, steps=3)
+    torch.testing.assert_close(call(problem).gradient, plain.gradient)
+
+
+def test_gradients_that_a_refused_backward_pass_has_added_are_taken_back():
+    first = iter([lambda block, x: block(x)])
+    case = net_case(lambda block, x: next(first, CallsBackward.apply)(block, x))
+    problem, state = case.problem, case.state
+    leaves = {n: tensor.detach().requires_grad_() for n, tensor in state.parameters.items()}
+    held = {name: torch.full_like(tensor, 2.0) for name, tensor in leaves.items()}
+    for name, tensor in leaves.items():
+        tensor.grad = held[name]
+    meta = problem.meta_parameters()
+    loss, _ = problem.evaluate_train(leaves, meta, state.buffers, case.valid_batch, 0)
+    with pytest.raises(UnsupportedError, match=r"calls backward\(\)"), within(loss):
+        torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    assert all(leaves[name].grad is gradient for name, gradient in held.items())
+
+
+def test_checkpoints_of_nobodys_problem_are_pytorchs():
+    w = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    loss = checkpoint(torch.sin, w, use_reentrant=True)
+    loss.backward()
+    assert float(w.grad) == pytest.approx(math.cos(0.3))
+    with pytest.warns(UserWarning, match="None of the inputs have requires_grad"):
+        checkpoint(torch.sin, w.detach(), use_reentrant=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent():
+    holds, ends = threading.Event(), threading.Event()
+
+    def hold():
+        with turn():
+            holds.set()
+            ends.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holds.wait(20)
+    child = os.fork()
+    if child == 0:
+        with turn():
+            os._exit(7)
+    ends.set()
+    thread.join()
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits")
+    assert os.waitstatus_to_exitcode(status) == 7
