@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
 from metatoolkit.errors import DataError
+from metatoolkit.randomness import go_to_portable, has_moved, place, portable_place
 
 
 @runtime_checkable
@@ -28,6 +35,9 @@ class Stateful(Protocol):
 class BatchStream:
     """An endless iterator over batches that knows how to go back to where it was.
 
+    Batches that keep no state of their own are drawn again from the beginning of their epoch, with
+    the global generators of torch, Python and NumPy where they were then.
+
     Args:
         name: The argument that the batches came in, for messages.
         batches: Batches; an iterable that is exhausted starts over.
@@ -37,7 +47,16 @@ class BatchStream:
         self.name = name
         self.batches = batches
         self.taken = 0
-        self.iterator: Iterator[Any] = iter(batches)
+        self._last: list[tuple[Any, int]] = []
+        self._draws_globally = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin an epoch."""
+        self._start = {"taken": self.taken, "generators": portable_place()}
+        before = place()
+        self.iterator: Iterator[Any] = iter(self.batches)
+        self._draws_globally |= has_moved(before)
 
     def next(self) -> Any:
         """Return the next batch.
@@ -45,10 +64,11 @@ class BatchStream:
         Raises:
             DataError: There is none, and the batches cannot start over.
         """
+        before = place()
         try:
             batch = next(self.iterator)
         except StopIteration:
-            self.iterator = iter(self.batches)
+            self._begin()
             try:
                 batch = next(self.iterator)
             except StopIteration:
@@ -59,13 +79,23 @@ class BatchStream:
                     "endless iterator"
                 )
                 raise DataError(f"{self.name}: {remedy}.") from None
+        self._draws_globally |= has_moved(before)
         self.taken += 1
+        self._last = [(leaf, _version(leaf)) for leaf in tree_leaves(batch)]
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many batches were taken, and the state of batches that keep one."""
-        own = self.batches.state_dict() if isinstance(self.batches, Stateful) else None
-        return {"taken": self.taken, "batches": own}
+        """Return how many batches were taken, and what is needed to take them again.
+
+        That is the state of batches that keep one. Of others it is where the epoch and its random
+        numbers began, where the random numbers are now, and a digest of the last batch.
+        """
+        if isinstance(self.batches, Stateful):
+            return {"taken": self.taken, "batches": self.batches.state_dict()}
+        saved: dict[str, Any] = {"taken": self.taken, "batches": None, "digest": self._digest()}
+        if self._draws_globally:
+            saved |= {"epoch": self._start, "generators": portable_place()}
+        return saved
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go back to a place; batches without a state of their own are drawn again up to there.
@@ -74,20 +104,60 @@ class BatchStream:
             saved: What :meth:`state_dict` returned.
 
         Raises:
-            DataError: The place lies behind, and the batches cannot start over.
+            DataError: The place lies behind, and the batches cannot start over; or they are not
+                the same any more.
         """
         if saved["batches"] is not None and isinstance(self.batches, Stateful):
             self.batches.load_state_dict(saved["batches"])
             self.iterator = iter(self.batches)
             self.taken = saved["taken"]
             return
-        if self.taken > saved["taken"]:
-            self.iterator = iter(self.batches)
-            if self.iterator is self.batches:
+        epoch = saved.get("epoch")
+        if epoch is not None or self.taken > saved["taken"]:
+            again = iter(self.batches)
+            if again is self.batches and self.taken > 0:
                 raise DataError(
                     f"{self.name}: it is an iterator, which cannot go back from batch {self.taken} "
                     f"to batch {saved['taken']}; pass a list or a DataLoader, or make it anew."
                 )
-            self.taken = 0
+            self.taken = 0 if epoch is None else epoch["taken"]
+            if epoch is not None:
+                go_to_portable(epoch["generators"])
+            self._begin()
         while self.taken < saved["taken"]:
             self.next()
+        if "generators" in saved:
+            go_to_portable(saved["generators"])
+        known = saved.get("digest")
+        if known is not None and self._digest() not in (None, known):
+            raise DataError(
+                f"{self.name}: batch {self.taken} is another one than it was when the checkpoint "
+                "was written, so that the training would go on with other data. It may be drawn "
+                "from a random generator that is not seeded, or from a global one that others draw "
+                "from meanwhile. Give it a generator of its own that begins anew with each "
+                "iteration, or define state_dict and load_state_dict."
+            )
+
+    def _digest(self) -> str | None:
+        """Return a digest of the last batch, or ``None`` where it was changed or cannot be read."""
+        found = hashlib.blake2b(digest_size=16)
+        for leaf, version in self._last:
+            if _version(leaf) != version:
+                return None
+            if isinstance(leaf, Tensor):
+                if leaf.layout is not torch.strided or leaf.is_quantized:
+                    return None
+                array = leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+                found.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
+                found.update(array.tobytes())
+            elif isinstance(leaf, np.ndarray) and leaf.dtype != object:
+                found.update(f"{leaf.shape} {leaf.dtype}".encode())
+                found.update(np.ascontiguousarray(leaf).tobytes())
+            elif isinstance(leaf, int | float | str | bytes):
+                found.update(repr(leaf).encode())
+        return found.hexdigest()
+
+
+def _version(leaf: Any) -> int:
+    """Return how often a tensor was changed in place."""
+    return leaf._version if isinstance(leaf, Tensor) and not leaf.is_inference() else 0

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from metatoolkit.errors import CheckpointError, brief
 
 FORMAT = 1
+_NUMPY = [
+    np.zeros(1).__reduce__()[0],
+    np.float64(1).__reduce__()[0],
+    np.ndarray,
+    np.dtype,
+    *[getattr(np.dtypes, name) for name in np.dtypes.__all__],
+]
 
 
 def write_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -44,8 +55,8 @@ def write_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -
             temporary.unlink()
 
 
-def load_tensors(path: str | os.PathLike[str]) -> Any:
-    """Load what ``torch.save`` wrote, on the CPU: tensors and plain containers, never code.
+def load_tensors(path: str | os.PathLike[str] | io.BytesIO) -> Any:
+    """Load what ``torch.save`` wrote, on the CPU: tensors, arrays and plain containers, no code.
 
     Args:
         path: File to read.
@@ -54,7 +65,8 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
         CheckpointError: The file cannot be read; the message is the reason alone, in one line.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(brief(error)) from error
     except Exception as error:
@@ -81,3 +93,54 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             "resume."
         ) from error
     return content
+
+
+def refuse_unreadable(content: Mapping[str, Any]) -> None:
+    """Raise where a checkpoint could be written and never read again.
+
+    Args:
+        content: What would be written.
+
+    Raises:
+        CheckpointError: An entry is another object than a checkpoint is read with; it is named.
+    """
+    found = _unreadable(content, "")
+    if found is None:
+        return
+    path, value = found
+    raise CheckpointError(
+        f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which could be written "
+        "to a checkpoint but not be read again without running code of the file. Let state_dict "
+        "return tensors, NumPy arrays, numbers, text, and dicts, lists, tuples and sets of these; "
+        "for a random generator its state: generator.get_state(), rng.bit_generator.state or "
+        "random.getstate()."
+    )
+
+
+def _unreadable(value: Any, path: str) -> tuple[str, Any] | None:
+    """Return name and value of the innermost entry that cannot be read again."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(_without_data(value), buffer)
+        buffer.seek(0)
+        load_tensors(buffer)
+    except (CheckpointError, pickle.PicklingError, TypeError, AttributeError):
+        entries: list[tuple[Any, Any]] = []
+        if isinstance(value, Mapping):
+            entries = list(value.items())
+        elif isinstance(value, list | tuple):
+            entries = list(enumerate(value))
+        for name, entry in entries:
+            if (found := _unreadable(entry, f"{path}.{name}".removeprefix("."))) is not None:
+                return found
+        return path, value
+    return None
+
+
+def _without_data(value: Any) -> Any:
+    """Return plain containers with tensors of no entries in the places of tensors."""
+    if type(value) is dict:
+        return {name: _without_data(entry) for name, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_without_data(entry) for entry in value)
+    return torch.empty(0, dtype=value.dtype) if type(value) is Tensor else value

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import random
 from collections.abc import Iterable
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.random import mtrand
 
 from metatoolkit.global_generators import GLOBAL_GENERATORS, Saved
 
@@ -111,6 +114,41 @@ def go_to(place: Place) -> None:
         GLOBAL_GENERATORS.restore(saved)
     for generator, state in others:
         generator.set_state(state)
+
+
+def has_moved(place: Place) -> bool:
+    """Return whether a global generator of the CPU was drawn from since a :func:`place`.
+
+    Args:
+        place: What that returned.
+    """
+    cpu, saved, _ = place
+    if not torch.equal(cpu, _CPU.get_state()):
+        return True
+    return saved is not None and GLOBAL_GENERATORS.moved(saved)
+
+
+def portable_place() -> dict[str, Any]:
+    """Return where the global generators of the CPU are, as plain content of a checkpoint."""
+    return {
+        "torch": _CPU.get_state(),
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+    }
+
+
+def go_to_portable(place: dict[str, Any]) -> None:
+    """Bring the global generators of the CPU to a place, in another process if need be.
+
+    Args:
+        place: What :func:`portable_place` returned.
+    """
+    _CPU.set_state(place["torch"])
+    random.setstate(place["python"])
+    kind = getattr(np.random, place["numpy"]["bit_generator"])
+    if type(mtrand.get_bit_generator()) is not kind:
+        mtrand.set_bit_generator(kind())
+    np.random.set_state(place["numpy"])
 
 
 @functools.cache

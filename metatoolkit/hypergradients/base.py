@@ -109,8 +109,7 @@ class Estimator(ABC):
         on_average: Whether a call returns the derivative of :meth:`objective` on average alone.
         complex_meta: Whether λ may be complex.
         complex_parameters: Whether inner parameters may be.
-        compared: Losses that must give the same value when they are evaluated again. The first
-            call on a problem evaluates each once more, to see that they do.
+        compared: Losses that the first call evaluates once more, to see that they can be.
         repeats_steps: Whether a call takes inner steps twice, which are then compared instead.
     """
 
@@ -196,11 +195,13 @@ class Estimator(ABC):
                 setattr(other, name, copy.deepcopy(value))
         return other
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the estimator carries from call to call; most carry nothing.
+    def restart(self) -> None:
+        """Draw what the first calls drew, where the estimator is random; a trainer begins so."""
+        if self._draws is not None:
+            self._draws.restart()
 
-        A random one carries which draw comes next; see :class:`Draws`.
-        """
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the estimator carries from call to call, as a random one its draws do."""
         return {} if self._draws is None else self._draws.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -28,6 +28,11 @@ class Draws:
         self._seen: dict[int, tuple[int, int]] = {}
         self._forgotten = 0
 
+    def restart(self) -> None:
+        """Forget all calls, so that those that follow draw what the first ones drew."""
+        self._seen.clear()
+        self._forgotten = 0
+
     def advance(self, state: InnerState) -> int:
         """Count a call, and return the key that it draws from.
 

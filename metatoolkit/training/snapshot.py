@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.batch_stream import Stateful
+from metatoolkit.checkpoints import refuse_unreadable
 from metatoolkit.errors import CheckpointError
 from metatoolkit.state import InnerState
 
@@ -19,8 +20,11 @@ def snapshot(trainer: MetaTrainer, streams: Mapping[str, Stateful]) -> dict[str,
     Args:
         trainer: The trainer, between two outer steps.
         streams: Data iterators.
+
+    Raises:
+        CheckpointError: A part keeps a state that could not be read again.
     """
-    return {
+    content = {
         "kinds": {role: type(part).__name__ for role, part in _parts(trainer).items()},
         "steps_done": trainer.steps_done,
         "seconds": trainer.seconds,
@@ -37,6 +41,9 @@ def snapshot(trainer: MetaTrainer, streams: Mapping[str, Stateful]) -> dict[str,
         "estimator": trainer.estimator and trainer.estimator.state_dict(),
         "streams": {name: stream.state_dict() for name, stream in streams.items()},
     }
+    foreign = ("streams", "estimator", "meta_optimizer", "meta_scheduler", "meta")
+    refuse_unreadable({name: content[name] for name in foreign})
+    return content
 
 
 def restore(

@@ -105,6 +105,8 @@ class MetaTrainer:
         self.problem = problem
         self.inner = inner
         self.estimator = estimator
+        if estimator is not None:
+            estimator.restart()
         self.meta_optimizer = meta_optimizer
         self.meta_scheduler = meta_scheduler
         self.meta_every = meta_every
@@ -240,6 +242,9 @@ class MetaTrainer:
         if resumes:
             assert path is not None
             self.load_checkpoint(path)
+        if path is not None:
+            # What cannot be stored is told before the training, not after it.
+            snapshot(self, self._streams)
         if self.steps_done > steps or (self.steps_done == steps and not resumes):
             raise ConfigurationError(
                 f"steps is {steps}, but {self.steps_done} outer steps are done already, and steps "

@@ -194,3 +194,15 @@ def test_episodes_of_a_trainer_are_what_a_fixed_draw_gives(make):
         trainer.fit(case.train_batches, [case.valid_batch], steps=7, progress=False)
         found.append(case.problem.meta.value.detach().clone())
     assert torch.equal(*found)
+
+
+@random
+def test_a_trainer_with_an_estimator_that_was_used_is_that_with_a_new_one(make):
+    found, used = [], make()
+    for estimator in (used, used, make()):
+        case = bank.ridge()
+        optimizer = torch.optim.SGD(case.problem.meta.parameters(), lr=0.01)
+        trainer = mt.MetaTrainer(case.problem, case.inner, estimator, optimizer)
+        trainer.fit(case.train_batches, [case.valid_batch], steps=4, progress=False)
+        found.append(case.problem.meta.value.detach().clone())
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
