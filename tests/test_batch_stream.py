@@ -109,6 +109,8 @@ def test_a_stream_goes_back_in_the_same_process():
     take(once, 4)
     with pytest.raises(DataError, match=r"train_batches: .*cannot go back.*4.*2"):
         once.load_state_dict(saved)
+    once.load_state_dict({"taken": 4, "batches": None})
+    assert once.next() == 5
 
 
 def test_what_has_a_state_is_told_by_its_methods():

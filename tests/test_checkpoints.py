@@ -145,6 +145,11 @@ def test_other_files_of_tensors_are_told_apart(tmp_path, content):
         read_checkpoint(path)
 
 
+def test_files_of_former_versions_are_read(tmp_path):
+    torch.save({"format": 1, "step": 4}, tmp_path / "c.pt")
+    assert read_checkpoint(tmp_path / "c.pt")["step"] == 4
+
+
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="No such file"):
         read_checkpoint(tmp_path / "c.pt")

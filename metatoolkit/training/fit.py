@@ -50,7 +50,6 @@ class Fit:
         self.trainer = trainer
         self.plan = plan
         self.last = {name: value for name, value, _ in trainer.history}
-        self._within_step = False
         self._begun = trainer.steps_done
 
     def run(self) -> dict[str, float]:
@@ -112,14 +111,12 @@ class Fit:
     def _step(self) -> list[Entry]:
         """Take an outer step, and return what of it is to be reported."""
         trainer, plan = self.trainer, self.plan
-        self._within_step = True
         started = time.perf_counter()
         trainer.unreported |= trainer.outer_step()
         trainer.seconds += time.perf_counter() - started
         trainer.steps_done += 1
         entries = self._note_losses() if self._due(plan.log_every) else []
         trainer.evaluation_due = plan.evaluate is not None and self._due(plan.evaluate_every)
-        self._within_step = False
         return entries
 
     def _ends(self) -> bool:
@@ -164,15 +161,8 @@ class Fit:
             trainer.problem.load(trainer.state)
         except Exception as failure:
             error.add_note(f"the model could not take over the state that was reached: {failure}")
-        if path is None or trainer.steps_done == self._begun:
-            return
-        if isinstance(error, NonFiniteError | CheckpointError):
-            return
-        if self._within_step:
-            error.add_note(
-                f"outer step {trainer.steps_done + 1} was cut short, so that no checkpoint was "
-                f"written of it; {path} is the one from before, if there is any."
-            )
+        begun = trainer.steps_done == self._begun
+        if path is None or begun or isinstance(error, NonFiniteError | CheckpointError):
             return
         try:
             trainer.save_checkpoint(path)

@@ -18,7 +18,7 @@ def snapshot(trainer: MetaTrainer, streams: Mapping[str, Stateful]) -> dict[str,
     """Return all that a training needs to go on bitwise.
 
     Args:
-        trainer: The trainer, between two outer steps.
+        trainer: The trainer.
         streams: Data iterators.
 
     Raises:
@@ -39,11 +39,18 @@ def snapshot(trainer: MetaTrainer, streams: Mapping[str, Stateful]) -> dict[str,
         "meta_optimizer": trainer.meta_optimizer and trainer.meta_optimizer.state_dict(),
         "meta_scheduler": trainer.meta_scheduler and trainer.meta_scheduler.state_dict(),
         "estimator": trainer.estimator and trainer.estimator.state_dict(),
-        "streams": {name: stream.state_dict() for name, stream in streams.items()},
+        "streams": {name: _place(trainer, name, stream) for name, stream in streams.items()},
+        "unfinished": trainer.unfinished and trainer.unfinished.state_dict(),
     }
     foreign = ("streams", "estimator", "meta_optimizer", "meta_scheduler", "meta")
     refuse_unreadable({name: content[name] for name in foreign})
     return content
+
+
+def _place(trainer: MetaTrainer, name: str, stream: Stateful) -> dict[str, Any]:
+    """Return the place of a stream, within an outer step the one before it."""
+    places = {} if trainer.unfinished is None else trainer.unfinished.places
+    return places[name] if name in places else stream.state_dict()
 
 
 def restore(
@@ -96,6 +103,9 @@ def restore(
     trainer.steps_done = content["steps_done"]
     trainer.seconds = content["seconds"]
     trainer.history = [(name, value, step) for name, value, step in content["history"]]
+    trainer.unfinished = None
+    if content.get("unfinished") is not None:
+        trainer.begin_step().load_state_dict(content["unfinished"], device)
     trainer.unreported = dict(content.get("unreported", {}))
     trainer.evaluation_due = content.get("evaluation_due", False)
 

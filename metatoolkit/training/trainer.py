@@ -30,6 +30,7 @@ from metatoolkit.training.checks import (
 from metatoolkit.training.early_stopping import EarlyStopping, Watch
 from metatoolkit.training.fit import Evaluate, Fit, Log, Plan
 from metatoolkit.training.meta_update import MetaUpdate
+from metatoolkit.training.outer_step import OuterStep
 from metatoolkit.training.placement import placed
 from metatoolkit.training.snapshot import restore, snapshot
 
@@ -124,7 +125,9 @@ class MetaTrainer:
         self.unreported: dict[str, Tensor | float] = {}
         self.evaluation_due = False
         self.watch: Watch | None = None
+        self.unfinished: OuterStep | None = None
         self._streams: dict[str, BatchStream] = {}
+        self._keeps_places = False
 
     def meta_step(
         self, train_batches: list[Any], valid_batch: Any, *further: tuple[list[Any], Any]
@@ -193,8 +196,8 @@ class MetaTrainer:
         A further call goes on: from the state that was reached, and with the data where they were
         if it is given the same iterable; another one is read from its beginning. Ctrl-C and other
         signals wait for the end of the outer step, a second one does not. Whatever ends a training
-        early, the state that was reached is loaded into the model before the exception goes on,
-        and stored in ``checkpoint`` unless it lies within an outer step.
+        early, the state that was reached is loaded into the model and stored in ``checkpoint``
+        before the exception goes on; a further call, or a resume, takes up the very step.
 
         Args:
             train_batches: Batches for the inner loss; starts over when exhausted. One with
@@ -235,6 +238,7 @@ class MetaTrainer:
             raise ConfigurationError("valid_batches is missing; the estimator needs them.")
         check_stopping(early_stopping, evaluate is not None, evaluate_every)
         path = None if checkpoint is None else Path(checkpoint)
+        self._keeps_places = path is not None
         resumes = resume and path is not None and path.exists()
         self._open_stream("train_batches", train_batches)
         self._open_stream("valid_batches", valid_batches)
@@ -270,38 +274,33 @@ class MetaTrainer:
             self._streams.pop(name, None)
         elif name not in self._streams or self._streams[name].batches is not batches:
             self._streams[name] = BatchStream(name, batches)
+            # Its batches are of the streams from before.
+            self.unfinished = None
 
     def outer_step(self) -> dict[str, Tensor]:
         """Take one outer step with the batches of :meth:`fit`; what that repeats.
 
+        A step that an exception cut short is taken up where it was.
+
         Returns:
             The losses, 0-d tensors, by name.
         """
-        if self.episode is not None and self.state.step >= self.episode:
-            assert self.start is not None
-            self.episodes_done += 1
-            key = fold_in(self.start.key, _EPISODE, self.episodes_done)
-            self.state = dataclasses.replace(self.start, key=key)
-        moves = self.estimator is not None and self.steps_done % self.meta_every == 0
-        pairs = [self._draw(moves) for _ in range(self.accumulate)]
-        metrics: dict[str, Tensor] = {}
-        if moves and self.order == "meta_first":
-            metrics |= self.meta_step(*pairs[0], *pairs[1:])
-        if not (moves and self.keep_lookahead):
-            losses = [self.base_step(batch) for batches, _ in pairs for batch in batches]
-            metrics["train_loss"] = torch.stack(losses).mean()
-        if moves and self.order == "inner_first":
-            metrics |= self.meta_step(*pairs[0], *pairs[1:])
+        if self.unfinished is None:
+            if self.episode is not None and self.state.step >= self.episode:
+                assert self.start is not None
+                self.episodes_done += 1
+                key = fold_in(self.start.key, _EPISODE, self.episodes_done)
+                self.state = dataclasses.replace(self.start, key=key)
+            self.begin_step()
+        assert self.unfinished is not None
+        metrics = self.unfinished.finish(self)
+        self.unfinished = None
         return metrics
 
-    def _draw(self, moves: bool) -> tuple[list[Any], Any]:
-        """Draw the batches of a hypergradient; without a move of λ the last one is dropped."""
-        count = 1 if self.estimator is None else self.estimator.horizon
-        batches = [self.place(self._streams["train_batches"].next()) for _ in range(count)]
-        if self.estimator is None:
-            return batches, None
-        valid_batch = self._streams["valid_batches"].next()
-        return batches, self.place(valid_batch) if moves else None
+    def begin_step(self) -> OuterStep:
+        """Make the outer step that :meth:`outer_step` finishes, and return it."""
+        self.unfinished = OuterStep(self, self._streams, self._keeps_places)
+        return self.unfinished
 
     def place(self, batch: Any) -> Any:
         """Return a batch on the device that this trainer was given, if any.

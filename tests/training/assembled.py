@@ -1,5 +1,7 @@
 """Trainers over the problem bank, and what tests compare of them."""
 
+import copy
+
 import torch
 
 import metatoolkit as mt
@@ -9,7 +11,8 @@ from metatoolkit.hypergradients import Unrolled
 def trainer_of(case, estimator="unrolled", lr=0.01, **options):
     if estimator == "unrolled":
         estimator = Unrolled(1)
-    optimizer = None
+    # What a random one draws next goes on from call to call.
+    estimator, optimizer = copy.deepcopy(estimator), None
     if estimator is not None:
         optimizer = torch.optim.SGD(case.problem.meta.parameters(), lr=lr)
     return mt.MetaTrainer(case.problem, case.inner, estimator, optimizer, **options)

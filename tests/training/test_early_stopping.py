@@ -5,6 +5,7 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError, ConfigurationError
+from metatoolkit.training.early_stopping import Watch
 from tests import bank
 from tests.training.assembled import fit, same, tensors_of, trainer_of
 
@@ -120,6 +121,12 @@ def test_a_metric_that_nothing_reports_is_told():
         )
 
 
+def test_what_is_not_said():
+    assert mt.EarlyStopping("score") == mt.EarlyStopping("score", 5, "min", 0.0, True)
+    watch = Watch(mt.EarlyStopping("score"))
+    assert (watch.value, watch.step, watch.waited, watch.stopped) == (None, 0, 0, False)
+
+
 def test_settings_out_of_range():
     for arguments, message in [
         ({"metric": 3}, "metric is 3"),
@@ -144,5 +151,6 @@ def test_the_best_state_is_no_view_of_the_live_one():
         for parameter in [*case.problem.model.parameters(), *case.problem.meta.parameters()]:
             parameter.add_(1.0)
     assert same(kept, trainer.state.tensors())
+    assert not any(t.requires_grad for t in trainer.watch.state_dict()["meta"].values())
     trainer.watch.best_state(case.problem)
     assert same(meta, case.problem.meta.parameters())

@@ -164,24 +164,93 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
-def test_an_exception_within_a_step_leaves_the_model_at_what_was_reached(tmp_path, error):
-    case, path = bank.small_net(), tmp_path / "c.pt"
-    reached = bank.small_net()
+def test_an_exception_within_a_step_leaves_the_model_at_what_was_reached(error):
+    case, reached = bank.small_net(), bank.small_net()
     fit(trainer_of(reached, None), reached, 4)
-    # Five evaluations: one per base step, the fifth of which fails.
+    # One evaluation for each base step, the fifth of which fails.
     case.problem.train_loss = Failing(5, case.problem.train_loss, error)
     trainer = trainer_of(case, None)
-    with pytest.raises(error, match="stopped here") as caught:
-        fit(trainer, case, 9, checkpoint=path, checkpoint_every=3)
+    with pytest.raises(error, match="stopped here"):
+        fit(trainer, case, 9)
     assert trainer.steps_done == 4
     assert same(tensors_of(case.problem), tensors_of(reached.problem))
-    assert "outer step 5 was cut short" in "".join(caught.value.__notes__)
-    # The former checkpoint is whole, and goes on as if nothing had been.
-    whole, resumed = bank.small_net(), bank.small_net()
-    fit(trainer_of(whole, None), whole, 9)
-    going_on = trainer_of(resumed, None)
-    fit(going_on, resumed, 9, checkpoint=path, resume=True)
-    assert same(tensors_of(whole.problem), tensors_of(resumed.problem))
+
+
+class Endless:
+    """Batches with a place, which fail at the n-th of them."""
+
+    def __init__(self, batches, at=None):
+        self.batches, self.at, self.place = batches, at, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.place == self.at:
+            self.at = None
+            raise KeyboardInterrupt("stopped here")
+        self.place += 1
+        return self.batches[(self.place - 1) % len(self.batches)]
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, saved):
+        self.place = saved["place"]
+
+
+@pytest.mark.parametrize("order", ["meta_first", "inner_first"])
+@pytest.mark.parametrize("estimator", [Unrolled(2), EvoGrad(2, 0.1, 0.5)])
+@pytest.mark.parametrize("where", ["train_loss", "valid_loss", "train_batches", "valid_batches"])
+def test_whatever_is_interrupted_is_taken_up_at_that_very_place(tmp_path, where, estimator, order):
+    def assemble(at=None):
+        case = bank.small_net()
+        options = {"order": order, "accumulate": 2, "meta_every": 2}
+        trainer = trainer_of(case, estimator, **options)
+        streams = [Endless(case.train_batches), Endless([case.valid_batch, case.train_batches[0]])]
+        if at is not None and where in ("train_batches", "valid_batches"):
+            streams[where == "valid_batches"].at = at
+        elif at is not None:
+            loss = Failing(at, getattr(case.problem, where))
+            setattr(case.problem, where, loss)
+        return case, trainer, streams
+
+    def go_on(trainer, streams, path, **options):
+        trainer.fit(*streams, 5, checkpoint=path, progress=False, **options)
+
+    case, trainer, streams = assemble()
+    go_on(trainer, streams, tmp_path / "whole.pt")
+    whole, history = tensors_of(case.problem), trainer.history
+    interrupted = 0
+    for at in (4, 6, 9, 12, 17):
+        path = tmp_path / f"{at}.pt"
+        case, trainer, streams = assemble(at)
+        try:
+            go_on(trainer, streams, path)
+        except KeyboardInterrupt:
+            interrupted += 1
+        else:
+            continue
+        again, resumed, others = assemble()
+        go_on(resumed, others, path, resume=True)
+        assert same(whole, tensors_of(again.problem)) and resumed.history == history
+        # In the same process, too.
+        go_on(trainer, streams, tmp_path / "same.pt")
+        assert same(whole, tensors_of(case.problem)) and trainer.history == history
+    assert interrupted >= 2
+
+
+def test_a_step_that_was_cut_short_is_dropped_with_its_batches():
+    case = bank.small_net()
+    good = case.train_batches[0]
+    bad = (good[0][:, :4], good[1])
+    trainer = trainer_of(case, None)
+    with pytest.raises(RuntimeError):
+        trainer.fit([good, bad], steps=2, progress=False)
+    state = trainer.state
+    trainer.fit([good], steps=2, progress=False)
+    expected, _ = case.inner.step(case.problem, state, case.problem.meta_parameters(), good)
+    assert same(trainer.state.tensors(), expected.tensors())
 
 
 def evaluation(trainer):

@@ -1,5 +1,6 @@
 """Resume: the same numbers as without a pause, or an error."""
 
+import copy
 import errno
 import os
 
@@ -24,7 +25,7 @@ def test_a_resumed_training_is_bitwise_the_whole_one(tmp_path, stateful, estimat
         trainer = mt.MetaTrainer(
             case.problem,
             case.inner,
-            estimator,
+            copy.deepcopy(estimator),
             torch.optim.Adam(case.problem.meta.parameters(), lr=0.02),
             seed=3,
         )

@@ -113,9 +113,9 @@ def paired(index):
 class Noting(Unrolled):
     """Notes the tags of the batches that it is given."""
 
-    def __init__(self, steps, seen):
+    def __init__(self, steps):
         super().__init__(steps)
-        self.seen = seen
+        self.seen = []
 
     def estimate(self, problem, inner, state, train_batches, valid_batch):
         self.seen.append(([float(b[0][0, 0]) for b in train_batches], float(valid_batch[0][0, 0])))
@@ -136,11 +136,10 @@ def test_a_support_set_meets_its_own_query_set(order, horizon, meta_every, accum
     tasks = [paired(index) for index in range(8)]
     case = bank.small_net()
     options = {"order": order, "meta_every": meta_every, "accumulate": accumulate}
-    seen = []
-    trainer = trainer_of(case, Noting(horizon, seen), **options)
+    trainer = trainer_of(case, Noting(horizon), **options)
     support, query = zip(*tasks, strict=True)
     trainer.fit(support, query, 4, progress=False)
-    assert seen == expected
+    assert trainer.estimator.seen == expected
 
 
 def test_an_accumulated_move_is_along_the_mean_of_the_hypergradients_at_one_point():

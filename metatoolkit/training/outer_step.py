@@ -1,0 +1,105 @@
+"""One outer step, which is taken up where an exception cut it short."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.batch_stream import BatchStream
+
+if TYPE_CHECKING:
+    from metatoolkit.training.trainer import MetaTrainer
+
+
+class OuterStep:
+    """Draws batches, moves λ and moves θ; what is done already is not done again.
+
+    Args:
+        trainer: The trainer.
+        streams: Its streams of batches.
+        keeps_places: Whether the places of the streams before the step are kept, which a checkpoint
+            within the step needs.
+
+    Attributes:
+        places: States of the streams before the step, by name.
+    """
+
+    def __init__(
+        self, trainer: MetaTrainer, streams: Mapping[str, BatchStream], keeps_places: bool
+    ) -> None:
+        self._streams = streams
+        self._moves = trainer.estimator is not None and trainer.steps_done % trainer.meta_every == 0
+        self._horizon = 1 if trainer.estimator is None else trainer.estimator.horizon
+        self._train: list[Any] = []
+        self._valid: list[Any] = []
+        self._moved = not self._moves
+        self._losses: list[Tensor] = []
+        self._metrics: dict[str, Tensor] = {}
+        self.places: dict[str, Any] = {}
+        if keeps_places:
+            # Some iterators go on with the very dictionary that they return.
+            self.places = {name: copy.deepcopy(s.state_dict()) for name, s in streams.items()}
+
+    def finish(self, trainer: MetaTrainer) -> dict[str, Tensor]:
+        """Do what is left of the step, and return its losses by name.
+
+        Args:
+            trainer: The trainer.
+        """
+        self._draw(trainer)
+        if trainer.order == "meta_first":
+            self._move_meta(trainer)
+        if not (self._moves and trainer.keep_lookahead):
+            for batch in self._train[len(self._losses) :]:
+                self._losses.append(trainer.base_step(batch))
+            self._metrics["train_loss"] = torch.stack(self._losses).mean()
+        self._move_meta(trainer)
+        return self._metrics
+
+    def _draw(self, trainer: MetaTrainer) -> None:
+        """Draw training batches and a validation batch for each hypergradient, in turn.
+
+        Where λ rests, the latter is dropped, so that the two streams stay in step.
+        """
+        while len(self._valid) < trainer.accumulate:
+            while len(self._train) < (len(self._valid) + 1) * self._horizon:
+                self._train.append(trainer.place(self._streams["train_batches"].next()))
+            batch = None
+            if trainer.estimator is not None:
+                batch = self._streams["valid_batches"].next()
+            self._valid.append(trainer.place(batch) if self._moves else None)
+
+    def _move_meta(self, trainer: MetaTrainer) -> None:
+        if self._moved:
+            return
+        parts = range(0, len(self._train), self._horizon)
+        supports = [self._train[first : first + self._horizon] for first in parts]
+        pairs = list(zip(supports, self._valid, strict=True))
+        assert trainer.estimator is not None
+        before = trainer.estimator.state_dict()
+        try:
+            self._metrics |= trainer.meta_step(*pairs[0], *pairs[1:])
+        except BaseException:
+            # One of several calls may have been done.
+            trainer.estimator.load_state_dict(before)
+            raise
+        self._moved = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is done of the step; its batches are drawn again from :attr:`places`."""
+        return {"moved": self._moved, "losses": self._losses, "metrics": self._metrics}
+
+    def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from what :meth:`state_dict` returned.
+
+        Args:
+            saved: What :meth:`state_dict` returned.
+            device: Where the training runs.
+        """
+        self._moved = saved["moved"]
+        self._losses = [loss.to(device) for loss in saved["losses"]]
+        self._metrics = {name: value.to(device) for name, value in saved["metrics"].items()}
