@@ -150,6 +150,17 @@ def complete_metrics(
     document["summary"] = summary
 
 
+def add_reason(document: dict[str, Any]) -> None:
+    """Put the reason of a run's end into its document, where there is one.
+
+    Args:
+        document: The document, its traceback included; changed.
+    """
+    told = reason(document)
+    if told is not None:
+        document[REASON] = told
+
+
 def reason(document: Mapping[str, Any]) -> str | None:
     """Say in one line why a run ended before its time.
 

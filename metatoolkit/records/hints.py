@@ -44,10 +44,10 @@ def check_fields(stores: Sequence[Store], fields: Sequence[Field]) -> None:
         root, deep = FIELDS[field.root]
         if not deep:
             continue
-        if any(store.first({field.path: {"$exists": True}}, field.path) for store in stores):
-            continue
         if field.root == "metrics":
             _check_metric(stores, field)
+            continue
+        if any(store.first({field.path: {"$exists": True}}, field.path) for store in stores):
             continue
         known: set[str] = set()
         for store in stores:
@@ -62,10 +62,14 @@ def check_fields(stores: Sequence[Store], fields: Sequence[Field]) -> None:
 
 
 def _check_metric(stores: Sequence[Store], field: Field) -> None:
-    metrics = {name for store in stores for name in store.all_metric_names()}
-    metric = decode_key(field.path.split(".")[1]) if "." in field.path else ""
-    if metrics and metric not in metrics:
-        raise UnknownNameError("metric", metric, metrics)
+    if "." not in field.path:
+        return
+    metric = decode_key(field.path.split(".")[1])
+    if any(store.has_metric(metric) for store in stores):
+        return
+    known = {name for store in stores for name in store.all_metric_names()}
+    if known:
+        raise UnknownNameError("metric", metric, known)
 
 
 def check_kinds(stores: Sequence[Store], expected: Sequence[Expected]) -> None:
@@ -102,6 +106,10 @@ def kind_hint(stores: Sequence[Store], expected: Sequence[Expected]) -> str | No
 
 def _other_kind(stores: Sequence[Store], expected: Expected) -> str | None:
     field, path = expected.field, expected.field.path
+    if field.root == "metrics":
+        # Values of metrics are numbers, whatever was asked for.
+        check_fields(stores, [field])
+        return None
     if expected.kind in _OF_KIND:
         wanted = {"$or": [{path: one} for one in _OF_KIND[expected.kind]]}
         if any(store.first(wanted, path) for store in stores):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from metatoolkit.records.run import Run
 
 BOOKKEEPING = frozenset({"checkpoint", "checkpoint_every", "resume", "progress", "device"})
 """Entries that say how a run is carried out and change no number."""
+
+_BOOKKEEPING = tuple(f"config.{one}" for one in sorted(BOOKKEEPING))
 
 # Sets of two are tried among so many entries; beyond, the best entry is added at a time.
 PAIRS = 100
@@ -31,12 +34,26 @@ def settings(run: Run, ignore: Iterable[str] = ()) -> dict[str, Any]:
     Returns:
         Values by name, such as ``config.network.width``; bookkeeping is left out.
     """
-    left_out = [one.removeprefix("config.") for one in (*BOOKKEEPING, *ignore)]
-    return {
-        f"config.{name}": value
-        for name, value in flatten(run.config).items()
-        if not any(name == one or name.startswith(f"{one}.") for one in left_out)
-    }
+    return without({f"config.{name}": v for name, v in flatten(run.config).items()}, ignore)
+
+
+def without(config: Mapping[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any]:
+    """Leave out entries that do not count, bookkeeping among them.
+
+    Args:
+        config: Values by name, such as ``config.network.width``.
+        ignore: Further entries, with or without ``config.``, each with everything below it.
+
+    Returns:
+        The others.
+    """
+    left_out = tuple(f"config.{one.removeprefix('config.')}" for one in ignore)
+    return {name: value for name, value in config.items() if not _is_left_out(name, left_out)}
+
+
+@functools.lru_cache(10_000)
+def _is_left_out(name: str, ignore: tuple[str, ...]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in (*_BOOKKEEPING, *ignore))
 
 
 def check_entries(names: Sequence[str], runs: Sequence[Run]) -> None:

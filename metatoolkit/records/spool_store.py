@@ -13,9 +13,9 @@ from metatoolkit.errors import RecordsError
 from metatoolkit.records.clean import decode_key, encode_key
 from metatoolkit.records.completion import (
     REASON,
+    add_reason,
     complete_metrics,
     condition_paths,
-    reason,
     steps_asked,
 )
 from metatoolkit.records.fields import duration
@@ -99,7 +99,7 @@ class SpoolStore:
         steps = steps_asked(asked)
         for document in documents:
             if REASON in asked:
-                document[REASON] = reason(document)
+                add_reason(document)
             if "captured_out" in asked:
                 self._add_output(document)
             if steps:
@@ -168,6 +168,17 @@ class SpoolStore:
             The names.
         """
         return [decode_key(name) for name in document["summary"]]
+
+    def has_metric(self, name: str) -> bool:
+        """Say whether any run has a metric.
+
+        Args:
+            name: The metric.
+
+        Returns:
+            Whether one has.
+        """
+        return name in self.all_metric_names()
 
     def all_metric_names(self) -> set[str]:
         """Return the names of the metrics of all runs.

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.address import Address, database_errors
+from metatoolkit.records.clean import encode_key
 from metatoolkit.records.completion import (
     HEAVY,
     MARKED,
     REASON,
     REASON_PATHS,
     UNLISTED,
+    add_reason,
     complete_metrics,
     condition_paths,
     has_test,
     is_computed,
     named_metrics,
     needs_look,
-    reason,
     steps_asked,
     weakened,
 )
@@ -55,6 +56,9 @@ class Store(Protocol):
 
     def metric_names(self, document: Mapping[str, Any]) -> list[str]:
         """Return the names of all metrics of a run whose document does not list them."""
+
+    def has_metric(self, name: str) -> bool:
+        """Say whether any run has a metric."""
 
     def all_metric_names(self) -> set[str]:
         """Return the names of the metrics of all runs."""
@@ -145,7 +149,7 @@ class MongoStore:
                 _merge(document, more.get(identity(document["_id"]), {}))
         if REASON in asked:
             for document in documents:
-                document[REASON] = reason(document)
+                add_reason(document)
         self._complete_metrics(documents, asked)
 
     def _complete_metrics(self, documents: list[dict[str, Any]], paths: list[str]) -> None:
@@ -173,9 +177,11 @@ class MongoStore:
     def _find(self, condition: Mapping[str, Any], paths: Iterable[str]) -> list[dict[str, Any]]:
         stored = {path: 1 for path in paths if path != REASON and ".at." not in path}
         if any(is_computed(path) for path in stored):
-            # A path and a part of it cannot both be asked for.
+            names = named_metrics(stored)
             stored = {path: 1 for path in stored if not is_computed(path)}
-            stored |= {"summary": 1, MARKED: 1}
+            kept = ["summary"] if names is None else [f"summary.{encode_key(n)}" for n in names]
+            stored |= dict.fromkeys([*kept, MARKED], 1)
+        # A path and a part of it cannot both be asked for.
         for path in [*stored]:
             if any(path.startswith(f"{other}.") for other in stored):
                 del stored[path]
@@ -243,6 +249,21 @@ class MongoStore:
         with database_errors(self.address):
             found = self.database["metrics"].find({"run_id": document["_id"]}, {"name": 1})
             return sorted({str(entry.get("name")) for entry in found})
+
+    def has_metric(self, name: str) -> bool:
+        """Say whether any run has a metric.
+
+        Args:
+            name: The metric.
+
+        Returns:
+            Whether one has, listed in its document or not.
+        """
+        with database_errors(self.address):
+            listed = {f"summary.{encode_key(name)}": {"$exists": True}}
+            if self.database["runs"].find_one(listed, {"_id": 1}) is not None:
+                return True
+            return self.database["metrics"].find_one({"name": name}, {"_id": 1}) is not None
 
     def all_metric_names(self) -> set[str]:
         """Return the names of the metrics of all runs.

@@ -13,7 +13,7 @@ from metatoolkit.records.expressions import Field, parse_field
 from metatoolkit.records.fields import duration, flatten, identity, lookup
 from metatoolkit.records.matching import order
 from metatoolkit.records.run import Run, section
-from metatoolkit.records.settings import differing, distinguishing, finite, settings
+from metatoolkit.records.settings import differing, distinguishing, finite, settings, without
 
 if TYPE_CHECKING:
     import pandas
@@ -64,23 +64,24 @@ def group(
 
     shared = [".".join(decode_key(part) for part in one.path.split(".")) for one in by]
     shared = [name for name in shared if name.startswith("config")]
-    samples: dict[Any, list[tuple[Run, float]]] = {}
+    samples: dict[Any, list[tuple[Run, float, dict[str, Any]]]] = {}
     heads: dict[Any, tuple[list[Any], dict[str, Any]]] = {}
     for run in runs:
         number = value_of(run, value)
         if not finite(number):
             continue
         fields = [value_of(run, field) for field in by]
-        rest = {"experiment": run.experiment, **settings(run, [*shared, *over])}
+        whole = settings(run)
+        rest = {"experiment": run.experiment, **without(whole, [*shared, *over])}
         key = (identity(fields), identity({n: v for n, v in rest.items() if v is not None}))
         heads.setdefault(key, (fields, rest))
-        samples.setdefault(key, []).append((run, float(number)))
+        samples.setdefault(key, []).append((run, float(number), whole))
     keys = sorted(heads, key=lambda one: [order(part) for part in heads[one][0]])
     rests = [heads[key][1] for key in keys]
     extra = distinguishing(rests, [key[0] for key in keys]) if "config" not in shared else []
     rows = []
     for key in keys:
-        numbers = pandas.Series([number for _, number in samples[key]])
+        numbers = pandas.Series([number for _, number, _ in samples[key]])
         count, mean, spread = len(numbers), numbers.mean(), numbers.std()
         half = stdtrit(count - 1, 0.975) * spread / math.sqrt(count) if count > 1 else math.nan
         told = [*heads[key][0], *(heads[key][1].get(name) for name in extra)]
@@ -92,7 +93,7 @@ def group(
 
 
 def _notes(
-    samples: list[list[tuple[Run, float]]], extra: list[str], over: Sequence[str]
+    samples: list[list[tuple[Run, float, dict[str, Any]]]], extra: list[str], over: Sequence[str]
 ) -> list[str]:
     """Say what a reader of means must know: what was kept apart, what was pooled, what is odd."""
     notes = []
@@ -103,18 +104,18 @@ def _notes(
     repeated: list[str] = []
     unfinished: list[str] = []
     for group in samples:
-        configs = [settings(run) for run, _ in group]
+        configs = [config for _, _, config in group]
         for name in differing(configs):
             entry = next((one for one in pooled if f"{name}.".startswith(f"{one}.")), None)
             if entry is not None:
                 values = len({identity(config.get(name)) for config in configs})
                 pooled[entry] = max(pooled[entry], values)
         seen: set[Any] = set()
-        for (run, _), config in zip(group, configs, strict=True):
+        for run, _, config in group:
             key = identity(config)
             repeated += [str(run.id)] if key in seen else []
             seen.add(key)
-        unfinished += [str(run.id) for run, _ in group if run.status != "COMPLETED"]
+        unfinished += [str(run.id) for run, _, _ in group if run.status != "COMPLETED"]
     told = [
         f"{name} (up to {n} values)" for name, n in pooled.items() if n and name != "config.seed"
     ]

@@ -128,6 +128,7 @@ def test_failures_and_files_are_asked_for(stock):
         "contains(reason, 'memory')": [3],
         "reason == 'ValueError: out of memory'": [3],
         "exists(reason) and startswith(reason, 'ValueError')": [3],
+        "not exists(reason)": [1, 2, 4],
         "'weights.bin' in artifacts and config.seed > 1": [3, 4],
         "contains(artifacts, '.bin') and not contains(reason, 'memory')": [1, 2, 4],
     }.items():

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+
+from metatoolkit.records.completion import (
+    complete_metrics,
+    condition_paths,
+    named_metrics,
+    needs_look,
+    reason,
+    steps_asked,
+    weakened,
+)
+from metatoolkit.records.expressions import parse
+
+
+@pytest.mark.parametrize(
+    ("expression", "look", "left"),
+    [
+        ("config.lr > 1 and id == 2", False, ["config.lr", "_id"]),
+        ("config.lr > 1 and metrics.loss.min < 2", True, ["config.lr"]),
+        ("config.lr > 1 or metrics.loss.min < 2", True, []),
+        ("not metrics.loss.min < 2 and not id == 1", True, ["_id"]),
+        ("config.lr > config.x and status == 'FAILED'", True, ["status"]),
+        ("contains(reason, 'x')", True, []),
+    ],
+)
+def test_what_the_database_cannot_answer_is_left_to_us(expression, look, left):
+    condition = parse(expression).filter
+    assert needs_look(condition) == look
+    assert list(condition_paths(weakened(condition))) == left
+
+
+def test_what_is_asked_of_metrics_is_read_from_the_paths():
+    paths = ["summary.a．b.min", "summary.loss.at.100", "summary.loss.at.0．5", "config.summary"]
+    assert named_metrics(paths) == ["a.b", "loss"]
+    assert named_metrics([*paths, "summary"]) is None
+    assert steps_asked(paths) == {"loss": ["100", "0．5"]}
+
+
+def test_metrics_are_summarized_as_when_they_are_recorded():
+    steps, values = [0, 10, 10, 0.5, 20], [3.0, math.nan, 1, [1, 2], 2.0]
+    document = {"summary": {"kept": {"min": 7}}}
+    series = {"a.b": (steps, values), "none": ([], [])}
+    complete_metrics(document, series.__getitem__, series, {"a.b": ["10", "0．5", "7"]})
+    assert document["summary"] == {
+        "kept": {"min": 7},
+        "a．b": {
+            "count": 5, "last": 2.0, "step": 20, "min": 1, "min_step": 10, "max": 3.0,
+            "max_step": 0, "at": {"10": 1, "0．5": [1, 2]},
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ({"fail_trace": ["Traceback\n", '  File "x"\n', "ValueError: no\n"]}, "ValueError: no"),
+        ({"fail_trace": ["Traceback\n  File\nKeyError: 'a'\n", "\n"]}, "KeyError: 'a'"),
+        ({"fail_trace": ["E: one\n  two\n"], "status_note": "n"}, "E: one"),
+        ({"fail_trace": [], "status_note": "ended by SIGTERM"}, "ended by SIGTERM"),
+        ({"fail_trace": "text"}, "text"),
+        ({}, None),
+    ],
+)
+def test_the_reason_is_one_line(document, told):
+    assert reason(document) == told
