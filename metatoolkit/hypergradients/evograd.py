@@ -187,7 +187,7 @@ class EvoGrad(Estimator):
     def _guide(self, state: InnerState) -> Guide:
         return Guide(self._names(state.parameters), self.sigma, self.temperature, self._factor)
 
-    def _generation(self, state: InnerState, key: int) -> Generation:
+    def _generation(self, state: InnerState, key: int | None = None) -> Generation:
         return Generation(
             state=state,
             names=self._names(state.parameters),
@@ -197,7 +197,7 @@ class EvoGrad(Estimator):
             noise=self.noise,
             common_random_numbers=self.common_random_numbers,
             seed=self.seed,
-            key=key,
+            key=self._draws.current(state) if key is None else key,
         )
 
     def _names(self, parameters: Tensors) -> list[str]:
@@ -328,7 +328,7 @@ class EvoGrad(Estimator):
         problem, batch, valid_batch = self._shared(problem, state, meta, batch, valid_batch)
         if self.guided:
             return self._guide(state).objective(problem, state, batch, valid_batch, meta)
-        copies = self._generation(state, self._draws.current(state))
+        copies = self._generation(state)
         with torch.no_grad():
 
             def outer(at: Tensors, point: Tensors) -> Tensor:

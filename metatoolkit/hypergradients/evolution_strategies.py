@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -92,8 +93,9 @@ class AntitheticEvaluations(Estimator):
         super().load_state_dict({n: v for n, v in state_dict.items() if n != "moved"})
         self._moved = state_dict["moved"]
 
-    def _draw(self, meta: Mapping[str, Tensor], key: int, step: int, pair: int) -> Tensors:
-        return standard_noise(meta, self.noise, fold_in(key, step, _NOISE, self.seed, pair))
+    def _draw(self, meta: Mapping[str, Tensor], state: InnerState, pair: int) -> Tensors:
+        key = fold_in(state.key, state.step, _NOISE, self.seed, pair)
+        return standard_noise(meta, self.noise, key)
 
     def _run(
         self,
@@ -236,9 +238,9 @@ class EvolutionStrategies(AntitheticEvaluations):
             valid_batch: Batch for the outer loss.
         """
         losses, directions = [], []
-        key = self._draws.advance(state)
+        drawing = dataclasses.replace(state, key=self._draws.advance(state))
         for pair in range(self.pairs):
-            noise = self._draw(problem.meta_parameters(), key, state.step, pair)
+            noise = self._draw(problem.meta_parameters(), drawing, pair)
             up, down = (
                 self._run(problem, inner, state, train_batches, valid_batch, noise, sign)[1]
                 for sign in (1, -1)

@@ -102,14 +102,14 @@ class PersistentES(AntitheticEvaluations):
         for index in range(self.pairs):
             if begins:
                 up = down = state
-                noise = total = self._draw(meta, key, state.step, index)
+                noise = total = self._draw(meta, dataclasses.replace(state, key=key), index)
             else:
                 # A checkpoint is loaded on the CPU.
                 device = next(iter(state.parameters.values())).device
                 up, down = self._pairs[index].up.to(device), self._pairs[index].down.to(device)
                 noise = total = {n: t.to(device) for n, t in self._pairs[index].total.items()}
                 if self.renews:
-                    noise = self._draw(meta, key, up.step, index)
+                    noise = self._draw(meta, dataclasses.replace(up, key=key), index)
                     total = {name: total[name] + noise[name] for name in total}
             arguments = (train_batches, valid_batch, noise)
             up, high = self._run(problem, inner, up, *arguments, 1)

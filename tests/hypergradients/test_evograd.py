@@ -314,7 +314,7 @@ def test_needs_no_second_derivative(streamed):
         lambda model, meta, batch: (model.value.square() * meta.value.exp()).sum(),
         lambda model, meta, batch: model.value.square().sum(),
     )
-    estimator = EvoGrad(3, 0.1, 0.5, streamed=streamed)
+    estimator = EvoGrad(3, 0.1, 0.5, streamed=streamed, fresh=False)
     gradients = [
         bank.Case(problem, case.inner, [None], None).call(estimator).gradient["value"]
         for problem in (hard, easy)
