@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -16,8 +17,8 @@ _SECRET = re.compile(
 )
 # Tokens are credentials or pieces of text: `hf_token` is the one, `pad_token` the other.
 _SECRET_TOKEN = re.compile(
-    r"(?:(?:.*_)?(?:access|auth|api|hf|hub|hugging_?face|bearer|refresh|session|oauth|jwt|github|gh"
-    r"|gitlab|private|personal|deploy|wandb|openai|pypi|npm)_?)?token",
+    r"(?:.*_)?(?:access|auth|api|hf|hub|hugging_?face|bearer|refresh|session|oauth|jwt|github|gh"
+    r"|gitlab|private|personal|deploy|wandb|openai|pypi|npm)_?tokens?",
     re.IGNORECASE,
 )
 _TEXT_TOKEN = re.compile(
@@ -25,7 +26,7 @@ _TEXT_TOKEN = re.compile(
     r"|new|prompt|decoder|word|sub|label)_token",
     re.IGNORECASE,
 )
-_UNKNOWN_TOKEN = re.compile(r".*_token", re.IGNORECASE)
+_OTHER = re.compile(r".*_token", re.IGNORECASE)
 _RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w.+/=-]{6,}")
 _MARKED = re.compile(r"[<\[{(|].*[>\])}|]")
 _WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[-. ．]")
@@ -47,6 +48,7 @@ _SECRET_PARAMETER = re.compile(
     r"|authmechanismproperties)",
     re.IGNORECASE,
 )
+_HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?\w+\s+)[^\s'\"]+", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"(?<![\w.?&-])(-{0,2}[A-Za-z_][\w.．-]*)=(\"[^\"]*\"|'[^']*'|[^\s;]+)")
 
 
@@ -63,6 +65,8 @@ def redact(text: str) -> str:
     if "://" in text:
         text = _PASSWORD.sub("", _DATABASE_USER.sub(r"\1", text))
         text = _PARAMETER.sub(_hide_parameter, _USER.sub("", text))
+    if "uthorization" in text:
+        text = _HEADER.sub(r"\1***", text)
     return _ASSIGNMENT.sub(_hide_given, text) if "=" in text else text
 
 
@@ -76,15 +80,31 @@ def is_secret(key: str, value: Any) -> bool:
     Returns:
         Whether it must not be recorded.
     """
-    name = _WORD_BEGINS.sub("_", key.strip().lstrip("-"))
-    if _SECRET.fullmatch(name):
-        return value is not None and not isinstance(value, bool) and value != ""
+    kind = _kind(key)
+    if kind is None or value is None or isinstance(value, bool) or value == "":
+        return False
+    if kind == "secret":
+        return True
+    if isinstance(value, dict):
+        return kind == "tokens" and bool(value)
     if isinstance(value, list | tuple):
         return bool(value) and all(isinstance(one, str) and is_secret(key, one) for one in value)
-    if not isinstance(value, str) or _MARKED.fullmatch(value) or _TEXT_TOKEN.fullmatch(name):
+    if not isinstance(value, str) or _MARKED.fullmatch(value):
         return False
-    known = _SECRET_TOKEN.fullmatch(name)
-    return bool((value and known) or (_UNKNOWN_TOKEN.fullmatch(name) and _RANDOM.fullmatch(value)))
+    return kind in ("tokens", "token") or _RANDOM.fullmatch(value) is not None
+
+
+@functools.lru_cache(maxsize=10_000)
+def _kind(key: str) -> str | None:
+    name = _WORD_BEGINS.sub("_", key.strip().lstrip("-"))
+    if _SECRET.fullmatch(name):
+        return "secret"
+    if _TEXT_TOKEN.fullmatch(name):
+        return None
+    if _SECRET_TOKEN.fullmatch(name):
+        return "tokens"
+    # A word of a language too, or somebody's own.
+    return "token" if name.lower() == "token" else "unknown" if _OTHER.fullmatch(name) else None
 
 
 def is_secret_option(word: Any) -> bool:

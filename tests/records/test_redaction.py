@@ -45,6 +45,10 @@ def test_names_tell_what_is_secret():
         {"credentials": {"user": "me", "code": "hunter2"}},
         {"servers": [{"password": "hunter2"}, [{"api_key": "hunter2"}]]},
         {"password": b"hunter2"},
+        {"api_tokens": ["hunter2"]},
+        {"hf_tokens": {"one": "hunter2"}},
+        ["curl", "-H", "Authorization: Bearer hunter2"],
+        "DefaultEndpointsProtocol=https;AccountKey=hunter2==;EndpointSuffix=e",
         ["--password=hunter2", "-x"],
         ["--password", "hunter2"],
         ("--api-key", "hunter2"),
@@ -78,6 +82,7 @@ def test_what_is_no_credential_stays():
         "x=1",
     ):
         assert redact(text) == text
+    assert clean({"token": {"pad": "<pad>"}}) == {"token": {"pad": "<pad>"}}
     assert clean(["--verbose", "hunter2"]) == ["--verbose", "hunter2"]
 
 

@@ -167,7 +167,7 @@ def test_an_applications_checkpoint_stays_its_own(database, tmp_path, capfd):
     # The wrong entry ends it before anything is trained.
     assert main(["runs", "rerun", "1"]) == 2
     told = capfd.readouterr().err
-    assert "left to their defaults: checkpoint" in told and "'steps'" in told
+    assert "left to their defaults: checkpoint" in told and "steps" in told
     assert victim.read_text() == "precious"
 
 

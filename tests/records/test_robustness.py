@@ -269,7 +269,7 @@ def test_the_log_level_of_a_run_ends_with_it():
     experiment.run(options={"--loglevel": "CRITICAL"})
     assert within == [logging.CRITICAL] and logging.root.level == level
     assert experiment.resolve({"seed": 5})["seed"] == 5
-    with pytest.raises(ValueError, match="Unknown level"):
+    with pytest.raises(ValueError, match="not 'LOUD'"):
         experiment.run(options={"--loglevel": "LOUD"})
     assert logging.root.level == level
 
