@@ -43,6 +43,13 @@ THROUGH = {
     "hypergradients/linearization.py": ["hypergradients/test_implicit.py"],
     "metaparameters/placement.py": ["metaparameters/test_initialization.py"],
     "problem.py": ["test_problem_purity.py"],
+    "passes.py": [
+        "test_places.py",
+        "test_problem.py",
+        "test_global_generators.py",
+        "test_in_place.py",
+        "test_graphs.py",
+    ],
     "hypergradients/evograd.py": ["hypergradients/test_guided.py", "hypergradients/test_prefix.py"],
 }
 
