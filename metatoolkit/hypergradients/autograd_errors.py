@@ -17,6 +17,7 @@ _FORWARD = (
 )
 _SECOND = (
     r"derivative for '?(?P<operator>[\w:. ]+?)'? is not implemented",
+    r"[Aa]utograd not implemented for (?P<operator>[\w:.]+)",
     r"(?P<operator>torch\.compile) with aot_autograd does not currently support double backward",
     r"differentiate twice a function that was marked with @once_differentiable",
     r"(?P<operator>[Ff]lex ?[Aa]ttention) does not support backward",
