@@ -74,6 +74,7 @@ def test_what_cannot_be_called_with_meta_is_refused_at_once(initial, message):
     ("returned", "error", "message"),
     [
         (None, ConfigurationError, r"returned a NoneType; a mapping"),
+        (torch.ones(0), ConfigurationError, r"returned a Tensor; a mapping"),
         (torch.ones(2), ConfigurationError, r"returned a Tensor; a mapping"),
         ([1, 2], ConfigurationError, r"returned a list; a mapping .*named_parameters"),
         ({"weight": 1.0}, ConfigurationError, r"'weight' a float; a tensor is needed"),

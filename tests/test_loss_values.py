@@ -29,6 +29,9 @@ SCALAR = torch.tensor(1.5)
         ({"mlm": SCALAR}, r"return one of its 'mlm'"),
         ((SCALAR, torch.ones(3)), r"return its first entry, \[0\]"),
         ([torch.ones(3), SCALAR], r"reduce it to one"),
+        ((), r"a tuple; a scalar tensor \(0-d\) is needed\.$"),
+        (("text", SCALAR), r"a tuple; a scalar tensor \(0-d\) is needed\.$"),
+        (object(), r"an? object; a scalar tensor \(0-d\) is needed\.$"),
     ],
 )
 def test_what_is_no_scalar_is_told_with_where_it_is(value, message):

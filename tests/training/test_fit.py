@@ -300,10 +300,13 @@ def test_ctrl_c_waits_for_the_end_of_the_step(tmp_path):
 
     case.problem.valid_loss = interrupted
     trainer = trainer_of(case)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        fit(trainer, case, 9, checkpoint=path)
-    assert signal.getsignal(signal.SIGINT) is before
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(trainer, case, 9, checkpoint=path)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert trainer.steps_done == 3 and path.exists()
     whole, resumed = bank.small_net(), bank.small_net()
     fit(trainer_of(whole), whole, 9)
