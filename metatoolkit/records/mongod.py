@@ -7,10 +7,13 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
+from metatoolkit.errors import DatabaseUnavailableError
 from metatoolkit.records.home import HOME_VARIABLE
 
+PORT_VARIABLE = "METATOOLKIT_DB_PORT"
 MONGOD_VARIABLE = "METATOOLKIT_MONGOD"
 ANSWER_SECONDS = 5.0
 SMALLEST_SPACE = 2**20
@@ -137,3 +140,23 @@ def failure(directory: Path, log: Path, code: int, output: str) -> str:
     if not reason:
         reason = output.strip().splitlines()[-1][:200] if output.strip() else "no reason given"
     return f"mongod does not start (exit code {code}): {reason[:300]}. Its log is {log}"
+
+
+def claim(port: int) -> None:
+    """Make sure that a port of this machine is free.
+
+    Args:
+        port: The port.
+
+    Raises:
+        DatabaseUnavailableError: Somebody else has it.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise DatabaseUnavailableError(
+                f"port {port} of 127.0.0.1 is not free ({error.strerror}). Choose another one "
+                f"with {PORT_VARIABLE}, or leave it unset to use a private socket."
+            ) from error

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -27,13 +26,20 @@ from metatoolkit.records.home import (
     private_directory,
     storage_error,
 )
-from metatoolkit.records.mongod import answers, command_line, failure, find_mongod, is_locked
+from metatoolkit.records.mongod import (
+    PORT_VARIABLE,
+    answers,
+    claim,
+    command_line,
+    failure,
+    find_mongod,
+    is_locked,
+)
 from metatoolkit.records.processes import process_identity, process_lives, same_kernel
 
 if TYPE_CHECKING:
     import psutil
 
-PORT_VARIABLE = "METATOOLKIT_DB_PORT"
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 ENDING_SECONDS = 5.0
@@ -178,7 +184,7 @@ class ManagedServer:
             arguments += ["--unixSocketPrefix", str(sockets), "--filePermissions", "0600"]
             uri = f"mongodb://{quote(str(sockets / SOCKET), safe='')}/{DATABASE}"
         else:
-            _claim(port)
+            claim(port)
             arguments += ["--bind_ip", "127.0.0.1", "--port", str(port), "--nounixsocket"]
             uri = f"mongodb://127.0.0.1:{port}/{DATABASE}"
         self._trim_log()
@@ -337,15 +343,3 @@ def _port() -> int | None:
     if not given.isdigit() or not 0 < int(given) < 65536:
         raise ConfigurationError(f"{PORT_VARIABLE} is {given!r}; accepted: 1 to 65535.")
     return int(given)
-
-
-def _claim(port: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise DatabaseUnavailableError(
-                f"port {port} of 127.0.0.1 is not free ({error.strerror}). Choose another one "
-                f"with {PORT_VARIABLE}, or leave it unset to use a private socket."
-            ) from error

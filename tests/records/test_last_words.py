@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from metatoolkit import records
+from metatoolkit import cli, records
 from metatoolkit.errors import StorageError
 from metatoolkit.records import last_words
 from metatoolkit.records.replay import sync
@@ -102,6 +102,10 @@ def test_a_full_disk_without_a_server_is_told_as_it_is(home, tmp_path, monkeypat
             assert found.status == "COMPLETED" and found.result == {"accuracy": 0.75}
             assert details["lost"]["values"] == lost
             assert set(details["missing_files"]) >= {"weights.bin", "second.bin"}
+        capsys.readouterr()
+        assert cli.main(["runs", "show", "1"]) == 0
+        shown = capsys.readouterr().out
+        assert f"{lost} values" in shown and "second.bin" in shown
     finally:
         kill_server(tmp_path / "saved")
 
