@@ -136,7 +136,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     _add_named(plot)
     plot.add_argument("--metric", required=True, help="the metric's name")
     plot.add_argument("--output", required=True, help="a png, pdf or svg file")
-    plot.add_argument("--over", metavar="KEY", help="average over this entry, such as seed")
+    plot.add_argument("--over", metavar="ENTRIES", help="average over these, such as seed")
     plot.add_argument("--log-x", action="store_true", help="logarithmic steps")
     plot.add_argument("--log-y", action="store_true", help="logarithmic values")
     export = _command(

@@ -92,7 +92,8 @@ def plot_runs(options: argparse.Namespace) -> int:
         if not ids:
             raise ConfigurationError("no runs match: there is nothing to draw")
         comparison = compare(ids, options.metric, database)
-        path = comparison.plot(options.output, options.over, options.log_x, options.log_y)
+        over = names_of(options.over) if options.over else None
+        path = comparison.plot(options.output, over, options.log_x, options.log_y)
     print(path)
     return 0
 

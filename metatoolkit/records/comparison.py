@@ -120,7 +120,7 @@ class Comparison:
     def plot(
         self,
         path: str | os.PathLike[str],
-        over: str | None = None,
+        over: str | Sequence[str] | None = None,
         log_x: bool = False,
         log_y: bool = False,
     ) -> Path:
@@ -128,8 +128,8 @@ class Comparison:
 
         Args:
             path: Where to; the ending chooses the format: png, pdf or svg.
-            over: A field of the configuration, such as ``seed``: runs that differ in nothing else
-                are drawn as their mean and a band of one standard deviation.
+            over: An entry of the configuration, such as ``seed``, or several: runs that differ in
+                nothing else are drawn as their mean and a band of one standard deviation.
             log_x: Whether the axis of the steps is logarithmic.
             log_y: Whether the axis of the values is logarithmic.
 
@@ -200,17 +200,17 @@ class Comparison:
                 raise RecordsError(f"run {run.id}: {self.metric!r} holds arrays, not numbers")
         return found
 
-    def _groups(self, over: str | None) -> list[tuple[str, pandas.DataFrame]]:
+    def _groups(self, over: str | Sequence[str] | None) -> list[tuple[str, pandas.DataFrame]]:
         table = self.table()
-        if over is not None:
-            check_entries([over], self.runs)
+        entries = [over] if isinstance(over, str) else list(over or ())
+        check_entries(entries, self.runs)
         drawn = [run for run in self.runs if run.key in table.columns]
         # The number tells single runs apart; their seeds would only make labels longer.
-        configs = [settings(run, ["seed"] if over is None else [over]) for run in drawn]
+        configs = [settings(run, entries or ["seed"]) for run in drawn]
         told = labels(configs, distinguishing(configs))
         groups: dict[Any, tuple[str, list[Any]]] = {}
         for run, config, label in zip(drawn, configs, told, strict=True):
-            if over is None:
+            if not entries:
                 key: Any = run.key
                 label = f"{text(run.id)}: {label}" if label else f"run {text(run.id)}"
             else:

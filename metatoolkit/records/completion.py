@@ -12,6 +12,7 @@ from metatoolkit.records.operands import TEST
 HEAVY = ("captured_out", "fail_trace", "experiment.sources", "experiment.dependencies")
 REASON = "reason"
 REASON_PATHS = ("fail_trace", "status_note")
+PICKLED = ("result", "info")
 MARKED = "unlisted_metrics"
 """The field that says that ``summary`` and ``info`` do not list all metrics."""
 
@@ -53,6 +54,41 @@ def is_computed(path: str) -> bool:
     return path == REASON or path == "summary" or path.startswith("summary.")
 
 
+def may_be_pickled(path: str) -> bool:
+    """Say whether stock Sacred may have stored an object where a number is meant.
+
+    Args:
+        path: A dotted path.
+
+    Returns:
+        Whether it is in what a run returned or noted.
+    """
+    return path.partition(".")[0] in PICKLED
+
+
+def plain_objects(value: Any) -> Any:
+    """Read NumPy's numbers and arrays, tuples and keys as jsonpickle writes them; decode no others.
+
+    Args:
+        value: Data that stock Sacred has stored.
+
+    Returns:
+        The data with plain numbers and lists in their places.
+    """
+    if isinstance(value, list):
+        return [plain_objects(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"py/tuple"}:
+        return plain_objects(value["py/tuple"])
+    if str(value.get("py/object", "")).startswith("numpy."):
+        if isinstance(value.get("value"), bool | int | float):
+            return value["value"]
+        if isinstance(value.get("values"), list):
+            return value["values"]
+    return {str(key).removeprefix("json://"): plain_objects(one) for key, one in value.items()}
+
+
 def needs_look(condition: Mapping[str, Any]) -> bool:
     """Say whether a filter can only be applied to documents that were completed.
 
@@ -62,7 +98,8 @@ def needs_look(condition: Mapping[str, Any]) -> bool:
     Returns:
         Whether MongoDB would answer it falsely, or not at all.
     """
-    return has_test(condition) or any(is_computed(path) for path in condition_paths(condition))
+    paths = condition_paths(condition)
+    return has_test(condition) or any(is_computed(one) or may_be_pickled(one) for one in paths)
 
 
 def weakened(condition: Mapping[str, Any]) -> dict[str, Any]:

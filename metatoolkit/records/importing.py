@@ -14,6 +14,7 @@ from typing import Any
 
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, StorageError
 from metatoolkit.records.clean import clean, clean_metric, clean_text
+from metatoolkit.records.completion import plain_objects
 from metatoolkit.records.document import FORMAT
 from metatoolkit.records.fields import duration
 from metatoolkit.records.messages import say
@@ -89,21 +90,7 @@ def import_folder(folder: str | os.PathLike[str], home: Path | None = None) -> I
 
 
 def _read(path: Path) -> Any:
-    return _plain(json.loads(path.read_text("utf-8")))
-
-
-def _plain(value: Any) -> Any:
-    """Undo what jsonpickle writes of tuples, NumPy's numbers and keys; the rest stays data."""
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    if set(value) == {"py/tuple"}:
-        return _plain(value["py/tuple"])
-    kind = str(value.get("py/object", ""))
-    if kind.startswith("numpy.") and isinstance(value.get("value"), int | float):
-        return value["value"]
-    return {key.removeprefix("json://"): _plain(entry) for key, entry in value.items()}
+    return plain_objects(json.loads(path.read_text("utf-8")))
 
 
 def _identity(path: Path, entry: Mapping[str, Any]) -> str:

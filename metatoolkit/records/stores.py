@@ -13,6 +13,7 @@ from metatoolkit.records.clean import encode_key
 from metatoolkit.records.completion import (
     HEAVY,
     MARKED,
+    PICKLED,
     REASON,
     REASON_PATHS,
     UNLISTED,
@@ -21,8 +22,10 @@ from metatoolkit.records.completion import (
     condition_paths,
     has_test,
     is_computed,
+    may_be_pickled,
     named_metrics,
     needs_look,
+    plain_objects,
     steps_asked,
     weakened,
 )
@@ -121,11 +124,14 @@ class MongoStore:
         Returns:
             The id and this field of one such run; None where there is none.
         """
-        if needs_look(condition):
-            found = self.headers(condition, [path])
-            return found[0] if found else None
-        with database_errors(self.address):
-            return self.database["runs"].find_one(condition, {path: 1})
+        look = needs_look(condition)
+        if not look or self._answerable(condition):
+            own = {"$and": [condition, {"$nor": [UNLISTED]}]} if look else condition
+            with database_errors(self.address):
+                found = self.database["runs"].find_one(own, {path: 1})
+            if found is not None or not look:
+                return found
+        return next(iter(self.headers(condition, [path])), None)
 
     def complete(self, documents: list[dict[str, Any]], paths: Iterable[str]) -> None:
         """Put into documents what is asked for and not, or not always, stored in them.
@@ -135,6 +141,8 @@ class MongoStore:
             paths: Dotted paths of what is asked for.
         """
         asked = list(dict.fromkeys(paths))
+        if any(may_be_pickled(path) for path in asked):
+            _unpickle(documents)
         heavy = [path for path in HEAVY if any(f"{one}.".startswith(f"{path}.") for one in asked)]
         if REASON in asked:
             heavy += REASON_PATHS
@@ -210,6 +218,7 @@ class MongoStore:
                 identity(entry["_id"]): entry
                 for entry in self.database["runs"].find({"_id": {"$in": ids}}, fields)
             }
+        _unpickle(found.values())
         for document in found.values():
             if _is_unlisted(document):
                 document.setdefault(MARKED, True)
@@ -303,6 +312,13 @@ class MongoStore:
 def _is_unlisted(document: Mapping[str, Any]) -> bool:
     """Say the same of a document as the filter ``UNLISTED``."""
     return not document.get("summary") or MARKED in document or "run_uuid" not in document
+
+
+def _unpickle(documents: Iterable[dict[str, Any]]) -> None:
+    """Have numbers where stock Sacred has stored NumPy's own."""
+    for document in documents:
+        if "run_uuid" not in document:
+            document.update({n: plain_objects(document[n]) for n in PICKLED if n in document})
 
 
 def _merge(document: dict[str, Any], more: Mapping[str, Any]) -> None:

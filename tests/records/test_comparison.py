@@ -48,6 +48,8 @@ def test_curves_are_averaged_where_configurations_agree_however_they_are_labeled
         run.document["config"]["lr"] = 1
     groups = Comparison(runs, "loss")._groups("config.seed")
     assert [curves.shape for _, curves in groups] == [(29, 5), (29, 5)]
+    (both,) = Comparison(runs, "loss")._groups(["seed", "method", "evograd"])
+    assert both[0] == "fake" and both[1].shape == (29, 10)
     with pytest.raises(UnknownNameError, match="Did you mean 'seed'"):
         Comparison(runs, "loss")._groups("sed")
 

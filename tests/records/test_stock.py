@@ -4,6 +4,7 @@ import json
 import math
 from contextlib import nullcontext
 
+import numpy
 import pymongo
 import pytest
 
@@ -37,7 +38,8 @@ def filled(mongod, tmp_path_factory):
         _run.add_artifact(str(path))
         if method == "broken":
             raise ValueError("out of memory")
-        return {"accuracy": 0.5 + 0.1 * seed}
+        _run.info["noted"] = numpy.float32(0.5 * seed)
+        return {"accuracy": numpy.float64(0.5 + 0.1 * seed), "pair": (1, 2)}
 
     server = ManagedServer(home)
     try:
@@ -91,6 +93,24 @@ def test_values_of_metrics_are_found_wherever_they_are(stock):
     assert curves[4].tolist() == [1.0, 0.5, 1 / 3, 0.25, 0.2]
     assert set(stock[4].metrics) == {"valid_loss", "val.acc", "odd"}
     assert len(stock[4].metrics["odd"]) == 1 and stock.find("metrics.odd.min < 1").runs() == []
+
+
+def test_numbers_that_sacred_has_pickled_are_numbers(stock):
+    for expression, wanted in {
+        "result.accuracy > 0.65": [4],
+        "result.accuracy != 0.7 and status == 'COMPLETED'": [1, 2],
+        "info.noted == 0.5 or info.noted >= 1": [1, 2, 4],
+        "not result.accuracy < 0.65 and status == 'COMPLETED'": [4],
+        "result.accuracy - 0.5 > 0.15": [4],
+        "2 in result.pair and config.seed > 1": [4],
+    }.items():
+        assert [run.id for run in stock.find(expression)] == wanted, expression
+    assert stock.best("result.accuracy").id == 4
+    assert stock[4].result == {"accuracy": 0.7, "pair": [1, 2]} and stock[4].info["noted"] == 1.0
+    assert [run.id for run in stock.find().sort("-result.accuracy", "id")] == [4, 1, 2, 3]
+    assert stock.find("id < 3").table(["result.accuracy"])["result.accuracy"].tolist() == [0.6, 0.6]
+    with pytest.raises(QueryError, match=r"result\.accuracy is a number such as 0\.6"):
+        stock.find("result.accuracy > '0.65'").runs()
 
 
 def test_the_commands_answer(stock, tmp_path, capsys):
