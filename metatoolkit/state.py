@@ -69,9 +69,15 @@ class InnerState:
         Args:
             function: Called with one tensor, returns one tensor.
         """
-        state = self.with_tensors([function(tensor) for tensor in self.tensors()])
-        buffers = {name: function(buffer) for name, buffer in self.buffers.items()}
-        return dataclasses.replace(state, buffers=buffers)
+        return dataclasses.replace(
+            self,
+            parameters={name: function(tensor) for name, tensor in self.parameters.items()},
+            optimizer={
+                slot: {name: function(tensor) for name, tensor in values.items()}
+                for slot, values in self.optimizer.items()
+            },
+            buffers={name: function(buffer) for name, buffer in self.buffers.items()},
+        )
 
     def detach(self) -> InnerState:
         """Return this state cut from any autograd graph; no memory is copied."""

@@ -132,21 +132,21 @@ def resolve(
     names = {id(live): name for name, live in problem.meta_parameters().items()}
 
     def value(own: str, hyperparameter: Hyperparameter) -> float | Tensor:
+        if isinstance(hyperparameter, float | int):
+            return hyperparameter
         if isinstance(hyperparameter, Tensor):
             name = names.get(id(hyperparameter))
             if name is None and hyperparameter.requires_grad:
                 raise _foreign_error(own, "is a tensor that requires a gradient, but")
             return hyperparameter if name is None else meta[name]
-        if callable(hyperparameter):
-            # With its graph even where none is wanted, which tells what the value depends on.
-            with torch.enable_grad():
-                found = problem.evaluate_meta(lambda module: hyperparameter(module, step), meta)
-            if isinstance(found, Tensor) and found.requires_grad:
-                if _depends_on_others(found, meta):
-                    raise _foreign_error(own, "depends on a tensor that requires a gradient, but")
-                return found if torch.is_grad_enabled() else found.detach()
-            return found
-        return hyperparameter
+        # With its graph even where none is wanted, which tells what the value depends on.
+        with torch.enable_grad():
+            found = problem.evaluate_meta(lambda module: hyperparameter(module, step), meta)
+        if isinstance(found, Tensor) and found.requires_grad:
+            if _depends_on_others(found, meta):
+                raise _foreign_error(own, "depends on a tensor that requires a gradient, but")
+            return found if torch.is_grad_enabled() else found.detach()
+        return found
 
     common = {name: value(name, given) for name, given in hyperparameters.items()}
     special = [

@@ -64,7 +64,8 @@ def update_parameter(
         slots = {slot: _as_pairs(tensor) for slot, tensor in slots.items()}
         hyperparameters = {n: _beside_pairs(value) for n, value in hyperparameters.items()}
     moved, updated = update(parameter, gradient, slots, hyperparameters, step)
-    if moved.shape != parameter.shape or moved.is_complex():
+    kept = moved.dtype == parameter.dtype
+    if moved.shape != parameter.shape or (not kept and moved.is_complex()):
         what = "complex values" if moved.is_complex() else f"one of shape {tuple(moved.shape)}"
         raise ShapeError(
             f"a step turns {name!r} of shape {tuple(parameter.shape)} into {what}: a "
@@ -72,8 +73,11 @@ def update_parameter(
             "parameter; reshape it, or give it to a group."
         )
     # A hyper-parameter of higher precision must not carry over to the state.
-    moved = moved.to(parameter.dtype)
-    updated = {slot: tensor.to(slots[slot].dtype) for slot, tensor in updated.items()}
+    if not kept:
+        moved = moved.to(parameter.dtype)
+    for slot, tensor in updated.items():
+        if tensor.dtype != slots[slot].dtype:
+            updated = updated | {slot: tensor.to(slots[slot].dtype)}
     if paired:
         moved = torch.view_as_complex(moved)
         updated = {slot: torch.view_as_complex(tensor) for slot, tensor in updated.items()}
