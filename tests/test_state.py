@@ -129,6 +129,10 @@ class Listed(list):
     pass
 
 
+class Tupled(tuple):
+    pass
+
+
 @pytest.mark.parametrize(
     ("batch", "read"),
     [
@@ -137,6 +141,7 @@ class Listed(list):
         (Tagged(a=torch.ones(2)), lambda b: b["a"]),
         (collections.UserDict(a=[torch.ones(2)]), lambda b: b["a"][0]),
         (Listed([torch.ones(2)]), lambda b: b[0]),
+        (Tupled((3, [torch.ones(2)])), lambda b: b[1][0]),
         (pack_sequence([torch.ones(2), torch.ones(1)]), lambda b: b.data),
     ],
     ids=lambda value: type(value).__name__,

@@ -174,6 +174,12 @@ def test_a_missing_first_derivative_is_told_apart():
             r"operator lib\.mine\.default",
         ),
         ("Autograd not implemented for flex_attention_backward", "second .*flex_attention_back"),
+        (
+            "Trying to use forward AD with foo that does not support it because it has not been "
+            "implemented yet.",
+            r"no forward mode: the operator foo lacks it",
+        ),
+        ("ZeroTensors are immutable.", r"no forward mode: an operation lacks it"),
         ("FlexAttention does not support backward on CPU.", "operator FlexAttention"),
     ],
 )

@@ -88,6 +88,14 @@ def test_a_number_where_lambda_was_meant(values, known):
         assert f"{known}=lambda meta, step: meta.{name}.exp()" in told
 
 
+def test_a_number_is_found_by_the_last_part_of_a_name():
+    meta = nn.Module()
+    meta.deep = nn.Module()
+    meta.deep.lr = Named(momentum=[0.1])
+    told = message_of(Unrolled(1), meta)
+    assert "meta holds 'deep.lr.momentum', but momentum of SGD is the number 0.0" in told
+
+
 def test_an_initialization_that_the_problem_does_not_know():
     model = bank.Value([0.3, 0.1])
     told = message_of(Unrolled(1), mt.metaparameters.Initialization(model))
@@ -160,6 +168,8 @@ EVERY = [
         (lambda scale: scale.detach(), "detach()"),
         (lambda scale: scale.exp().data, ".data"),
         (lambda scale: scale.item(), ".item()"),
+        (lambda scale: scale.clone().detach_(), "detach_()"),
+        (lambda scale: sum(torch.atleast_1d(scale).tolist()), ".tolist()"),
         (lambda scale: torch.no_grad()(lambda: scale * 2)(), "torch.no_grad()"),
     ],
 )
