@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metatoolkit.errors import DataError
-from metatoolkit.randomness import go_to_portable, has_moved, place, portable_place
+from metatoolkit.randomness import Place, go_to_portable, has_moved, place, portable
 
 
 @runtime_checkable
@@ -48,15 +48,22 @@ class BatchStream:
         self.batches = batches
         self.taken = 0
         self._last: list[tuple[Any, int]] = []
+        # What is looked up draws nothing.
+        self._looked_up = isinstance(batches, list | tuple)
         self._draws_globally = False
         self._begin()
 
     def _begin(self) -> None:
-        """Begin an epoch."""
-        self._start = {"taken": self.taken, "generators": portable_place()}
-        before = place()
+        """Begin an epoch; what draws its order may do so now, or with the first batch."""
+        before = None if self._looked_up else place()
+        self._epoch: dict[str, Any] = {"taken": self.taken, "begin": before}
         self.iterator: Iterator[Any] = iter(self.batches)
-        self._draws_globally |= has_moved(before)
+        self._notice(before)
+
+    def _notice(self, before: Place | None) -> None:
+        """Notice whether a global generator was drawn from."""
+        if before is not None and not self._draws_globally:
+            self._draws_globally = has_moved(before)
 
     def next(self) -> Any:
         """Return the next batch.
@@ -64,13 +71,13 @@ class BatchStream:
         Raises:
             DataError: There is none, and the batches cannot start over.
         """
-        before = place()
+        before = None if self._looked_up or self._draws_globally else place()
         try:
-            batch = next(self.iterator)
+            batch = self._advance()
         except StopIteration:
             self._begin()
             try:
-                batch = next(self.iterator)
+                batch = self._advance()
             except StopIteration:
                 remedy = (
                     "it holds no batch"
@@ -79,10 +86,20 @@ class BatchStream:
                     "endless iterator"
                 )
                 raise DataError(f"{self.name}: {remedy}.") from None
-        self._draws_globally |= has_moved(before)
+        self._notice(before)
         self.taken += 1
-        self._last = [(leaf, _version(leaf)) for leaf in tree_leaves(batch)]
+        # Memory of a GPU is not held for it.
+        self._last = [
+            (leaf, _version(leaf))
+            for leaf in tree_leaves(batch)
+            if not isinstance(leaf, Tensor) or leaf.device.type == "cpu"
+        ]
         return batch
+
+    def _advance(self) -> Any:
+        if not self._looked_up and "first" not in self._epoch:
+            self._epoch["first"] = place()
+        return next(self.iterator)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many batches were taken, and what is needed to take them again.
@@ -94,7 +111,9 @@ class BatchStream:
             return {"taken": self.taken, "batches": self.batches.state_dict()}
         saved: dict[str, Any] = {"taken": self.taken, "batches": None, "digest": self._digest()}
         if self._draws_globally:
-            saved |= {"epoch": self._start, "generators": portable_place()}
+            epoch = {n: portable(p) for n, p in self._epoch.items() if n != "taken"}
+            epoch["taken"] = self._epoch["taken"]
+            saved |= {"epoch": epoch, "generators": portable(place())}
         return saved
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -114,16 +133,17 @@ class BatchStream:
             return
         epoch = saved.get("epoch")
         if epoch is not None or self.taken > saved["taken"]:
-            again = iter(self.batches)
-            if again is self.batches and self.taken > 0:
+            if isinstance(self.batches, Iterator) and self.taken > 0:
                 raise DataError(
                     f"{self.name}: it is an iterator, which cannot go back from batch {self.taken} "
                     f"to batch {saved['taken']}; pass a list or a DataLoader, or make it anew."
                 )
             self.taken = 0 if epoch is None else epoch["taken"]
             if epoch is not None:
-                go_to_portable(epoch["generators"])
+                go_to_portable(epoch["begin"])
             self._begin()
+            if epoch is not None and "first" in epoch:
+                go_to_portable(epoch["first"])
         while self.taken < saved["taken"]:
             self.next()
         if "generators" in saved:
@@ -147,7 +167,7 @@ class BatchStream:
             if isinstance(leaf, Tensor):
                 if leaf.layout is not torch.strided or leaf.is_quantized:
                     return None
-                array = leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+                array = leaf.detach().contiguous().view(-1).view(torch.uint8).numpy()
                 found.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
                 found.update(array.tobytes())
             elif isinstance(leaf, np.ndarray) and leaf.dtype != object:

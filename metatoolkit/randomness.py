@@ -128,20 +128,29 @@ def has_moved(place: Place) -> bool:
     return saved is not None and GLOBAL_GENERATORS.moved(saved)
 
 
-def portable_place() -> dict[str, Any]:
-    """Return where the global generators of the CPU are, as plain content of a checkpoint."""
-    return {
-        "torch": _CPU.get_state(),
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
-    }
+def portable(place_then: Place) -> dict[str, Any]:
+    """Return a place of the global generators of the CPU as plain content of a checkpoint.
+
+    Args:
+        place_then: What :func:`place` returned, then or now.
+    """
+    now = place()
+    go_to(place_then)
+    try:
+        return {
+            "torch": _CPU.get_state(),
+            "python": random.getstate(),
+            "numpy": np.random.get_state(legacy=False),
+        }
+    finally:
+        go_to(now)
 
 
 def go_to_portable(place: dict[str, Any]) -> None:
     """Bring the global generators of the CPU to a place, in another process if need be.
 
     Args:
-        place: What :func:`portable_place` returned.
+        place: What :func:`portable` returned.
     """
     _CPU.set_state(place["torch"])
     random.setstate(place["python"])

@@ -1,15 +1,21 @@
 """The checkpoint file: replaced at once or not at all, and read without running anything."""
 
+import collections
 import errno
 import os
 import pickle
+import random
+import re
 
+import numpy as np
 import pytest
 import torch
 
+import metatoolkit as mt
 from metatoolkit import checkpoints
 from metatoolkit.checkpoints import load_tensors, read_checkpoint, write_checkpoint
 from metatoolkit.errors import CheckpointError
+from tests import bank
 
 CONTENT = {"state": {"w": torch.arange(3.0)}, "step": 4, "names": ["a", "b"], "none": None}
 
@@ -153,3 +159,72 @@ def test_files_of_former_versions_are_read(tmp_path):
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="No such file"):
         read_checkpoint(tmp_path / "c.pt")
+
+
+class Loader:
+    """An iterable whose state holds some object."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __iter__(self):
+        yield from [None] * 4
+
+    def state_dict(self):
+        return {"epoch": 1, "inside": [{"value": self.value}]}
+
+    def load_state_dict(self, saved):
+        self.value = saved["inside"][0]["value"]
+
+
+UNREADABLE = {
+    "numpy.random._generator.Generator": lambda: np.random.default_rng(1),
+    "random.Random": lambda: random.Random(1),
+    "collections.deque": lambda: collections.deque([1]),
+    "torch._C.Generator": torch.Generator,
+    "builtins.range": lambda: range(3),
+    "builtins.function": lambda: lambda: None,
+    "tests.test_checkpoints.Planted": Planted,
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_state_that_could_not_be_read_again_is_refused_before_the_training(tmp_path, kind):
+    case = bank.illustration()
+    trainer = mt.MetaTrainer(case.problem, case.inner)
+    path = tmp_path / "c.pt"
+    expected = rf"^streams\.train_batches\.batches\.inside\.0\.value is a {re.escape(kind)}, "
+    with pytest.raises(CheckpointError, match=expected) as told:
+        trainer.fit(Loader(UNREADABLE[kind]()), steps=3, checkpoint=path, progress=False)
+    assert trainer.steps_done == 0 and not path.exists()
+    assert "rng.bit_generator.state" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.random.default_rng(1).bit_generator.state,
+        np.random.RandomState(1).get_state(),
+        np.random.RandomState(1).get_state(legacy=False),
+        random.Random(1).getstate(),
+        np.arange(3),
+        np.float32(2.5),
+        np.array(["a", "b"]),
+        {1, 2},
+        [("a", 1.5), None, b"x", 2**100],
+        torch.Generator().get_state(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_states_of_generators_and_arrays_come_back(tmp_path, value):
+    case = bank.illustration()
+    path = tmp_path / "c.pt"
+    mt.MetaTrainer(case.problem, case.inner).fit(
+        Loader(value), steps=2, checkpoint=path, progress=False
+    )
+    resumed = Loader(None)
+    mt.MetaTrainer(case.problem, case.inner).fit(
+        resumed, steps=3, checkpoint=path, resume=True, progress=False
+    )
+    assert repr(resumed.value) == repr(value)
+    assert type(resumed.value) is type(value)
