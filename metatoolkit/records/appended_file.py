@@ -35,7 +35,7 @@ class AppendedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.unwritten = b""
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._failed = False
         self.after_fork()
         FORKED.add(self)
@@ -113,10 +113,13 @@ class AppendedFile:
             stored = self._stored()
             wanted = stored + len(self.unwritten) - offset if length < 0 else length
             data = b""
-            if offset < stored:
-                with open(self.path, "rb") as file:
-                    file.seek(offset)
-                    data = file.read(min(wanted, stored - offset))
+            # Not by its name: somebody may have deleted the folder.
+            while offset + len(data) < stored and len(data) < wanted:
+                most = min(wanted, stored - offset) - len(data)
+                block = os.pread(self._descriptor, most, offset + len(data))
+                if not block:
+                    break
+                data += block
             start = max(0, offset - stored)
             return data + self.unwritten[start : start + wanted - len(data)]
 

@@ -296,6 +296,9 @@ class RunRecorder:
         """Say what the spool holds of a run that did not reach the database."""
         reason = self._pusher.complaint or "the database did not answer in time"
         lost = self.document.write().get("lost")
+        if not self.spool.path.is_dir():
+            say(f"nothing is kept of the run: {self.spool.path} was deleted, and {reason}")
+            return
         held = "complete"
         if lost is not None:
             held = (

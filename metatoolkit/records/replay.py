@@ -23,7 +23,7 @@ from metatoolkit.records.messages import say
 from metatoolkit.records.processes import process_lives
 from metatoolkit.records.push import Push
 from metatoolkit.records.redaction import redact
-from metatoolkit.records.spool import DOCUMENT, RunSpool, spool_directory, spooled_runs, sweep
+from metatoolkit.records.spool import DOCUMENT, RunSpool, spooled_runs, sweep
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -132,13 +132,11 @@ def sync_beside(home: Path | None, uri: str, seconds: float) -> None:
         if failed:
             say(f"earlier runs stay in the spool ({redact(failed[0])}): `metatoolkit records sync`")
 
-    base = spool_directory(home)
-    if base.is_dir() and any(base.iterdir()):
-        thread = threading.Thread(target=replay, name="replay", daemon=True)
-        thread.start()
-        thread.join(seconds)
-        if thread.is_alive():
-            say("runs are still on their way from the spool: answers may lack some of their values")
+    thread = threading.Thread(target=replay, name="replay", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        say("runs are still on their way from the spool: answers may lack some of their values")
 
 
 def ended(spool: RunSpool) -> bool:

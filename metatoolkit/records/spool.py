@@ -228,8 +228,12 @@ class RunSpool:
     def remove(self) -> None:
         """Delete the folder, after everything in it has been verified in the database."""
         gone = self.path.with_name(f"{VERIFIED}{self.path.name}")
-        self.path.rename(gone)
-        shutil.rmtree(gone)
+        try:
+            self.path.rename(gone)
+            shutil.rmtree(gone)
+        except FileNotFoundError:
+            # Somebody has deleted it already.
+            return
         self.path = gone
 
 

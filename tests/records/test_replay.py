@@ -217,3 +217,34 @@ def test_a_live_run_whose_documents_are_deleted_leaves_queries_alone(home, datab
     document, values = stored(database, records.run_uuid(done))
     assert document["status"] == "COMPLETED" and len(values) == 20
     assert make(count_up).run().status == "COMPLETED"
+
+
+def test_a_live_run_whose_folder_is_deleted_reaches_the_database(home, database, tmp_path, capsys):
+    (tmp_path / "weights.bin").write_bytes(b"w")
+
+    def main(_run):
+        for step in range(20):
+            _run.log_scalar("loss", step, step)
+            if step == 10:
+                shutil.rmtree(recorder_of(_run).spool.path)
+                with records.connect() as connection:
+                    assert len(connection.find()) == 1
+        print("printed afterwards")
+        _run.add_artifact(tmp_path / "weights.bin")
+        return {"accuracy": 0.5}
+
+    done = run(main)
+    document, values = stored(database, records.run_uuid(done))
+    assert values == list(range(20))
+    assert document["status"] == "COMPLETED" and document["result"] == {"accuracy": 0.5}
+    assert "printed afterwards" in document["captured_out"]
+    assert document["missing_files"] == ["weights.bin"]
+    assert "cannot write" in capsys.readouterr().err
+    assert list(spool_directory(home).iterdir()) == []
+
+
+def test_a_run_without_folder_and_server_says_that_it_is_lost(home, monkeypatch, capsys):
+    monkeypatch.setenv("METATOOLKIT_MONGOD", "")
+    run(lambda _run: shutil.rmtree(recorder_of(_run).spool.path))
+    told = capsys.readouterr().err
+    assert "nothing is kept of the run" in told and "is complete" not in told
