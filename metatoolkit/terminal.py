@@ -73,6 +73,14 @@ def answer(command: Callable[[], int], interrupted: str = "") -> int:
         return 2
 
 
+def flush_output() -> None:
+    """Write what is still to be printed, unless its reader has seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _give_up_output()
+
+
 def _give_up_output() -> None:
     """Keep Python from flushing once more at its end."""
     with contextlib.suppress(OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import sys
@@ -29,9 +30,16 @@ class _Stream:
         self._tee = tee
 
     def write(self, text: str | bytes) -> int:
-        written = self._original.write(text)
+        written = None
+        # A reader such as `head` may have seen enough; the run goes on all the same.
+        with contextlib.suppress(BrokenPipeError):
+            written = self._original.write(text)
         self._tee.keep(text)
         return len(text) if written is None else int(written)
+
+    def flush(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._original.flush()
 
     def writelines(self, lines: Any) -> None:
         for line in lines:

@@ -23,7 +23,7 @@ from metatoolkit.records.observer import SpoolObserver, recorder_of
 from metatoolkit.records.options import check_options, misuse
 from metatoolkit.records.sacred_compat import import_sacred
 from metatoolkit.records.signals import Terminated
-from metatoolkit.terminal import harmless, prepare_streams
+from metatoolkit.terminal import flush_output, harmless, prepare_streams
 
 
 def experiment(
@@ -181,6 +181,7 @@ def _experiment_class() -> Any:
                 sys.exit(130)
             finally:
                 self._from_command_line = False
+                flush_output()
 
         def _check_words(self, words: list[str]) -> None:
             """End with one line and code 2 where Sacred would show the usage of `dummy`."""
