@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from metatoolkit.errors import ConfigurationError, NonFiniteError
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.torch_optimizers import require_learner
+from metatoolkit.problem import BilevelProblem
 from metatoolkit.training.early_stopping import EarlyStopping
 
 _LOSSES = ("train_loss", "valid_loss", "hypergradient_norm")
@@ -123,6 +125,25 @@ def check_stopping(stopping: EarlyStopping | None, evaluates: bool, evaluate_eve
         raise ConfigurationError(
             f"early_stopping watches {stopping.metric!r}, which only evaluate can report, but "
             f"{missing}; without it there are {', '.join(_LOSSES)}."
+        )
+
+
+def warn_of_forgotten_start(problem: BilevelProblem, estimator: Any, episode: int | None) -> None:
+    """Warn where λ sets an initial state that a training leaves for good with its first step.
+
+    Args:
+        problem: The bilevel problem.
+        estimator: Hypergradient estimator, or ``None``.
+        episode: Inner steps until θ starts over, or ``None``.
+    """
+    if problem.initial is not None and estimator is not None and episode is None:
+        warnings.warn(
+            "λ sets the initial state, but without episodes the first outer step alone begins "
+            "there, and afterwards λ gets no derivative through it. For MAML pass episode=, the "
+            "number of inner steps after which θ starts over: "
+            f"MetaTrainer(..., episode={estimator.horizon}).",
+            UserWarning,
+            stacklevel=3,
         )
 
 

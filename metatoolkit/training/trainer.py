@@ -26,6 +26,7 @@ from metatoolkit.training.checks import (
     check_rhythm,
     check_stopping,
     resolve_device,
+    warn_of_forgotten_start,
 )
 from metatoolkit.training.early_stopping import EarlyStopping, Watch
 from metatoolkit.training.fit import Evaluate, Fit, Log, Plan
@@ -255,6 +256,8 @@ class MetaTrainer:
                 "counts these, too; to go on, give a larger number, for instance "
                 f"steps={self.steps_done + steps}."
             )
+        if steps > 1:
+            warn_of_forgotten_start(self.problem, self.estimator, self.episode)
         plan = Plan(
             steps=steps,
             log=log,

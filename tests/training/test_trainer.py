@@ -231,6 +231,21 @@ def test_base_steps_are_taken_where_there_is_no_lookahead_to_keep(meta_every):
             torch.testing.assert_close(one, other)
 
 
+def test_an_initial_state_that_is_left_for_good_is_told():
+    case = bank.adapted()
+    with pytest.warns(UserWarning, match=r"λ sets the initial state.*episode=2\)"):
+        fit(trainer_of(case, Unrolled(2)), case, 2)
+    case = bank.adapted()
+    trainer = trainer_of(case, Unrolled(2), lr=0.5, episode=2)
+    fit(trainer, case, 1)
+    before = case.problem.meta.start.values()["0.weight"].detach().clone()
+    fit(trainer, case, 2)
+    # With episodes each move of λ begins at the state that it sets.
+    start = case.inner.init(case.problem).parameters["0.weight"]
+    assert torch.equal(start, case.problem.meta.start.values()["0.weight"].detach())
+    assert not torch.equal(before, start) and trainer.state.step == 2
+
+
 def test_no_grad_does_no_harm_and_inference_mode_is_refused():
     case = bank.small_net()
     fit(trainer_of(case), case, 3)
