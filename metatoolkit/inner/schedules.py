@@ -110,13 +110,16 @@ def exponential(value: float, gamma: float) -> Callable[[nn.Module, int], float]
     return schedule
 
 
-def polynomial(value: float, steps: int, power: float = 1.0) -> Callable[[nn.Module, int], float]:
-    """Return a schedule that falls to 0 as a power of the steps left, as ``PolynomialLR``.
+def polynomial(
+    value: float, steps: int, power: float = 1.0, minimum: float = 0.0
+) -> Callable[[nn.Module, int], float]:
+    """Return a schedule that falls as a power of the steps left, as torch's ``PolynomialLR``.
 
     Args:
         value: Value at the first step.
-        steps: Number of inner steps after which it is 0, and stays so.
+        steps: Number of inner steps after which it is ``minimum``, and stays so.
         power: Exponent, above 0.
+        minimum: Last value, 0 in torch.
 
     Returns:
         A function ``(meta, step) -> float`` for any hyper-parameter of an inner learner.
@@ -130,7 +133,8 @@ def polynomial(value: float, steps: int, power: float = 1.0) -> Callable[[nn.Mod
 
     def schedule(meta: nn.Module, step: int) -> float:
         del meta
-        return value * (1.0 - min(step, steps) / steps) ** power
+        left = (1.0 - min(step, steps) / steps) ** power
+        return minimum + (value - minimum) * left
 
     return schedule
 

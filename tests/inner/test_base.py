@@ -245,6 +245,36 @@ def test_an_initial_state_goes_through_steps_that_skip_it(ours, theirs, options,
         )
 
 
+@settings("momentum", "AdamW")
+def test_first_order_estimators_of_an_initial_state(ours, theirs, options):
+    batches, valid_batch = heads.make_batches("aab")
+    problem = heads.make_problem(lambda meta: {"a": meta.a, "b": meta.b}, StartAlone())
+    inner = ours(**options)
+    state = inner.init(problem)
+    model = heads.run_torch(theirs, options, batches)
+    for estimator in (hg.FirstOrder(3), hg.Reptile(3)):
+        result = estimator(problem, inner, state, batches, valid_batch)
+        assert_equal(result.state, model)
+        for name in "ab":
+            tensor = getattr(model, name)
+            if isinstance(estimator, hg.Reptile):
+                expected = (problem.meta_parameters()[name] - tensor).detach()
+            else:
+                loss = heads.valid_loss(model, None, valid_batch)
+                (expected,) = torch.autograd.grad(loss, tensor)
+            torch.testing.assert_close(result.gradient[name], expected)
+
+
+class StartAlone(torch.nn.Module):
+    """λ as the initial value of both heads, the weights fixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("logits", torch.tensor([0.3, -0.5], dtype=torch.float64))
+        self.a = torch.nn.Parameter(torch.tensor([0.7, -0.4], dtype=torch.float64))
+        self.b = torch.nn.Parameter(torch.tensor([-0.2, 0.6], dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -105,6 +105,36 @@ def test_a_function_of_meta_has_its_derivative(make):
     assert not any(tensor.requires_grad for tensor in after.tensors())
 
 
+def test_a_function_that_closes_over_the_meta_of_another_problem_is_an_error():
+    problem = make_problem()
+    inner = SGD(lr=lambda _, step: problem.meta.raw.exp())
+    with pytest.raises(ConfigurationError, match=r"lr depends on a tensor.*lambda meta, step"):
+        inner.init(copy.deepcopy(problem))
+
+
+def test_a_schedule_of_a_meta_parameter_is_an_error():
+    problem = make_problem()
+    with pytest.raises(ConfigurationError, match="lr depends on a tensor"):
+        SGD(lr=mt.inner.cosine(problem.meta.raw, 10)).init(problem)
+
+
+def test_limits_and_learners_side_by_side_are_checked_too():
+    problem = make_problem()
+    foreign = problem.meta.raw.exp()
+    for inner in (
+        mt.inner.Clipped(SGD(0.1), max_norm=foreign),
+        mt.inner.Clipped(SGD(0.1), max_value=lambda meta, step: foreign),
+        mt.inner.Clipped(SGD(foreign), max_norm=1.0),
+    ):
+        with pytest.raises(ConfigurationError, match=r"requires a gradient"):
+            inner.init(problem)
+    model = nn.Linear(1, 1).double()
+    two = mt.BilevelProblem(model, Rates(), loss, loss)
+    combined = mt.inner.Combined(SGD(0.1), {"bias": SGD(two.meta.raw.exp())})
+    with pytest.raises(ConfigurationError, match=r"lr is a tensor that requires a gradient"):
+        combined.init(two)
+
+
 def test_a_tensor_without_a_gradient_is_a_constant():
     meta = bank.Value(0.1)
     constant = torch.tensor(0.25, dtype=F64)

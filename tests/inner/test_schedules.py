@@ -64,6 +64,7 @@ def test_schedules_equal_those_of_torch(ours, theirs):
 def test_schedules_stay_at_their_last_value():
     assert values(cosine(1.0, 2, 0.1), 5)[2:] == pytest.approx([0.1] * 3)
     assert values(polynomial(1.0, 2), 5)[2:] == [0.0] * 3
+    assert values(polynomial(1.0, 2, 2.0, 0.2), 4) == pytest.approx([1.0, 0.4, 0.2, 0.2])
 
 
 @pytest.mark.parametrize(
