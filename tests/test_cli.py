@@ -264,6 +264,26 @@ def test_a_closed_pipe_is_no_error(filled):
     assert done.stdout.startswith("run") and done.stderr == ""
 
 
+@needs_mongod
+def test_an_ascii_terminal_changes_no_data_that_are_exported(filled):
+    command = [sys.executable, "-m", "metatoolkit.cli", "runs"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+
+    def shown(*words):
+        done = subprocess.run(
+            [*command, *words], env=environment, capture_output=True, check=True, timeout=240
+        )
+        assert done.stderr == b""
+        return done.stdout.decode()
+
+    assert main(["runs", "note", "1", "λ moved"]) == 0
+    try:
+        assert shown("note", "1") == "\\u03bb moved\n"
+        assert shown("export", "--columns", "notes", "--where", "id == 1") == "notes\nλ moved\n"
+    finally:
+        assert main(["runs", "note", "1", ""]) == 0
+
+
 def test_a_command_does_not_wait_for_sleeping_threads_when_it_ends(filled, monkeypatch, capsys):
     from pymongo.synchronous import monitor
 

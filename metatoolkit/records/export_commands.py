@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,13 @@ def export_runs(options: argparse.Namespace) -> int:
         written = StringIO()
         _write_table(table, form, written)
         shown = written.getvalue()
-        print(plain(shown) if sys.stdout.isatty() else shown, end="")
+        if sys.stdout.isatty():
+            print(plain(shown), end="")
+            return 0
+        if isinstance(sys.stdout, TextIOWrapper):
+            # A file gets the data as they are, whatever letters the terminal knows.
+            sys.stdout.reconfigure(encoding="utf-8")
+        print(shown, end="")
         return 0
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
