@@ -102,8 +102,7 @@ class Estimator(ABC):
     Attributes:
         horizon: Number of training batches that a call takes, one per inner step.
         traits: What the estimator computes, assumes and costs.
-        windows: Whether calls are windows of one inner problem, each to begin where the one
-            before ended.
+        windows: Whether calls are windows of one inner problem, each to follow on the last.
         holds_constants: Whether what a loss detaches is a constant of the estimate, as it is of
             derivatives; not so where losses are only evaluated.
         on_average: Whether a call returns the derivative of :meth:`objective` on average alone.
@@ -170,10 +169,8 @@ class Estimator(ABC):
             refuse_complex("inner parameter", state.parameters, type(self).__name__)
         state, name = state.detach(), type(self).__name__
         try:
-            with (
-                missing_derivatives(name),
-                replay_checked(problem, state, self.compared, self.repeats_steps),
-            ):
+            checked = replay_checked(problem, inner, state, self.compared, self.repeats_steps)
+            with missing_derivatives(name), checked:
                 result = self.estimate(problem, inner, state, train_batches, valid_batch)
         except NothingReached as error:
             batches = (train_batches[0], valid_batch)

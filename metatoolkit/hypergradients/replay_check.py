@@ -8,6 +8,7 @@ and not of λ.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metatoolkit.errors import ReplayError
 from metatoolkit.hypergradients.equal_losses import require_equal
+from metatoolkit.inner.base import InnerLearner
 from metatoolkit.measure import measuring
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -27,7 +29,11 @@ Arguments = tuple[Tensors, Tensors, Tensors, Any, int]
 
 @contextlib.contextmanager
 def replay_checked(
-    problem: BilevelProblem, state: InnerState, kinds: Sequence[str], repeats_steps: bool
+    problem: BilevelProblem,
+    inner: InnerLearner,
+    state: InnerState,
+    kinds: Sequence[str],
+    repeats_steps: bool,
 ) -> Iterator[None]:
     """Compare losses that are evaluated again with the first, around a call of an estimator.
 
@@ -38,9 +44,10 @@ def replay_checked(
 
     Args:
         problem: The bilevel problem.
+        inner: Inner learner.
         state: State that the call starts from.
         kinds: Losses to look at, ``"train_loss"`` and ``"valid_loss"``.
-        repeats_steps: Whether the body evaluates the training loss twice for each key.
+        repeats_steps: Whether the body takes inner steps twice.
 
     Yields:
         Nothing.
@@ -48,6 +55,10 @@ def replay_checked(
     Raises:
         ReplayError: A loss gave two values.
     """
+    # Then a key tells a step apart, unless a step of this learner evaluates the loss several times.
+    learner = type(inner)
+    repeats_steps &= learner.step is InnerLearner.step
+    repeats_steps &= learner.gradients is InnerLearner.gradients
     due = [kind for kind in kinds if repeats_steps or is_due(problem, kind)]
     if not due or problem.watch is not None or measuring():
         with _no_graph_of_before():
@@ -193,6 +204,7 @@ class _Watch:
     """
 
     def __init__(self, state: InnerState, kinds: Sequence[str]) -> None:
+        self._thread = threading.get_ident()
         self._places = _places(state.parameters)
         self._counts = dict.fromkeys(kinds, 0)
         self._kept: dict[str, _Repeated] = {}
@@ -202,7 +214,7 @@ class _Watch:
     def __call__(
         self, problem: BilevelProblem, kind: str, arguments: Arguments, value: Tensor
     ) -> None:
-        if kind not in self._counts:
+        if kind not in self._counts or threading.get_ident() != self._thread:
             return
         self._counts[kind] += 1
         if kind in self._kept:
@@ -243,6 +255,7 @@ class _StepWatch:
     """
 
     def __init__(self, problem: BilevelProblem) -> None:
+        self._thread = threading.get_ident()
         self._problem = problem
         self._first: dict[int, Tensor] = {}
         self._pairs: list[tuple[Tensor, Tensor]] = []
@@ -255,7 +268,7 @@ class _StepWatch:
     def __call__(
         self, problem: BilevelProblem, kind: str, arguments: Arguments, value: Tensor
     ) -> None:
-        if kind != "train_loss":
+        if kind != "train_loss" or threading.get_ident() != self._thread:
             return
         key = arguments[-1]
         if key in self._first:

@@ -202,7 +202,7 @@ class MetaTrainer:
 
         Args:
             train_batches: Batches for the inner loss; starts over when exhausted. One with
-                ``state_dict`` and ``load_state_dict`` resumes at once, any other is replayed.
+                ``state_dict`` and ``load_state_dict`` resumes at once, any other is drawn again.
             valid_batches: Batches for the outer loss; not needed without an estimator.
             steps: Total number of outer steps, those of former calls and before a resume included.
             log: Receives ``(name, value, step)`` for each metric; after a resume first those from

@@ -1,9 +1,12 @@
 """Losses that give another value when they are evaluated again, under every estimator."""
 
 import collections
+import contextlib
+import dataclasses
 import math
 import random
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -443,3 +446,48 @@ def test_what_is_not_finite_is_told_as_such(kind, value):
     case.train_batches = [(inputs * value, targets) for inputs, targets in case.train_batches]
     with pytest.raises(NonFiniteError):
         case.call(ESTIMATORS[kind]())
+
+
+class Lookahead(mt.inner.SGD):
+    """Takes its gradient a way down the first one: two evaluations with one key."""
+
+    def step(self, problem, state, meta, batch, create_graph=False):
+        ahead, loss = super().step(problem, state, meta, batch, create_graph)
+        points = {n: t if create_graph else t.requires_grad_() for n, t in ahead.parameters.items()}
+        ahead = dataclasses.replace(ahead, parameters=points, step=state.step)
+        _, gradients, buffers = self.gradients(problem, ahead, meta, batch, create_graph)
+        with torch.set_grad_enabled(create_graph):
+            after = self.apply(problem, state, meta, gradients)
+        return dataclasses.replace(after, buffers=buffers), loss
+
+
+@pytest.mark.parametrize("drifts", [False, True])
+def test_steps_that_evaluate_twice_with_one_key_are_no_drift(drifts):
+    case = build(Warmup() if drifts else None)
+    case.inner = Lookahead(lr=0.1)
+    with pytest.raises(ReplayError) if drifts else contextlib.nullcontext():
+        case.call(Unrolled(3))
+
+
+def test_evaluations_of_another_thread_are_not_taken_for_a_step():
+    case = build()
+    other = build().train_batches[1]
+    state = case.state
+
+    def elsewhere():
+        meta = case.problem.meta_parameters()
+        case.inner.step(case.problem, state, meta, other)
+
+    seen = []
+    real = case.problem.evaluate_valid
+
+    def between(*arguments):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        seen.append(case.problem.watch is not None)
+        return real(*arguments)
+
+    case.problem.evaluate_valid = between
+    case.call(Unrolled(3), state)
+    assert seen == [True]
