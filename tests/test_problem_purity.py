@@ -120,3 +120,68 @@ def test_initial_values_take_the_type_of_the_parameters():
     assert not plain.problem.begins_with_meta(plain.state)
     later, _ = case.inner.step(case.problem, case.state, case.problem.meta_parameters(), 1.0)
     assert not case.problem.begins_with_meta(later)
+
+
+def test_recurrent_weights_are_exchanged_within_a_pass_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 4, batch_first=True)).double()
+    seen = []
+
+    def loss(model, meta, batch):
+        seen.append([weight.detach().clone() for weight in model[1]._flat_weights])
+        return meta.value * model(batch)[0].square().mean()
+
+    problem = mt.BilevelProblem(model, bank.Value(1.0), loss, loss)
+    batch = torch.randn(2, 5, 3, dtype=torch.float64)
+    halves = {name: p / 2 for name, p in problem.parameters().items()}
+    expected = model(batch)[0].detach()
+    live = [weight.detach().clone() for weight in model[1]._flat_weights]
+    for _ in range(2):
+        value = problem.evaluate_valid(halves, {}, {}, batch, 0)
+    assert all(torch.equal(one, two / 2) for one, two in zip(seen[0], live, strict=True))
+    # The passes ended with the module's own weights in its list.
+    own = [getattr(model[1], name) for name in model[1]._flat_weights_names]
+    assert all(one is two for one, two in zip(model[1]._flat_weights, own, strict=True))
+    assert torch.equal(model(batch)[0], expected)
+    copy = nn.LSTM(3, 4, batch_first=True).double()
+    linear = nn.Linear(3, 3).double()
+    with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            parameter.copy_(halves[f"1.{name}"])
+        for name, parameter in linear.named_parameters():
+            parameter.copy_(halves[f"0.{name}"])
+        right = copy(linear(batch))[0].square().mean()
+    assert float(value.detach()) == pytest.approx(float(right), rel=1e-12)
+
+
+def test_tied_tensors_of_model_and_meta_are_put_back_as_they_were():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(2, 2, bias=False)
+            self.two = nn.Linear(2, 2, bias=False)
+            self.two.weight = self.one.weight
+
+    model, meta = Net().double(), bank.Value(1.0)
+    meta.inside = model.two
+    meta.inside.requires_grad_(False)
+    model.head = nn.Linear(2, 1).double()
+
+    def loss(model, meta, batch):
+        return meta.value * model.head(model.two(model.one(batch))).square().mean()
+
+    problem = mt.BilevelProblem(model, meta, loss, loss)
+    before = [id(p) for p in (model.one.weight, model.two.weight, meta.inside.weight)]
+    doubled = {name: 2 * p for name, p in problem.parameters().items()}
+    for _ in range(2):
+        problem.evaluate_valid(doubled, {}, {}, torch.ones(3, 2).double(), 0)
+    after = [id(p) for p in (model.one.weight, model.two.weight, meta.inside.weight)]
+    assert before == after and len(set(after)) == 1
+
+
+def test_a_buffer_of_another_shape_is_copied_into_the_modules():
+    problem = bank.small_net().problem
+    given = torch.arange(5.0, dtype=torch.float64)
+    problem.load_buffers({"model.1.running_mean": given})
+    held = problem.model[1].running_mean
+    assert held.tolist() == given.tolist() and held.data_ptr() != given.data_ptr()

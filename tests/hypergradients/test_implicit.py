@@ -561,3 +561,28 @@ def test_a_subclass_of_gradient_descent_is_taken_for_no_plain_one():
     case = ridge_at_optimum(Clipped(lr=0.05))
     result = case.call(Implicit(GMRES(50, 1e-12)))
     assert relative_error(result, bank.ridge_hypergradient(case)) < 1e-9
+
+
+def test_the_objective_is_at_the_fixed_point_of_the_last_batch():
+    case = with_inner(bank.quadratic(4.0, 6), mt.inner.SGD(lr=0.2))
+    first = case.train_batches[0]
+    last = (first[0], 2 * first[1].flip(1), first[2] + 1)
+    there = {"value": torch.tensor([0.3, -1.0, 0.5], dtype=F64)}
+    optimum = torch.linalg.solve(last[0], last[1] @ there["value"] + last[2])
+    expected = float((optimum - case.valid_batch).square().sum() / 2)
+    found = Implicit(GMRES(20), steps=2).objective(
+        case.problem, case.inner, case.state, [first, last], case.valid_batch, there
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("solver", [Nystrom(3, 0.1), Neumann(3, power_iterations=2)], ids=repr)
+def test_random_solvers_draw_anew_in_every_run_and_at_every_step(solver):
+    case = bank.quadratic(2.5)
+    states = [case.state, case.inner.init(case.problem, seed=6)]
+    states.append(dataclasses.replace(case.state, step=1))
+    found = [case.call(Implicit(solver), state).gradient["value"] for state in states]
+    again = case.call(Implicit(solver), case.state).gradient["value"]
+    assert torch.equal(again, found[0])
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.allclose(found[one], found[other], rtol=1e-6)

@@ -196,3 +196,16 @@ def test_gradients_are_put_back_where_the_optimizer_fails():
     with pytest.raises(KeyboardInterrupt):
         fit(trainer, case, 1)
     assert all(parameter.grad is None for parameter in case.problem.meta.parameters())
+
+
+def test_several_hypergradients_move_lambda_along_their_mean():
+    problem = bank.illustration().problem
+    optimizer = torch.optim.SGD(problem.meta.parameters(), lr=0.5)
+    gradients = [{"value": torch.tensor(v, dtype=torch.float64)} for v in (1.0, 2.0, 6.0)]
+    for clip, expected in ((None, 0.4 - 0.5 * 3.0), (1.5, 0.4 - 0.5 * 1.5)):
+        with torch.no_grad():
+            problem.meta.value.fill_(0.4)
+        norm = MetaUpdate(problem, optimizer, clip_norm=clip).move(gradients, torch.tensor(0.0))
+        assert float(norm) == pytest.approx(3.0)
+        assert float(problem.meta.value.detach()) == pytest.approx(expected, rel=1e-5)
+        assert problem.meta.value.grad is None

@@ -12,7 +12,9 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.batch_stream import BatchStream
 from metatoolkit.errors import CheckpointError
-from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.hypergradients import EvoGrad, Penalty, Unrolled
+from metatoolkit.training.early_stopping import Watch
+from metatoolkit.training.snapshot import restore, snapshot
 from tests import bank
 from tests.training.assembled import Counted, fit, same, tensors_of, trainer_of
 
@@ -267,3 +269,55 @@ def test_streams_that_the_caller_keeps_are_stored_where_they_are_given(tmp_path)
     found = BatchStream("mine", [1, 2, 3])
     trainer.load_checkpoint(path, {"mine": found, "another": BatchStream("another", [1])})
     assert found.next() == 2
+
+
+def full_trainer():
+    """A trainer of which every part carries something."""
+    case = bank.small_net()
+    case.problem.meta.register_buffer("seen", torch.zeros(2))
+    problem = mt.BilevelProblem(
+        case.problem.model, case.problem.meta, case.problem.train_loss, case.problem.valid_loss
+    )
+    optimizer = torch.optim.Adam(problem.meta.parameters(), lr=0.02)
+    trainer = mt.MetaTrainer(
+        problem,
+        case.inner,
+        Penalty(3.0),
+        optimizer,
+        meta_scheduler=torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+        episode=3,
+    )
+    trainer.watch = Watch(mt.EarlyStopping("valid_loss", patience=9))
+    return case, trainer
+
+
+def leaves(tree):
+    return torch.utils._pytree.tree_leaves(tree)
+
+
+def test_a_snapshot_is_all_that_a_training_is(tmp_path):
+    case, trainer = full_trainer()
+    stopping = mt.EarlyStopping("valid_loss", patience=9)
+    fit(trainer, case, 5, early_stopping=stopping)
+    with torch.no_grad():
+        trainer.problem.meta.seen.fill_(4.0)
+    trainer.unreported = {"train_loss": 0.75}
+    trainer.evaluation_due = True
+    stream = BatchStream("train_batches", case.train_batches)
+    for _ in range(2):
+        stream.next()
+    stored = snapshot(trainer, {"train_batches": stream})
+    torch.save(stored, tmp_path / "c.pt")
+    stored = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert stored["episodes_done"] == 1 and stored["watch"]["value"] is not None
+    assert stored["meta_scheduler"]["last_epoch"] == 5 and "z" in stored["estimator"]
+
+    _, other = full_trainer()
+    again = BatchStream("train_batches", case.train_batches)
+    restore(other, stored, {"train_batches": again}, "c.pt")
+    found = snapshot(other, {"train_batches": again})
+    assert torch.utils._pytree.tree_structure(found) == torch.utils._pytree.tree_structure(stored)
+    for one, two in zip(leaves(found), leaves(stored), strict=True):
+        assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+    assert other.problem.meta.seen.tolist() == [4.0, 4.0] and again.taken == 2
+    assert other.steps_done == 5 and other.unreported == {"train_loss": 0.75}

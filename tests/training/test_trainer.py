@@ -14,6 +14,7 @@ from metatoolkit.hypergradients import (
     Unrolled,
 )
 from tests import bank
+from tests.draws import recorded
 from tests.training.assembled import fit, same, tensors_of, trainer_of
 
 
@@ -340,3 +341,15 @@ def test_training_on_a_gpu():
     trainer = trainer_of(case, device="cuda")
     fit(trainer, case, 3)
     assert all(tensor.is_cuda for tensor in trainer.state.tensors())
+
+
+def test_the_seed_is_that_of_the_trajectory_and_other_batches_begin_at_their_first():
+    keys = {trainer_of(bank.small_net(), seed=seed).state.key for seed in (0, 1, 2)}
+    assert len(keys) == 3
+    case = recorded()
+    trainer = trainer_of(case, None)
+    batches = [1.0, 2.0, 3.0]
+    for steps, given in ((2, batches), (3, batches), (5, [5.0, 6.0]), (6, list(batches))):
+        trainer.fit(given, steps=steps, progress=False)
+    # The same list goes on where it was, another one begins.
+    assert [one.batch for one in case.seen] == [1.0, 2.0, 3.0, 5.0, 6.0, 1.0]
