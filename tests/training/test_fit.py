@@ -85,7 +85,13 @@ def test_the_progress_bar_shows_the_losses(capsys):
     case = bank.small_net()
     fit(trainer_of(case), case, 3, progress=True, description="ridge")
     told = capsys.readouterr().err
-    assert "ridge" in told and "valid_loss" in told
+    assert "ridge" in told and "valid_loss" in told and "0/3" in told
+    trainer = trainer_of(case)
+    fit(trainer, case, 3)
+    capsys.readouterr()
+    fit(trainer, case, 5, progress=True)
+    told = capsys.readouterr().err
+    assert "3/5" in told and "0/5" not in told
 
 
 _LOSSES = ("train_loss", "valid_loss", "hypergradient_norm")
