@@ -15,7 +15,7 @@ from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run
 from metatoolkit.records.selection import RunSet, complete
 from metatoolkit.records.settings import differing, distinguishing, ranked, settings
-from metatoolkit.records.table import value_of
+from metatoolkit.records.table import few, value_of
 from metatoolkit.records.terms import Field
 
 CHOICES = 3
@@ -94,7 +94,10 @@ def plot_runs(options: argparse.Namespace) -> int:
         comparison = compare(ids, options.metric, database)
         over = names_of(options.over) if options.over else None
         path = comparison.plot(options.output, over, options.log_x, options.log_y)
+        unfinished = [text(run.id) for run in comparison.runs if run.status != "COMPLETED"]
     print(path)
+    if unfinished:
+        say(f"drawn although not completed: {few(unfinished)}")
     return 0
 
 

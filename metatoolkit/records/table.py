@@ -65,10 +65,12 @@ def group(
     shared = [".".join(decode_key(part) for part in one.path.split(".")) for one in by]
     shared = [name for name in shared if name.startswith("config")]
     samples: dict[Any, list[tuple[Run, float, dict[str, Any]]]] = {}
+    left_out: list[str] = []
     heads: dict[Any, tuple[list[Any], dict[str, Any]]] = {}
     for run in runs:
         number = value_of(run, value)
         if not finite(number):
+            left_out.append(str(run.id))
             continue
         fields = [value_of(run, field) for field in by]
         whole = settings(run)
@@ -88,7 +90,10 @@ def group(
         rows.append([*told, mean, spread, count, mean - half, mean + half])
     names = [*(field.name for field in by), *extra]
     found = pandas.DataFrame(rows, columns=[*names, "mean", "std", "count", "low95", "high95"])
-    found.attrs["notes"] = _notes(list(samples.values()), extra, over)
+    notes = _notes(list(samples.values()), extra, over)
+    if left_out:
+        notes.append(f"left out, without a number there: {few(left_out)}")
+    found.attrs["notes"] = notes
     return found
 
 
@@ -123,14 +128,22 @@ def _notes(
         notes.append(f"averaged over {', '.join(told)}")
     if repeated:
         notes.append(
-            f"counted although another run has the same settings and seed: {_few(repeated)}"
+            f"counted although another run has the same settings and seed: {few(repeated)}"
         )
     if unfinished:
-        notes.append(f"counted although not completed: {_few(unfinished)}")
+        notes.append(f"counted although not completed: {few(unfinished)}")
     return notes
 
 
-def _few(ids: list[str]) -> str:
+def few(ids: list[str]) -> str:
+    """Name runs, and not more than eight of them.
+
+    Args:
+        ids: Their ids.
+
+    Returns:
+        For instance ``runs 1, 2``.
+    """
     more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
     return f"run{'s' * (len(ids) > 1)} {', '.join(ids[:8])}{more}"
 

@@ -81,6 +81,7 @@ def test_odd_members_of_a_group_are_named():
     assert table.attrs["notes"] == [
         "counted although another run has the same settings and seed: run 1",
         "counted although not completed: run 2",
+        "left out, without a number there: run 9",
     ]
 
 
