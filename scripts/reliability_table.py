@@ -28,6 +28,12 @@ TAIL = """
 Full disks are small file systems that are mounted for the test and filled while the run goes on.
 The clock is the one that the process sees: the machine's own is left alone.
 
+Other tests hold what is no matter of one figure: a power failure that leaves less in the spool than
+in the database (values, summaries and notes stay), a full disk without a server (what is lost is
+counted, and the status is right), runs whose documents or folders are deleted while they go on, a
+line of 300 kB/s, data that somebody has altered before they are read back, and directories of other
+users, machines and containers.
+
 Measured on {date} with Python {python}, {system}, {processor}, {cores} cores shared with other
 work. `scripts/reliability` measures again and writes this page.
 """

@@ -131,7 +131,7 @@ class _Recorded:
             return [self._matched(*both, None, f"{name}.{i}") for i, both in enumerate(pairs)]
         self._find_files(value, name)
         # Sacred looks at no types inside lists, where nothing is given.
-        differs = type(former) is not type(value) and None not in (former, value)
+        differs = type(former) is not type(value) and former is not None and value is not None
         if given is not None and former is not _MISSING and differs:
             self.changed[name] = (type(former), type(value))
         return decode(value)

@@ -40,7 +40,8 @@ class Pace:
         """
         import pymongo
 
-        allowed = database.client.options.pool_options.socket_timeout
+        options = database.client.options
+        allowed = getattr(options, "timeout", None) or options.pool_options.socket_timeout
         begun = time.monotonic()
         try:
             if allowed:

@@ -155,6 +155,13 @@ def test_a_piece_gets_the_time_that_it_needs(monkeypatch, allowed, size, limit):
         assert pymongo._csot.get_timeout() == limit
 
 
+def test_a_time_limit_of_the_connection_string_is_no_shorter_for_pieces():
+    uri = "mongodb://127.0.0.1:9/x?timeoutMS=90000"
+    with open_client(Address(uri, managed=False)) as client:
+        with Pace().sending(client.get_default_database(), 1000):
+            assert pymongo._csot.get_timeout() == 90
+
+
 def test_the_limits_of_the_connection_string_are_kept():
     given = "socketTimeoutMS=61000&SERVERSELECTIONTIMEOUTMS=7000"
     ours = address.SELECTION_SECONDS
