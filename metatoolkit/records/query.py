@@ -73,7 +73,8 @@ def connect(uri: str | None = None, home: str | os.PathLike[str] | None = None) 
         sync_beside(directory, address.uri, REPLAY_SECONDS)
         uuids = [one.uuid for one in spooled_runs(directory)]
         with database_errors(address):
-            known = database["runs"].distinct("run_uuid", {"run_uuid": {"$in": uuids}})
+            found = database["runs"].distinct("run_uuid", {"run_uuid": {"$in": uuids}})
+        known = {one for one in found if isinstance(one, str)}
     except RecordsError:
         client.close()
         raise

@@ -193,6 +193,14 @@ def test_a_query_does_not_fail_by_a_replay_nor_move_a_run_aside(home, database, 
     assert not spool.path.exists() and (spool_directory(home) / replay.BAD).exists()
 
 
+def test_a_planted_document_stops_no_query(home, database, monkeypatch):
+    (spool,) = planted(home)
+    monkeypatch.setattr(replay, "_replay", lambda *arguments: None)
+    database["runs"].insert_one({"_id": 1, "run_uuid": [spool.uuid, {"a": 1}], "status": "FAILED"})
+    with records.connect() as connection:
+        assert [one.id for one in connection.find("status == 'FAILED'")] == [1]
+
+
 def test_a_query_finds_what_lay_in_the_spool(home, database):
     planted(home, 3)
     with records.connect() as connection:
