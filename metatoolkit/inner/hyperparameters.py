@@ -142,10 +142,8 @@ def resolve(
         # With its graph even where none is wanted, which tells what the value depends on.
         with torch.enable_grad():
             found = problem.evaluate_meta(lambda module: hyperparameter(module, step), meta)
-        if isinstance(found, Tensor) and found.requires_grad:
-            if _depends_on_others(found, meta):
-                raise _foreign_error(own, "depends on a tensor that requires a gradient, but")
-            return found if torch.is_grad_enabled() else found.detach()
+        if isinstance(found, Tensor) and found.requires_grad and _depends_on_others(found, meta):
+            raise _foreign_error(own, "depends on a tensor that requires a gradient, but")
         return found
 
     common = {name: value(name, given) for name, given in hyperparameters.items()}

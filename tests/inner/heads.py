@@ -1,9 +1,11 @@
 """Two heads of which each batch reaches one, beside torch.optim in a loop of its own."""
 
+import pytest
 import torch
 from torch import nn
 
 import metatoolkit as mt
+from metatoolkit.inner import SGD, Adam, AdamW, RMSprop
 
 F64 = torch.float64
 
@@ -78,3 +80,53 @@ def differences(function, shift=1e-6):
     at = Weights().logits.detach()
     rows = torch.eye(2, dtype=F64) * shift
     return torch.stack([(function(at + row) - function(at - row)) / (2 * shift) for row in rows])
+
+
+class Two(nn.Module):
+    """Two parameters, of which a batch reaches the one that it names."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.tensor(1.0, dtype=F64))
+        self.two = nn.Parameter(torch.tensor(1.0, dtype=F64))
+
+
+SETTINGS = {
+    "SGD": (SGD, torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.1}),
+    "momentum": (SGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}),
+    "dampening": (SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.4}),
+    "nesterov": (
+        SGD,
+        torch.optim.SGD,
+        {"lr": 0.05, "momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
+    ),
+    "Adam": (Adam, torch.optim.Adam, {"lr": 0.1, "weight_decay": 0.1}),
+    "AdamW": (AdamW, torch.optim.AdamW, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.1}),
+    "RMSprop": (RMSprop, torch.optim.RMSprop, {"lr": 0.02, "weight_decay": 0.1}),
+    "centered": (
+        RMSprop,
+        torch.optim.RMSprop,
+        {"lr": 0.02, "centered": True, "momentum": 0.7, "alpha": 0.9},
+    ),
+}
+
+
+def settings(*names):
+    chosen = names or tuple(SETTINGS)
+    return pytest.mark.parametrize(
+        ("ours", "theirs", "options"), [SETTINGS[n] for n in chosen], ids=chosen
+    )
+
+
+def run(inner, problem, state, batches):
+    meta = problem.meta_parameters()
+    for batch in batches:
+        state, _ = inner.step(problem, state, meta, batch)
+    return state
+
+
+def assert_equal(state, model):
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            state.parameters[name], parameter.detach(), rtol=1e-12, atol=1e-14
+        )

@@ -1,6 +1,7 @@
 """What a hyper-parameter may be: λ, a function of λ, or a constant."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -103,6 +104,26 @@ def test_a_function_of_meta_has_its_derivative(make):
     assert float(sum(result.gradient.values())) == pytest.approx(right())
     after, _ = inner.step(problem, inner.init(problem), problem.meta_parameters(), None)
     assert not any(tensor.requires_grad for tensor in after.tensors())
+
+
+def test_a_function_may_return_the_meta_parameter_itself():
+    meta = bank.Value(0.2)
+    problem = mt.BilevelProblem(bank.Value(3.0), meta, loss, loss)
+    inner = SGD(lr=lambda meta, step: meta.value)
+    result = hg.Unrolled(1)(problem, inner, inner.init(problem), [None], None)
+    assert float(result.gradient["value"]) == pytest.approx(2 * (2 - 4 * 0.2) * -4)
+
+
+def test_meta_parameters_may_be_computed_themselves():
+    problem = make_problem()
+    inner = SGD(lr=lambda meta, step: meta.raw.exp() + meta.rate)
+    leaves = {
+        name: tensor.detach().requires_grad_() for name, tensor in problem.meta_parameters().items()
+    }
+    computed = {name: 1.0 * leaf for name, leaf in leaves.items()}
+    after, _ = inner.step(problem, inner.init(problem), computed, None, create_graph=True)
+    slopes = torch.autograd.grad(after.parameters["value"], list(leaves.values()))
+    assert [float(slope) for slope in slopes] == pytest.approx([-4 * math.exp(-1)] * 2)
 
 
 def test_a_function_that_closes_over_the_meta_of_another_problem_is_an_error():

@@ -118,3 +118,25 @@ def test_derivative_where_the_gradient_is_zero_at_this_meta_parameter(options, s
 def test_arguments_out_of_range():
     with pytest.raises(ConfigurationError, match=r"alpha is 1.0"):
         RMSprop(alpha=1.0)
+
+
+@pytest.mark.parametrize("excess", [0.0, 2e-16, -2e-16])
+@pytest.mark.parametrize("drift", [0.0, 1e-7])
+def test_what_rounding_leaves_of_the_variance_is_a_constant(excess, drift):
+    # s and a whose step ends at s = a², up to an excess that rounding may have left.
+    gradient = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
+    fixed = gradient.detach()
+    average = fixed * (1 + drift)
+    square = (0.9 * average + 0.1 * fixed).square() * (1 + excess)
+    slots = {
+        "square_average": (square - 0.1 * fixed.square()) / 0.9,
+        "gradient_average": average,
+    }
+    inner = RMSprop(lr=0.1, alpha=0.9, centered=True)
+    values = inner.hyperparameters
+    after, _ = inner.update(torch.zeros(2).double(), gradient, slots, values, 5)
+    (slope,) = torch.autograd.grad(after.sum(), gradient)
+    # θ⁺ = −lr g / (held + eps), of which nothing but g varies.
+    torch.testing.assert_close(slope, after.detach() / fixed, rtol=1e-12, atol=0)
+    closed = inner.sensitivity(torch.zeros(2).double(), fixed, slots, values, 5)
+    torch.testing.assert_close(closed, slope, rtol=1e-12, atol=0)
