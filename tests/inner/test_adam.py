@@ -122,3 +122,18 @@ def test_arguments_out_of_range(ours):
             ours(**arguments)
     with pytest.raises(UnknownNameError, match="'beta'"):
         ours(groups=[{"parameters": ["*"], "beta": 0.9}])
+
+
+def test_where_both_moments_are_the_same_the_present_one_counts():
+    gradient = torch.tensor([0.5, -0.5], dtype=torch.float64, requires_grad=True)
+    inner = Adam(lr=0.1, betas=(0.5, 0.0), amsgrad=True)
+    slots = {name: torch.zeros(2).double() for name in ("first_moment", "second_moment")}
+    slots["largest_second_moment"] = torch.tensor([0.25, 0.25], dtype=torch.float64)
+    values = inner.hyperparameters
+    after, moments = inner.update(torch.zeros(2).double(), gradient, slots, values, 3)
+    assert torch.equal(moments["largest_second_moment"], moments["second_moment"])
+    (slope,) = torch.autograd.grad(after.sum(), gradient)
+    closed = inner.sensitivity(torch.zeros(2).double(), gradient.detach(), slots, values, 3)
+    torch.testing.assert_close(slope, closed)
+    # m̂ / (|g| + eps) with m linear in g: the slopes of both all but cancel.
+    assert float(slope.abs().max()) < 1e-7
