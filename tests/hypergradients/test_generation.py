@@ -23,6 +23,7 @@ def generation(state, **options):
         "noise": "gaussian",
         "common_random_numbers": True,
         "seed": 0,
+        "key": state.key,
     }
     return Generation(state=state, **(given | options))
 
