@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -20,11 +22,11 @@ from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.hypergradients.checked_objective import CheckedObjective
 from metatoolkit.hypergradients.double_precision import double_precision, to_double
-from metatoolkit.hypergradients.numerical_gradient import numerical_gradient
+from metatoolkit.hypergradients.numerical_gradient import NumericalGradient, numerical_gradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.state import InnerState, tree_map
+from metatoolkit.state import InnerState, Tensors, tree_map
 
 _TOLERANCE = 1e-3
 _REPEATABLE = 1e-6
@@ -42,7 +44,7 @@ class HypergradientCheck:
         reference_error: How far the finite differences may be off themselves, by rounding, which
             is measured, and by the length of the step; relative to the larger of both norms.
         note: What stands in the way of a better judgment, if anything does.
-        random: Whether one call of the estimator is right on average alone.
+        conclusive: Whether a large difference says that the estimate is wrong.
     """
 
     relative_error: float
@@ -51,20 +53,20 @@ class HypergradientCheck:
     reference: Tensor
     reference_error: float = 0.0
     note: str = ""
-    random: bool = False
+    conclusive: bool = True
 
     @property
     def verdict(self) -> Literal["agrees", "differs", "cannot tell"]:
         """Whether the estimate is the derivative, to 1e-3 of the larger norm.
 
-        It cannot be told where the finite differences are too far off themselves, and of a random
-        estimator from a call that is far off.
+        It cannot be told where the finite differences are too far off themselves; and of a random
+        estimator, or where a difference shows more than a derivative, from an error that is large.
         """
         norm = max(float(self.estimate.norm()), float(self.reference.norm()))
         off = float((self.estimate - self.reference).norm())
         if off <= _TOLERANCE * norm:
             return "agrees"
-        if self.random or not off > (_TOLERANCE + 3 * self.reference_error) * norm:
+        if not self.conclusive or not off > (_TOLERANCE + 3 * self.reference_error) * norm:
             return "cannot tell"
         return "differs"
 
@@ -177,52 +179,50 @@ def _compare(
     seed: int,
 ) -> HypergradientCheck:
     """Compare a call with the differences of an objective, all in the types that it finds."""
-    meta = arguments[0].meta_parameters()
-    result = estimator(*arguments)
-    estimate = torch.cat([result.gradient[name].flatten().double().cpu() for name in meta])
-    objective = CheckedObjective(arguments[0], arguments[1], reference, *arguments[2:])
-    center = objective.record()
-    again = objective.present()
-    entries = [(name, index) for name, tensor in meta.items() for index in range(tensor.numel())]
-    chosen = torch.arange(len(entries))
-    if coordinates is not None and len(entries) > coordinates:
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(entries), generator=generator)[:coordinates].sort().values
-    places = [entries[position] for position in chosen.tolist()]
+    problem, inner, state, train_batches, valid_batch = arguments
+    meta = problem.meta_parameters()
+    gradient = estimator(*arguments).gradient
+    estimate = torch.cat([gradient[name].flatten().double().cpu() for name in meta])
+    chosen: Sequence[int] = range(len(estimate))
+    if coordinates is not None and len(chosen) > coordinates:
+        chosen = sorted(random.Random(seed).sample(range(len(estimate)), coordinates))
+    given, places = estimate[list(chosen)], _places(meta, chosen)
 
-    def shifted(place: int, shift: float) -> float:
-        name, index = places[place]
-        return objective.shifted(name, index, shift)
+    def difference(holds: bool) -> tuple[NumericalGradient, str]:
+        objective = CheckedObjective(
+            problem, inner, reference, state, train_batches, valid_batch, holds
+        )
+        found, note = _difference(objective, places, given, epsilon, seed)
+        cuts.extend(objective.cuts)
+        return found, note
 
-    given = estimate[chosen]
-    found = numerical_gradient(
-        shifted,
-        lambda shift: objective.along(shift, seed),
-        center,
-        [objective.size(*place) for place in places],
-        given,
-        epsilon,
-    )
-    expected, error, note = found.values, found.error, ""
-    if not bool(torch.isfinite(expected).all()):
-        name, index = places[int((~torch.isfinite(expected)).nonzero()[0])]
-        raise NonFiniteError(
-            f"the objective is not finite where entry {index} of {name!r} is moved a little, so "
-            "that nothing can be compared; check at another λ, or with a smaller epsilon."
+    notes: list[str] = []
+    cuts: list[str] = []
+    conclusive = not estimator.on_average
+    try:
+        found, note = difference(reference.holds_constants)
+    except UnsupportedError as error:
+        if not reference.holds_constants:
+            raise
+        # Also where that is no matter of what is held: the error then comes again.
+        found, note = difference(False)
+        conclusive = False
+        notes.append(f"a difference may show more than a derivative here: {brief(error)}")
+    expected = found.values
+    notes.append(note)
+    if cuts:
+        conclusive = False
+        notes.append(
+            f"a loss takes values for constant ({', '.join(cuts)}) that move with λ in a "
+            "difference; write .detach() for it to be held"
         )
     if not bool(given.any()) and not bool(expected.any()):
-        note = "both vectors are zero: these meta-parameters move nothing here"
+        notes.append("both vectors are zero: these meta-parameters move nothing here")
     if estimator.on_average:
-        note = (
+        notes.append(
             f"a call of {type(estimator).__name__} is right on average alone; compare_estimators "
             "averages over draws"
         )
-    if not abs(again - center) <= _REPEATABLE * max(abs(center), float(expected.norm())):
-        note = (
-            f"two evaluations at the same λ differ ({center:.6g} and {again:.6g}), so that the "
-            "differences tell nothing: a loss depends on what is not rewound"
-        )
-        error = float("inf")
     tiny = torch.finfo(torch.float64).tiny
     norm, larger = float(expected.norm()), max(float(expected.norm()), float(given.norm()))
     cosine = torch.nn.functional.cosine_similarity(given, expected, dim=0, eps=1e-300)
@@ -231,7 +231,55 @@ def _compare(
         cosine=float(cosine),
         estimate=given,
         reference=expected,
-        reference_error=error / larger if larger > 0 else 0.0,
-        note=note,
-        random=estimator.on_average,
+        reference_error=found.error / larger if larger > 0 else 0.0,
+        note="; ".join(filter(None, notes)),
+        conclusive=conclusive,
+    )
+
+
+def _places(meta: Tensors, chosen: Sequence[int]) -> list[tuple[str, int]]:
+    """Return name and index of entries by their places among all, in order."""
+    waiting, places, begin = list(chosen), [], 0
+    for name, tensor in meta.items():
+        inside = bisect.bisect_left(waiting, begin + tensor.numel())
+        places += [(name, position - begin) for position in waiting[:inside]]
+        waiting, begin = waiting[inside:], begin + tensor.numel()
+    return places
+
+
+def _difference(
+    objective: CheckedObjective,
+    places: list[tuple[str, int]],
+    given: Tensor,
+    epsilon: float | None,
+    seed: int,
+) -> tuple[NumericalGradient, str]:
+    """Difference an objective along coordinates, and say what makes that worthless."""
+    center = objective.record()
+    again = objective.present()
+
+    def shifted(place: int, shift: float) -> float:
+        name, index = places[place]
+        return objective.shifted(name, index, shift)
+
+    found = numerical_gradient(
+        shifted,
+        lambda shift: objective.along(shift, seed),
+        center,
+        [objective.size(*place) for place in places],
+        given,
+        epsilon,
+    )
+    finite = torch.isfinite(found.values)
+    if not bool(finite.all()):
+        name, index = places[int((~finite).nonzero()[0])]
+        raise NonFiniteError(
+            f"the objective is not finite where entry {index} of {name!r} is moved a little, so "
+            "that nothing can be compared; check at another λ, or with a smaller epsilon."
+        )
+    if abs(again - center) <= _REPEATABLE * max(abs(center), float(found.values.norm())):
+        return found, ""
+    return dataclasses.replace(found, error=float("inf")), (
+        f"two evaluations at the same λ differ ({center:.6g} and {again:.6g}), so that the "
+        "differences tell nothing: a loss depends on what is not rewound"
     )

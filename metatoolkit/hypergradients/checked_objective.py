@@ -31,6 +31,7 @@ class CheckedObjective:
         state: Detached state to start from.
         train_batches: One training batch per inner step.
         valid_batch: Batch for the outer loss.
+        holds: Whether what a derivative takes for constant is held.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class CheckedObjective:
         state: InnerState,
         train_batches: Sequence[Any],
         valid_batch: Any,
+        holds: bool,
     ) -> None:
         last = estimator.traits.kind == "iterative"
-        self._problem = HeldProblem(problem, estimator.holds_constants, last)
+        self._problem = HeldProblem(problem, holds, last)
         self._inner = inner
         self._estimator = estimator
         self._arguments = (state, train_batches, valid_batch)
@@ -52,11 +54,21 @@ class CheckedObjective:
     def record(self) -> float:
         """Return the value at the present λ, and record what the losses hold constant."""
         self._problem.begin(recording=True)
-        return self._value(self._problem.meta_parameters())
+        return self._value(self._meta())
 
     def present(self) -> float:
         """Return the value at the present λ with what was recorded."""
-        return self._at(self._problem.meta_parameters())
+        return self._at(self._meta())
+
+    @property
+    def cuts(self) -> list[str]:
+        """What the losses took for constant, which moves here."""
+        return sorted(self._problem.cuts)
+
+    def _meta(self) -> Tensors:
+        """Return copies of the meta-parameters, since what is held may share their memory."""
+        meta = self._problem.meta_parameters()
+        return {name: tensor.detach().clone() for name, tensor in meta.items()}
 
     def size(self, name: str, index: int) -> float:
         """Return the absolute value of a meta-parameter.
@@ -76,13 +88,12 @@ class CheckedObjective:
             index: Number of the entry.
             shift: By how much.
         """
-        meta = self._problem.meta_parameters()
         if self._independent:
-            with _moved(meta[name], index, shift):
-                return self._at(meta)
-        tensor = meta[name].detach().clone()
-        tensor[_place(tensor, index)] += shift
-        return self._at(meta | {name: tensor})
+            with _moved(self._problem.meta_parameters()[name], index, shift):
+                return self._at(self._meta())
+        meta = self._meta()
+        meta[name][_place(meta[name], index)] += shift
+        return self._at(meta)
 
     def along(self, shift: float, seed: int) -> float:
         """Return the value with each meta-parameter moved up or down, as a seed has it.
@@ -93,9 +104,9 @@ class CheckedObjective:
         """
         generator = torch.Generator().manual_seed(seed)
         meta: Tensors = {}
-        for name, tensor in self._problem.meta_parameters().items():
+        for name, tensor in self._meta().items():
             signs = torch.randint(2, tensor.shape, generator=generator) * 2.0 - 1.0
-            meta[name] = tensor.detach() + (shift * signs).to(tensor)
+            meta[name] = tensor + (shift * signs).to(tensor)
         return self._at(meta)
 
     def _at(self, meta: Tensors) -> float:

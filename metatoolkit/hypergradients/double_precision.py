@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from metatoolkit.exchange import turn
+from metatoolkit.exchange import Again, turn
 from metatoolkit.problem import BilevelProblem
 
 _WIDE = {
@@ -32,12 +31,16 @@ def to_double(tensor: Tensor) -> Tensor:
     return tensor if wide is None else tensor.to(wide)
 
 
-class DoubleArithmetic(TorchFunctionMode):
+class DoubleArithmetic(Again):
     """Lets the body compute in float64 where it asks for less, or brings tensors of less.
 
     Language models compute their losses in float32 whatever type they have, and a loss may hold
     class weights in it: rounding at that size would be all that a finite difference shows.
     """
+
+    def again(self) -> Callable[[], contextlib.AbstractContextManager[object]]:
+        """Return what makes the mode for what runs again during a backward pass."""
+        return DoubleArithmetic
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from metatoolkit.hypergradients.detached import RecordDetached, ReplayDetached
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors, require_grad, tree_map
+
+_READERS = frozenset(("item", "tolist", "numpy", "__float__", "__int__", "__bool__"))
+
+
+class _Watch(TorchFunctionMode):
+    """Looks for values that leave the graph in another way than by ``detach``."""
+
+    def __init__(self, found: set[str]) -> None:
+        super().__init__()
+        self._found = found
+        self._off = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if func is torch._C._set_grad_enabled:
+            # A custom function turns gradients off by itself, and has a derivative all the same.
+            self._off = not args[0]
+        if any(isinstance(a, Tensor) and a.requires_grad for a in args) and name != "__get__":
+            if name in _READERS:
+                self._found.add(f".{name.strip('_')}()")
+            elif self._off and not torch.is_grad_enabled():
+                self._found.add("no_grad")
+        return func(*args, **(kwargs or {}))
 
 
 class HeldProblem(BilevelProblem):
@@ -29,6 +54,9 @@ class HeldProblem(BilevelProblem):
         problem: The problem.
         holds: Whether anything is held; an estimator that differentiates nothing sees all move.
         last: Whether the last evaluation of the first series is what all later ones are given.
+
+    Attributes:
+        cuts: What else the recorded losses took for constant, which is not held.
     """
 
     def __init__(self, problem: BilevelProblem, holds: bool, last: bool) -> None:
@@ -38,6 +66,7 @@ class HeldProblem(BilevelProblem):
         self._recording = True
         self._kept: dict[str, list[Any]] = {}
         self._position: dict[str, int] = {}
+        self.cuts: set[str] = set()
         self.train_loss = self._held("train_loss", problem.train_loss)
         self.valid_loss = self._held("valid_loss", problem.valid_loss)
 
@@ -102,24 +131,21 @@ class HeldProblem(BilevelProblem):
         return tree_map(Tensor.detach, found)
 
     def _held(self, kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that records or is given what it holds constant."""
+
         def held(*arguments: Any) -> Any:
-            with self._hold(kind):
+            if not self._holds:
+                return function(*arguments)
+            if self._recording:
+                recorded = RecordDetached()
+                with recorded, _Watch(self.cuts):
+                    value = function(*arguments)
+                self._keep(kind, recorded.values)
+                return value
+            with ReplayDetached(self._keep(kind, [])):
                 return function(*arguments)
 
         return held
-
-    @contextlib.contextmanager
-    def _hold(self, kind: str) -> Iterator[None]:
-        if not self._holds:
-            yield
-        elif self._recording:
-            recorded = RecordDetached()
-            with recorded:
-                yield
-            self._keep(kind, recorded.values)
-        else:
-            with ReplayDetached(self._keep(kind, [])):
-                yield
 
     def _keep(self, kind: str, value: Any) -> Any:
         """Record a value, or return the one that was recorded in its place."""

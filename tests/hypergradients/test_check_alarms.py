@@ -203,3 +203,61 @@ def test_finite_difference_on_the_losses_of_the_readme():
     )
     result = check(problem, SGD, FiniteDifference(), images(), images(1))
     assert result.verdict == "agrees", str(result)
+
+
+CONSTANTS = {
+    "detach": lambda losses, meta: losses.detach() * meta.value.exp(),
+    "data": lambda losses, meta: losses.data,
+    "detached λ": lambda losses, meta: meta.value.detach().exp(),
+}
+
+
+@pytest.mark.parametrize("constant", CONSTANTS.values(), ids=CONSTANTS.keys())
+@pytest.mark.parametrize("estimator", [Unrolled(2), OneStep(), EvoGrad(2, 0.05, 0.5)], ids=repr)
+def test_what_a_loss_takes_for_a_constant(constant, estimator):
+    def train_loss(model, meta, batch):
+        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        return (losses * meta.value.sigmoid() * constant(losses, meta)).sum()
+
+    result = check(build(train_loss), SGD, estimator, images(), images(1))
+    assert result.relative_error < 1e-6 and result.verdict == "agrees", str(result)
+
+
+def test_the_problem_of_the_readme():
+    problem = build(
+        mt.losses.weighted_cross_entropy,
+        mt.losses.cross_entropy,
+        mt.networks.ResNet32(classes=10),
+        mt.metaparameters.WeightNet(),
+    )
+    train, valid = (
+        (torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)), torch.arange(4))
+        for seed in (0, 1)
+    )
+    inner = mt.inner.SGD(lr=0.1, momentum=0.9, weight_decay=5e-4)
+    # Thousands of rectified units have their kinks close by.
+    result = check(problem, inner, Unrolled(1), train, valid, coordinates=2)
+    assert result.relative_error < 1e-6, str(result)
+
+
+def test_many_steps_of_a_network_with_kinks():
+    model = nn.Sequential(nn.Linear(6, 200), nn.ReLU(), nn.MaxPool1d(4), nn.Linear(50, 3))
+    result = check(build(model=model), SGD, Unrolled(5), images(), images(1))
+    assert result.relative_error < 1e-6, str(result)
+
+
+class Recomputed(nn.Module):
+    """Runs in float32, and once more during the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, inputs):
+        block = lambda x: self.layers(x.float().sin()).to(x.dtype)  # noqa: E731
+        return torch.utils.checkpoint.checkpoint(block, inputs, use_reentrant=False)
+
+
+def test_a_model_that_runs_again_during_backward():
+    result = check(build(model=Recomputed()), SGD, Unrolled(2), images(), images(1))
+    assert result.relative_error < 1e-6 and not result.note, str(result)

@@ -1,8 +1,11 @@
 """Wrong estimators, which a check must catch, and what it cannot judge, which it must say."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import metatoolkit as mt
@@ -255,3 +258,43 @@ def test_an_estimate_where_the_derivative_is_zero():
     right = check(build(constant, constant), SGD, OneStep(), images(), images(1))
     assert right.relative_error == 0.0 and right.verdict == "agrees"
     assert "move nothing here" in right.note
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds, and lets gradients pass straight through."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def test_a_backward_pass_that_is_no_derivative():
+    def train_loss(model, meta, batch):
+        return plain(model, meta, batch) * Rounded.apply(meta.value).exp().sum()
+
+    result = check(build(train_loss), SGD, Unrolled(1), images(), images(1))
+    assert result.relative_error > 0.5
+    assert result.verdict == "cannot tell", str(result)
+
+
+def under_no_grad(losses, meta):
+    with torch.no_grad():
+        return torch.softmax(losses * meta.value.exp(), 0)
+
+
+@pytest.mark.parametrize(
+    ("constant", "name"),
+    [(under_no_grad, "no_grad"), (lambda losses, meta: losses.sum().item(), r"\.item\(\)")],
+)
+def test_constants_that_are_not_detached(constant, name):
+    def train_loss(model, meta, batch):
+        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        return (losses * meta.value.sigmoid() * constant(losses, meta)).sum()
+
+    result = check(build(train_loss), SGD, Unrolled(2), images(), images(1))
+    assert result.verdict != "differs", str(result)
+    assert result.verdict == "agrees" or re.search(name, result.note)
