@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from metatoolkit.errors import CheckpointError, NonFiniteError
+from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError
 from metatoolkit.training.checks import check_losses, check_watched
 from metatoolkit.training.interruption import DeferredSignals
 
@@ -151,6 +151,11 @@ class Fit:
         trainer = self.trainer
         trainer.problem.load(trainer.state)
         values = evaluate(trainer)
+        if not isinstance(values, Mapping):
+            raise ConfigurationError(
+                f"evaluate returned a {type(values).__name__}; a mapping from names of metrics to "
+                "numbers is needed, an empty one where there is nothing to report."
+            )
         trainer.evaluation_due = False
         self._tell(self._note(values))
 

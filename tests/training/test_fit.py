@@ -156,6 +156,14 @@ def test_steps_that_are_done_already_are_told(tmp_path):
         fit(trainer_of(again), again, 2, checkpoint=tmp_path / "c.pt", resume=True)
 
 
+def test_an_evaluation_that_reports_nothing_says_so():
+    case = bank.small_net()
+    with pytest.raises(ConfigurationError, match=r"evaluate returned a NoneType; a mapping"):
+        fit(trainer_of(case), case, 2, evaluate=lambda trainer: None)
+    case = bank.small_net()
+    assert "train_loss" in fit(trainer_of(case), case, 2, evaluate=lambda trainer: {})
+
+
 class Failing:
     """Raises at its n-th call, and else does what it stands for."""
 
