@@ -157,3 +157,16 @@ def test_arguments_out_of_range(arguments, message):
 
 def test_description():
     assert repr(Clipped(SGD(lr=0.1), max_norm=1.0)).startswith("Clipped(inner=SGD(lr=0.1")
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0])
+def test_gradients_that_are_all_zero_have_the_derivative_of_what_is_not_clipped(norm_type):
+    # g = λ at λ = 0, so that θ₁ = θ₀ − lr λ and d(θ₁²)/dλ = −2 lr θ₀.
+    def loss(model, meta, batch):
+        return meta.value * model.value
+
+    problem = mt.BilevelProblem(bank.Value(1.0), bank.Value(0.0), loss, lambda m, _, b: m.value**2)
+    inner = Clipped(SGD(lr=0.1), max_norm=1.0, norm_type=norm_type)
+    for estimator in (hg.Unrolled(1), hg.ForwardMode(1)):
+        result = estimator(problem, inner, inner.init(problem), [None], None)
+        assert float(result.gradient["value"]) == pytest.approx(-0.2)

@@ -136,3 +136,17 @@ def split(batches):
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         Muon(**arguments)
+
+
+def test_a_matrix_without_a_gradient_decays_and_has_a_finite_derivative():
+    def still(model, meta, batch):
+        return 0.0 * loss(model, meta, batch) + meta["weight"] * model.square.square().sum()
+
+    problem = make_problem({"weight": 0.1})
+    problem = mt.BilevelProblem(problem.model, problem.meta, still, loss)
+    inner = Muon(lr=0.1, weight_decay=0.2)
+    batches = reference.make_batches(2)
+    result = hg.Unrolled(1)(problem, inner, inner.init(problem), batches[:1], batches[1])
+    wide = problem.model.wide.detach()
+    torch.testing.assert_close(result.state.parameters["wide"], (1 - 0.1 * 0.2) * wide)
+    assert result.gradient["weight"].isfinite()
