@@ -63,6 +63,14 @@ class NonFiniteError(MetatoolkitError, ArithmeticError):
     """A loss, a hypergradient or an update holds NaN or infinity."""
 
 
+class PrecisionError(MetatoolkitError, ArithmeticError):
+    """Rounding leaves nothing of a result."""
+
+
+class AccuracyWarning(UserWarning):
+    """A result has an estimated error above a tenth; the message names what has none."""
+
+
 class UnusedMetaParameterError(MetatoolkitError, RuntimeError):
     """Nothing depends on the meta-parameters, so that there is no hypergradient to follow."""
 

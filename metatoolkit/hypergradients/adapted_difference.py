@@ -19,22 +19,25 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
     refuse_initial_state,
 )
-from metatoolkit.hypergradients.detached import RecordDetached, ReplayDetached
+from metatoolkit.hypergradients.central_difference import CentralDifference, Slopes
+from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.one_step import OneStep
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
-from metatoolkit.state import InnerState, Tensors
+from metatoolkit.state import InnerState, Tensors, require_grad
+
+_AMPLIFIED = 1000.0
 
 
 class AdaptedDifference(Estimator):
     """What estimators share that take one mixed second derivative by a central difference.
 
     Args:
-        radius: Norm of the perturbation ε v̂; ``None`` for the cube root of the rounding unit
-            times max(1, ‖θ‖).
+        radius: Norm of the perturbation ε v̂; ``None`` chooses it by the rounding unit and the
+            slopes of the losses.
 
     Raises:
         ConfigurationError: The radius is not above 0.
@@ -69,7 +72,9 @@ class AdaptedDifference(Estimator):
             valid_batch: Batch for the outer loss.
 
         Raises:
-            UnsupportedError: The inner learner does not tell ∂θ⁺/∂g.
+            UnsupportedError: The step is no update by the gradient, or a difference of values
+                cannot follow the loss.
+            PrecisionError: Rounding leaves nothing of the difference.
         """
         (batch,) = train_batches
         return adapted_hypergradient(
@@ -123,29 +128,32 @@ def adapted_hypergradient(
         lookahead: Whether v is taken after the step or before it.
 
     Raises:
-        UnsupportedError: The inner learner does not tell ∂θ⁺/∂g.
+        UnsupportedError: The inner learner's step is no update by the gradient of the training
+            loss, or the loss is one that a difference of values cannot follow.
+        PrecisionError: Rounding leaves nothing of the difference.
     """
-    if type(inner).step is not InnerLearner.step:
-        raise UnsupportedError(
-            f"{type(inner).__name__} does not take its step from one gradient, so that it is not "
-            "known how to adapt the outer gradient to it; use SGD, Adam, AdamW or RMSprop, or an "
-            "estimator that differentiates the step itself, such as OneStep or Unrolled."
-        )
+    _refuse_own_step(inner)
     refuse_initial_state(problem, state, "a finite difference", "holds θ before the step")
     meta = problem.meta_leaves()
     names, leaves = list(meta), list(meta.values())
-    constants = {name: tensor.detach() for name, tensor in meta.items()}
+    held = HeldConstants()
+    key = fold_in(state.key, state.step)
     point = {name: tensor.requires_grad_() for name, tensor in state.detach().parameters.items()}
-    entry = dataclasses.replace(state, parameters=point)
-    with RecordDetached() as detached:
-        train_loss, gradients, buffers = inner.gradients(problem, entry, constants, batch)
+    with torch.enable_grad():
+        train_loss, buffers = held.recording(problem).evaluate_train(
+            point, meta, state.buffers, batch, key
+        )
+    found = loss_gradient(train_loss, [*point.values(), *leaves])
+    gradients = {n: g for n, g in zip(point, found[: len(point)], strict=True) if g is not None}
+    base = (train_loss.detach(), found[len(point) :])
+    del train_loss, found
     check_finite(
-        {"the training loss": train_loss.detach()}
+        {"the training loss": base[0]}
         | {f"the gradient of the training loss in {n!r}": g for n, g in gradients.items()}
     )
-    sensitivity = inner.gradient_sensitivity(problem, state, constants, gradients)
+    arrived = {name: gradient.detach().requires_grad_() for name, gradient in gradients.items()}
     with torch.enable_grad():
-        after = inner.apply(problem, state, meta, gradients)
+        after = inner.apply(problem, state, meta, arrived)
     final = dataclasses.replace(after, buffers=buffers).detach()
     valid_loss, adjoint, direct = finite_outer_gradient(
         problem, final if lookahead else state, meta, valid_batch
@@ -154,107 +162,93 @@ def adapted_hypergradient(
         name: torch.zeros_like(tensor) if v is None else v
         for (name, tensor), v in zip(state.parameters.items(), adjoint, strict=False)
     }
-    direction = _direction(sensitivity, gradients, outer)
-    slope = _dot(gradients, direction)
-    scale = _norm(gradients) * _norm(direction)
-    by_optimizer = vector_jacobian_product(
-        list(after.parameters.values()), leaves, [outer[name] for name in after.parameters]
+    by_update = vector_jacobian_product(
+        list(after.parameters.values()), [*leaves, *arrived.values()], list(outer.values())
     )
-    del gradients, sensitivity, outer, adjoint, after  # each as large as θ
-    by_loss, rise = _mixed_product(problem, state, meta, batch, direction, radius, detached.values)
-    total = add_gradients(names, direct, by_optimizer, by_loss)
+    by_optimizer = by_update[: len(leaves)]
+    pairs = zip(arrived, by_update[len(leaves) :], strict=True)
+    told = {name: product for name, product in pairs if product is not None}
+    direction = _direction(told, gradients, outer)
+    slopes = Slopes.of(state.parameters, gradients, outer, direction)
+    del gradients, outer, adjoint, after, arrived, by_update, told  # each as large as θ
+
+    def evaluate(parameters: Tensors) -> tuple[Tensor, Adjoint]:
+        if held.differentiates:
+            parameters = require_grad(parameters)
+        with torch.enable_grad():
+            loss, _ = held.replaying(problem).evaluate_train(
+                parameters, meta, state.buffers, batch, key
+            )
+        return loss.detach(), loss_gradient(loss, leaves)
+
+    rest = list(add_gradients(names, direct, by_optimizer).values())
+    own = _rounding(state.parameters, meta)
+    rounding = max(own, held.rounding)
+    difference = CentralDifference(
+        evaluate, state.parameters, direction, slopes, base, rest, rounding
+    )
+    if radius is not None:
+        by_loss, details = difference.at(radius)
+    else:
+        chosen = slopes.radius(float(valid_loss), float(base[0]), rounding)
+        by_loss, details = difference.best(chosen, coarse=own > torch.finfo(torch.float32).eps)
+    total = add_gradients(names, rest, by_loss)
+    passes = 2 + 2 * difference.pairs
     return Hypergradient(
         gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
         valid_loss=valid_loss,
         state=final,
-        cost=Cost(forward=4, backward=4),
-        details={"slope_error": torch.where(scale > 0, (rise - slope).abs() / scale, 0.0)},
+        cost=Cost(forward=passes, backward=passes),
+        details=details,
     )
 
 
-def _direction(sensitivity: Tensors, gradients: Tensors, outer: Tensors) -> Tensors:
-    """Return ∂θ⁺/∂g · v without the coordinates that are dead.
+def _refuse_own_step(inner: InnerLearner) -> None:
+    for name in ("step", "gradients"):
+        own = getattr(type(inner), name) is not getattr(InnerLearner, name)
+        if own or name in vars(inner):
+            raise UnsupportedError(
+                f"{type(inner).__name__} has a `{name}` of its own, so that its step is no update "
+                "by the gradient of the training loss; use SGD, Adam, AdamW or RMSprop, or an "
+                "estimator that differentiates the step itself, such as OneStep or Unrolled."
+            )
+
+
+def _rounding(parameters: Tensors, meta: Tensors) -> float:
+    """Return the rounding unit of the difference, which is one of gradients in λ."""
+    tensors = [*parameters.values(), *meta.values()]
+    return max(torch.finfo(tensor.dtype).eps for tensor in tensors)
+
+
+def _direction(products: Tensors, gradients: Tensors, outer: Tensors) -> Tensors:
+    """Return (∂θ⁺/∂g)ᵀ v without the coordinates that are dead.
 
     Adam amplifies the gradient of a coordinate that never had one by 1/ε. The training loss does
     not depend on it, as a rule, but it would take up the whole radius of the perturbation.
     """
-    if not sensitivity:
-        return {}
-    live = torch.stack(
-        [
-            torch.where(gradients[name] != 0, diagonal.abs(), 0.0).amax().double()
-            if diagonal.numel()
-            else diagonal.new_zeros((), dtype=torch.float64)
-            for name, diagonal in sensitivity.items()
-        ]
-    ).amax()
-    limit = torch.where(live > 0, live, torch.full_like(live, torch.inf))
-    return {
-        name: torch.where(
-            (gradients[name] == 0) & (diagonal.abs() > limit), 0.0, diagonal * outer[name]
-        )
-        for name, diagonal in sensitivity.items()
+    gains = {
+        name: torch.where(outer[name] != 0, (product / outer[name]).abs(), 0.0)
+        for name, product in products.items()
+        if product.numel()
     }
-
-
-def _mixed_product(
-    problem: BilevelProblem,
-    state: InnerState,
-    meta: Tensors,
-    batch: Any,
-    direction: Tensors,
-    radius: float | None,
-    detached: list[Tensor],
-) -> tuple[Adjoint, Tensor]:
-    """Return ∂²L_T/∂λ∂θ and ∂L_T/∂θ times a direction by a central difference, common masks."""
-    parameters = state.parameters
-    length = _norm(direction)
-    if radius is None:
-        # The difference is one of gradients in λ.
-        dtypes = {tensor.dtype for tensors in (parameters, meta) for tensor in tensors.values()}
-        kinds = {tensor.device.type for tensor in parameters.values()}
-        dtypes |= {
-            torch.get_autocast_dtype(kind) for kind in kinds if torch.is_autocast_enabled(kind)
-        }
-        rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
-        distance = rounding ** (1 / 3) * _norm(parameters).clamp_min(1.0)
-    else:
-        distance = torch.full_like(length, radius)
-    # Along a direction of zero both passes are the same, and their difference is zero.
-    epsilon = torch.where(length > 0, distance / length, torch.ones_like(length))
-    leaves = list(meta.values())
-    losses, sides = [], []
-    for sign in (1.0, -1.0):
-        shifted = parameters | {
-            name: parameters[name] + (sign * epsilon * along).to(parameters[name].dtype)
-            for name, along in direction.items()
-        }
-        with torch.enable_grad(), ReplayDetached(detached):
-            loss, _ = problem.evaluate_train(
-                shifted, meta, state.buffers, batch, fold_in(state.key, state.step)
-            )
-        losses.append(loss.detach().to(epsilon.dtype))
-        sides.append(loss_gradient(loss, leaves))
-    product: Adjoint = [
-        None if up is None or down is None else ((up - down) / (2 * epsilon)).to(up.dtype)
-        for up, down in zip(*sides, strict=True)
-    ]
-    return product, (losses[0] - losses[1]) / (2 * epsilon)
-
-
-def _dot(one: Tensors, other: Tensors) -> Tensor:
-    """Return the inner product over all entries, in float32 or more."""
-    parts = [
-        (tensor * other[name]).sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
-        for name, tensor in one.items()
-    ]
-    return torch.stack(parts or [torch.zeros(())]).sum()
-
-
-def _norm(tensors: Tensors) -> Tensor:
-    """Return the norm of all entries, in float32 or more."""
-    parts = [
-        torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32))
-        for t in tensors.values()
-    ]
-    return torch.linalg.vector_norm(torch.stack(parts or [torch.zeros(())]))
+    rows = []
+    for name, gain in gains.items():
+        lives = (gradients[name] != 0) & (gain > 0)
+        logarithms = torch.where(lives, gain, 1.0).log().sum(dtype=torch.float64)
+        rows.append(
+            torch.stack([torch.where(lives, gain, 0.0).amax().double(), logarithms, lives.sum()])
+        )
+    if not rows:
+        return products
+    table = torch.stack(rows)
+    count = table[:, 2].sum()
+    # Those of an update that is not elementwise are near each other.
+    usual = (table[:, 1].sum() / count.clamp_min(1)).exp()
+    limit = torch.maximum(table[:, 0].amax(), _AMPLIFIED * usual)
+    limit = torch.where(count > 0, limit, torch.full_like(limit, torch.inf))
+    return {
+        name: torch.where((gradients[name] == 0) & (gains[name] > limit), 0.0, product)
+        if name in gains
+        else product
+        for name, product in products.items()
+    }

@@ -1,15 +1,29 @@
-"""What a loss detaches, recorded in one pass and given back in others."""
+"""What a derivative takes for a constant, recorded in one pass and given back in others.
+
+Automatic differentiation holds more than a difference of values does: what a loss detaches, reads
+as a number or computes without recording gradients, and the piece of a piecewise function where
+the point lies. :class:`HeldConstants` holds the same in passes whose results are subtracted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients.custom_functions import observed
+from metatoolkit.problem import BilevelProblem
+
 DETACHING = (torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
+"""The functions by which a tensor is cut from its graph."""
+
+REMEDY = "Use OneStep or Unrolled, which differentiate the loss as it is."
 
 
 class RecordDetached(TorchFunctionMode):
@@ -54,3 +68,169 @@ class ReplayDetached(TorchFunctionMode):
             known = next(self._values, result)
             return known if known.shape == result.shape else result
         return result
+
+
+@dataclasses.dataclass
+class Cell:
+    """A tensor that is held; a copy takes its place before somebody writes over it."""
+
+    tensor: Tensor
+    version: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What one call of a function of torch holds.
+
+    Attributes:
+        kind: ``"piece"``, ``"number"`` or ``"tensors"``.
+        value: The piece, the number, or a cell for each tensor.
+        places: Places of the tensors among the results.
+    """
+
+    kind: str
+    value: Any
+    places: tuple[int, ...] = ()
+
+
+class HeldConstants:
+    """What the passes of one difference have in common.
+
+    A derivative takes what a loss detaches for a constant, as Meta-Weight-Net does with the losses
+    that it weights; a difference of values would see it change. The same holds for numbers that it
+    reads from tensors, for all that it computes while no gradients are recorded, for integers, for
+    the sides of rectified units and the places of maxima. They are those of the recorded pass in
+    all passes. Functions with a backward pass of their own go on to be computed, whatever they
+    detach inside, and their derivative is checked in the first pass that replays.
+
+    Args:
+        everything: Whether all that is cut from the graph is held. Otherwise it is what depends on
+            a tensor that requires a gradient, and θ must require one in the recorded pass.
+
+    Attributes:
+        log: The functions of torch that were called, each with what it holds, if anything.
+        calls: Custom functions that were called, with arguments and results.
+        rounding: Largest rounding unit of the tensors that a gradient flowed through.
+        differentiates: Whether the loss differentiates inside itself.
+    """
+
+    def __init__(self, everything: bool = False) -> None:
+        self.everything = everything
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was recorded."""
+        self.log: list[tuple[Any, Held | None]] = []
+        self.calls: list[tuple[Any, list[Cell], list[Cell]]] = []
+        self.rounding = 0.0
+        self.differentiates = False
+        self._cells: dict[int, list[Cell]] = {}
+        self._aliases: set[int] = set()
+
+    def recording(self, problem: BilevelProblem) -> BilevelProblem:
+        """Return a problem whose training loss records what it holds constant, in each call anew.
+
+        Args:
+            problem: The problem.
+        """
+        from metatoolkit.hypergradients.holding import Recording
+
+        def start() -> Recording:
+            self.clear()
+            return Recording(self)
+
+        return _with_mode(problem, start)
+
+    def replaying(self, problem: BilevelProblem) -> BilevelProblem:
+        """Return a problem whose training loss is given what was recorded.
+
+        Args:
+            problem: The problem.
+        """
+        from metatoolkit.hypergradients.holding import Replaying
+
+        return _with_mode(problem, lambda: Replaying(self))
+
+    def check_versions(self) -> None:
+        """Raise where what is held was written over unseen.
+
+        Raises:
+            UnsupportedError: It was.
+        """
+        for cells in self._cells.values():
+            if any(cell.version not in (None, _version(cell.tensor)) for cell in cells):
+                raise UnsupportedError(
+                    "the training loss writes, in place, over a tensor that it has detached "
+                    f"before, so that a difference cannot hold its value. {REMEDY}"
+                )
+
+    def keep(self, tensor: Tensor, shared: Sequence[Tensor] = ()) -> Cell:
+        """Hold a tensor.
+
+        Args:
+            tensor: The tensor.
+            shared: Tensors with a graph that it may share memory with.
+        """
+        alias = tensor.detach()
+        cell = Cell(alias, _version(alias))
+        place = _place(alias)
+        if place is not None:
+            self._cells.setdefault(place, []).append(cell)
+            if any(_place(other) == place for other in shared):
+                self._aliases.add(place)
+        return cell
+
+    def before_write(self, target: Tensor) -> None:
+        """Save what is held of a tensor that somebody is about to write over.
+
+        Args:
+            target: The tensor.
+
+        Raises:
+            UnsupportedError: It shares the memory of one that a gradient flows through.
+        """
+        place = _place(target)
+        if place is None or place not in self._cells:
+            return
+        if place in self._aliases and not target.requires_grad:
+            raise hidden_write()
+        for cell in self._cells.pop(place):
+            # In the passes that follow the copy itself is given away, and may be written over.
+            cell.tensor, cell.version = cell.tensor.clone(), None
+            self._cells.setdefault(_place(cell.tensor) or 0, []).append(cell)
+        self._aliases.discard(place)
+
+
+def _with_mode(problem: BilevelProblem, start: Callable[[], Any]) -> BilevelProblem:
+    loss = problem.train_loss
+
+    def under_mode(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
+        mode = start()
+        with observed(mode.observe), mode:
+            value = loss(model, meta, batch)
+            mode.finish(value)
+        return value
+
+    changed = copy.copy(problem)
+    changed.train_loss = under_mode
+    return changed
+
+
+def hidden_write() -> UnsupportedError:
+    """Return the error for a value that is changed behind the back of the graph."""
+    return UnsupportedError(
+        "the training loss writes, in place, over a tensor that a gradient flows through, and "
+        f"hides it by .data, detach or no_grad, so that a difference cannot follow. {REMEDY}"
+    )
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _place(tensor: Tensor) -> int | None:
+    """Return the address of the memory of an ordinary tensor."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    if wrapped or tensor.layout is not torch.strided:
+        return None
+    return tensor.untyped_storage().data_ptr() or None

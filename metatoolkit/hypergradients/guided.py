@@ -17,7 +17,7 @@ from metatoolkit.hypergradients.base import (
     check_finite,
     fill_gradients,
 )
-from metatoolkit.hypergradients.detached import RecordDetached, ReplayDetached
+from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
 from metatoolkit.hypergradients.replay_check import evaluate_again, repeat_once
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
@@ -33,8 +33,8 @@ class Guide:
     With the weights w = softmax(−ℓ/τ) of the copies' training losses, θ⁺ = θ + σ (w₊ − w₋) d and
     ⟨g, θ₊ − θ⁺⟩ = 2 w₋ σ ‖g‖, so that EvoGrad's sum is c (∂ℓ₊/∂λ − ∂ℓ₋/∂λ) with
     c = −2 w₊ w₋ σ ‖g‖ / τ. For small σ it is −(σ²/τ) ∂²ℓ/∂λ∂θ · g, the one-step hypergradient of
-    plain SGD with the learning rate σ²/τ and the outer gradient at θ. What the loss detaches is
-    common to both copies, as are the dropout masks.
+    plain SGD with the learning rate σ²/τ and the outer gradient at θ. What a derivative
+    takes for a constant (see :class:`HeldConstants`) is common to both copies, as are the masks.
 
     Args:
         names: Inner parameters to perturb.
@@ -171,10 +171,11 @@ class Guide:
     ) -> Iterator[Tensor]:
         """Yield both losses with graphs in λ, with the masks of the base step."""
         key = fold_in(state.key, state.step)
-        recorded = RecordDetached()
-        for mode, copy in zip((recorded, ReplayDetached(recorded.values)), copies, strict=True):
-            with torch.enable_grad(), mode:
-                loss, _ = problem.evaluate_train(copy, meta, state.buffers, batch, key)
+        # Gradients in θ, which would tell what depends on it, are not taken here.
+        held = HeldConstants(everything=True)
+        for holding, copy in zip((held.recording, held.replaying), copies, strict=True):
+            with torch.enable_grad():
+                loss, _ = holding(problem).evaluate_train(copy, meta, state.buffers, batch, key)
             yield loss
 
     def _weights(self, losses: Tensor) -> Tensor:

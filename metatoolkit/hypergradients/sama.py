@@ -11,11 +11,11 @@ class SAMA(AdaptedDifference):
 
     With v the gradient of the outer loss L at θ, u(g) the update of the optimizer and θ⁺ = θ − u,
     the hypergradient is ∂L/∂λ + ∂²L_T/∂λ∂θ · v̂ with v̂ = ∂θ⁺/∂g · v = −∂u/∂g · v: the base
-    Jacobian is the identity, and ∂u/∂g the optimizer's own adaptation, a diagonal that SGD, Adam,
-    AdamW and RMSprop tell (``gradient_sensitivity``). The product is the central difference
-    (∂L_T(θ + ε v̂)/∂λ − ∂L_T(θ − ε v̂)/∂λ) / 2ε with the dropout masks of the step in both passes,
-    what the loss detaches held as it was, and the detail ``slope_error``, as FiniteDifference has
-    them. It is the limit of OneStep(lookahead=False) for small ε; with plain SGD, at an inner
+    Jacobian is the identity, and ∂u/∂g the optimizer's own adaptation, a diagonal for SGD, Adam,
+    AdamW and RMSprop; the update is differentiated, so that it may be any. The product is the
+    central difference (∂L_T(θ + ε v̂)/∂λ − ∂L_T(θ − ε v̂)/∂λ) / 2ε with the dropout masks of the
+    step in both passes, and with what is held, told, warned of and refused as FiniteDifference
+    has it. It is the limit of OneStep(lookahead=False) for small ε; with plain SGD, at an inner
     optimum, it takes ``lr`` · I for the inverse Hessian. What λ does in the optimizer is added
     exactly.
 
@@ -24,8 +24,8 @@ class SAMA(AdaptedDifference):
     that of an ordinary step and a few copies of θ.
 
     Args:
-        radius: Norm of the perturbation ε v̂, 1.0 in the paper; ``None`` for the cube root of the
-            rounding unit times max(1, ‖θ‖).
+        radius: Norm of the perturbation ε v̂, 1.0 in the paper; ``None`` chooses as
+            FiniteDifference does.
 
     Raises:
         ConfigurationError: The radius is not above 0.
@@ -34,7 +34,7 @@ class SAMA(AdaptedDifference):
     traits = Traits(
         kind="approximate",
         computes="derivative through the last inner step alone, at the θ before it",
-        assumes="inner Hessian near a multiple of the identity; ∂θ⁺/∂g known",
+        assumes="inner Hessian near a multiple of the identity; an update by the gradient",
         passes="base step and 3 passes: 8 F to 12 F",
         memory="graph of one pass",
         paper="Choe et al. 2023, arXiv 2310.05674",

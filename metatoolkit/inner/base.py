@@ -21,7 +21,7 @@ from metatoolkit.inner.hyperparameters import (
     checked_groups,
     resolve,
 )
-from metatoolkit.inner.slots import refuse_complex, slots_of, update_parameter
+from metatoolkit.inner.slots import refuse_complex, slots_of, tells_sensitivity, update_parameter
 from metatoolkit.loss_values import refuse_sparse
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -281,7 +281,7 @@ class InnerLearner(ABC):
     ) -> Tensors:
         """Return ∂θ⁺/∂g, how the parameters after a step depend on the gradient g of that step.
 
-        The update of each coordinate reads the gradient of that coordinate alone, so that the
+        Where the update of each coordinate reads the gradient of that coordinate alone, the
         derivative is diagonal; for SGD it is −``lr`` everywhere. It is what SAMA (Choe et al.
         2023, arXiv 2310.05674, section 3.2) adapts to the optimizer with. Cost: no pass.
 
@@ -295,8 +295,10 @@ class InnerLearner(ABC):
             The diagonal, one tensor of the shape of the parameter for each name in ``gradients``.
 
         Raises:
-            UnsupportedError: The learner has no closed form for it.
+            UnsupportedError: It has no closed form, or overrides the update that this belongs to.
         """
+        if not tells_sensitivity(self, InnerLearner):
+            raise self._no_sensitivity()
         resolved = resolve(self.hyperparameters, self.groups, problem, meta, state.step)
         found: Tensors = {}
         for name, gradient in gradients.items():
@@ -308,6 +310,13 @@ class InnerLearner(ABC):
             )
             found[name] = (sign * slope).expand_as(parameter)
         return found
+
+    def _no_sensitivity(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"{type(self).__name__} does not tell how its update depends on the gradient; define "
+            "its `sensitivity` beside its `update`, or use SGD, Adam, AdamW or RMSprop, or an "
+            "estimator that differentiates the update by itself, such as Unrolled."
+        )
 
     def sensitivity(
         self,
@@ -329,11 +338,7 @@ class InnerLearner(ABC):
         Raises:
             UnsupportedError: The learner has no closed form for it.
         """
-        raise UnsupportedError(
-            f"{type(self).__name__} does not tell how its update depends on the gradient; define "
-            "its `sensitivity`, or use SGD, Adam, AdamW or RMSprop, or an estimator that "
-            "differentiates the update by itself, such as Unrolled."
-        )
+        raise self._no_sensitivity()
 
     def options(self) -> dict[str, Any]:
         """Return what else than hyper-parameters and groups the learner was made with."""

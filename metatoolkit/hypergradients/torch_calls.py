@@ -1,0 +1,149 @@
+"""How calls of the functions of torch are looked at: their arguments, bodies and random numbers."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients.detached import REMEDY
+
+_OPENED = ("torch.nn.functional", "torch.functional", "torch._tensor")
+_HEAD = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+_bodies: dict[Any, Any] = {}
+
+
+def random_states(points: Sequence[Tensor]) -> list[tuple[int | None, Tensor]]:
+    """Return the states of the generators that a function of these tensors may draw from.
+
+    Args:
+        points: The tensors.
+    """
+    devices = sorted({p.device.index or 0 for p in points if p.device.type == "cuda"})
+    return [(None, torch.get_rng_state()), *((i, torch.cuda.get_rng_state(i)) for i in devices)]
+
+
+def set_random_states(states: Sequence[tuple[int | None, Tensor]]) -> None:
+    """Put generators back.
+
+    Args:
+        states: What :func:`random_states` returned.
+    """
+    for index, state in states:
+        if index is None:
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, index)
+
+
+def as_tuple(result: Any) -> tuple[Any, ...]:
+    """Return the results of a function as a tuple.
+
+    Args:
+        result: What the function returned.
+    """
+    return result if isinstance(result, tuple) else (result,)
+
+
+def has_derivatives(tensor: Tensor) -> bool:
+    """Return whether a tensor is of a type that can be differentiated.
+
+    Args:
+        tensor: The tensor.
+    """
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def tensors_in(values: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors among values and in the lists among them.
+
+    Args:
+        values: Arguments of a function.
+    """
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += tensors_in(value)
+    return found
+
+
+def body_of(func: Any) -> Any:
+    """Return a function of torch that is written in Python such that what it calls is seen.
+
+    Args:
+        func: Any function.
+
+    Returns:
+        The body, or ``None`` for all others.
+    """
+    if func not in _bodies:
+        body = None
+        if isinstance(func, types.FunctionType) and func.__module__ in _OPENED:
+            if any(name in func.__code__.co_names for name in _HEAD):
+                scope = {**func.__globals__, **{name: lambda *_: False for name in _HEAD}}
+                body = types.FunctionType(
+                    func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
+                )
+                body.__kwdefaults__ = func.__kwdefaults__
+        _bodies[func] = body
+    return _bodies[func]
+
+
+class NoHandle:
+    """Stands for the handle of a hook on what has no gradient in this pass."""
+
+    def remove(self) -> None:
+        """Do nothing."""
+
+
+def checked_hook(hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+    """Return a hook on a tensor that may look at its gradient, and not change it.
+
+    Args:
+        hook: The hook.
+
+    Raises:
+        UnsupportedError: When called, if the hook changes the gradient.
+    """
+
+    def checked(gradient: Tensor) -> Tensor | None:
+        changed = hook(gradient)
+        if changed is not None and not torch.equal(changed, gradient):
+            raise UnsupportedError(
+                "the training loss registers a hook that changes the gradient of a tensor, so that "
+                f"its gradient is not the derivative of its values. {REMEDY}"
+            )
+        return changed
+
+    return checked
+
+
+def is_custom(func: Any) -> bool:
+    """Return whether a function is an operator that others have registered.
+
+    Args:
+        func: A function that a mode was given, or a class of custom functions.
+    """
+    if not isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return False
+    name = func._qualified_op_name if isinstance(func, torch._ops.OpOverloadPacket) else func.name()
+    return name.split("::")[0] not in ("aten", "prims", "prim")
+
+
+def other_calls(what: str) -> UnsupportedError:
+    """Return the error for a loss that does not do again what it did.
+
+    Args:
+        what: The difference, as a clause.
+    """
+    return UnsupportedError(
+        "the training loss does other things when it is evaluated again with the same random "
+        f"numbers ({what}): it depends on something that changes from call to call, such as a "
+        f"counter or a random generator of its own. {REMEDY}"
+    )

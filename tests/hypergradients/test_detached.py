@@ -1,0 +1,338 @@
+"""What a loss takes for a constant, against the exact one-step hypergradient."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import metatoolkit as mt
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, OneStep
+from tests import bank
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Converting a tensor with requires_grad=True", "ignore:To copy construct from a tensor"
+)
+LOSSES = {}
+REFUSED = {}
+
+
+def cross_entropies(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def seen(function):
+    """Meta-Weight-Net, whose weights see the losses through a function."""
+
+    def train_loss(model, meta, batch):
+        losses = cross_entropies(model, batch)
+        return (meta(function(losses)) * losses).mean()
+
+    LOSSES[function.__name__] = train_loss
+    return function
+
+
+@seen
+def detached_in_place(losses):
+    seen = losses * 1.0
+    seen.detach_()
+    return seen
+
+
+@seen
+def divided_by_an_item(losses):
+    return losses / losses.mean().item()
+
+
+@seen
+def as_a_list(losses):
+    return torch.tensor(losses.tolist(), dtype=losses.dtype)
+
+
+@seen
+def by_numpy(losses):
+    return torch.from_numpy(np.tanh(losses.detach().numpy()))
+
+
+@seen
+def by_a_float(losses):
+    return losses * math.exp(-float(losses.mean()))
+
+
+@seen
+def by_an_integer(losses):
+    return losses * int(losses.sum())
+
+
+@seen
+def by_a_branch(losses):
+    return losses if losses.mean() > 0.3 else 2 * losses
+
+
+@seen
+def without_recording(losses):
+    with torch.no_grad():
+        seen = losses * 1.0
+        seen /= seen.sum()
+    return seen
+
+
+@seen
+@torch.no_grad()
+def decorated(losses):
+    return torch.softmax(losses, 0)
+
+
+@seen
+def cloned(losses):
+    with torch.no_grad():
+        return losses.clone()
+
+
+@seen
+def as_new_tensors(losses):
+    return torch.stack([torch.tensor(loss.item()) for loss in losses]).to(losses) + torch.tensor(
+        losses.detach()
+    )
+
+
+@seen
+def in_inference_mode(losses):
+    with torch.inference_mode():
+        seen = losses * 2
+    return seen.clone()
+
+
+@seen
+def quantized_by_hand(losses):
+    return losses + ((losses * 5).round() / 5 - losses).detach()
+
+
+@seen
+def rounded(losses):
+    return (losses * 10).round() / 10 + losses
+
+
+@seen
+def by_sign(losses):
+    return (losses - losses.mean()).sign() * losses
+
+
+@seen
+def in_a_moving_average(losses):
+    with torch.no_grad():
+        average = torch.zeros_like(losses)
+        average.mul_(0.9).add_(losses, alpha=0.1)
+    return losses - average
+
+
+def loss(function):
+    LOSSES[function.__name__] = function
+    return function
+
+
+@loss
+def a_teacher(model, meta, batch):
+    with torch.no_grad():
+        teacher = model(batch[0]).softmax(1)
+    losses = F.cross_entropy(model(batch[0]), teacher, reduction="none")
+    return (meta(losses) * losses).mean()
+
+
+@loss
+def balanced_assignments(model, meta, batch):
+    outputs = model(batch[0])
+    with torch.no_grad():
+        plan = torch.exp(outputs / 0.5).t()
+        plan /= plan.sum()
+        for _ in range(3):
+            plan /= plan.sum(1, keepdim=True)
+            plan /= plan.sum(0, keepdim=True)
+        plan = plan.t()
+    losses = -(plan * F.log_softmax(outputs, 1)).sum(1)
+    return (meta(losses) * losses).mean()
+
+
+@loss
+def straight_through_gumbel(model, meta, batch):
+    outputs = model(batch[0])
+    chosen = F.gumbel_softmax(outputs, hard=True)
+    return (meta(cross_entropies(model, batch)) * (chosen * outputs).sum(1)).mean()
+
+
+@loss
+def its_own_labels(model, meta, batch):
+    outputs = model(batch[0])
+    losses = F.cross_entropy(outputs, outputs.argmax(1), reduction="none")
+    return (meta(cross_entropies(model, batch)) * losses).mean()
+
+
+@loss
+def a_norm_by_power_iteration(model, meta, batch):
+    weight = model[0].weight
+    with torch.no_grad():
+        u = weight.new_ones(len(weight))
+        for _ in range(2):
+            v = F.normalize(weight.t() @ u, dim=0)
+            u = F.normalize(weight @ v, dim=0)
+    losses = cross_entropies(model, batch)
+    return (meta(losses / (u @ (weight @ v))) * losses).mean()
+
+
+@loss
+def a_gradient_without_a_graph(model, meta, batch):
+    losses = cross_entropies(model, batch)
+    (slope,) = torch.autograd.grad(losses.mean(), model[0].weight, retain_graph=True)
+    return (meta(losses) * losses).mean() * slope.norm()
+
+
+@loss
+def a_gradient_with_its_graph(model, meta, batch):
+    losses = cross_entropies(model, batch)
+    (slope,) = torch.autograd.grad(losses.mean(), model[0].weight, create_graph=True)
+    return (meta(losses) * losses).mean() + slope.square().sum() * meta.log_penalty.exp()
+
+
+@loss
+def a_hook_that_looks_on(model, meta, batch):
+    outputs = model(batch[0]) * meta.log_penalty.exp()
+    outputs.register_hook(lambda gradient: None)
+    losses = F.cross_entropy(outputs, batch[1], reduction="none")
+    return (meta(losses) * losses).mean()
+
+
+@loss
+def under_checkpointing(model, meta, batch):
+    def block(inputs):
+        hidden = model(inputs)
+        return F.relu(hidden) * hidden.detach().exp()
+
+    outputs = torch.utils.checkpoint.checkpoint(block, batch[0], use_reentrant=False)
+    losses = F.cross_entropy(outputs, batch[1], reduction="none")
+    return (meta(losses) * losses).mean()
+
+
+def refused(message):
+    def keep(function):
+        REFUSED[function.__name__] = (function, message)
+        return function
+
+    return keep
+
+
+@refused("hook that changes the gradient")
+def a_hook_that_scales(model, meta, batch):
+    outputs = model(batch[0])
+    outputs.register_hook(lambda gradient: 0.1 * gradient)
+    losses = F.cross_entropy(outputs, batch[1], reduction="none")
+    return (meta(losses) * losses).mean()
+
+
+@refused("hides it by .data")
+def a_write_by_data(model, meta, batch):
+    weight = model[0].weight * 1.0
+    weight.data.clamp_(-0.1, 0.1)
+    losses = cross_entropies(model, batch) * weight.sum()
+    return (meta(losses) * losses).mean()
+
+
+@refused("hides it by .data")
+def a_write_without_recording(model, meta, batch):
+    weight = model[0].weight * 1.0
+    with torch.no_grad():
+        weight.clamp_(-0.1, 0.1)
+    losses = cross_entropies(model, batch) * weight.sum()
+    return (meta(losses) * losses).mean()
+
+
+@refused("fake_quantize_per_tensor_affine")
+def a_quantizer_of_torch(model, meta, batch):
+    outputs = torch.fake_quantize_per_tensor_affine(model(batch[0]).float(), 0.1, 0, -128, 127)
+    losses = F.cross_entropy(outputs.double(), batch[1], reduction="none")
+    return (meta(losses) * losses).mean()
+
+
+@refused("does other things when it is evaluated again")
+def another_number_of_constants(model, meta, batch):
+    losses = cross_entropies(model, batch)
+    model.calls = getattr(model, "calls", 0) + 1
+    for _ in range(model.calls):
+        seen = losses.detach()
+    return (meta(seen) * losses).mean()
+
+
+def case_of(train_loss, inner=None):
+    case = bank.small_net()
+    problem = mt.BilevelProblem(
+        case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
+    )
+    return bank.Case(problem, inner or case.inner, case.train_batches, case.valid_batch)
+
+
+def relative_error(result, expected):
+    one, other = (
+        torch.cat([g.flatten() for g in each.gradient.values()]) for each in (result, expected)
+    )
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_is_a_constant_of_the_difference(name):
+    case = case_of(LOSSES[name])
+    state = case.state
+    for estimator, limit in ((FiniteDifference(), OneStep()), (SAMA(), OneStep(lookahead=False))):
+        result, exact = case.call(estimator, state), case.call(limit, state)
+        assert relative_error(result, exact) < 1e-7
+        assert float(result.details["difference_error"]) < 1e-2
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "a_hook_that_looks_on"])
+def test_is_common_to_the_copies_of_guided_evograd(name):
+    case = case_of(LOSSES[name], mt.inner.SGD(lr=1.0))
+    state = case.state
+    guided = EvoGrad(2, 1e-5, 5.0, guided=True, rescale=1.0)
+    assert relative_error(case.call(guided, state), case.call(OneStep(False), state)) < 2e-3
+
+
+@pytest.mark.parametrize("estimator", [FiniteDifference(), SAMA()], ids=["DARTS", "SAMA"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_held_is_an_error(name, estimator):
+    train_loss, message = REFUSED[name]
+    with pytest.raises(UnsupportedError, match=message):
+        case_of(train_loss).call(estimator)
+
+
+def test_caches_that_the_first_pass_fills():
+    cache = []
+
+    def train_loss(model, meta, batch):
+        if not cache:
+            cache.append(torch.arange(1.0, 11.0).double().relu().detach() / 10)
+        losses = F.relu(cross_entropies(model, batch)) * cache[0]
+        return (meta(losses.detach()) * losses).mean()
+
+    case = case_of(train_loss)
+    state = case.state
+    result = case.call(FiniteDifference(), state)
+    assert relative_error(result, case.call(OneStep(), state)) < 1e-7
+
+
+def test_a_value_that_is_changed_in_place_later_is_held_as_it_was():
+    def train_loss(model, meta, batch):
+        hidden = model(batch[0]) * 1.0
+        seen = hidden.detach()
+        kept = seen.sum(1)
+        hidden = nn.functional.relu(hidden + 0.1, inplace=True)
+        with torch.no_grad():
+            mask = hidden * 1.0
+            before = mask.sum(1)
+            mask.mul_(3.0).clamp_(max=1.0)
+        losses = F.cross_entropy(hidden * mask, batch[1], reduction="none") + kept + before
+        return (meta(losses) * losses).mean()
+
+    case = case_of(train_loss)
+    state = case.state
+    assert relative_error(case.call(SAMA(), state), case.call(OneStep(False), state)) < 1e-7
