@@ -321,3 +321,28 @@ def test_a_snapshot_is_all_that_a_training_is(tmp_path):
         assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
     assert other.problem.meta.seen.tolist() == [4.0, 4.0] and again.taken == 2
     assert other.steps_done == 5 and other.unreported == {"train_loss": 0.75}
+
+
+NEW = ("kinds", "unreported", "evaluation_due", "watch", "meta_scheduler", "unfinished")
+
+
+def test_checkpoints_of_before_are_read_as_far_as_they_go(tmp_path):
+    path = tmp_path / "c.pt"
+    trainer, case = other("")
+    fit(trainer, case, 2, checkpoint=path)
+    stored = torch.load(path, weights_only=True)
+    assert set(NEW) <= set(stored)
+    torch.save({name: value for name, value in stored.items() if name not in NEW}, path)
+    trainer, case = other("")
+    fit(trainer, case, 5, checkpoint=path, resume=True)
+    whole, expected = other("")
+    fit(whole, expected, 5)
+    assert same(tensors_of(case.problem), tensors_of(expected.problem))
+    torch.save({name: value for name, value in stored.items() if name not in NEW}, path)
+    for role, told in (
+        ("meta_scheduler", "meta_scheduler=None, this trainer has meta_scheduler=Expon"),
+        ("none", "estimator=another one, this trainer has estimator=None"),
+    ):
+        trainer, case = other(role)
+        with pytest.raises(CheckpointError, match=told):
+            fit(trainer, case, 4, checkpoint=path, resume=True)
