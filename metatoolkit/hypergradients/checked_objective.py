@@ -60,11 +60,6 @@ class CheckedObjective:
         """Return the value at the present λ with what was recorded."""
         return self._at(self._meta())
 
-    @property
-    def cuts(self) -> list[str]:
-        """What the losses took for constant, which moves here."""
-        return sorted(self._problem.cuts)
-
     def _meta(self) -> Tensors:
         """Return copies of the meta-parameters, since what is held may share their memory."""
         meta = self._problem.meta_parameters()

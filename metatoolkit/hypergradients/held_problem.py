@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from metatoolkit.hypergradients.detached import RecordDetached, ReplayDetached
+from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors, require_grad, tree_map
-
-_READERS = frozenset(("item", "tolist", "numpy", "__float__", "__int__", "__bool__"))
-
-
-class _Watch(TorchFunctionMode):
-    """Looks for values that leave the graph in another way than by ``detach``."""
-
-    def __init__(self, found: set[str]) -> None:
-        super().__init__()
-        self._found = found
-        self._off = False
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        if func is torch._C._set_grad_enabled:
-            # A custom function turns gradients off by itself, and has a derivative all the same.
-            self._off = not args[0]
-        if any(isinstance(a, Tensor) and a.requires_grad for a in args) and name != "__get__":
-            if name in _READERS:
-                self._found.add(f".{name.strip('_')}()")
-            elif self._off and not torch.is_grad_enabled():
-                self._found.add("no_grad")
-        return func(*args, **(kwargs or {}))
 
 
 class HeldProblem(BilevelProblem):
     """Evaluates the losses of a problem as estimators do, at one λ and at others.
 
-    A derivative takes for constants what a loss detaches, and the buffers that a step leaves. A
-    difference of evaluations would see them move with λ. So they are recorded in a first series
-    of evaluations, and the evaluations of later series are given what those of the first had, in
-    order; beyond its end the last, as at a fixed point. The losses run with gradients enabled and
+    A derivative takes for constants what :class:`HeldConstants` holds, such as what a loss
+    detaches, and the buffers that a step leaves. A difference of evaluations would see them move
+    with λ. So they are recorded in a first series of evaluations, and the evaluations of later
+    series are given what those of the first had, in order; beyond its end the last, as at a fixed
+    point. The losses run with gradients enabled and
     tensors that require them, as when they are differentiated.
 
     It shares the modules of the problem.
@@ -54,9 +30,6 @@ class HeldProblem(BilevelProblem):
         problem: The problem.
         holds: Whether anything is held; an estimator that differentiates nothing sees all move.
         last: Whether the last evaluation of the first series is what all later ones are given.
-
-    Attributes:
-        cuts: What else the recorded losses took for constant, which is not held.
     """
 
     def __init__(self, problem: BilevelProblem, holds: bool, last: bool) -> None:
@@ -66,7 +39,6 @@ class HeldProblem(BilevelProblem):
         self._recording = True
         self._kept: dict[str, list[Any]] = {}
         self._position: dict[str, int] = {}
-        self.cuts: set[str] = set()
         self.train_loss = self._held("train_loss", problem.train_loss)
         self.valid_loss = self._held("valid_loss", problem.valid_loss)
 
@@ -136,14 +108,12 @@ class HeldProblem(BilevelProblem):
         def held(*arguments: Any) -> Any:
             if not self._holds:
                 return function(*arguments)
-            if self._recording:
-                recorded = RecordDetached()
-                with recorded, _Watch(self.cuts):
-                    value = function(*arguments)
-                self._keep(kind, recorded.values)
-                return value
-            with ReplayDetached(self._keep(kind, [])):
-                return function(*arguments)
+            constants = self._keep(kind, HeldConstants())
+            carrier = copy.copy(self)
+            # Whatever the function is, it takes the place of the loss that is held.
+            carrier.train_loss = lambda *_: function(*arguments)
+            holding = constants.recording if self._recording else constants.replaying
+            return holding(carrier).train_loss(self.model, self.meta, None)
 
         return held
 
