@@ -162,9 +162,6 @@ class Implicit(Estimator):
         valid_loss, adjoint, direct = finite_outer_gradient(problem, state, meta, valid_batch)
         step = StepLinearization(problem, inner, state, meta, train_batches[-1], self.through)
         rhs = step.right_hand_side(adjoint)
-        if rates is not None:
-            # Those at the state that was reached: dampening differs at a parameter's first step.
-            rates = list(learning_rates(problem, inner, state).values())
         factor = None if rates is None else step.flatten(rates)
         if factor is not None and bool((factor < 0).all()):
             # An ascent of L is a descent of −L, whose Hessian is the one that shall be definite.

@@ -112,13 +112,14 @@ def test_implicit_holds_what_the_batch_does_not_reach(solver, options):
 
 
 class Start(torch.nn.Module):
-    """λ as the initial value of both heads, beside the weights."""
+    """λ as the initial value of both heads and of a bias, beside the weights."""
 
     def __init__(self):
         super().__init__()
         self.logits = torch.nn.Parameter(torch.tensor([0.3, -0.5], dtype=torch.float64))
         self.a = torch.nn.Parameter(torch.tensor([0.7, -0.4], dtype=torch.float64))
         self.b = torch.nn.Parameter(torch.tensor([-0.2, 0.6], dtype=torch.float64))
+        self.bias = torch.nn.Parameter(torch.tensor([0.9, -0.5], dtype=torch.float64))
 
 
 @heads.settings("momentum", "Adam", "AdamW")
@@ -129,15 +130,19 @@ class Start(torch.nn.Module):
 )
 def test_an_initial_state_goes_through_steps_that_skip_it(ours, theirs, options, estimator):
     batches, valid_batch = heads.make_batches("aaa")
-    initial = lambda meta: {"a": meta.a.exp(), "b": meta.b.sin()}  # noqa: E731
+
+    def initial(meta):
+        return {"a": meta.a.exp(), "b": meta.b.sin(), "bias_b": meta.bias.tanh().sum()}
+
     problem = heads.make_problem(initial, Start())
     inner = ours(**options)
     result = estimator(problem, inner, inner.init(problem), batches, valid_batch)
 
-    def objective(a, b):
+    def objective(a, b, bias):
         model = heads.Heads()
         model.a.data.copy_(a.exp())
         model.b.data.copy_(b.sin())
+        model.bias_b.data.copy_(bias.tanh().sum())
         stepper = theirs(model.parameters(), **options)
         for batch in batches:
             stepper.zero_grad()
@@ -146,8 +151,8 @@ def test_an_initial_state_goes_through_steps_that_skip_it(ours, theirs, options,
         return heads.valid_loss(model, None, valid_batch).detach()
 
     start = Start()
-    for name in "ab":
-        at = {"a": start.a.detach(), "b": start.b.detach()}
+    at = {name: getattr(start, name).detach() for name in ("a", "b", "bias")}
+    for name in at:
         expected = []
         for row in 1e-6 * torch.eye(2, dtype=torch.float64):
             up, down = (
@@ -158,6 +163,7 @@ def test_an_initial_state_goes_through_steps_that_skip_it(ours, theirs, options,
         torch.testing.assert_close(
             result.gradient[name], torch.stack(expected), rtol=1e-5, atol=1e-8
         )
+        assert float(result.gradient[name].abs().max()) > 0
 
 
 @heads.settings("momentum", "AdamW")
