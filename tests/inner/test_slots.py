@@ -204,3 +204,16 @@ def test_a_complex_rate_is_an_error():
     inner = SGD(lr=torch.tensor(0.1 + 0.1j, dtype=C128))
     with pytest.raises(ShapeError, match=r"'weight' .*into complex values.*must be real"):
         inner.step(problem, inner.init(problem), problem.meta_parameters(), None)
+
+
+def test_a_gradient_that_is_a_conjugate_view_moves_as_its_values():
+    problem, inner = make_problem(), Adam(lr=0.1)
+    state = inner.init(problem)
+    view = torch.tensor([0.3 + 0.4j, -0.5 + 0.2j], dtype=C128).conj()
+    assert view.is_conj()
+    meta = problem.meta_parameters()
+    one, other = (
+        inner.apply(problem, state, meta, {"weight": g}) for g in (view, view.resolve_conj())
+    )
+    assert torch.equal(one.parameters["weight"], other.parameters["weight"])
+    assert not torch.equal(one.parameters["weight"], state.parameters["weight"])
