@@ -170,3 +170,11 @@ def test_graphs_are_kept_where_they_are_small(width):
         losses, kept = copies.score(problem, problem.meta_leaves(), batch, streamed)
         assert kept == expected and len(losses) == 10
         assert all(loss.requires_grad == expected for loss in losses)
+
+
+def test_a_single_number_keeps_its_type_whatever_that_of_the_weights():
+    state = bank.illustration().state.to(torch.bfloat16)
+    copies = generation(state)
+    for dtype in (torch.float32, F64):
+        offspring = copies.offspring(torch.tensor([0.2, 0.3, 0.5], dtype=dtype))
+        assert offspring["value"].dtype == torch.bfloat16 and offspring["value"].dim() == 0
