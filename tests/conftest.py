@@ -30,3 +30,12 @@ def patience():
         patch.setattr(pusher, "END_WAIT_SECONDS", 60.0)
         patch.setattr(mongod, "ANSWER_SECONDS", 30.0)
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names that differ from process to process, which several workers cannot share."""
+    unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if unstable:
+        raise pytest.UsageError(
+            f"{unstable[0]} is named by the address of a parameter: drop ids=repr, or give names."
+        )
