@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from metatoolkit.state import InnerState, describe, tree_map
+from metatoolkit.state import InnerState, describe, require_grad, tree_map
 from tests import bank
 
 
@@ -172,3 +172,13 @@ def test_description_of_a_batch():
     assert describe((torch.ones(4, 5), torch.arange(4), "x")) == "(4, 5) float32, (4,) int64, str"
     assert describe(()) == "empty"
     assert describe({"x": Example(torch.ones(2), None)}) == "(2,) float32, NoneType"
+
+
+def test_leaves_that_require_a_gradient_share_memory_and_the_others_stay():
+    own = torch.ones(2, requires_grad=True) * 2
+    given = {"own": own, "plain": torch.ones(3), "count": torch.arange(3)}
+    found = require_grad(given)
+    assert found["own"] is own and found["count"] is given["count"]
+    assert found["plain"].requires_grad and found["plain"].is_leaf
+    assert found["plain"].data_ptr() == given["plain"].data_ptr()
+    assert not given["plain"].requires_grad
