@@ -47,8 +47,7 @@ class InnerLearner(ABC):
 
     Attributes:
         below_one: Names of the hyper-parameters that must be below 1.
-        flags: Names of those that are True or False. Where ``"maximize"`` is True, the training
-            loss is ascended.
+        flags: Names of those that are True or False; ``"maximize"`` ascends the training loss.
     """
 
     below_one: ClassVar[frozenset[str]] = frozenset()
