@@ -24,8 +24,8 @@ class Clipped(InnerLearner):
     derivative goes through the norm; an entry that is cut has the derivative zero. For both, clip
     a clipped learner again: the outer one comes first.
 
-    Clipping by norm makes each coordinate's step read all gradients, so that it has no
-    ``sensitivity`` of its own: SAMA and FiniteDifference refuse it.
+    Clipping by norm makes each coordinate's step read all gradients, so that it has no diagonal
+    ``gradient_sensitivity``; solvers for symmetric systems refuse both.
 
     Args:
         inner: Inner learner that takes the step.

@@ -124,9 +124,17 @@ def test_what_takes_each_coordinate_alone_refuses_the_norm():
     problem, batches = reference.make_problem(), reference.make_batches(2)
     inner = Clipped(SGD(lr=0.1), max_norm=0.3)
     state = inner.init(problem)
-    for estimator in (hg.FiniteDifference(), hg.SAMA()):
-        with pytest.raises(UnsupportedError, match=r"norm of all.*Unrolled"):
-            estimator(problem, inner, state, batches[:1], batches[1])
+    with pytest.raises(UnsupportedError, match=r"norm of all.*Unrolled"):
+        inner.gradient_sensitivity(problem, state, problem.meta_parameters(), state.parameters)
+    for estimator, exact in (
+        (hg.FiniteDifference(), hg.OneStep()),
+        (hg.SAMA(), hg.OneStep(lookahead=False)),
+    ):
+        found, expected = (
+            e(problem, inner, state, batches[:1], batches[1]).gradient["log_penalty"]
+            for e in (estimator, exact)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
     for solver in (hg.ConjugateGradient(5), hg.MINRES(5), hg.Nystrom(3)):
         with pytest.raises(UnsupportedError, match="inner learner is Clipped"):
             hg.Implicit(solver)(problem, inner, state, batches[:1], batches[1])

@@ -117,11 +117,12 @@ def test_what_is_no_matrix_is_an_error():
         Muon().init(problem)
     with pytest.raises(UnsupportedError, match="does not tell how its update"):
         matrices = make_problem({"weight": 0.1})
-        hg.SAMA()(matrices, Muon(), Muon().init(matrices), *split(reference.make_batches(2)))
-
-
-def split(batches):
-    return batches[:-1], batches[-1]
+        Muon().gradient_sensitivity(
+            matrices,
+            Muon().init(matrices),
+            matrices.meta_parameters(),
+            matrices.parameters(),
+        )
 
 
 @pytest.mark.parametrize(
