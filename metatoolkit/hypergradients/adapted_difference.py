@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.graphs import unreached_error
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -25,6 +26,7 @@ from metatoolkit.hypergradients.one_step import OneStep
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.loss_values import refuse_sparse
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors, require_grad
@@ -144,7 +146,10 @@ def adapted_hypergradient(
             point, meta, state.buffers, batch, key
         )
     found = loss_gradient(train_loss, [*point.values(), *leaves])
+    refuse_sparse(found)
     gradients = {n: g for n, g in zip(point, found[: len(point)], strict=True) if g is not None}
+    if not gradients:
+        raise unreached_error(batch)
     base = (train_loss.detach(), found[len(point) :])
     del train_loss, found
     check_finite(

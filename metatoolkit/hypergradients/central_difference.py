@@ -18,7 +18,7 @@ Evaluate = Callable[[Tensors], tuple[Tensor, Adjoint]]
 
 _TOLERANCE = 0.1
 _RATIO = 4.0
-_MORE_PAIRS = 5
+_MORE_PAIRS = 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -161,13 +162,23 @@ def _with_mode(problem: BilevelProblem, start: Callable[[], Any]) -> BilevelProb
 
     def under_mode(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
         mode = start()
-        with observed(mode.observe), mode:
+        with warnings.catch_warnings(), observed(mode.observe), mode:
+            # Dynamo looks at all attributes of the tensors that it is given.
+            warnings.filterwarnings(
+                "ignore", r"The \.grad attribute of a Tensor that is not a leaf"
+            )
             value = loss(model, meta, batch)
             mode.finish(value)
         return value
 
+    def watch(_: BilevelProblem, *seen: Any) -> None:
+        # An evaluation is repeated as it is, under no mode.
+        if problem.watch is not None:
+            problem.watch(problem, *seen)
+
     changed = copy.copy(problem)
     changed.train_loss = under_mode
+    changed.watch = watch
     return changed
 
 
