@@ -45,7 +45,6 @@ def test_equals_unrolled_and_leaves_no_trace():
 def test_other_inner_learners_are_refused():
     estimator = _estimator()
     problem, (train, valid) = _problem()
-    rate = torch.nn.Parameter(torch.tensor(0.1))
-    inner = mt.inner.SGD(lr=rate)
+    inner = mt.inner.SGD(lr=torch.tensor(0.1))
     with pytest.raises(ConfigurationError, match="plain SGD"):
         estimator(problem, inner, inner.init(problem), [train], valid)

@@ -71,7 +71,8 @@ def full(home, tmp_path):
 
 def test_a_full_disk_without_a_server_is_told_as_it_is(home, tmp_path, monkeypatch, capsys, mongod):
     monkeypatch.setenv("METATOOLKIT_MONGOD", "")
-    with small_disk(home, 1) as mounted:
+    # Room for the sources of all tests that the process may have imported.
+    with small_disk(home, 8) as mounted:
         if not mounted:
             pytest.skip("no small file system can be mounted here")
         make(full(home, tmp_path)).run()

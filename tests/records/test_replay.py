@@ -28,7 +28,8 @@ def cut_power(home, name, main, **config):
         def snapshot():
             recorder._pusher.wake()
             recorder.document.write()
-            shutil.copytree(recorder.spool.path, copied)
+            # Files that are about to take the place of others come and go meanwhile.
+            shutil.copytree(recorder.spool.path, copied, ignore=shutil.ignore_patterns("*.new"))
 
         return main(_run, snapshot)
 
