@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,12 @@ from metatoolkit.randomness import seeded
 from metatoolkit.state import Tensors, describe, require_grad
 
 Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
+_UNWATCHED: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+
+
+@functools.cache
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()
 
 
 class Passes:
@@ -148,8 +155,7 @@ class Passes:
     ) -> tuple[Tensor, Tensors]:
         versions = [tensor._version for tensor in tensors.values()]
         exchange = Exchange(self.places, tensors, buffers)
-        devices = {tensor.device for named in (tensors, buffers) for tensor in named.values()}
-        devices |= {self.live(name).device for name in self._frozen}
+        devices = self._devices(tensors, buffers) if _has_accelerator() else ()
         # What a function mode watches must not be run a second time.
         python = bool(self.draws_globally) or _len_torch_function_stack() > 0
         watch = self._first(kind, tensors)
@@ -177,9 +183,14 @@ class Passes:
             record(value, exchange)
         return value, {name: buffer.detach() for name, buffer in exchange.after.items()}
 
+    def _devices(self, tensors: Tensors, buffers: Tensors) -> set[torch.device]:
+        """Return the devices of all that a pass may read."""
+        devices = {tensor.device for named in (tensors, buffers) for tensor in named.values()}
+        return devices | {self.live(name).device for name in self._frozen}
+
     def _first(self, kind: str, tensors: Tensors) -> contextlib.AbstractContextManager[object]:
         """Return what watches over the parameters in the first pass of a loss."""
         if kind in self._trusted or any(map(is_functorch_wrapped_tensor, tensors.values())):
-            return contextlib.nullcontext()
+            return _UNWATCHED
         self._trusted.add(kind)
         return Untouched(tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -152,7 +151,7 @@ class InnerLearner(ABC):
         # As views: the gradient in θ must not take in what the loss has of λ itself.
         given = {n: t.view_as(t) for n, t in problem.initial_parameters(meta).items()}
         parameters = state.parameters | given
-        return dataclasses.replace(state, parameters=parameters)
+        return state.replaced(parameters=parameters)
 
     def step(
         self,
@@ -187,11 +186,11 @@ class InnerLearner(ABC):
         }
         if not create_graph:
             meta = {name: tensor.detach() for name, tensor in meta.items()}
-        state = dataclasses.replace(state, parameters=parameters)
+        state = state.replaced(parameters=parameters)
         loss, gradients, buffers = self.gradients(problem, state, meta, batch, create_graph)
         with torch.set_grad_enabled(create_graph):
             after = self.apply(problem, state, meta, gradients)
-        after = dataclasses.replace(after, buffers=buffers)
+        after = after.replaced(buffers=buffers)
         return (after, loss) if create_graph else (after.detach(), loss.detach())
 
     @staticmethod
@@ -271,8 +270,8 @@ class InnerLearner(ABC):
             )
             for slot, tensor in updated.items():
                 optimizer[slot][name] = tensor
-        return dataclasses.replace(
-            state, parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
+        return state.replaced(
+            parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
         )
 
     def gradient_sensitivity(
