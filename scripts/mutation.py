@@ -28,7 +28,8 @@ import pytest
 from scripts.mutation_report import Mutant, equivalents, write_report
 from scripts.mutation_suites import fingerprint, suites_of
 
-CORE = ["problem.py", "passes.py", "exchange.py", "places.py", "initial_values.py", "graphs.py"]
+CORE = ["problem.py", "passes.py", "exchange.py", "places.py", "in_place.py", "graphs.py"]
+CORE += ["initial_values.py", "loss_values.py"]
 CORE += ["state.py", "randomness.py", "global_generators.py", "measure.py", "losses.py"]
 CORE += ["checkpoints.py", "batch_stream.py", "training", "inner", "hypergradients"]
 CORE += ["metaparameters"]
