@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, UnsupportedError
-from metatoolkit.graphs import graph_nodes, inspect_graph
+from metatoolkit.graphs import graph_nodes, inspect_graph, watch_second_derivatives
 from metatoolkit.hypergradients import (
     GMRES,
     EvoGrad,
@@ -447,3 +447,16 @@ def test_a_copy_of_a_problem_knows_its_own_parameters():
     copied.train_loss = train_loss
     again = bank.Case(copied, mt.inner.SGD(lr=0.1), [None], None)
     assert again.call(Unrolled(1)).gradient["value"].isfinite()
+
+
+def test_what_lies_before_given_tensors_is_not_looked_at():
+    x = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    watch_second_derivatives(Once.apply(x * 2).detach() * x, [x])
+    moved = Once.apply(x * 2)
+    watch_second_derivatives(moved.sin(), [moved])
+    with pytest.raises(UnsupportedError, match="Once is marked once_differentiable"):
+        watch_second_derivatives(Once.apply(moved * 3).sin(), [moved])
+    # Not between the loss and what it is differentiated in.
+    other = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    aside = (other * 1).sin()
+    watch_second_derivatives(Once.apply(moved) * aside, [aside])
