@@ -135,7 +135,8 @@ def watch_second_derivatives(loss: Tensor, parameters: Sequence[Tensor]) -> None
         custom = isinstance(node, BackwardCFunction)
         if not custom and not node.name().startswith(_WEIGHT_NORM):
             continue
-        if not _leads_to(node, ends, boundary):
+        # What computed a given tensor lies before it.
+        if node in boundary or not _leads_to(node, ends, boundary):
             continue
         if not custom:
             warnings.warn(
