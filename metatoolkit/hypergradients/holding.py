@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -94,9 +95,9 @@ class _Mode(Again):
                 self.held.before_write(target)
         return self.call(func, args, kwargs, writes)
 
+    @abstractmethod
     def call(self, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
         """Call a function of torch."""
-        raise NotImplementedError
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a function of torch as it is; operators of others are custom functions."""
@@ -119,13 +120,13 @@ class _Mode(Again):
         finally:
             self.inside -= 1
 
+    @abstractmethod
     def function(self, cls: Any, args: Any, points: list[Tensor], call: Callable[[], Any]) -> Any:
         """Call a custom function."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, loss: Any) -> None:
         """End a pass with what the loss returned."""
-        raise NotImplementedError
 
 
 class Recording(_Mode):
