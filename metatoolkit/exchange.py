@@ -100,6 +100,16 @@ class Exchange:
     def __enter__(self) -> Exchange:
         self._turn = turn()
         self._turn.__enter__()
+        _active.stack.append(self)
+        try:
+            self._put()
+        except BaseException as error:
+            self.after = {}
+            self.__exit__(type(error))
+            raise
+        return self
+
+    def _put(self) -> None:
         modules, before = self.modules, self._before
         self.differentiable = torch.is_grad_enabled()
         self.after = {name: buffer.clone() for name, buffer in self.buffers.items()}
@@ -113,8 +123,6 @@ class Exchange:
                     store[key] = tensor
         if modules.recurrent:
             self._refresh_recurrent()
-        _active.stack.append(self)
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         filled: list[Place] = []

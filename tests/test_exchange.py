@@ -467,3 +467,19 @@ def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent():
         os.waitpid(child, 0)
         pytest.fail("the child waits")
     assert os.waitstatus_to_exitcode(status) == 7
+
+
+@pytest.mark.parametrize("kind", ["parameters", "buffers"])
+def test_an_exchange_that_cannot_begin_leaves_everything_and_holds_up_nobody(kind):
+    case = net_case(plainly)
+    problem, state = case.problem, case.state
+    live = list(problem.model.parameters())
+    parameters, buffers = dict(state.parameters), dict(state.buffers)
+    (parameters if kind == "parameters" else buffers)["model.unknown"] = torch.zeros(())
+    with pytest.raises(KeyError, match="unknown"):
+        problem.evaluate_train(parameters, {}, buffers, case.train_batches[0], 0)
+    assert all(a is b for a, b in zip(problem.model.parameters(), live, strict=True))
+    thread = threading.Thread(target=lambda: case.call(Unrolled(1)), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
