@@ -51,7 +51,16 @@ THROUGH = {
         "test_graphs.py",
     ],
     "exchange.py": ["test_problem_purity.py", "test_in_place.py"],
-    "hypergradients/held_problem.py": ["hypergradients/test_finite_difference.py"],
+    "hypergradients/held_problem.py": ["hypergradients/test_check.py"],
+    **{
+        f"hypergradients/{name}.py": [
+            "hypergradients/test_detached.py",
+            "hypergradients/test_pieces.py",
+            "hypergradients/test_custom_functions.py",
+        ]
+        for name in ("holding", "recording", "replaying", "torch_calls")
+    },
+    "hypergradients/equal_losses.py": ["hypergradients/test_replay_check.py"],
     "hypergradients/checked_objective.py": ["hypergradients/test_check.py"],
     "hypergradients/comparison_display.py": ["hypergradients/test_comparison.py"],
     "hypergradients/base.py": ["hypergradients/test_unused.py"],

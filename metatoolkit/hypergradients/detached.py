@@ -89,7 +89,7 @@ class HeldConstants:
         Args:
             problem: The problem.
         """
-        from metatoolkit.hypergradients.holding import Recording
+        from metatoolkit.hypergradients.recording import Recording
 
         def start() -> Recording:
             self.clear()
@@ -103,7 +103,7 @@ class HeldConstants:
         Args:
             problem: The problem.
         """
-        from metatoolkit.hypergradients.holding import Replaying
+        from metatoolkit.hypergradients.replaying import Replaying
 
         return _with_mode(problem, lambda: Replaying(self))
 

@@ -1,0 +1,135 @@
+"""The pass that records what a derivative holds constant, call by call of torch's functions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.graphs import graph_nodes
+from metatoolkit.hypergradients.custom_functions import is_observed, is_own, name_of, points_of
+from metatoolkit.hypergradients.detached import DETACHING, REMEDY, Held, hidden_write
+from metatoolkit.hypergradients.holding import CUTTING, READERS, HoldingMode
+from metatoolkit.hypergradients.pieces import PIECES
+from metatoolkit.hypergradients.torch_calls import as_tuple, has_derivatives, tensors_in
+
+# What they return does not depend on the values they are given.
+_NEUTRAL = frozenset(
+    "empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty "
+    "new_zeros new_ones new_full".split()
+)
+_DIFFERENTIATING = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+class Recording(HoldingMode):
+    """Records what the calls of the functions of torch hold constant."""
+
+    def call(self, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
+        """Call a function, and write down what it holds."""
+        sources = tensors_in([*args, *kwargs.values()])
+        if not self.held.everything:
+            sources = [tensor for tensor in sources if tensor.requires_grad]
+        if not sources or func.__name__ in _NEUTRAL:
+            self.held.log.append((func, None))
+            return self.run(func, args, kwargs)
+        self._refuse(func, sources)
+        graph = torch.is_grad_enabled()
+        piece = PIECES.get(func)
+        if graph and piece is not None and sources[0].is_floating_point():
+            result, place = piece.find(func, args, kwargs)
+            self.held.log.append((func, Held("piece", place)))
+            return result
+        if writes and not graph and any(t.requires_grad for t in tensors_in(args[:1])):
+            raise hidden_write()
+        result = self.run(func, args, kwargs)
+        found = self._constants(func, result, sources, graph)
+        self.held.log.append((func, found))
+        self.held.differentiates |= func in _DIFFERENTIATING
+        return result
+
+    def _refuse(self, func: Any, sources: Sequence[Tensor]) -> None:
+        if not self.held.everything and not any(tensor.requires_grad for tensor in sources):
+            return
+        if func is _SET_DATA:
+            raise hidden_write()
+        name = func.__name__
+        if name.startswith(("fake_quantize", "fused_moving_avg_obs")):
+            raise UnsupportedError(
+                f"the training loss calls {name}, whose backward pass is not the derivative of "
+                f"its forward pass: a difference of values cannot see it. {REMEDY}"
+            )
+
+    def _constants(
+        self, func: Any, result: Any, sources: Sequence[Tensor], graph: bool
+    ) -> Held | None:
+        name = func.__name__
+        outputs = list(result) if isinstance(result, tuple | list) else [result]
+        found = [(i, o) for i, o in enumerate(outputs) if isinstance(o, Tensor)]
+        if not found:
+            kinds = bool | int | float | complex | str | list | np.ndarray
+            known = name in READERS and isinstance(result, kinds)
+            return Held("number", result) if known else None
+        if self.held.everything:
+            cutting = not graph or func in DETACHING or name in CUTTING
+            graph = any(tensor.requires_grad for tensor in sources)
+            cut = [
+                (i, o)
+                for i, o in found
+                if cutting or not has_derivatives(o) or (graph and not o.requires_grad)
+            ]
+            shared = sources if func in DETACHING else ()
+        else:
+            cut = [(i, o) for i, o in found if not o.requires_grad]
+            shared = sources
+        if not cut:
+            self._see([o for _, o in found])
+            return None
+        cells = [self.held.keep(tensor, shared) for _, tensor in cut]
+        return Held("tensors", cells, tuple(i for i, _ in cut))
+
+    def _see(self, outputs: Sequence[Tensor]) -> None:
+        for output in outputs:
+            if output.is_floating_point():
+                self.held.rounding = max(self.held.rounding, torch.finfo(output.dtype).eps)
+
+    def function(self, cls: Any, args: Any, points: list[Tensor], call: Callable[[], Any]) -> Any:
+        """Call a custom function, and keep arguments and results."""
+        before = self.within(lambda: [self.held.keep(point) for point in points])
+        result = self.within(call)
+        pairs = zip(before, points, strict=True)
+        if any(cell.version not in (None, point._version) for cell, point in pairs):
+            raise UnsupportedError(
+                f"{name_of(cls)} writes over its arguments, so that its derivative cannot be "
+                f"checked, as a difference of values asks for. {REMEDY}"
+            )
+        values = self.within(lambda: [self.held.keep(p) for p in points_of(as_tuple(result))])
+        self.held.calls.append((cls, before, values))
+        return result
+
+    def finish(self, loss: Any) -> None:
+        """Look for what was not seen.
+
+        Args:
+            loss: What the loss returned.
+
+        Raises:
+            UnsupportedError: The loss does what cannot be held.
+        """
+        self.held.check_versions()
+        for node in graph_nodes([loss] if isinstance(loss, Tensor) else []):
+            cls = getattr(type(node), "_forward_cls", None)
+            if cls is not None and not is_own(cls) and not is_observed(cls):
+                raise UnsupportedError(
+                    f"the training loss defines {name_of(cls)} while it runs; define the class "
+                    "once, outside of the loss."
+                )
+
+    def again(self) -> Callable[[], contextlib.AbstractContextManager[object]]:
+        """Return a context that does nothing: what is run again is what was recorded."""
+        return contextlib.nullcontext
