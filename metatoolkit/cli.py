@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from metatoolkit.applications import applications, load_application
+from metatoolkit.experiments.applications import applications, load_application
 from metatoolkit.terminal import answer
 
 EXPRESSIONS = """\

@@ -329,7 +329,9 @@ def test_quickstart_passes_its_arguments_on(tmp_path: Path) -> None:
     fake_python(folder / "python3", "3.11.7")
     run_script(repository, folder)
     result = run_script(repository, folder, "--steps", "two words", script="quickstart")
-    assert result.stdout == "<-m><metatoolkit.reproduce><label_noise><--steps><two words>"
+    assert (
+        result.stdout == "<-m><metatoolkit.experiments.reproduce><label_noise><--steps><two words>"
+    )
 
 
 @needs_bash

@@ -38,11 +38,15 @@ from applications.cross_domain_few_shot.training_parts import (
     warm_up,
 )
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator, check_at_most, check_configuration
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.evaluation import domain_accuracy
+from metatoolkit.experiments.configuration import (
+    build_estimator,
+    check_at_most,
+    check_configuration,
+)
+from metatoolkit.experiments.run import Assembly, fit_recorded, resumes
 from metatoolkit.randomness import fold_in
-from metatoolkit.recorded import Assembly, fit_recorded, resumes
 from metatoolkit.tasks import Domain
 from metatoolkit.tasks.labeled_batches import LabeledBatches
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import metatoolkit as mt
-from metatoolkit.figures import draw_rows
+from metatoolkit.experiments.figures import draw_rows
 
 if TYPE_CHECKING:
     import pandas
@@ -53,7 +53,7 @@ def draw_comparison(frame: pandas.DataFrame, path: Path) -> None:
     """Draw accuracies of the methods, and how the transforms' strengths moved.
 
     Args:
-        frame: Frame of the study, see :func:`metatoolkit.studies.collect`.
+        frame: Frame of the study, see :func:`metatoolkit.experiments.studies.collect`.
         path: File to write.
     """
     from matplotlib.figure import Figure

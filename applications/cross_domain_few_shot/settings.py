@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metatoolkit.configuration import (
+from metatoolkit.experiments.configuration import (
     COUNT,
     EVOGRAD_RULES,
     FLAG,
@@ -19,9 +19,9 @@ from metatoolkit.configuration import (
     number,
     one_of,
 )
+from metatoolkit.experiments.run import RUN_RULES, RUN_SETTINGS
 from metatoolkit.networks import BACKBONES
 from metatoolkit.networks.metric_heads import METRIC_HEADS
-from metatoolkit.recorded import RUN_RULES, RUN_SETTINGS
 
 METHODS = ("no_transform", "fixed_transform", "second_order", "evograd")
 

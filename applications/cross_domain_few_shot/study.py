@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from applications.cross_domain_few_shot import figures
-from metatoolkit.studies import Claim, Column, Row, Study
+from metatoolkit.experiments.studies import Claim, Column, Row, Study
 
 _ACCURACY = Column("test accuracy [%]", "result.test_accuracy", 100.0)
 _MEMORY = Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, 1, spread=False)

@@ -42,14 +42,18 @@ from applications.cross_lingual.settings import (
     UNTUNED,
 )
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator, check_at_most, check_configuration
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
+from metatoolkit.experiments.configuration import (
+    build_estimator,
+    check_at_most,
+    check_configuration,
+)
+from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
 from metatoolkit.metaparameters.representation_transform import (
     RepresentationTransform,
     find_layers,
 )
 from metatoolkit.networks.text_classifier import TextClassifier, build_encoder, check_positions
-from metatoolkit.recorded import Assembly, fit_recorded, record_filled
 from metatoolkit.tasks.data_root import data_root
 
 experiment = records.experiment("cross_lingual")

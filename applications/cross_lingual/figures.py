@@ -11,7 +11,7 @@ from torch import Tensor
 
 import metatoolkit as mt
 from metatoolkit.evaluation import evaluation_mode
-from metatoolkit.figures import draw_rows
+from metatoolkit.experiments.figures import draw_rows
 from metatoolkit.tasks.languages import evaluation_token_batches
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def draw_comparison(frame: pandas.DataFrame, path: Path) -> None:
     """Draw the score of each method beside the memory of its meta step.
 
     Args:
-        frame: Frame of the study, see :func:`metatoolkit.studies.collect`.
+        frame: Frame of the study, see :func:`metatoolkit.experiments.studies.collect`.
         path: File to write.
     """
     from matplotlib.figure import Figure

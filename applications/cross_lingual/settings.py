@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metatoolkit.configuration import (
+from metatoolkit.experiments.configuration import (
     COUNT,
     EVOGRAD_RULES,
     FLAG,
@@ -19,7 +19,7 @@ from metatoolkit.configuration import (
     number,
     one_of,
 )
-from metatoolkit.recorded import RUN_RULES, RUN_SETTINGS
+from metatoolkit.experiments.run import RUN_RULES, RUN_SETTINGS
 
 METHODS = ("target_only", "joint", "frozen", "second_order", "evograd")
 META_METHODS = ("second_order", "evograd")

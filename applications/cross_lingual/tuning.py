@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from applications.cross_lingual.settings import METHODS
-from metatoolkit import tuning
-from metatoolkit.tuning import Search, Space, log_scaled
+from metatoolkit.experiments import tuning
+from metatoolkit.experiments.tuning import Search, Space, log_scaled
 
 RANGES = {"lr": (5e-4, 5e-3), "meta_lr": (3e-4, 1e-2), "sigma": (1e-3, 0.1)}
 # Guided copies are a norm σ away, and not σ in each of their parameters.

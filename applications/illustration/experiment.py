@@ -23,7 +23,7 @@ from applications.illustration import estimators, replay
 from applications.illustration.problem import mean_limit_estimate, true_hypergradient
 from applications.illustration.settings import DEFAULT, NAMED, RULES
 from metatoolkit import records
-from metatoolkit.configuration import check_configuration
+from metatoolkit.experiments.configuration import check_configuration
 
 experiment = records.experiment("illustration")
 experiment.add_config(DEFAULT)

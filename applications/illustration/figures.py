@@ -16,7 +16,7 @@ def draw_gradients(frame: pandas.DataFrame, path: Path) -> None:
     """Draw the estimate against the true hypergradient over λ, one panel for each K.
 
     Args:
-        frame: Frame of :func:`metatoolkit.studies.collect`; its first run is drawn.
+        frame: Frame of :func:`metatoolkit.experiments.studies.collect`; its first run is drawn.
         path: File to write.
     """
     run = frame["run"].iloc[0]
@@ -44,7 +44,7 @@ def draw_trajectories(frame: pandas.DataFrame, path: Path) -> None:
     """Draw the trajectories of EvoGrad and of the true hypergradient over the outer loss.
 
     Args:
-        frame: Frame of :func:`metatoolkit.studies.collect`; its first run is drawn.
+        frame: Frame of :func:`metatoolkit.experiments.studies.collect`; its first run is drawn.
         path: File to write.
     """
     run = frame["run"].iloc[0]
@@ -78,7 +78,7 @@ def draw_bias_variance(frame: pandas.DataFrame, path: Path) -> None:
     """Draw EvoGrad's bias and deviation against K, σ and τ, and those of all estimators.
 
     Args:
-        frame: Frame of :func:`metatoolkit.studies.collect`; its first run is drawn.
+        frame: Frame of :func:`metatoolkit.experiments.studies.collect`; its first run is drawn.
         path: File to write.
     """
     run = frame["run"].iloc[0]

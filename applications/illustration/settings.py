@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metatoolkit.configuration import (
+from metatoolkit.experiments.configuration import (
     COUNT,
     FLAG,
     NOT_NEGATIVE,

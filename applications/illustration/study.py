@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from applications.illustration import figures
 from applications.illustration.settings import DEFAULT
-from metatoolkit.studies import Column, Row, Study
+from metatoolkit.experiments.studies import Column, Row, Study
 
 _EXPERIMENT = "applications.illustration.experiment"
 _SOURCE = "Bohdal et al. 2021, arXiv 2106.10575, notebook of the one-dimensional illustration"

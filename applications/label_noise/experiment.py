@@ -29,8 +29,12 @@ from applications.label_noise.settings import DEFAULT, NAMED, RULES, TUNED, UNTU
 from baselines import frozen_weights, plain, uniform_weights
 from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator, check_at_most, check_configuration
-from metatoolkit.recorded import Assembly, fit_recorded, record_filled
+from metatoolkit.experiments.configuration import (
+    build_estimator,
+    check_at_most,
+    check_configuration,
+)
+from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
 
 experiment = records.experiment("label_noise")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import metatoolkit as mt
 from metatoolkit.evaluation import evaluation_mode
-from metatoolkit.figures import draw_rows
+from metatoolkit.experiments.figures import draw_rows
 from metatoolkit.losses import sample_losses
 from metatoolkit.tasks import NoisyClassification, evaluation_batches
 
@@ -98,7 +98,7 @@ def draw_comparison(frame: pandas.DataFrame, path: Path) -> None:
     """Draw accuracies of the methods, and the weights that they give to examples.
 
     Args:
-        frame: Frame of the study, see :func:`metatoolkit.studies.collect`.
+        frame: Frame of the study, see :func:`metatoolkit.experiments.studies.collect`.
         path: File to write.
     """
     from matplotlib.figure import Figure
@@ -121,7 +121,7 @@ def draw_scaling(frame: pandas.DataFrame, path: Path) -> None:
     """Draw memory and time of a step against the sizes that the runs differ in.
 
     Args:
-        frame: Frame of the study, see :func:`metatoolkit.studies.collect`.
+        frame: Frame of the study, see :func:`metatoolkit.experiments.studies.collect`.
         path: File to write.
     """
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metatoolkit.configuration import (
+from metatoolkit.experiments.configuration import (
     COUNT,
     EVOGRAD_RULES,
     FLAG,
@@ -19,8 +19,8 @@ from metatoolkit.configuration import (
     number,
     one_of,
 )
+from metatoolkit.experiments.run import RUN_RULES, RUN_SETTINGS
 from metatoolkit.networks import NETWORKS
-from metatoolkit.recorded import RUN_RULES, RUN_SETTINGS
 
 METHODS = ("plain", "uniform_weights", "frozen_weights", "second_order", "evograd")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from applications.label_noise import figures
-from metatoolkit.studies import Claim, Column, Row, Study
+from metatoolkit.experiments.studies import Claim, Column, Row, Study
 
 _EXPERIMENT = "applications.label_noise.experiment"
 _ACCURACY = Column("test accuracy [%]", "result.test_accuracy", 100.0)

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from applications.label_noise.settings import METHODS
-from metatoolkit import tuning
-from metatoolkit.tuning import Search, Space, log_scaled
+from metatoolkit.experiments import tuning
+from metatoolkit.experiments.tuning import Search, Space, log_scaled
 
 # The learning rate is that of the step that momentum accumulates to, lr / (1 − momentum).
 RANGES = {"lr": (0.02, 0.5), "meta_lr": (3e-4, 3e-2), "sigma": (1e-3, 0.1)}

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metatoolkit import records
-from metatoolkit.configuration import (
+from metatoolkit.experiments.configuration import (
     DEVICE,
     FLAG,
     TEXT,
@@ -25,8 +25,8 @@ from metatoolkit.configuration import (
     list_of,
     one_of,
 )
-from metatoolkit.jobs import Job, resolve
-from metatoolkit.recorded import configuration_digest, measure_costs
+from metatoolkit.experiments.jobs import Job, resolve
+from metatoolkit.experiments.run import configuration_digest, measure_costs
 
 ESTIMATORS = ("second_order", "evograd", "evograd_streamed")
 APPLICATIONS = ("label_noise", "rotation", "cross_domain_few_shot", "cross_lingual")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.studies import Claim, Column, Row, Study
+from metatoolkit.experiments.studies import Claim, Column, Row, Study
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def draw(frame: pandas.DataFrame, path: Path) -> None:
     """Draw memory and operations of a meta step as multiples of a base step's.
 
     Args:
-        frame: Frame of the study, see :func:`metatoolkit.studies.collect`.
+        frame: Frame of the study, see :func:`metatoolkit.experiments.studies.collect`.
         path: File to write.
     """
     from matplotlib.figure import Figure

@@ -22,8 +22,8 @@ import torch
 import metatoolkit as mt
 from applications.rotation.settings import DEFAULT, NAMED, RULES
 from metatoolkit import records
-from metatoolkit.configuration import build_estimator, check_configuration
-from metatoolkit.recorded import Assembly, fit_recorded
+from metatoolkit.experiments.configuration import build_estimator, check_configuration
+from metatoolkit.experiments.run import Assembly, fit_recorded
 
 experiment = records.experiment("rotation")
 experiment.add_config(DEFAULT)

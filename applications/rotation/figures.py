@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metatoolkit.figures import draw_rows
+from metatoolkit.experiments.figures import draw_rows
 
 if TYPE_CHECKING:
     import pandas
@@ -17,8 +17,8 @@ def draw_angles(frame: pandas.DataFrame, path: Path) -> None:
     """Draw the angle over the steps, a line for each seed, and the accuracies as bars.
 
     Args:
-        frame: Frame of :func:`metatoolkit.studies.collect`, with the column of the accuracy on
-            rotated test images.
+        frame: Frame of :func:`metatoolkit.experiments.studies.collect`, with the accuracy on
+            rotated test images in a column.
         path: File to write.
     """
     from matplotlib.figure import Figure

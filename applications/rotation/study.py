@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from applications.rotation import figures
-from metatoolkit.studies import Claim, Column, Row, Study
+from metatoolkit.experiments.studies import Claim, Column, Row, Study
 
 _ROTATED = Column("rotated test images [%]", "result.test_accuracy", 100.0)
 _UPRIGHT = Column("upright test images [%]", "result.test_upright_accuracy", 100.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError, RecordsError, StorageError, UnknownNameError
-from metatoolkit.figures import literal
+from metatoolkit.experiments.figures import literal
 from metatoolkit.records.display import text
 from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.query import Database, connect

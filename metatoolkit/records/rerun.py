@@ -41,7 +41,7 @@ def rerun(options: argparse.Namespace) -> int:
         ConfigurationError: The run's experiment is no application and no script is named.
         RecordsError: The record does not name a command, or its configuration is no plain data.
     """
-    from metatoolkit.applications import applications
+    from metatoolkit.experiments.applications import applications
 
     with connect() as database:
         run = database[options.id]

@@ -25,10 +25,10 @@ from applications.cross_lingual.study import STUDIES
 from applications.cross_lingual.tuning import SEARCH
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
+from metatoolkit.experiments.jobs import Job, resolve
+from metatoolkit.experiments.tuning import trials
 from metatoolkit.hypergradients import EvoGrad, Unrolled
-from metatoolkit.jobs import Job, resolve
 from metatoolkit.measure import count_flops
-from metatoolkit.tuning import trials
 from tests.drawings import bars
 
 QUIET = {"progress": False}

@@ -24,9 +24,9 @@ from applications.illustration.settings import PARTS
 from applications.illustration.study import BIAS_VARIANCE, GRADIENTS, TRAJECTORIES
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.experiments.jobs import run_job
+from metatoolkit.experiments.studies import collect, jobs_of
 from metatoolkit.hypergradients import GMRES, EvoGrad, Implicit
-from metatoolkit.jobs import run_job
-from metatoolkit.studies import collect, jobs_of
 from tests.drawings import legend, lines
 
 F64 = torch.float64

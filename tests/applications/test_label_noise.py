@@ -15,10 +15,10 @@ from applications.label_noise.study import COMPARISON, SCALING
 from applications.label_noise.tuning import SEARCH
 from metatoolkit import records
 from metatoolkit.errors import DataError, UnknownNameError
+from metatoolkit.experiments.jobs import Job, run_job
+from metatoolkit.experiments.studies import collect, jobs_of
+from metatoolkit.experiments.tuning import trials
 from metatoolkit.hypergradients import EvoGrad, Unrolled
-from metatoolkit.jobs import Job, run_job
-from metatoolkit.studies import collect, jobs_of
-from metatoolkit.tuning import trials
 from tests.drawings import legend, lines
 
 QUIET = {"progress": False}

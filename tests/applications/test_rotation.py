@@ -8,9 +8,9 @@ from applications.rotation.settings import DEFAULT, METHODS, NAMED
 from applications.rotation.study import COMPARISON
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
+from metatoolkit.experiments.jobs import run_job
+from metatoolkit.experiments.studies import collect, jobs_of
 from metatoolkit.hypergradients import EvoGrad, Unrolled
-from metatoolkit.jobs import run_job
-from metatoolkit.studies import collect, jobs_of
 from tests.drawings import bars, lines
 
 QUIET = {"progress": False}

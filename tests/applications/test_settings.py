@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from metatoolkit.configuration import Rule, check_configuration
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.experiments.configuration import Rule, check_configuration
 
 # What a resolved configuration has beside the application's own entries.
 SEED = {"seed": 1}
@@ -96,7 +96,7 @@ def test_wrong_values_are_answered_before_anything_is_trained(name, entry, value
         raise AssertionError("training began")
 
     monkeypatch.setattr("metatoolkit.training.MetaTrainer.fit", never)
-    monkeypatch.setattr("metatoolkit.recorded.measure_costs", never)
+    monkeypatch.setattr("metatoolkit.experiments.run.measure_costs", never)
     module = importlib.import_module(f"applications.{name}.experiment")
     updates = value
     for part in reversed(entry.split(".")):

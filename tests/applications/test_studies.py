@@ -3,10 +3,10 @@ import signal
 
 import pytest
 
-from metatoolkit import reproduce
 from metatoolkit.errors import WorkerError
-from metatoolkit.jobs import Job, run_jobs
-from metatoolkit.studies import Column, Row, Study
+from metatoolkit.experiments import reproduce
+from metatoolkit.experiments.jobs import Job, run_jobs
+from metatoolkit.experiments.studies import Column, Row, Study
 from tests.drawings import bars
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.applications import check_experiment
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.jobs import Job, exit_code, resolve, run_jobs
+from metatoolkit.experiments.applications import check_experiment
+from metatoolkit.experiments.jobs import Job, exit_code, resolve, run_jobs
 
 if TYPE_CHECKING:
     import pandas

@@ -64,7 +64,7 @@ def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str, **options: Any) 
 
     Args:
         axis: Where to draw.
-        frame: Frame of :func:`metatoolkit.studies.collect`.
+        frame: Frame of :func:`metatoolkit.experiments.studies.collect`.
         header: The column.
         **options: Options of the bars.
     """

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metatoolkit.errors import UnknownNameError
-from metatoolkit.jobs import Job, resolve
-from metatoolkit.recorded import configuration_digest
+from metatoolkit.experiments.jobs import Job, resolve
+from metatoolkit.experiments.run import configuration_digest
 
 if TYPE_CHECKING:
     import pandas

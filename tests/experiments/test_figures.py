@@ -2,7 +2,7 @@ import pandas
 import pytest
 from matplotlib.figure import Figure
 
-from metatoolkit.figures import draw_curves, draw_rows, literal
+from metatoolkit.experiments.figures import draw_curves, draw_rows, literal
 
 
 def test_no_text_is_read_as_a_formula_or_left_out():

@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from metatoolkit import tuning
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.jobs import Outcome
-from metatoolkit.tuning import Search, Space, log_scaled, trials, tune
+from metatoolkit.experiments import tuning
+from metatoolkit.experiments.jobs import Outcome
+from metatoolkit.experiments.tuning import Search, Space, log_scaled, trials, tune
 
 SIZES = {"count": 4, "seeds": 2, "finalists": 2, "more_seeds": 3}
 

@@ -2,10 +2,10 @@ import sys
 
 import pytest
 
-from metatoolkit import applications as module
-from metatoolkit.applications import check_experiment, load_application
 from metatoolkit.cli import main
 from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.experiments import applications as module
+from metatoolkit.experiments.applications import check_experiment, load_application
 
 INIT = "from applications.{name}.experiment import experiment as experiment\n"
 EXPERIMENT = """from metatoolkit import records

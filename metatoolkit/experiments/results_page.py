@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.studies import judge, summarize
+from metatoolkit.experiments.studies import judge, summarize
 
 _HEAD = """\
 # Results
@@ -25,7 +25,7 @@ def write(found: Sequence[tuple[Any, Any]], path: Path) -> None:
     """Write the document and, beside it, the figures.
 
     Args:
-        found: Studies with their frames, as :func:`metatoolkit.studies.collect` makes them.
+        found: Studies with their frames, see :func:`metatoolkit.experiments.studies.collect`.
         path: Markdown file to write; figures go to a folder of its name.
     """
     import matplotlib

@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.applications import applications, check_experiment
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.jobs import exit_code, run_jobs
+from metatoolkit.experiments.applications import applications, check_experiment
+from metatoolkit.experiments.jobs import exit_code, run_jobs
 
 if TYPE_CHECKING:
     import pandas
 
-    from metatoolkit.jobs import Job, Outcome
-    from metatoolkit.studies import Study
+    from metatoolkit.experiments.jobs import Job, Outcome
+    from metatoolkit.experiments.studies import Study
 
 
 def find_studies() -> dict[str, Any]:
@@ -91,9 +91,10 @@ def reproduce(options: argparse.Namespace) -> int:
         UnknownNameError: There is no such study.
         ConfigurationError: A number is out of range, or no file can be written where it should.
     """
-    from metatoolkit import document, records
+    from metatoolkit import records
+    from metatoolkit.experiments import results_page
+    from metatoolkit.experiments.studies import collect, jobs_of
     from metatoolkit.records.display import text
-    from metatoolkit.studies import collect, jobs_of
 
     known = find_studies()
     if options.list:
@@ -145,7 +146,7 @@ def reproduce(options: argparse.Namespace) -> int:
             list_runs = f"{_command()} runs list --experiment {study.application}"
             print(f"list runs: {list_runs}\n", flush=True)
             if options.document is not None:
-                document.write(found, options.document)
+                results_page.write(found, options.document)
     if options.document is not None:
         print(f"document:  {options.document.resolve()}")
     return 1 if failures or incomplete else 0
@@ -157,7 +158,7 @@ def lacking(study: Study, jobs: Sequence[Job], frame: pandas.DataFrame) -> list[
     Args:
         study: The study.
         jobs: Its jobs.
-        frame: Frame of :func:`metatoolkit.studies.collect`.
+        frame: Frame of :func:`metatoolkit.experiments.studies.collect`.
 
     Returns:
         One sentence for each such row.
@@ -192,7 +193,7 @@ def _due(study: Any, jobs: list[Any], options: argparse.Namespace) -> list[Any]:
     if not options.missing:
         return jobs
     from metatoolkit import records
-    from metatoolkit.studies import collect
+    from metatoolkit.experiments.studies import collect
 
     with records.connect() as database:
         frame = collect(study, jobs, database)
@@ -233,7 +234,7 @@ def _show(study: Any, frame: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from metatoolkit.studies import judge, summarize
+    from metatoolkit.experiments.studies import judge, summarize
 
     table = Table(title=study.title)
     table.add_column("")

@@ -16,9 +16,18 @@ import torch
 
 from metatoolkit import records
 from metatoolkit.batch_stream import Stateful
-from metatoolkit.configuration import COUNT, DEVICE, FLAG, NONE, SEED, TEXT, Rule, integer
 from metatoolkit.errors import CheckpointError, ConfigurationError
-from metatoolkit.figures import draw_curves
+from metatoolkit.experiments.configuration import (
+    COUNT,
+    DEVICE,
+    FLAG,
+    NONE,
+    SEED,
+    TEXT,
+    Rule,
+    integer,
+)
+from metatoolkit.experiments.figures import draw_curves
 from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.records.home import data_home
 from metatoolkit.records.messages import say
@@ -46,7 +55,7 @@ RUN_RULES: dict[str, Rule] = {
     "resume": FLAG,
     "progress": FLAG,
 }
-"""Rules of these entries, for :func:`metatoolkit.configuration.check_configuration`."""
+"""Rules of these entries, for :func:`metatoolkit.experiments.configuration.check_configuration`."""
 
 _PASSING = {"checkpoint", "checkpoint_every", "resume", "progress", "device"}
 

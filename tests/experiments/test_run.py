@@ -6,7 +6,7 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError, ConfigurationError
-from metatoolkit.recorded import (
+from metatoolkit.experiments.run import (
     RUN_SETTINGS,
     Assembly,
     checkpoint_path,

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from metatoolkit.configuration import (
+from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.experiments.configuration import (
     DEVICE,
     FLAG,
     MILESTONES,
@@ -15,7 +16,6 @@ from metatoolkit.configuration import (
     number,
     one_of,
 )
-from metatoolkit.errors import ConfigurationError, UnknownNameError
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pandas
 import pytest
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.jobs import run_jobs
-from metatoolkit.studies import Claim, Column, Row, Study, judge, summarize
+from metatoolkit.experiments.jobs import run_jobs
+from metatoolkit.experiments.studies import Claim, Column, Row, Study, judge, summarize
 
 SCORE = Column("score", "result.score", digits=1)
 ROWS = {"ours": Row(), "theirs": Row()}

@@ -1,0 +1,1 @@
+"""The harness of experiments: configurations, recorded runs, studies, tuning, pages and figures."""
