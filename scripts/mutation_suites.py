@@ -84,6 +84,7 @@ def suites_of(path: str) -> list[list[str]]:
         names = [str(p) for p in sorted(Path("tests", inside.parts[0]).glob("test_*.py"))]
     elif "linear_solvers" in inside.parts:
         names = ["tests/hypergradients/test_linear_solvers.py"]
+        names += ["tests/hypergradients/test_solver_edges.py"]
         names += ["tests/hypergradients/test_solver_progress.py"]
     else:
         names = [f"tests/{name}" for name in THROUGH.get(inside.as_posix(), [])]

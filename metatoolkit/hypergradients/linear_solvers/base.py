@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
@@ -44,7 +45,7 @@ class LinearSystem:
     def first_residual(self) -> tuple[Tensor, Tensor]:
         """Return the first iterate and its residual; one product where there is a start.
 
-        A start that is worse than zero is left out.
+        A start that is worse than zero is left out. Both tensors are the caller's to change.
         """
         rhs = self.right_hand_side
         if self.start is not None:
@@ -127,5 +128,5 @@ def check_iteration(iterations: int, tolerance: float, damping: float = 0.0) -> 
         raise ConfigurationError(f"iterations is {iterations}; at least 1 is needed.")
     if not 0 <= tolerance < 1:
         raise ConfigurationError(f"tolerance is {tolerance}; accepted: at least 0 and below 1.")
-    if not 0 <= damping < float("inf"):
+    if not 0 <= damping < math.inf:
         raise ConfigurationError(f"damping is {damping}; a finite number of at least 0 is needed.")

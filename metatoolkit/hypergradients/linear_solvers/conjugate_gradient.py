@@ -66,7 +66,7 @@ class ConjugateGradient(LinearSolver):
         x, residual = damped.first_residual()
         scale = float(system.right_hand_side.norm())
         target = self.tolerance * scale
-        direction = residual.clone()
+        direction = residual
         square = residual.dot(residual)
         left = float(square.sqrt())
         progress = Progress(x, left, damped)

@@ -66,8 +66,7 @@ class GMRES(LinearSolver):
                 break
             residual = system.right_hand_side - system.product(moved)
             before, left = left, float(residual.norm())
-            progress.offer(moved, left, done)
-            if not left < 0.999 * before:
+            if not (progress.offer(moved, left, done) and left < 0.999 * before):
                 progress.stagnated = True
                 break
             x = moved

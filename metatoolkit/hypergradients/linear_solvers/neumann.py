@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
@@ -41,7 +42,7 @@ class Neumann(LinearSolver):
 
     def __post_init__(self) -> None:
         check_iteration(self.iterations, self.tolerance)
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
+        if self.step_size is not None and not 0 < self.step_size < math.inf:
             raise ConfigurationError(f"step_size is {self.step_size}; a number above 0, or None.")
         if self.power_iterations < 1:
             raise ConfigurationError(

@@ -50,7 +50,7 @@ class NormalEquationCG(LinearSolver):
         """
         x, residual, gradient, scale = self._begin(system)
         target = self.tolerance * scale
-        direction = gradient.clone()
+        direction = gradient
         square = gradient.dot(gradient)
         left = self._left(residual, square)
         progress = Progress(x, left, system, scale)

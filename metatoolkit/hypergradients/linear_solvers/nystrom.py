@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import torch
@@ -37,7 +38,7 @@ class Nystrom(LinearSolver):
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigurationError(f"rank is {self.rank}; at least 1 is needed.")
-        if not 0 < self.damping < float("inf"):
+        if not 0 < self.damping < math.inf:
             raise ConfigurationError(f"damping is {self.damping}; a number above 0 is needed.")
 
     def solve(self, system: LinearSystem) -> Solution:
