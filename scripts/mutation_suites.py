@@ -41,6 +41,10 @@ THROUGH = {
     "hypergradients/adapted_difference.py": ["hypergradients/test_finite_difference.py"],
     "hypergradients/detached.py": ["hypergradients/test_finite_difference.py"],
     "hypergradients/linearization.py": ["hypergradients/test_implicit.py"],
+    "inner/adamw.py": ["inner/test_adam.py"],
+    "inner/moments.py": ["inner/test_adam.py", "inner/test_radam.py"],
+    "inner/base.py": ["inner/test_sgd.py", "inner/test_hyperparameters.py"],
+    "inner/slots.py": ["inner/test_sgd.py"],
     "metaparameters/placement.py": ["metaparameters/test_initialization.py"],
     "problem.py": ["test_problem_purity.py"],
     "passes.py": [
@@ -80,17 +84,21 @@ def suites_of(path: str) -> list[list[str]]:
     """
     inside = Path(path).relative_to("metatoolkit")
     own = Path("tests") / inside.parent / f"test_{inside.name}"
-    if inside.parts[0] in ("inner", "training"):
-        names = [str(p) for p in sorted(Path("tests", inside.parts[0]).glob("test_*.py"))]
+    every = [str(p) for p in sorted(Path("tests", inside.parts[0]).glob("test_*.py"))]
+    mirrors = [f"tests/{name}" for name in THROUGH.get(inside.as_posix(), [])]
+    if inside.parts[0] == "training":
+        names = every
     elif "linear_solvers" in inside.parts:
         names = ["tests/hypergradients/test_linear_solvers.py"]
         names += ["tests/hypergradients/test_solver_edges.py"]
         names += ["tests/hypergradients/test_solver_progress.py"]
     else:
-        names = [f"tests/{name}" for name in THROUGH.get(inside.as_posix(), [])]
+        names = mirrors
     if own.exists() and str(own) not in names:
         names.insert(0, str(own))
     suites = [names] if names else []
+    if inside.parts[0] == "inner":
+        suites.append([name for name in every if name not in names])
     chosen = ESTIMATORS.get(inside.stem)
     if inside.parts[0] == "hypergradients" and chosen:
         suites.append([CONFORMANCE, "-k", chosen])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ initial_accumulator_value=0.0, groups=0)
         values = {"lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay, "eps": eps}
         super().__init__(values | {"maximize": maximize}, groups)
         start = initial_accumulator_value
-        if not isinstance(start, int | float) or not 0 <= start < float("inf"):
+        if not isinstance(start, int | float) or not 0 <= start < math.inf:
             raise ConfigurationError(
                 f"initial_accumulator_value is {start!r}; accepted: a finite number of at least 0, "
                 "since it is a part of the initial state and not of a step."

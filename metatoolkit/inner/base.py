@@ -302,7 +302,7 @@ class InnerLearner(ABC):
         for name, gradient in gradients.items():
             parameter, values = state.parameters[name], resolved(name)
             refuse_complex(name, parameter)
-            sign = -1.0 if values.get("maximize", False) else 1.0
+            sign = -1.0 if values.get("maximize") else 1.0
             slope = self.sensitivity(
                 parameter, sign * gradient, slots_of(state, name), values, state.steps_of(name)
             )

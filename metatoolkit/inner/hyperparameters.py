@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def check_values(
                 f"{name} is {value!r}; accepted: a finite number of at least 0, a tensor or a "
                 "function (meta, step) -> number or tensor."
             )
-        if isinstance(value, int | float) and not 0 <= value < float("inf"):
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
             raise ConfigurationError(
                 f"{name} is {value}; accepted: a finite number of at least 0, a tensor or a "
                 "function (meta, step) -> number or tensor."

@@ -114,7 +114,7 @@ def next_moments(
         "first_moment": beta1 * slots["first_moment"] + (1.0 - beta1) * gradient,
         "second_moment": beta2 * slots["second_moment"] + (1.0 - beta2) * gradient.square(),
     }
-    if hyperparameters.get("amsgrad", False):
+    if hyperparameters.get("amsgrad"):
         # Where both are the same, the derivative is that of the present one.
         present, before = moments["second_moment"], slots["largest_second_moment"]
         moments["largest_second_moment"] = torch.where(present >= before, present, before)

@@ -81,7 +81,7 @@ class Muon(InnerLearner):
             )
         if not 1 <= ns_steps < 100:
             raise ConfigurationError(f"ns_steps is {ns_steps}; accepted: 1 to 99.")
-        if not 0 <= eps < float("inf"):
+        if not 0 <= eps < math.inf:
             raise ConfigurationError(f"eps is {eps}; a finite number of at least 0 is needed.")
         if adjust_lr_fn not in (None, *get_args(Adjustment)):
             raise ConfigurationError(

@@ -108,7 +108,7 @@ maximize=False, groups=0)
             # As torch.optim rounds it, since s − a² may be nothing but rounding.
             square = torch.addcmul(alpha * before, gradient, gradient, value=1.0 - alpha)
         after = {"square_average": square}
-        if not hyperparameters.get("centered", False):
+        if not hyperparameters.get("centered"):
             return after, root(square), square == 0
         mean = slots["gradient_average"]
         if isinstance(alpha, Tensor):
@@ -168,7 +168,7 @@ maximize=False, groups=0)
         del step
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         after, length, held = self._averages(gradient, slots, hyperparameters)
-        centered = hyperparameters.get("centered", False)
+        centered = hyperparameters.get("centered")
         excess = gradient - after["gradient_average"] if centered else gradient
         slope = (1.0 - hyperparameters["alpha"]) * excess
         slope = (slope / length.masked_fill(held, 1.0)).masked_fill(held, 0.0)

@@ -18,13 +18,13 @@ def multistep(
 
     Args:
         value: Value before the first milestone.
-        milestones: Increasing numbers of inner steps at which the value changes.
+        milestones: Numbers of inner steps at which the value changes, in any order.
         gamma: Factor.
 
     Returns:
         A function ``(meta, step) -> float`` for any hyper-parameter of an inner learner.
     """
-    boundaries = list(milestones)
+    boundaries = sorted(milestones)
 
     def schedule(meta: nn.Module, step: int) -> float:
         del meta

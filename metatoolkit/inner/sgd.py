@@ -116,7 +116,7 @@ groups=1)
         weight = self._weight(hyperparameters, step)
         weighted = weight * gradient if is_used(weight - 1.0) else gradient
         velocity = add_scaled(weighted, slots["velocity"], momentum)
-        nesterov = hyperparameters.get("nesterov", False)
+        nesterov = hyperparameters.get("nesterov")
         direction = add_scaled(gradient, velocity, momentum) if nesterov else velocity
         return add_scaled(parameter, direction, -hyperparameters["lr"]), {"velocity": velocity}
 
@@ -160,7 +160,7 @@ groups=1)
         factor: float | Tensor = 1.0
         if is_used(hyperparameters["momentum"]):
             factor = self._weight(hyperparameters, step)
-            if hyperparameters.get("nesterov", False):
+            if hyperparameters.get("nesterov"):
                 factor = 1.0 + hyperparameters["momentum"] * factor
         slope = parameter.new_ones(()) * (-hyperparameters["lr"] * factor)
         return slope.to(parameter.dtype)

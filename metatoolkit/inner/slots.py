@@ -57,7 +57,7 @@ def update_parameter(
     Raises:
         ShapeError: A hyper-parameter is a tensor that does not expand to the parameter's shape.
     """
-    if hyperparameters.get("maximize", False):
+    if hyperparameters.get("maximize"):
         gradient = -gradient
     paired = parameter.is_complex()
     if paired:

@@ -194,3 +194,35 @@ def resting(inner, penalty=0.0, steps=1):
         return float(estimator.objective(problem, inner, state, [None] * steps, None, meta))
 
     return float(result.gradient["value"]), objective
+
+
+def assert_defaults(ours, theirs, own=(), **needed):
+    """Assert that what is left out has the value that an optimizer of torch has for it.
+
+    ``own`` names what torch has no option for.
+    """
+    defaults = theirs([nn.Parameter(torch.ones(2, 2))], **needed).defaults
+    learner = ours(**needed)
+    found = learner.hyperparameters | learner.options()
+    if "betas" in defaults:
+        defaults["beta1"], defaults["beta2"] = defaults["betas"]
+    assert {n: v for n, v in found.items() if n not in own} == {
+        n: v for n, v in defaults.items() if n in found
+    }
+    assert learner.groups == []
+
+
+def assert_rest(inner, expected, step=0):
+    """Assert the derivative of a step where gradient and optimizer state are zero.
+
+    That of the update and the closed form are ``expected`` in each coordinate.
+    """
+    parameter = torch.tensor([0.4, -0.3], dtype=F64)
+    gradient = torch.zeros(2, dtype=F64, requires_grad=True)
+    slots = {slot: own["p"] for slot, own in inner.init_slots({"p": parameter}).items()}
+    values = inner.hyperparameters
+    after, _ = inner.update(parameter, gradient, slots, values, step)
+    (slope,) = torch.autograd.grad(after.sum(), gradient)
+    closed = inner.sensitivity(parameter, gradient.detach(), slots, values, step)
+    for found in (slope, closed.expand_as(parameter)):
+        torch.testing.assert_close(found, torch.full((2,), expected, dtype=F64), rtol=1e-12, atol=0)

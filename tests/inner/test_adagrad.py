@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner import Adagrad
+from tests import bank
 from tests.inner import reference
 
 OPTIONS = [
@@ -53,7 +55,40 @@ def test_dead_coordinates_are_finite_and_right():
     assert float(check.estimate.norm()) > 1e-4
 
 
-@pytest.mark.parametrize("start", [-1.0, float("nan"), None, torch.tensor(0.1)])
+def test_what_is_left_out():
+    reference.assert_defaults(Adagrad, torch.optim.Adagrad)
+    assert repr(Adagrad(initial_accumulator_value=0.2)).endswith(
+        "maximize=False, initial_accumulator_value=0.2, groups=0)"
+    )
+
+
+def test_a_gradient_of_zero_has_the_slope_of_a_linear_step():
+    # g / (|g| + eps) has the slope 1 / eps at 0; the third step has the rate lr / 2.
+    reference.assert_rest(Adagrad(lr=0.1, lr_decay=0.5, eps=0.5), -0.1 / 0.5)
+    reference.assert_rest(Adagrad(lr=0.1, lr_decay=0.5, eps=0.5), -0.05 / 0.5, step=2)
+
+
+def test_a_complex_parameter_begins_with_a_sum_for_each_part():
+    parameter = torch.nn.Parameter(torch.tensor([0.3 + 0.4j, -0.5j], dtype=torch.complex128))
+    options = {"lr": 0.1, "initial_accumulator_value": 0.3}
+    model = torch.nn.ParameterDict({"value": parameter})
+
+    def loss(model, meta, batch):
+        return meta.value * (model["value"] - batch).abs().square().sum()
+
+    problem = mt.BilevelProblem(model, bank.Value(0.7), loss, loss)
+    inner, stepper = Adagrad(**options), torch.optim.Adagrad([parameter], **options)
+    state = inner.init(problem)
+    assert state.optimizer["square_sum"]["value"].tolist() == [0.3 + 0.3j] * 2
+    for batch in (1.0, 0.5j):
+        state, _ = inner.step(problem, state, problem.meta_parameters(), batch)
+        stepper.zero_grad()
+        loss(model, problem.meta, batch).backward()
+        stepper.step()
+        torch.testing.assert_close(state.parameters["value"], parameter.detach())
+
+
+@pytest.mark.parametrize("start", [-1.0, float("nan"), float("inf"), None, torch.tensor(0.1)])
 def test_arguments_out_of_range(start):
     with pytest.raises(ConfigurationError, match="initial_accumulator_value is"):
         Adagrad(initial_accumulator_value=start)

@@ -137,3 +137,41 @@ def test_where_both_moments_are_the_same_the_present_one_counts():
     torch.testing.assert_close(slope, closed)
     # m̂ / (|g| + eps) with m linear in g: the slopes of both all but cancel.
     assert float(slope.abs().max()) < 1e-7
+
+
+@pytest.mark.parametrize(("ours", "theirs"), KINDS)
+def test_what_is_left_out(ours, theirs):
+    reference.assert_defaults(ours, theirs)
+
+
+@pytest.mark.parametrize("ours", [Adam, AdamW])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_gradient_of_zero_has_the_slope_of_a_linear_step(ours, amsgrad):
+    # m̂ = (1 − β₁) g / (1 − β₁ᵗ), and √v̂ is of second order in g.
+    inner = ours(lr=0.1, betas=(0.5, 0.9), eps=0.5, weight_decay=0.0, amsgrad=amsgrad)
+    reference.assert_rest(inner, -0.1 / 0.5)
+    reference.assert_rest(inner, -0.1 * 0.5 / (1 - 0.5**3) / 0.5, step=2)
+
+
+def test_moments_are_kept_as_far_as_they_are_needed():
+    parameters = {"p": torch.ones(2)}
+    for inner, number in (
+        (Adam(), 2),
+        (Adam(amsgrad=True), 3),
+        (Adam(groups=[{"parameters": ["p"], "amsgrad": True}]), 3),
+        (Adam(amsgrad=True, groups=[{"parameters": ["p"], "amsgrad": False}]), 3),
+    ):
+        slots = inner.init_slots(parameters)
+        assert len(slots) == number
+        assert all(not own["p"].any() for own in slots.values())
+
+
+def test_betas_are_a_pair_in_groups_too():
+    groups = [{"parameters": ["p"], "betas": [0.5, 0.25], "lr": 0.3}]
+    inner = Adam(betas=[0.7, 0.8], groups=groups)
+    assert (inner.hyperparameters["beta1"], inner.hyperparameters["beta2"]) == (0.7, 0.8)
+    assert inner.groups == [{"parameters": ["p"], "lr": 0.3, "beta1": 0.5, "beta2": 0.25}]
+    assert groups == [{"parameters": ["p"], "betas": [0.5, 0.25], "lr": 0.3}]
+    for betas in ((0.9,), (0.9, 0.99, 0.999), None):
+        with pytest.raises(ConfigurationError, match="a pair of two decay rates"):
+            Adam(betas=betas)

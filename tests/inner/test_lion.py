@@ -85,3 +85,17 @@ def test_arguments_out_of_range():
         Lion(betas=(1.0, 0.9))
     with pytest.raises(ConfigurationError, match=r"smoothing is -1"):
         Lion(smoothing=-1)
+
+
+def test_what_is_left_out():
+    reference.assert_defaults(Lion, LoopLion, own=("smoothing",))
+    assert Lion().hyperparameters["smoothing"] == 0.0
+
+
+def test_a_gradient_of_zero_has_the_slope_of_a_linear_step():
+    # c / √(c² + s²) has the slope 1 / s at 0, and c = (1 − β₁) g.
+    reference.assert_rest(Lion(lr=0.1, betas=(0.7, 0.9), smoothing=0.5), -0.1 * 0.3 / 0.5)
+    found = Lion(lr=0.1).sensitivity(
+        torch.ones(2), torch.ones(2), {"momentum": torch.zeros(2)}, Lion(lr=0.1).hyperparameters, 0
+    )
+    assert found.shape == () and float(found) == 0.0

@@ -151,3 +151,71 @@ def test_a_matrix_without_a_gradient_decays_and_has_a_finite_derivative():
     wide = problem.model.wide.detach()
     torch.testing.assert_close(result.state.parameters["wide"], (1 - 0.1 * 0.2) * wide)
     assert result.gradient["weight"].isfinite()
+
+
+def test_what_is_left_out():
+    reference.assert_defaults(Muon, torch.optim.Muon, own=("ns_dtype", "maximize"))
+    assert Muon().ns_dtype is None and Muon().hyperparameters["maximize"] is False
+
+
+def test_description():
+    inner = Muon(lr=0.02, ns_steps=3, adjust_lr_fn="original", ns_dtype=torch.float32)
+    assert repr(inner) == (
+        "Muon(lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True, maximize=False, "
+        "ns_coefficients=(3.4445, -4.775, 2.0315), eps=1e-07, ns_steps=3, "
+        "adjust_lr_fn=original, ns_dtype=torch.float32, groups=0)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("adjust", "factors"),
+    [
+        (None, (1.0, 2.0)),
+        ("original", (1.0, 2.0)),
+        ("match_rms_adamw", (0.2 * 12**0.5, 0.2 * 12**0.5)),
+        ("spectral_unclamped", (0.5, 2.0)),
+    ],
+)
+def test_the_rate_is_adjusted_to_the_shape(adjust, factors):
+    inner = Muon(adjust_lr_fn=adjust)
+    assert (inner._adjustment(3, 12), inner._adjustment(12, 3)) == pytest.approx(factors)
+    assert inner._adjustment(0, 3) == inner._adjustment(3, 0) == 1.0
+
+
+def test_one_iteration_by_hand():
+    # X = diag(0.6, 0.8) has the Gram matrix G = diag(0.36, 0.64), and X ← a X + b G X + c G² X.
+    inner = Muon(ns_coefficients=(2.0, -1.5, 0.5), ns_steps=1)
+    found = inner._orthogonalized(torch.tensor([[6.0, 0.0], [0.0, 8.0]], dtype=torch.float64))
+    expected = [x * (2.0 - 1.5 * x**2 + 0.5 * x**4) for x in (0.6, 0.8)]
+    assert found.diagonal().tolist() == pytest.approx(expected)
+    # Below eps the norm does not divide; at an eps of 0, a matrix of zeros has none to divide by.
+    least = Muon(ns_coefficients=(1.0, 0.0, 0.0), ns_steps=1, eps=10.0)
+    matrix = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    torch.testing.assert_close(least._orthogonalized(matrix), matrix / 10)
+    assert Muon(eps=0.0)._orthogonalized(matrix).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "taken"),
+    [
+        (torch.float32, None, torch.bfloat16),
+        (torch.float64, None, torch.float64),
+        (torch.float64, torch.float32, torch.float32),
+    ],
+)
+def test_the_type_of_the_iteration(given, own, taken):
+    found = Muon(ns_dtype=own)._orthogonalized(torch.ones(2, 3, dtype=given))
+    assert found.dtype == taken
+
+
+def test_more_arguments_at_the_edge():
+    assert Muon(ns_steps=1).ns_steps == 1 and Muon(ns_steps=99).ns_steps == 99
+    assert Muon(ns_coefficients=[1.0, 2.0, 3.0]).ns_coefficients == (1.0, 2.0, 3.0)
+    for arguments in ({"ns_steps": 100}, {"eps": float("inf")}, {"ns_coefficients": 1.0}):
+        with pytest.raises(ConfigurationError, match=next(iter(arguments))):
+            Muon(**arguments)
+    complex_matrix = {"p": torch.ones(2, 2, dtype=torch.complex64)}
+    with pytest.raises(UnsupportedError, match="'p' is complex"):
+        Muon().init_slots(complex_matrix)
+    with pytest.raises(UnsupportedError, match="'p' is 3-d"):
+        Muon().init_slots({"p": torch.ones(2, 2, 2)})

@@ -64,3 +64,18 @@ def test_arguments_out_of_range():
         RAdam(betas=(0.9, 1.0))
     with pytest.raises(ConfigurationError, match="decoupled_weight_decay is 1"):
         RAdam(decoupled_weight_decay=1)
+
+
+def test_what_is_left_out():
+    reference.assert_defaults(RAdam, torch.optim.RAdam)
+
+
+def test_a_gradient_of_zero_has_the_slope_of_a_linear_step():
+    inner = RAdam(lr=0.1, betas=(0.5, 0.8), eps=0.5)
+    reference.assert_rest(inner, -0.1)
+    # At the seventh step, with ρ∞ = 9.
+    left = 0.8**7
+    length = 9 - 2 * 7 * left / (1 - left)
+    factor = (length - 4) * (length - 2) * 9 / ((9 - 4) * (9 - 2) * length) * (1 - left)
+    slope = 0.5 / (1 - 0.5**7)
+    reference.assert_rest(inner, -0.1 * slope * factor**0.5 / 0.5, step=6)

@@ -140,3 +140,29 @@ def test_what_rounding_leaves_of_the_variance_is_a_constant(excess, drift):
     torch.testing.assert_close(slope, after.detach() / fixed, rtol=1e-12, atol=0)
     closed = inner.sensitivity(torch.zeros(2).double(), fixed, slots, values, 5)
     torch.testing.assert_close(closed, slope, rtol=1e-12, atol=0)
+
+
+def test_what_is_left_out():
+    reference.assert_defaults(RMSprop, torch.optim.RMSprop)
+
+
+def test_a_gradient_of_zero_has_the_slope_of_a_linear_step():
+    for options in ({}, {"centered": True}, {"momentum": 0.5}):
+        reference.assert_rest(RMSprop(lr=0.1, eps=0.5, **options), -0.1 / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, set()),
+        ({"centered": True}, {"gradient_average"}),
+        ({"momentum": 0.5}, {"velocity"}),
+        ({"momentum": torch.tensor(0.0)}, {"velocity"}),
+        ({"groups": [{"parameters": ["*"], "centered": True}]}, {"gradient_average"}),
+        ({"groups": [{"parameters": ["*"], "momentum": 0.5}]}, {"velocity"}),
+    ],
+)
+def test_running_means_are_kept_as_far_as_they_are_needed(options, names):
+    slots = RMSprop(**options).init_slots({"p": torch.ones(2)})
+    assert set(slots) == {"square_average"} | names
+    assert all(not own["p"].any() for own in slots.values())

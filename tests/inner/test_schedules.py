@@ -48,6 +48,7 @@ SCHEDULERS = torch.optim.lr_scheduler
         (polynomial(0.3, 7), lambda o: SCHEDULERS.PolynomialLR(o, 7)),
         (polynomial(0.3, 5, 2.5), lambda o: SCHEDULERS.PolynomialLR(o, 5, 2.5)),
         (multistep(0.3, [2, 5], 0.5), lambda o: SCHEDULERS.MultiStepLR(o, [2, 5], 0.5)),
+        (multistep(0.3, [5, 2, 5]), lambda o: SCHEDULERS.MultiStepLR(o, [5, 2, 5])),
     ],
 )
 def test_schedules_equal_those_of_torch(ours, theirs):
@@ -79,3 +80,22 @@ def test_schedules_stay_at_their_last_value():
 def test_arguments_of_other_schedules_out_of_range(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+def test_what_is_left_out_and_the_least_arguments():
+    assert values(warmup_linear(1.0, 20), 4) == pytest.approx(
+        [1 / 3, 2 / 3, 20 * 0.9 / 19, 17 / 19]
+    )
+    assert values(cosine(1.0, 1), 3) == pytest.approx([1.0, 0.0, 0.0])
+    assert values(polynomial(1.0, 1), 2) == [1.0, 0.0]
+    assert values(warmup_linear(1.0, 1, 0.0), 2) == [0.5, 0.0]
+    assert values(exponential(2.0, 3.0), 3) == [2.0, 6.0, 18.0]
+    with pytest.raises(ConfigurationError, match=r"warmup is -0\.1"):
+        warmup_linear(1.0, 5, -0.1)
+
+
+def test_milestones_are_those_at_the_time_of_the_call():
+    milestones = [1]
+    schedule = multistep(1.0, milestones, 0.5)
+    milestones.append(2)
+    assert values(schedule, 3) == [1.0, 0.5, 0.5]

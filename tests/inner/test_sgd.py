@@ -214,3 +214,38 @@ def test_unknown_names():
         SGD(lr=0.1, groups=[{"parameters": ["head.*"], "rate": 0.1}])
     with pytest.raises(ConfigurationError, match=r"'body\.\*' matches no inner parameter"):
         SGD(lr=0.1, groups=[{"parameters": ["body.*"]}]).init(reference.make_problem())
+
+
+def test_what_is_left_out():
+    reference.assert_defaults(SGD, torch.optim.SGD, lr=0.1)
+
+
+def test_a_velocity_is_kept_where_there_is_momentum():
+    parameters = {"p": torch.ones(2)}
+    for options in ({}, {"momentum": 0}, {"groups": [{"parameters": ["p"], "momentum": 0.0}]}):
+        assert SGD(0.1, **options).init_slots(parameters) == {}
+    for options in (
+        {"momentum": 0.5},
+        {"momentum": torch.tensor(0.0)},
+        {"groups": [{"parameters": ["p"], "momentum": 0.5}]},
+    ):
+        slots = SGD(0.1, **options).init_slots(parameters)
+        assert list(slots) == ["velocity"] and not slots["velocity"]["p"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "later"),
+    [
+        ({}, -0.1, -0.1),
+        ({"dampening": 0.25}, -0.1, -0.1),
+        ({"momentum": 0.5, "dampening": 0.25}, -0.1, -0.075),
+        ({"momentum": 0.5, "nesterov": True}, -0.15, -0.15),
+    ],
+)
+def test_the_sensitivity_by_hand(options, first, later):
+    inner = SGD(lr=0.1, **options)
+    reference.assert_rest(inner, first)
+    reference.assert_rest(inner, later, step=1)
+    values = inner.hyperparameters | {"lr": torch.tensor(0.1, dtype=torch.float64)}
+    found = inner.sensitivity(torch.ones(2), torch.ones(2), {}, values, 0)
+    assert found.dtype == torch.float32
