@@ -13,6 +13,7 @@ _WITHOUT = f"an estimator with first derivatives only: {FIRST_ORDER}"
 _FORWARD = (
     r"forward AD with (?P<operator>[\w:.]+)",
     r"ZeroTensors are immutable",
+    r"Nested forward mode AD is not supported",
     r"implement the jvp function for custom autograd\.Function",
 )
 _SECOND = (

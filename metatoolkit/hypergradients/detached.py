@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.custom_functions import observed
+from metatoolkit.hypergradients.transforms import Outside, requires_gradient
 from metatoolkit.problem import BilevelProblem
 
 DETACHING = (torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
@@ -32,6 +33,11 @@ class Cell:
 
     tensor: Tensor
     version: int | None
+    layers: tuple[tuple[int, int], ...] = ()
+
+    def value(self) -> Tensor:
+        """Return the tensor, without a graph, as the transforms of torch.func around have it."""
+        return Outside(self.tensor, self.layers).inside().detach()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +133,9 @@ class HeldConstants:
             tensor: The tensor.
             shared: Tensors with a graph that it may share memory with.
         """
-        alias = tensor.detach()
-        cell = Cell(alias, _version(alias))
+        outside = Outside.of(tensor.detach())
+        alias = outside.tensor
+        cell = Cell(alias, _version(alias), outside.layers)
         place = _place(alias)
         if place is not None:
             self._cells.setdefault(place, []).append(cell)
@@ -148,7 +155,7 @@ class HeldConstants:
         place = _place(target)
         if place is None or place not in self._cells:
             return
-        if place in self._aliases and not target.requires_grad:
+        if place in self._aliases and not requires_gradient(target):
             raise hidden_write()
         for cell in self._cells.pop(place):
             # In the passes that follow the copy itself is given away, and may be written over.
@@ -196,7 +203,7 @@ def _version(tensor: Tensor) -> int | None:
 
 def _place(tensor: Tensor) -> int | None:
     """Return the address of the memory of an ordinary tensor."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    if wrapped or tensor.layout is not torch.strided:
+    tensor = Outside.of(tensor).tensor
+    if tensor.layout is not torch.strided:
         return None
     return tensor.untyped_storage().data_ptr() or None

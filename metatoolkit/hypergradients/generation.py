@@ -113,9 +113,16 @@ class Generation:
             with torch.set_grad_enabled(keep):
                 if keep and streamed is None and copy == 0:
                     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
-                    with hooks:
-                        loss = self.train_loss(problem, copy, meta, batch)
-                    if held * self.candidates > budget:
+                    try:
+                        with hooks:
+                            loss = self.train_loss(problem, copy, meta, batch)
+                    except RuntimeError as error:
+                        # torch.func.grad in a loss forbids to look at what a graph holds.
+                        if "saved tensor hooks" not in str(error):
+                            raise
+                        with torch.no_grad():
+                            loss = self.train_loss(problem, copy, meta, batch)
+                    if not loss.requires_grad or held * self.candidates > budget:
                         keep, loss = False, loss.detach()
                 else:
                     loss = self.train_loss(problem, copy, meta, batch)

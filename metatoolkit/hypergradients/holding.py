@@ -23,6 +23,7 @@ from metatoolkit.hypergradients.torch_calls import (
     is_custom,
     tensors_in,
 )
+from metatoolkit.hypergradients.transforms import requires_gradient
 
 READERS = frozenset(
     "item tolist numpy equal allclose is_nonzero __array__ __float__ __int__ __bool__ __index__ "
@@ -56,7 +57,7 @@ class HoldingMode(Again):
             return func(*args, **kwargs)
         if func is torch.Tensor.register_hook:
             hook = checked_hook(args[1] if len(args) > 1 else kwargs["hook"])
-            seen = args[0].requires_grad or self.held.everything
+            seen = requires_gradient(args[0]) or self.held.everything
             return func(args[0], hook) if seen else NoHandle()
         if func not in PIECES and func not in self._open:
             body = body_of(func)

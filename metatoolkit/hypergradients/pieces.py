@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metatoolkit.hypergradients.transforms import in_transform
+
 Arguments = tuple[Any, ...]
 
 
@@ -254,9 +256,12 @@ class _Masked(torch.autograd.Function):
         return _Masked.apply(gradient, ctx.flags), None
 
 
-_RELU = _elementwise(
-    lambda x, a, k: x > 0, lambda piece, x, a, k: _Masked.apply(x, piece), packed=True
-)
+def _relu(piece: Flags, x: Tensor, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+    # The transforms know no custom functions of this kind.
+    return torch.where(piece.unpack(), x, 0.0) if in_transform() else _Masked.apply(x, piece)
+
+
+_RELU = _elementwise(lambda x, a, k: x > 0, _relu, packed=True)
 _LEAKY = _elementwise(
     lambda x, a, k: x > 0, lambda piece, x, a, k: torch.where(piece, x, _slope(a, k) * x)
 )

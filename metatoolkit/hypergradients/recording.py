@@ -17,6 +17,7 @@ from metatoolkit.hypergradients.detached import DETACHING, REMEDY, Held, hidden_
 from metatoolkit.hypergradients.holding import CUTTING, READERS, HoldingMode
 from metatoolkit.hypergradients.pieces import PIECES
 from metatoolkit.hypergradients.torch_calls import as_tuple, has_derivatives, tensors_in
+from metatoolkit.hypergradients.transforms import requires_gradient, taken_out
 
 # What they return does not depend on the values they are given.
 _NEUTRAL = frozenset(
@@ -34,7 +35,7 @@ class Recording(HoldingMode):
         """Call a function, and write down what it holds."""
         sources = tensors_in([*args, *kwargs.values()])
         if not self.held.everything:
-            sources = [tensor for tensor in sources if tensor.requires_grad]
+            sources = [tensor for tensor in sources if requires_gradient(tensor)]
         if not sources or func.__name__ in _NEUTRAL:
             self.held.log.append((func, None))
             return self.run(func, args, kwargs)
@@ -43,9 +44,9 @@ class Recording(HoldingMode):
         piece = PIECES.get(func)
         if graph and piece is not None and sources[0].is_floating_point():
             result, place = piece.find(func, args, kwargs)
-            self.held.log.append((func, Held("piece", place)))
+            self.held.log.append((func, Held("piece", taken_out(place))))
             return result
-        if writes and not graph and any(t.requires_grad for t in tensors_in(args[:1])):
+        if writes and not graph and any(map(requires_gradient, tensors_in(args[:1]))):
             raise hidden_write()
         result = self.run(func, args, kwargs)
         found = self._constants(func, result, sources, graph)
@@ -54,7 +55,7 @@ class Recording(HoldingMode):
         return result
 
     def _refuse(self, func: Any, sources: Sequence[Tensor]) -> None:
-        if not self.held.everything and not any(tensor.requires_grad for tensor in sources):
+        if not self.held.everything and not any(map(requires_gradient, sources)):
             return
         if func is _SET_DATA:
             raise hidden_write()
@@ -77,15 +78,15 @@ class Recording(HoldingMode):
             return Held("number", result) if known else None
         if self.held.everything:
             cutting = not graph or func in DETACHING or name in CUTTING
-            graph = any(tensor.requires_grad for tensor in sources)
+            graph = any(map(requires_gradient, sources))
             cut = [
                 (i, o)
                 for i, o in found
-                if cutting or not has_derivatives(o) or (graph and not o.requires_grad)
+                if cutting or not has_derivatives(o) or (graph and not requires_gradient(o))
             ]
             shared = sources if func in DETACHING else ()
         else:
-            cut = [(i, o) for i, o in found if not o.requires_grad]
+            cut = [(i, o) for i, o in found if not requires_gradient(o)]
             shared = sources
         if not cut:
             self._see([o for _, o in found])

@@ -25,6 +25,7 @@ from metatoolkit.hypergradients.torch_calls import (
     random_states,
     set_random_states,
 )
+from metatoolkit.hypergradients.transforms import put_in
 
 _NO_CALL: tuple[Any, list[Any], list[Any]] = (None, [], [])
 
@@ -93,7 +94,7 @@ class Replaying(HoldingMode):
         if found is None:
             return self.run(func, args, kwargs)
         if found.kind == "piece":
-            result = PIECES[func].hold(found.value, func, args, kwargs)
+            result = PIECES[func].hold(put_in(found.value), func, args, kwargs)
             in_place = writes and result is not args[0]
             return args[0].copy_(result) if in_place else result
         result = self.run(func, args, kwargs)
@@ -101,7 +102,7 @@ class Replaying(HoldingMode):
             return found.value
         outputs = list(result) if isinstance(result, tuple | list) else [result]
         for i, cell in zip(found.places, found.value, strict=True):
-            value = cell.tensor.detach()
+            value = cell.value()
             if i >= len(outputs) or outputs[i].shape != value.shape:
                 raise other_calls(f"{func.__name__} returned another shape")
             if writes or func.__name__ == "detach_":
