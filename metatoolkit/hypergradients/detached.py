@@ -86,7 +86,7 @@ class HeldConstants:
         self.calls: list[tuple[Any, list[Cell], list[Cell]]] = []
         self.rounding = 0.0
         self.differentiates = False
-        self._cells: dict[int, list[Cell]] = {}
+        self._cells: dict[int | None, list[Cell]] = {}
         self._aliases: set[int] = set()
 
     def recording(self, problem: BilevelProblem) -> BilevelProblem:
@@ -157,11 +157,27 @@ class HeldConstants:
             return
         if place in self._aliases and not requires_gradient(target):
             raise hidden_write()
-        for cell in self._cells.pop(place):
+        self.save(target)
+        self._aliases.discard(place)
+
+    def save(self, target: Tensor) -> None:
+        """Copy what is held of a tensor that somebody may write over.
+
+        Args:
+            target: The tensor.
+        """
+        for cell in self._cells.pop(_place(target), ()):
             # In the passes that follow the copy itself is given away, and may be written over.
             cell.tensor, cell.version = cell.tensor.clone(), None
             self._cells.setdefault(_place(cell.tensor) or 0, []).append(cell)
-        self._aliases.discard(place)
+
+    def shares_memory(self, tensor: Tensor) -> bool:
+        """Return whether a tensor may share the memory of one that a gradient flows through.
+
+        Args:
+            tensor: The tensor.
+        """
+        return _place(tensor) in self._aliases
 
 
 def _with_mode(problem: BilevelProblem, start: Callable[[], Any]) -> BilevelProblem:
@@ -169,6 +185,7 @@ def _with_mode(problem: BilevelProblem, start: Callable[[], Any]) -> BilevelProb
 
     def under_mode(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
         mode = start()
+        mode.modules = (model, meta)
         with warnings.catch_warnings(), observed(mode.observe), mode:
             # Dynamo looks at all attributes of the tensors that it is given.
             warnings.filterwarnings(
@@ -193,7 +210,7 @@ def hidden_write() -> UnsupportedError:
     """Return the error for a value that is changed behind the back of the graph."""
     return UnsupportedError(
         "the training loss writes, in place, over a tensor that a gradient flows through, and "
-        f"hides it by .data, detach or no_grad, so that a difference cannot follow. {REMEDY}"
+        f"hides it by .data, detach, no_grad or NumPy, so that a difference cannot follow. {REMEDY}"
     )
 
 

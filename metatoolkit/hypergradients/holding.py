@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metatoolkit.exchange import Again
 from metatoolkit.hypergradients.custom_functions import (
@@ -32,12 +32,16 @@ READERS = frozenset(
 """Functions that return numbers read from tensors."""
 CUTTING = frozenset(("tensor", "as_tensor", "new_tensor", "detach_", "histc"))
 """Functions that copy without a graph."""
+SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+"""The function by which a tensor is given the memory of another one."""
 # They end in an underscore, and write no values.
 _WRITES_NOTHING = frozenset(("requires_grad_", "detach_", "share_memory_", "rename_"))
 _WRITES = frozenset(
     "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ "
     "__iand__ __ior__ __ixor__".split()
 )
+# They give memory away, which may be written over unseen.
+_EXPOSING = frozenset("numpy data_ptr untyped_storage __dlpack__".split())
 
 
 class HoldingMode(Again):
@@ -46,6 +50,7 @@ class HoldingMode(Again):
     def __init__(self, held: HeldConstants) -> None:
         super().__init__()
         self.held = held
+        self.modules: tuple[nn.Module, ...] = ()
         self.inside = 0
         self._open: list[Any] = []
 
@@ -68,17 +73,22 @@ class HoldingMode(Again):
                         return body(*args, **kwargs)
                 finally:
                     self._open.pop()
+        if func == SET_DATA:
+            args = (args[0], self.call(torch.Tensor.detach, (args[1],), {}, []))
         name = func.__name__
-        writes = "out" in kwargs or name in _WRITES
+        if name in _EXPOSING:
+            self.held.save(args[0])
+        writes = name in _WRITES
         writes |= name[-1] == "_" and name[:2] != "__" and name not in _WRITES_NOTHING
-        if writes:
-            for target in tensors_in([kwargs["out"]] if "out" in kwargs else args[:1]):
-                self.held.before_write(target)
-        return self.call(func, args, kwargs, writes)
+        given = [kwargs["out"]] if "out" in kwargs else args[:1] if writes else ()
+        targets = tensors_in(given)
+        for target in targets:
+            self.held.before_write(target)
+        return self.call(func, args, kwargs, targets)
 
     @abstractmethod
-    def call(self, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
-        """Call a function of torch."""
+    def call(self, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> Any:
+        """Call a function of torch, with the tensors that it writes over."""
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a function of torch as it is; operators of others are custom functions."""

@@ -110,7 +110,12 @@ def _side(tensor: Tensor, low: Any, high: Any) -> Tensor:
     if low is not None:
         side = side - (tensor < low).to(torch.int8)
     if high is not None:
-        side = side + (tensor > high).to(torch.int8)
+        above = tensor > high
+        if low is not None:
+            # Where the limits are in the wrong order all entries are at the upper one.
+            above = above | (torch.as_tensor(low, device=tensor.device) > high)
+            side = torch.where(above, 0, side)
+        side = side + above.to(torch.int8)
     return side.expand(tensor.shape) if side.dim() == 0 else side
 
 

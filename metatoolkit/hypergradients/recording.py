@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.graphs import graph_nodes
 from metatoolkit.hypergradients.custom_functions import is_observed, is_own, name_of, points_of
-from metatoolkit.hypergradients.detached import DETACHING, REMEDY, Held, hidden_write
-from metatoolkit.hypergradients.holding import CUTTING, READERS, HoldingMode
+from metatoolkit.hypergradients.detached import DETACHING, REMEDY, Held, HeldConstants, hidden_write
+from metatoolkit.hypergradients.holding import CUTTING, READERS, SET_DATA, HoldingMode
 from metatoolkit.hypergradients.pieces import PIECES
 from metatoolkit.hypergradients.torch_calls import as_tuple, has_derivatives, tensors_in
 from metatoolkit.hypergradients.transforms import requires_gradient, taken_out
@@ -25,39 +26,46 @@ _NEUTRAL = frozenset(
     "new_zeros new_ones new_full".split()
 )
 _DIFFERENTIATING = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
-_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 class Recording(HoldingMode):
     """Records what the calls of the functions of torch hold constant."""
 
-    def call(self, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
+    def __init__(self, held: HeldConstants) -> None:
+        super().__init__(held)
+        self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def call(self, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> Any:
         """Call a function, and write down what it holds."""
+        if func is torch.Tensor.numpy:
+            return self._numpy(args[0], func(*args, **kwargs), kwargs.get("force", False))
         sources = tensors_in([*args, *kwargs.values()])
         if not self.held.everything:
             sources = [tensor for tensor in sources if requires_gradient(tensor)]
         if not sources or func.__name__ in _NEUTRAL:
             self.held.log.append((func, None))
             return self.run(func, args, kwargs)
-        self._refuse(func, sources)
+        self._refuse(func, args, sources)
         graph = torch.is_grad_enabled()
         piece = PIECES.get(func)
         if graph and piece is not None and sources[0].is_floating_point():
             result, place = piece.find(func, args, kwargs)
             self.held.log.append((func, Held("piece", taken_out(place))))
             return result
-        if writes and not graph and any(map(requires_gradient, tensors_in(args[:1]))):
+        if not graph and any(map(requires_gradient, targets)):
             raise hidden_write()
         result = self.run(func, args, kwargs)
-        found = self._constants(func, result, sources, graph)
+        # What assigns to entries returns nothing.
+        outcome = targets if targets and result is None else result
+        found = self._constants(func, outcome, sources, graph)
         self.held.log.append((func, found))
         self.held.differentiates |= func in _DIFFERENTIATING
         return result
 
-    def _refuse(self, func: Any, sources: Sequence[Tensor]) -> None:
+    def _refuse(self, func: Any, args: Any, sources: Sequence[Tensor]) -> None:
         if not self.held.everything and not any(map(requires_gradient, sources)):
             return
-        if func is _SET_DATA:
+        if func == SET_DATA and (requires_gradient(args[0]) or self._may_follow(args[0])):
             raise hidden_write()
         name = func.__name__
         if name.startswith(("fake_quantize", "fused_moving_avg_obs")):
@@ -65,6 +73,11 @@ class Recording(HoldingMode):
                 f"the training loss calls {name}, whose backward pass is not the derivative of "
                 f"its forward pass: a difference of values cannot see it. {REMEDY}"
             )
+
+    def _may_follow(self, tensor: Tensor) -> bool:
+        """Return whether a tensor without a graph may depend on what is shifted all the same."""
+        known = (buffer for module in self.modules for buffer in module.buffers())
+        return self.held.everything and not any(tensor is buffer for buffer in known)
 
     def _constants(
         self, func: Any, result: Any, sources: Sequence[Tensor], graph: bool
@@ -75,7 +88,7 @@ class Recording(HoldingMode):
         if not found:
             kinds = bool | int | float | complex | str | list | np.ndarray
             known = name in READERS and isinstance(result, kinds)
-            return Held("number", result) if known else None
+            return Held("number", copy.deepcopy(result)) if known else None
         if self.held.everything:
             cutting = not graph or func in DETACHING or name in CUTTING
             graph = any(map(requires_gradient, sources))
@@ -86,13 +99,26 @@ class Recording(HoldingMode):
             ]
             shared = sources if func in DETACHING else ()
         else:
-            cut = [(i, o) for i, o in found if not requires_gradient(o)]
+            # A view that is taken while no gradients are recorded says that it requires one.
+            cut = [(i, o) for i, o in found if not (graph and requires_gradient(o))]
             shared = sources
         if not cut:
             self._see([o for _, o in found])
             return None
         cells = [self.held.keep(tensor, shared) for _, tensor in cut]
         return Held("tensors", cells, tuple(i for i, _ in cut))
+
+    def _numpy(self, tensor: Tensor, array: np.ndarray, force: bool) -> np.ndarray:
+        """Write down an array, which may be written over unseen."""
+        follows = tensor.requires_grad or (force and self.held.everything)
+        shared = follows or self.held.shares_memory(tensor)
+        holds = tensor.requires_grad or self.held.everything
+        value = array.copy() if shared or holds else array
+        if shared:
+            self._arrays.append((array, value))
+        found = Held("number", value) if holds else None
+        self.held.log.append((torch.Tensor.numpy, found))
+        return array
 
     def _see(self, outputs: Sequence[Tensor]) -> None:
         for output in outputs:
@@ -123,6 +149,8 @@ class Recording(HoldingMode):
             UnsupportedError: The loss does what cannot be held.
         """
         self.held.check_versions()
+        if any(array.tobytes() != value.tobytes() for array, value in self._arrays):
+            raise hidden_write()
         for node in graph_nodes([loss] if isinstance(loss, Tensor) else []):
             cls = getattr(type(node), "_forward_cls", None)
             if cls is not None and not is_own(cls) and not is_observed(cls):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,28 +90,35 @@ class Replaying(HoldingMode):
             raise other_calls(f"{name} was not called again")
         self.held.calls = []
 
-    def call(self, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
+    def call(self, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> Any:
         """Call a function, and put what is held in the place of its results."""
         found = self._next(func)
         if found is None:
             return self.run(func, args, kwargs)
         if found.kind == "piece":
             result = PIECES[func].hold(put_in(found.value), func, args, kwargs)
-            in_place = writes and result is not args[0]
+            in_place = targets and result is not args[0]
             return args[0].copy_(result) if in_place else result
         result = self.run(func, args, kwargs)
         if found.kind == "number":
-            return found.value
-        outputs = list(result) if isinstance(result, tuple | list) else [result]
+            if func is torch.Tensor.numpy and not kwargs.get("force", False):
+                # What is written over the array is written over the tensor.
+                np.copyto(result, found.value)
+                return result
+            return copy.deepcopy(found.value)
+        outcome = targets if targets and result is None else result
+        outputs = list(outcome) if isinstance(outcome, tuple | list) else [outcome]
         for i, cell in zip(found.places, found.value, strict=True):
             value = cell.value()
             if i >= len(outputs) or outputs[i].shape != value.shape:
                 raise other_calls(f"{func.__name__} returned another shape")
-            if writes or func.__name__ == "detach_":
+            if targets or func.__name__ == "detach_":
                 with torch.no_grad():
                     outputs[i].copy_(value)
             else:
                 outputs[i] = value
+        if result is None:
+            return None
         if not isinstance(result, tuple | list):
             return outputs[0]
         named = hasattr(type(result), "_make")

@@ -122,6 +122,60 @@ def by_sign(losses):
 
 
 @seen
+def as_an_array_written_over(losses):
+    values = losses.detach().clone().numpy()
+    values *= 2.0
+    return torch.from_numpy(values)
+
+
+@seen
+def as_an_array_by_force(losses):
+    values = np.array(losses.numpy(force=True))
+    values *= 2.0
+    return torch.from_numpy(values)
+
+
+@seen
+def as_a_tensor_whose_array_is_written_over(losses):
+    doubled = losses.detach() * 1.0
+    values = doubled.numpy()
+    values *= 2.0
+    return doubled
+
+
+@seen
+def as_a_list_written_over(losses):
+    values = losses.tolist()
+    values.append(values.pop(0) + 1.0)
+    return torch.tensor(values, dtype=losses.dtype)
+
+
+@seen
+def entries_without_recording(losses):
+    seen = torch.ones_like(losses)
+    with torch.no_grad():
+        seen[:] = losses
+        seen[:2] = losses[2:4]
+    return seen
+
+
+@seen
+def views_without_recording(losses):
+    with torch.no_grad():
+        parts = list(losses)
+        seen, _ = losses.split([len(losses), 0])
+    return torch.stack(parts) + seen
+
+
+@seen
+def into_a_given_tensor(losses):
+    seen = torch.empty_like(losses)
+    with torch.no_grad():
+        torch.exp(losses, out=seen)
+    return seen
+
+
+@seen
 def in_a_moving_average(losses):
     with torch.no_grad():
         average = torch.zeros_like(losses)
@@ -215,6 +269,14 @@ def under_checkpointing(model, meta, batch):
     return (meta(losses) * losses).mean()
 
 
+@loss
+def an_average_set_by_data(model, meta, batch):
+    losses = cross_entropies(model, batch)
+    average = model[1].running_mean
+    average.data = 0.5 * average + 0.5 * model[0](batch[0]).mean(0)
+    return (meta(losses) * losses).mean() * average.exp().sum()
+
+
 def refused(message):
     def keep(function):
         REFUSED[function.__name__] = (function, message)
@@ -245,6 +307,32 @@ def a_write_without_recording(model, meta, batch):
     with torch.no_grad():
         weight.clamp_(-0.1, 0.1)
     losses = cross_entropies(model, batch) * weight.sum()
+    return (meta(losses) * losses).mean()
+
+
+@refused("hides it by .data")
+def a_value_set_by_data(model, meta, batch):
+    outputs = model(batch[0])
+    rounded = outputs * 1.0
+    rounded.data = outputs.detach().round()
+    losses = F.cross_entropy(rounded, batch[1], reduction="none")
+    return (meta(losses) * losses).mean()
+
+
+@refused("or NumPy")
+def a_write_by_numpy(model, meta, batch):
+    outputs = model(batch[0]) * 1.0
+    values = outputs.detach().numpy()
+    np.clip(values, -0.1, 0.1, out=values)
+    losses = F.cross_entropy(outputs, batch[1], reduction="none")
+    return (meta(losses) * losses).mean()
+
+
+@refused("or NumPy")
+def a_write_by_force(model, meta, batch):
+    outputs = model(batch[0]) * 1.0
+    outputs.numpy(force=True)[:, 0] = 0.0
+    losses = F.cross_entropy(outputs, batch[1], reduction="none")
     return (meta(losses) * losses).mean()
 
 
