@@ -61,7 +61,7 @@ class _StorageTracker(TorchDispatchMode):
         weakref.finalize(storage, self._remove, key)
 
     def _remove(self, key: int) -> None:
-        self.present -= self.alive.pop(key, 0)
+        self.present -= self.alive.pop(key)
 
 
 def peak_memory(function: Callable[[], Any]) -> int:

@@ -91,7 +91,6 @@ class BilevelProblem:
         self.valid_loss = valid_loss
         self.valid_mode = valid_mode
         self.initial = initial
-        self._roots = {"model": model, "meta": meta}
         self._passes = Passes(model, meta)
         self.buffer_names = self._passes.places.buffer_names
         owned = {id(parameter) for parameter in meta.parameters()}
@@ -212,7 +211,7 @@ class BilevelProblem:
         arguments = (self.valid_loss, "valid_loss", parameters, meta, buffers, batch, key)
         if self.valid_mode is None:
             return self._evaluate(*arguments)[0]
-        roots = self._roots.values()
+        roots = (self.model, self.meta)
         with turn():
             flags = [(module, module.training) for root in roots for module in root.modules()]
             try:

@@ -42,7 +42,7 @@ class InnerState:
         Args:
             name: Name of the parameter.
         """
-        return self.step - self.missed.get(name, 0) if self.missed else self.step
+        return self.step - self.missed.get(name, 0)
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that a hypergradient flows through: parameters, then slots."""

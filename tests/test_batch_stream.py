@@ -299,3 +299,77 @@ def test_a_training_with_a_loader_of_numpy_goes_on_bitwise(tmp_path):
     whole = train(9, False, 1, tmp_path / "whole.pt")
     train(5, False, 1, tmp_path / "c.pt")
     assert all(map(torch.equal, train(9, True, 2, tmp_path / "c.pt"), whole))
+
+
+def changed(batch):
+    return lambda: {
+        "number": (3, 4),
+        "float": (0.5, 0.25),
+        "text": ("a", "b"),
+        "bytes": (b"a", b"b"),
+        "array": (np.arange(3), np.arange(3) + 1),
+        "shape": (np.zeros((2, 3)), np.zeros((3, 2))),
+        "type": (np.zeros(2, np.int64), np.zeros(2, np.float64)),
+        "tensor": (torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])),
+        "shape of a tensor": (torch.zeros(2, 3), torch.zeros(3, 2)),
+        "type of a tensor": (torch.zeros(2, dtype=torch.int32), torch.zeros(2)),
+        "bfloat16": (torch.zeros(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16)),
+        "strided": (torch.arange(6).view(2, 3).T, torch.arange(6).view(3, 2)),
+    }[batch]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        "number",
+        "float",
+        "text",
+        "bytes",
+        "array",
+        "shape",
+        "type",
+        "tensor",
+        "shape of a tensor",
+        "type of a tensor",
+        "bfloat16",
+        "strided",
+    ],
+)
+def test_another_batch_of_any_kind_is_noticed(batch):
+    one, other = changed(batch)()
+    stream = BatchStream("train_batches", [[1, one]])
+    stream.next()
+    saved = stream.state_dict()
+    BatchStream("train_batches", [[1, one]]).load_state_dict(saved)
+    with pytest.raises(DataError, match="batch 1 is another one"):
+        BatchStream("train_batches", [[1, other]]).load_state_dict(saved)
+    with pytest.raises(DataError, match="batch 1 is another one"):
+        BatchStream("train_batches", [[2, one]]).load_state_dict(saved)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        lambda: np.array([object()]),
+        object,
+    ],
+    ids=["sparse", "quantized", "objects", "object"],
+)
+def test_what_has_no_digest_is_taken_again(make):
+    leaf = make()
+    stream = BatchStream("train_batches", [leaf, leaf])
+    stream.next()
+    resumed = BatchStream("train_batches", [leaf, leaf])
+    resumed.load_state_dict(stream.state_dict())
+    assert resumed.taken == 1
+
+
+def test_an_iterator_cannot_go_back_from_its_first_batch():
+    stream = BatchStream("train_batches", iter([1, 2, 3]))
+    saved = stream.state_dict()
+    stream.next()
+    with pytest.raises(DataError, match="cannot go back from batch 1 to batch 0"):
+        stream.load_state_dict(saved)

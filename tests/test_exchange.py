@@ -1,5 +1,6 @@
 """What a model runs again during a backward pass sees the tensors of its first pass."""
 
+import _thread
 import functools
 import math
 import os
@@ -483,3 +484,55 @@ def test_an_exchange_that_cannot_begin_leaves_everything_and_holds_up_nobody(kin
     thread.start()
     thread.join(60)
     assert not thread.is_alive()
+
+
+def test_a_thread_that_works_for_one_that_waits_is_let_in():
+    # As the threads of the autograd engine are, which Python has not started.
+    entered, done = threading.Event(), threading.Event()
+
+    def work():
+        with turn():
+            entered.set()
+        done.set()
+
+    with turn():
+        _thread.start_new_thread(work, ())
+        assert done.wait(20) and entered.is_set()
+        # One that Python has started waits.
+        thread = threading.Thread(target=work)
+        entered.clear()
+        thread.start()
+        assert not entered.wait(0.05)
+    thread.join(20)
+    assert entered.is_set()
+
+
+def test_hooks_for_saved_tensors_can_be_used_again():
+    packed, unpacked = [], []
+
+    def pack(tensor):
+        packed.append(tensor)
+        return tensor
+
+    def unpack(tensor):
+        unpacked.append(tensor)
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+    def run(function, x):
+        with hooks:
+            return function(x)
+
+    problem, x = sine_problem(run), torch.tensor(1.0, dtype=torch.float64)
+    inner = mt.inner.SGD(lr=1.0)
+    state = inner.init(problem)
+    counts = []
+    for _ in range(2):
+        state, _ = inner.step(problem, state, problem.meta_parameters(), x)
+        counts.append((len(packed), len(unpacked)))
+    assert hooks.unpack_hook is unpack and hooks.pack_hook is pack
+    first = 1.0 - math.cos(1.0)
+    assert float(state.parameters["w"]) == pytest.approx(first - math.cos(first), rel=1e-14)
+    assert counts[0][0] > 0 and counts[1] == (2 * counts[0][0], 2 * counts[0][1])
+    assert counts[0][1] > 0

@@ -27,6 +27,7 @@ SCALAR = torch.tensor(1.5)
         (types.SimpleNamespace(loss=None, logits=SCALAR), r"its \.loss is None; give .* labels"),
         ({"loss": SCALAR, "logits": SCALAR}, r"return its \['loss'\]"),
         ({"mlm": SCALAR}, r"return one of its 'mlm'"),
+        (dict.fromkeys("abcdefg", SCALAR), r"return one of its 'a', 'b', 'c', 'd', 'e'\.$"),
         ((SCALAR, torch.ones(3)), r"return its first entry, \[0\]"),
         ([torch.ones(3), SCALAR], r"reduce it to one"),
         ((), r"a tuple; a scalar tensor \(0-d\) is needed\.$"),

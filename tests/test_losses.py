@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metatoolkit.errors import DataError, LabelError, ShapeError
 from metatoolkit.losses import (
     cross_entropy,
+    episode_cross_entropy,
     sample_losses,
     transformed_cross_entropy,
     weighted_cross_entropy,
@@ -229,3 +230,54 @@ def test_inputs_are_transformed_before_the_model(model: nn.Module, batch: Any) -
     assert not torch.equal(cross_entropy(model, meta, batch), expected)
     with pytest.raises(DataError, match="uint8"):
         transformed_cross_entropy(model, meta, (inputs.to(torch.uint8), labels))
+
+
+class _Nearest(nn.Module):
+    """Logits of the queries, class by class: minus the distances to the means of the classes."""
+
+    def forward(self, support: Tensor, query: Tensor) -> Tensor:
+        return -(query.flatten(0, 1).unsqueeze(1) - support.mean(1)).square().sum(2)
+
+
+def test_the_loss_of_an_episode_is_that_of_its_queries(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(3)
+    support = torch.randn(3, 2, 4, dtype=DTYPE, generator=generator)
+    query = torch.randn(3, 5, 4, dtype=DTYPE, generator=generator)
+    losses = []
+    for way in range(3):
+        for index in range(5):
+            logits = -(query[way, index] - support.mean(1)).square().sum(1)
+            losses.append(logits.logsumexp(0) - logits[way])
+    expected = torch.stack(losses).mean()
+    for batch in ((support, query), [support, query]):
+        torch.testing.assert_close(episode_cross_entropy(_Nearest(), model, batch), expected)
+    for wrong in (support, (support,), (support, query, query), {"support": support}):
+        with pytest.raises(DataError, match=r"an episode \(support, query\) is needed"):
+            episode_cross_entropy(_Nearest(), model, wrong)
+    with pytest.raises(ShapeError, match=r"\(15, 2\) for 3 ways with 5 queries.*\(15, 3\) are"):
+        episode_cross_entropy(_Nearest(), model, (support[:2], query))
+
+
+def test_errors_name_the_batch_and_its_length(model: nn.Module, batch: Any) -> None:
+    with pytest.raises(DataError, match=r"the batch is a tuple of 3; a pair"):
+        cross_entropy(model, model, (*batch, None))
+    with pytest.raises(DataError, match=r"the batch is a Tensor; a pair"):
+        cross_entropy(model, model, batch[0])
+    with pytest.raises(LabelError, match="labels of the batch hold 7 at index 0"):
+        cross_entropy(model, model, (batch[0], batch[1] + 7))
+    with pytest.raises(ShapeError, match=r"inputs have shape \(\), labels \(8,\)"):
+        cross_entropy(model, model, (torch.tensor(1.0), batch[1]))
+    with pytest.raises(ShapeError, match="the model returned tuple for 8 labels"):
+        cross_entropy(_Pair(), model, batch)
+    with pytest.raises(ShapeError, match="weights of shape list for 8 losses"):
+        weighted_cross_entropy(model, _Listed(), batch)
+
+
+class _Pair(nn.Module):
+    def forward(self, inputs: Tensor) -> Any:
+        return inputs, inputs
+
+
+class _Listed(nn.Module):
+    def forward(self, losses: Tensor) -> Any:
+        return list(losses)

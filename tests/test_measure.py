@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from metatoolkit.measure import count_flops, peak_memory
+from metatoolkit.measure import count_flops, measuring, peak_memory
 
 on_the_cpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the GPU's allocator rounds and caches"
@@ -89,3 +89,20 @@ def test_flops_of_products():
     a, b = torch.ones(3, 5), torch.ones(5, 7)
     assert count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
     assert count_flops(lambda: a + 1) == 0
+
+
+@pytest.mark.parametrize("measure", [count_flops, peak_memory])
+def test_a_call_knows_that_it_is_measured(measure):
+    seen = []
+    assert measuring() is False
+    measure(lambda: seen.append(measuring()))
+    assert seen == [True] and measuring() is False
+    # One inside another, and after an error.
+    with pytest.raises(ZeroDivisionError):
+        measure(lambda: (count_flops(lambda: None), seen.append(measuring()), 1 / 0))
+    assert seen == [True, True] and measuring() is False
+
+
+@on_the_cpu
+def test_all_results_of_an_operation_count():
+    assert peak_memory(lambda: filled(2).view(2, -1).max(0)) == 5 * MEGABYTE

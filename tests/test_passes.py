@@ -1,5 +1,7 @@
 """Passes of losses as pure functions, alone, nested and under the transforms of torch.func."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import metatoolkit as mt
 from metatoolkit import passes
+from metatoolkit.errors import ShapeError
 from metatoolkit.hypergradients import EvolutionStrategies, Unrolled
 from metatoolkit.in_place import Untouched
+from metatoolkit.randomness import seeded
 from tests import bank
 
 
@@ -29,7 +33,10 @@ def test_only_the_first_pass_of_a_loss_is_watched_over():
     state = case.state
     for _ in range(3):
         case.inner.step(case.problem, state, case.problem.meta_parameters(), case.valid_batch)
-    assert seen == [True, False, False]
+    arguments = (state.parameters, case.problem.meta_parameters(), {}, case.valid_batch, 0)
+    for _ in range(2):
+        case.problem.evaluate_valid(*arguments)
+    assert seen == [True, False, False, True, False]
 
 
 def test_graphs_are_looked_at_once_in_a_call(monkeypatch):
@@ -102,3 +109,111 @@ def test_hooks_on_frozen_parameters_are_nobodys_business():
     case = bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
     assert case.call(Unrolled(1)).gradient["value"].isfinite()
     case.call(EvolutionStrategies())
+
+
+def test_a_loss_that_differentiates_inside_itself_fails_once():
+    runs = []
+
+    def penalized(model, meta, batch):
+        runs.append(model.value.requires_grad)
+        (slope,) = torch.autograd.grad(model.value.sin(), model.value, create_graph=True)
+        return slope * meta.value
+
+    problem = mt.BilevelProblem(bank.Value(0.7), bank.Value(0.2), penalized, penalized)
+    arguments = ({"value": torch.tensor(0.7)}, {"value": torch.tensor(2.0)}, {}, None, 0)
+    problem.evaluate_train(*arguments)
+    assert runs == [False, True]
+    for _ in range(2):
+        problem.evaluate_train(*arguments)
+    # It is known by now what the training loss needs; the outer loss may be another.
+    assert runs == [False, True, True, True]
+    problem.evaluate_valid(*arguments)
+    assert runs[4:] == [False, True]
+
+
+def test_an_error_of_a_loss_that_has_all_it_asks_for_is_its_own():
+    def broken(model, meta, batch):
+        raise RuntimeError("it does not require grad, says the loss")
+
+    runs = []
+    problem = mt.BilevelProblem(bank.Value(0.7), bank.Value(0.2), broken, broken)
+    grown = {"value": torch.tensor(0.7, requires_grad=True)}
+    problem.watch = lambda *_: runs.append(1)
+    with pytest.raises(RuntimeError, match="says the loss") as told:
+        problem.evaluate_train(grown, grown, {}, None, 0)
+    assert len(told.value.__notes__) == 1 and told.value.__context__ is None and not runs
+
+
+def test_a_second_run_for_the_generators_names_the_loss():
+    def listed(model, meta, batch):
+        return [model.value * random.random()]
+
+    problem = mt.BilevelProblem(bank.Value(0.7), bank.Value(0.2), listed, listed)
+    arguments = (problem.parameters(), problem.meta_parameters(), {}, None, 0)
+    with pytest.raises(ShapeError, match="train_loss returned a list"):
+        problem.evaluate_train(*arguments)
+    with pytest.raises(ShapeError, match="valid_loss returned a list"):
+        problem.evaluate_valid(*arguments)
+    assert problem._passes.draws_globally == {"train_loss"}
+
+
+def test_the_generators_of_all_devices_that_a_pass_may_read_are_seeded(monkeypatch):
+    asked = []
+
+    def noted(key, devices, python):
+        asked.append((key, devices))
+        return seeded(key, (), python)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(0.5))
+
+    monkeypatch.setattr(passes, "_has_accelerator", lambda: True)
+    monkeypatch.setattr(passes, "seeded", noted)
+    for part in ("buffer", "frozen", "nothing"):
+        model = Net()
+        if part == "buffer":
+            model.register_buffer("far", torch.ones(2, device="meta"))
+        if part == "frozen":
+            model.far = nn.Parameter(torch.ones(2, device="meta"), requires_grad=False)
+        problem = mt.BilevelProblem(model, bank.Value(0.2), _product, _product)
+        problem.evaluate_train(
+            problem.parameters(), problem.meta_parameters(), problem.buffers(), None, 9
+        )
+    far = {torch.device("cpu"), torch.device("meta")}
+    assert asked == [(9, far), (9, far), (9, {torch.device("cpu")})]
+
+
+def _product(model, meta, batch):
+    return model.value * meta.value
+
+
+class Recomputed(torch.autograd.Function):
+    """w · x², whose backward pass reads w from the module again."""
+
+    @staticmethod
+    def forward(ctx, module, x):
+        ctx.module = module
+        ctx.save_for_backward(x)
+        return module.value.detach() * x**2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return None, gradient * 2 * ctx.module.value * x
+
+
+@pytest.mark.parametrize("watched", [1, 3])
+def test_a_backward_pass_that_reads_the_module_finds_what_the_pass_found(watched):
+    def loss(model, meta, batch):
+        return Recomputed.apply(model, meta.value)
+
+    problem = mt.BilevelProblem(bank.Value(5.0), bank.Value(0.2), loss, loss)
+    given = {"value": torch.tensor(3.0, dtype=torch.float64)}
+    arguments = (given, problem.meta_leaves(), {}, None, 0)
+    for _ in range(watched):
+        value, _ = problem.evaluate_train(*arguments)
+        with mt.exchange.within(value):
+            (slope,) = torch.autograd.grad(value, arguments[1]["value"])
+        assert float(slope) == pytest.approx(3 * 2 * 0.2)

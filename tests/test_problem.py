@@ -1,5 +1,6 @@
 """Modules as pure functions: what is exchanged, what is restored, what is refused."""
 
+import copy
 import random
 
 import numpy as np
@@ -346,3 +347,31 @@ def test_devices_are_those_of_frozen_parameters_too():
     model[0].requires_grad_(False)
     problem = mt.BilevelProblem(model, scale(), squares, squares)
     assert problem.devices() == {torch.device("meta"), torch.device("cpu")}
+
+
+def test_each_evaluation_is_told_to_whoever_watches():
+    case = bank.illustration()
+    problem, seen = case.problem, []
+    parameters, meta = problem.parameters(), problem.meta_parameters()
+    problem.watch = lambda *told: seen.append(told)
+    train, _ = problem.evaluate_train(parameters, meta, {}, "batch", 4)
+    valid = problem.evaluate_valid(parameters, meta, {}, "other", 5)
+    problem.evaluate_meta(lambda meta: meta.value, meta)
+    arguments = [(parameters, meta, {}, "batch", 4), (parameters, meta, {}, "other", 5)]
+    assert [told[1:3] for told in seen] == list(
+        zip(("train_loss", "valid_loss"), arguments, strict=True)
+    )
+    assert [told[0] for told in seen] == [problem, problem]
+    assert seen[0][3] is train and seen[1][3] is valid
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", None])
+def test_an_outer_loss_of_no_scalar_is_told_by_its_name(mode):
+    problem = mt.BilevelProblem(nn.Linear(3, 2), scale(), squares, lambda *_: None, mode)
+    with pytest.raises(ShapeError, match=r"valid_loss returned a NoneType"):
+        problem.evaluate_valid(problem.parameters(), {}, {}, None, 0)
+
+
+def test_copies_of_a_problem_have_its_identity_and_no_other_has():
+    problem, other = bank.illustration().problem, bank.illustration().problem
+    assert copy.deepcopy(problem).identity == problem.identity != other.identity

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from metatoolkit import randomness
-from metatoolkit.randomness import fold_in, go_to, place, seeded
+from metatoolkit.randomness import (
+    fold_in,
+    go_to,
+    go_to_portable,
+    has_moved,
+    place,
+    portable,
+    seeded,
+)
 
 
 def draw():
@@ -121,3 +129,86 @@ def test_keys_of_all_integers_are_apart():
 
 DATA = [*((n,) for n in range(-5, 20)), *((n, m) for n in range(6) for m in range(-2, 6))]
 DATA += [(n, m, k) for n in range(3) for m in range(3) for k in range(-1, 3)]
+
+
+USES = {
+    "torch": lambda: torch.rand(3),
+    "python": random.random,
+    "python, normal": lambda: random.gauss(0, 1),
+    "numpy": np.random.rand,
+    "numpy, normal": np.random.randn,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_draw_from_any_generator_is_a_move(use):
+    before = place()
+    assert not has_moved(before)
+    torch.rand(2, generator=torch.Generator()), random.Random(1).random()
+    np.random.default_rng(1).normal()
+    assert not has_moved(before)
+    use()
+    assert has_moved(before)
+    go_to(before)
+    assert not has_moved(before)
+
+
+def test_only_torch_tells_of_a_place_without_the_others():
+    cpu, _, others = place()
+    random.random()
+    assert not has_moved((cpu, None, others))
+    torch.rand(1)
+    assert has_moved((cpu, None, others))
+    # The others stay where they are by now.
+    expected = random.getstate()
+    go_to((cpu, None, others))
+    assert not has_moved((cpu, None, others)) and random.getstate() == expected
+
+
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.PCG64])
+def test_a_place_goes_to_another_process(kind):
+    bits = np.random.get_bit_generator()
+    try:
+        np.random.set_bit_generator(kind(5))
+        # Of each pair of normal numbers one is kept.
+        draw()
+        then = place()
+        expected = [draw() for _ in range(3)]
+        now = place()
+        saved = portable(then)
+        # Nothing has moved by it.
+        assert not has_moved(now)
+        assert saved["numpy"]["bit_generator"] == kind.__name__
+        np.random.set_bit_generator(np.random.MT19937(11))
+        random.seed(9), torch.manual_seed(9)
+        draw()
+        go_to_portable(saved)
+        assert [draw() for _ in range(3)] == expected
+    finally:
+        np.random.set_bit_generator(bits)
+
+
+def test_a_bit_generator_of_the_same_kind_is_kept():
+    saved = portable(place())
+    bits = np.random.get_bit_generator()
+    np.random.rand()
+    go_to_portable(saved)
+    assert np.random.get_bit_generator() is bits
+
+
+def test_the_present_device_is_meant_where_none_is_numbered(monkeypatch):
+    first, second = Module(), Module()
+    known = types.SimpleNamespace(
+        default_generators=(first.generator, second.generator), current_device=lambda: 1
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: known)
+    randomness._device_generator.cache_clear()
+    before = first.get_rng_state(), second.get_rng_state()
+    with seeded(3, [torch.device("mps")]):
+        assert torch.equal(first.get_rng_state(), before[0])
+        assert not torch.equal(second.get_rng_state(), before[1])
+        expected = second.draw()
+    with seeded(3, [torch.device("mps", 0)]):
+        assert first.draw() == expected
+        assert torch.equal(second.get_rng_state(), before[1])
+    randomness._device_generator.cache_clear()

@@ -151,6 +151,7 @@ def test_switching_all_off_for_a_while() -> None:
     meta.layers()["1"].enabled = False
     with meta.disabled():
         assert torch.equal(network(images), plain(images))
+        assert [layer.enabled for layer in meta.layers().values()] == [False, False]
     assert [layer.enabled for layer in meta.layers().values()] == [False, True]
     meta.switch(False)
     assert torch.equal(network(images), plain(images))
@@ -258,3 +259,29 @@ def test_wrong_use_is_answered() -> None:
         FeatureWiseTransform(0)
     with pytest.raises(ShapeError, match=r"shape \(2, 4\); this layer takes \(batch, 3, ...\)"):
         FeatureWiseTransform(3)(torch.ones(2, 4))
+
+
+def test_first_values_are_those_of_the_paper_unless_others_are_given() -> None:
+    for layer in (
+        FeatureWiseTransform(2),
+        *insert_feature_wise_transforms(small()).layers().values(),
+    ):
+        assert layer.scale.unique().tolist() == pytest.approx([0.3])
+        assert layer.shift.unique().tolist() == [0.5]
+    for layer in insert_feature_wise_transforms(small(), None, 0.25, 0.75).layers().values():
+        assert layer.scale.unique().tolist() == [0.25]
+        assert layer.shift.unique().tolist() == [0.75]
+
+
+def test_layers_begin_in_the_mode_of_what_they_follow() -> None:
+    network = small()
+    network[1].eval()
+    layers = insert_feature_wise_transforms(network).layers()
+    assert [layer.training for layer in layers.values()] == [False, True]
+
+
+def test_an_error_in_the_body_switches_them_on_again() -> None:
+    meta = insert_feature_wise_transforms(small())
+    with pytest.raises(ZeroDivisionError), meta.disabled():
+        raise ZeroDivisionError
+    assert all(layer.enabled for layer in meta.layers().values())

@@ -64,6 +64,12 @@ def test_holds_copies_under_the_names_of_the_model():
     for name, value in meta.values().items():
         parameter = model.get_parameter(name)
         assert torch.equal(value, parameter) and value is not parameter
+    # The model may move on without them.
+    before = {name: value.detach().clone() for name, value in meta.values().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(value, before[name]) for name, value in meta.values().items())
     some = Initialization(model, ["0.*"])
     assert set(some.values()) == {"0.weight", "0.bias"}
     again = Initialization(network())

@@ -379,3 +379,20 @@ def test_arguments_out_of_range():
             RepresentationTransform(**arguments)
     with pytest.raises(ShapeError, match=r"takes \(\.\.\., 4\)"):
         RepresentationTransform(4)(torch.zeros(2, 5))
+
+
+def test_the_size_is_that_of_the_last_normalization_of_a_layer():
+    def layer():
+        return torch.nn.Sequential(
+            torch.nn.LayerNorm(6),
+            torch.nn.Linear(6, 8),
+            torch.nn.Linear(8, 4),
+            torch.nn.LayerNorm(4),
+        )
+
+    model = torch.nn.ModuleDict({"stack": torch.nn.ModuleList([layer(), layer()])})
+    assert RepresentationTransform.attach(model).size == 4
+    plain = torch.nn.ModuleList([torch.nn.Bilinear(2, 2, 2), torch.nn.Bilinear(2, 2, 2)])
+    model = torch.nn.ModuleDict({"stack": plain})
+    with pytest.raises(ConfigurationError, match="stack is 'other'"):
+        RepresentationTransform.attach(model, stack="other")

@@ -90,7 +90,7 @@ def test_finite_differences_take_the_angle_too() -> None:
 
 
 def test_errors_tell_what_is_accepted() -> None:
-    for arguments in ((math.nan,), (0.0, math.inf), (0.0, ())):
+    for arguments in ((math.nan,), (0.0, math.inf), (0.0, ()), (0.0, (0.5, math.nan))):
         with pytest.raises(ConfigurationError, match="a finite number of radians"):
             Rotation(*arguments)
     with pytest.raises(ShapeError, match=r"images have shape \(1, 8, 8\)"):
