@@ -130,6 +130,9 @@ class GlobalGenerators:
         """
         high = key >> 32
         first, second = (high ^ key * _ODD) & _LOW, (high * _ODD ^ key) & _LOW
+        if first == second:
+            # The two would be copies of each other, as for the key 0.
+            second ^= 1
         if (memory := self._key) is not None and self._words is not None:
             self._numpy.seed(first)
             self._words[4:] = memory[:-4]

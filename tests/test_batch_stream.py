@@ -1,5 +1,6 @@
 """Streams of batches: they start over, and go back to where they were."""
 
+import hashlib
 import random
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import metatoolkit as mt
+from metatoolkit import batch_stream
 from metatoolkit.batch_stream import BatchStream, Stateful
 from metatoolkit.checkpoints import read_checkpoint, write_checkpoint
 from metatoolkit.errors import DataError
@@ -314,6 +316,7 @@ def changed(batch):
         "shape of a tensor": (torch.zeros(2, 3), torch.zeros(3, 2)),
         "type of a tensor": (torch.zeros(2, dtype=torch.int32), torch.zeros(2)),
         "bfloat16": (torch.zeros(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16)),
+        "gradient": tuple(torch.tensor([x], requires_grad=True) for x in (0.0, 1.0)),
         "strided": (torch.arange(6).view(2, 3).T, torch.arange(6).view(3, 2)),
     }[batch]
 
@@ -332,6 +335,7 @@ def changed(batch):
         "shape of a tensor",
         "type of a tensor",
         "bfloat16",
+        "gradient",
         "strided",
     ],
 )
@@ -373,3 +377,37 @@ def test_an_iterator_cannot_go_back_from_its_first_batch():
     stream.next()
     with pytest.raises(DataError, match="cannot go back from batch 1 to batch 0"):
         stream.load_state_dict(saved)
+
+
+def test_a_list_costs_no_look_at_the_generators(monkeypatch):
+    def forbidden():
+        raise AssertionError("a list draws nothing")
+
+    monkeypatch.setattr(batch_stream, "place", forbidden)
+    for batches in ([1, 2], (1, 2)):
+        assert take(BatchStream("train_batches", batches), 5) == [1, 2, 1, 2, 1]
+    with pytest.raises(AssertionError, match="draws nothing"):
+        BatchStream("train_batches", iter([1]))
+
+
+def test_batches_of_inference_mode_are_compared():
+    def batches(shift):
+        with torch.inference_mode():
+            return [torch.arange(3) + shift]
+
+    stream = BatchStream("train_batches", batches(0))
+    stream.next()
+    saved = stream.state_dict()
+    BatchStream("train_batches", batches(0)).load_state_dict(saved)
+    with pytest.raises(DataError, match="batch 1 is another one"):
+        BatchStream("train_batches", batches(1)).load_state_dict(saved)
+
+
+def test_digests_are_those_of_every_version():
+    # A checkpoint of another version is compared, too.
+    stream = BatchStream("train_batches", [(3, torch.tensor([1.0]), np.array([2], np.int64))])
+    stream.next()
+    content = b"3" + b"(1,) torch.float32" + bytes([0, 0, 128, 63])
+    content += b"(1,) int64" + bytes([2, 0, 0, 0, 0, 0, 0, 0])
+    expected = hashlib.blake2b(content, digest_size=16).hexdigest()
+    assert stream.state_dict()["digest"] == expected

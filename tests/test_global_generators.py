@@ -1,10 +1,13 @@
 """The global generators of Python and NumPy, by memory and by their public functions."""
 
 import random
+import sys
+import types
 
 import numpy as np
 import pytest
 
+from metatoolkit import global_generators
 from metatoolkit.global_generators import GLOBAL_GENERATORS, GlobalGenerators
 
 WAYS = {"memory": GLOBAL_GENERATORS, "functions": GlobalGenerators(direct=False)}
@@ -154,3 +157,90 @@ def test_a_body_that_changes_the_bit_generator_is_undone(generators):
     generators.restore(saved)
     assert np.random.get_bit_generator() is bits
     assert np.random.rand() == expected
+
+
+NUMBERS = {
+    5: (0.9721880942112323, 0.22199317108973948, -1.0430613505547996, -0.2939598035905121),
+    1099511640121: (
+        0.48083305694961576,
+        0.0775255221402853,
+        0.9307519092052795,
+        0.2215741860219485,
+    ),
+}
+
+
+@ways
+@pytest.mark.parametrize("key", [0, 2**63 - 1, 1, 2**32])
+def test_the_two_are_never_copies_of_each_other(generators, key):
+    saved = generators.save()
+    generators.seed(key)
+    found = random.random(), np.random.rand()
+    generators.restore(saved)
+    assert found[0] != found[1]
+
+
+@ways
+def test_numbers_of_a_key_are_those_of_every_version(generators):
+    # A training that is resumed, or compared with one of before, draws these.
+    for key, expected in NUMBERS.items():
+        saved = generators.save()
+        generators.seed(key)
+        found = random.random(), np.random.rand(), random.gauss(0, 1), np.random.randn()
+        generators.restore(saved)
+        assert found == pytest.approx(expected, rel=1e-14)
+
+
+def test_where_the_memory_lies_is_looked_up_once(monkeypatch):
+    looked_up = []
+    look_up = global_generators._numpy_memory
+    monkeypatch.setattr(
+        global_generators, "_numpy_memory", lambda bits: looked_up.append(bits) or look_up(bits)
+    )
+    generators = GlobalGenerators()
+    for _ in range(3):
+        saved = generators.save()
+        generators.seed(5)
+        generators.restore(saved)
+    assert looked_up == [np.random.get_bit_generator()]
+
+
+class Longer(random.Random):
+    """Tells of another state than it has."""
+
+    def getstate(self):
+        version, words, following = super().getstate()
+        return version, (*words[1:], words[0]), following
+
+
+def test_what_does_not_lie_as_expected_is_left_to_the_functions(monkeypatch):
+    assert global_generators._python_memory(random.Random(1)) is not None
+    assert global_generators._python_memory(Longer(1)) is None
+    assert global_generators._numpy_memory(np.random.PCG64(1)) is None
+    assert global_generators._numpy_memory(np.random.MT19937(1)) is not None
+    monkeypatch.setattr(sys, "implementation", types.SimpleNamespace(name="other"))
+    assert global_generators._python_memory(random.Random(1)) is None
+    generators = GlobalGenerators()
+    assert (generators._words, generators._gauss, generators._key) == (None, None, None)
+    assert len(generators.save()) == 3
+
+
+class Deaf(np.random.RandomState):
+    """Keeps the second number of a pair elsewhere."""
+
+    def set_state(self, state):
+        pass
+
+
+class Forgetful(np.random.RandomState):
+    """Does not forget that it keeps a number."""
+
+    def set_state(self, state):
+        super().set_state(state | {"has_gauss": 1})
+
+
+@pytest.mark.parametrize("kind", [Deaf, Forgetful])
+def test_a_second_number_that_is_not_found_is_left_to_the_functions(monkeypatch, kind):
+    assert global_generators._gauss_offset() >= object.__basicsize__
+    monkeypatch.setattr(np.random, "RandomState", kind)
+    assert global_generators._gauss_offset() is None

@@ -460,3 +460,76 @@ def test_what_lies_before_given_tensors_is_not_looked_at():
     other = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
     aside = (other * 1).sin()
     watch_second_derivatives(Once.apply(moved) * aside, [aside])
+
+
+class Scaled(torch.autograd.Function):
+    """c · x; its backward pass reads constants only."""
+
+    @staticmethod
+    def forward(ctx, x, constants):
+        ctx.save_for_backward(torch.tensor(3.0, dtype=torch.float64), None)
+        ctx.constants = constants
+        return 3 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        scale, _ = ctx.saved_tensors
+        return scale.clone(), None
+
+
+CONSTANTS = [2, 0.5, 1j, True, "text", torch.Size([2]), torch.float64, torch.device("cpu"), None]
+
+
+def test_constants_of_a_backward_pass_cut_nothing():
+    def train_loss(model, meta, batch):
+        kept = [*CONSTANTS, {"deep": (1, "a")}]
+        return Scaled.apply(model.value, kept) + meta.value * model.value
+
+    found = value_case(train_loss).call(Unrolled(1)).gradient["value"]
+    assert float(found) == pytest.approx(-0.1 * 2 * (0.7 - 0.1 * (3.0 + 0.4) - 0.5))
+
+
+@pytest.mark.parametrize("kept", [[torch.ones(1)], {"deep": numpy.ones(1)}, object()])
+def test_whatever_else_a_backward_pass_may_read_cuts(kept):
+    def train_loss(model, meta, batch):
+        return Scaled.apply(model.value, kept) + meta.value * model.value
+
+    with pytest.raises(UnsupportedError, match="Scaled has a backward pass without a graph"):
+        value_case(train_loss).call(Unrolled(1))
+
+
+@pytest.mark.parametrize(
+    ("module", "watched"), [("torch", False), ("torch.nn.some", False), ("torchmine.a", True)]
+)
+def test_functions_of_torch_itself_are_trusted(monkeypatch, module, watched):
+    monkeypatch.setattr(Detached, "__module__", module)
+    x = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    loss = Detached.apply(x).sin()
+    watch_second_derivatives(loss, [x])
+    if not watched:
+        torch.autograd.grad(loss, x, create_graph=True)
+        return
+    # The first derivative takes it.
+    torch.autograd.grad(loss, x, retain_graph=True)
+    with pytest.raises(UnsupportedError, match="Detached has a backward pass without a graph"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+def test_the_warning_of_weight_norm_names_each_once():
+    layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="weight_norm is wrong") as told:
+        watch_second_derivatives(layer(x).sum(), list(layer.parameters()))
+    assert len(told) == 1 and told[0].filename == __file__
+
+
+def test_what_a_live_parameter_is_given_as_is_accepted():
+    live = torch.tensor(0.7, requires_grad=True)
+    other = torch.tensor(0.2, requires_grad=True)
+    names = {id(live): "model.w"}
+    assert inspect_graph(live * 2, "loss", names, {"model.w": live}) is False
+    assert inspect_graph(other * live.detach(), "loss", names, {"model.w": other}) is False
+    # One that no tensor was given for is a constant of the evaluation.
+    assert inspect_graph(live * 2, "loss", names, {}) is False
+    with pytest.raises(ConfigurationError, match=r"loss uses the parameter 'model\.w'"):
+        inspect_graph(other * live, "loss", names, {"model.w": other})

@@ -55,6 +55,9 @@ def _moves_itself(value: Any) -> bool:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    slots: list[str] = []
+    for kind in type(value).__mro__:
+        own = getattr(kind, "__slots__", ())
+        slots += [own] if isinstance(own, str) else own
     found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     return found | getattr(value, "__dict__", {})

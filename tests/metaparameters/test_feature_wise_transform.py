@@ -285,3 +285,21 @@ def test_an_error_in_the_body_switches_them_on_again() -> None:
     with pytest.raises(ZeroDivisionError), meta.disabled():
         raise ZeroDivisionError
     assert all(layer.enabled for layer in meta.layers().values())
+
+
+def test_features_without_channels_are_told() -> None:
+    with pytest.raises(ShapeError, match=r"shape \(3,\); this layer takes \(batch, 3, ...\)"):
+        FeatureWiseTransform(3)(torch.ones(3))
+    with pytest.raises(ConfigurationError, match="has no BatchNorm layer inside"):
+        insert_feature_wise_transforms(nn.BatchNorm2d(3))
+
+
+def test_layers_without_weights_or_statistics_are_followed() -> None:
+    network = nn.Sequential(
+        nn.BatchNorm2d(2, affine=False),
+        nn.BatchNorm2d(2, affine=False, track_running_stats=False),
+    ).double()
+    layers = insert_feature_wise_transforms(network).layers()
+    # The first tells its type by its statistics, the second has none.
+    assert [layer.scale.dtype for layer in layers.values()] == [torch.float64, torch.float32]
+    assert repr(layers["0"]) == "FeatureWiseTransform(2)"

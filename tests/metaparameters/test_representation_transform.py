@@ -10,7 +10,10 @@ import transformers
 
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, ShapeError, UnsupportedError
-from metatoolkit.metaparameters.representation_transform import RepresentationTransform
+from metatoolkit.metaparameters.representation_transform import (
+    RepresentationTransform,
+    find_layers,
+)
 
 F64 = torch.float64
 SMALL = {
@@ -396,3 +399,49 @@ def test_the_size_is_that_of_the_last_normalization_of_a_layer():
     model = torch.nn.ModuleDict({"stack": plain})
     with pytest.raises(ConfigurationError, match="stack is 'other'"):
         RepresentationTransform.attach(model, stack="other")
+
+
+def test_all_layers_weigh_the_same_at_first():
+    torch.testing.assert_close(RepresentationTransform(4, layers=3).weights, torch.ones(3) / 3)
+    single = RepresentationTransform(1)
+    assert single.weights.tolist() == [1.0] and single.alpha is None
+    assert single.networks[0][0].out_features == 1
+
+
+def test_what_is_active_is_so_in_the_body_alone():
+    model = torch.nn.ModuleDict({"stack": torch.nn.ModuleList([_block(), _block()])})
+    transform = randomized(RepresentationTransform.attach(model, layers=[0]))
+    hidden = torch.ones(2, 3, 4)
+    first = model["stack"][0]
+    off = first(hidden)
+    with transform.active():
+        on = first(hidden)
+        with pytest.raises(ZeroDivisionError), transform.active(torch.tensor([True, False])):
+            half = first(hidden)
+            raise ZeroDivisionError
+        assert torch.equal(first(hidden), on)
+    assert torch.equal(first(hidden), off)
+    torch.testing.assert_close(half, torch.stack([on[0], off[1]]))
+    transform.remove()
+    transform.remove()
+    with transform.active():
+        assert torch.equal(first(hidden), off)
+
+
+def _block():
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))
+
+
+def test_what_is_no_number_of_a_layer_is_refused():
+    model = torch.nn.ModuleDict({"stack": torch.nn.ModuleList([_block(), _block()])})
+    with pytest.raises(ConfigurationError, match="layers holds True"):
+        RepresentationTransform.attach(model, layers=[True])
+    with pytest.raises(ConfigurationError, match=r"layers is \[0, -2\]; at least one is needed"):
+        RepresentationTransform.attach(model, layers=[0, -2])
+    mixed = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
+    with pytest.raises(UnsupportedError, match="there is none"):
+        RepresentationTransform.attach(torch.nn.ModuleDict({"stack": mixed}))
+    # Of lists within lists it is the outer one.
+    outer = torch.nn.ModuleList([torch.nn.ModuleList([_block(), _block()]) for _ in range(2)])
+    model = torch.nn.ModuleDict({"deep": outer})
+    assert find_layers(model) is outer

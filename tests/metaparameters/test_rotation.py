@@ -27,7 +27,8 @@ def test_it_rotates_by_its_angle_onto_its_fill() -> None:
     expected = rotate(images, float(rotation.angle.detach()), fill=(-0.42, 1.5))
     torch.testing.assert_close(rotation(images), expected, atol=1e-6, rtol=0)
     assert rotation.degrees == pytest.approx(math.degrees(0.4), rel=1e-6)
-    assert "degrees=22.9" in repr(rotation)
+    assert repr(rotation).startswith("Rotation(degrees=22.9, fill=[-0.41")
+    torch.testing.assert_close(Rotation(0.4, fill=1)(images), rotate(images, 0.4, fill=(1.0, 1.0)))
 
 
 def test_it_follows_images_of_another_type() -> None:

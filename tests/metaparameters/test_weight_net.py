@@ -104,6 +104,11 @@ def test_errors_name_the_argument() -> None:
         WeightNet(())
     with pytest.raises(ConfigurationError, match="names 2 layers, but layers is 3"):
         WeightNet((4, 5), layers=3)
+    assert count(WeightNet((4, 5), layers=2)) == 8 + 25 + 6
+    with pytest.raises(ConfigurationError, match="outputs is 0"):
+        WeightNet(outputs=0)
+    with pytest.raises(ShapeError, match=r"\(4, 1, 1\); this WeightNet takes \(batch,\)"):
+        WeightNet()(torch.rand(4, 1, 1))
     with pytest.raises(ConfigurationError, match="inputs is 0"):
         WeightNet(inputs=0)
     with pytest.raises(ShapeError, match=r"\(4, 2\); this WeightNet takes \(batch,\)"):

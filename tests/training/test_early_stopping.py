@@ -125,6 +125,10 @@ def test_what_is_not_said():
     assert mt.EarlyStopping("score") == mt.EarlyStopping("score", 5, "min", 0.0, True)
     watch = Watch(mt.EarlyStopping("score"))
     assert (watch.value, watch.step, watch.waited, watch.stopped) == (None, 0, 0, False)
+    saved = watch.state_dict()
+    assert saved["meta"] == {} and saved["state"] is None and saved["value"] is None
+    problem = bank.ridge().problem
+    assert watch.best_state(problem) is None
 
 
 def test_settings_out_of_range():
@@ -154,3 +158,31 @@ def test_the_best_state_is_no_view_of_the_live_one():
     assert not any(t.requires_grad for t in trainer.watch.state_dict()["meta"].values())
     trainer.watch.best_state(case.problem)
     assert same(meta, case.problem.meta.parameters())
+
+
+def test_a_best_state_goes_to_the_device_of_the_training_where_it_is_kept():
+    case = bank.small_net()
+    trainer, _ = train(case, mt.EarlyStopping("score", 2))
+    saved = trainer.watch.state_dict()
+    watch = Watch(mt.EarlyStopping("score", 2))
+    watch.load_state_dict(saved, torch.device("meta"))
+    state = watch.best_state(case.problem)
+    assert {tensor.device.type for tensor in state.tensors()} == {"meta"} and state.step == 5
+    assert (watch.value, watch.step, watch.waited) == (0.8, 5, 2) and watch.stopped
+    without = Watch(mt.EarlyStopping("score", 2, keep_best=False))
+    without.load_state_dict(saved, torch.device("cpu"))
+    assert without.best_state(case.problem) is None and without.value == 0.8
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_value_must_be_better_by_more_than_the_least_difference(mode):
+    problem, sign = bank.ridge().problem, 1 if mode == "max" else -1
+    watch = Watch(mt.EarlyStopping("score", 3, mode, min_delta=0.5))
+    seen = []
+    for step, value in enumerate((1.0, 1.5, 1.75, 2.0, 2.25, 2.5), 1):
+        watch.see({"score": sign * value, "other": 9.0}, step, problem, None)
+        watch.see({"other": 0.0}, step, problem, None)
+        seen.append((watch.value, watch.step, watch.waited))
+    one, two, three = sign * 1.0, sign * 1.75, sign * 2.5
+    expected = [(one, 1, 0), (one, 1, 1), (two, 3, 0), (two, 3, 1), (two, 3, 2), (three, 6, 0)]
+    assert seen == expected

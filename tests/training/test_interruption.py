@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from metatoolkit.training import interruption
 from metatoolkit.training.interruption import DeferredSignals
 
 
@@ -61,23 +62,27 @@ def test_a_failing_body_drops_the_signal_that_waited():
             pass
 
 
-def test_handlers_of_others_are_called_and_given_back():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_handlers_of_others_are_called_and_given_back(number):
     received = []
-    mine = lambda number, frame: received.append(number)  # noqa: E731
-    former = signal.signal(signal.SIGTERM, mine)
+    mine = lambda number, frame: received.append((number, frame is None))  # noqa: E731
+    former = signal.signal(number, mine)
     try:
         with DeferredSignals() as signals:
-            assert signal.getsignal(signal.SIGTERM) is not mine
+            assert signal.getsignal(number) is not mine
             with signals.held_back():
-                send(signal.SIGTERM)
+                send(number)
                 assert received == []
-            assert received == [signal.SIGTERM]
-        assert signal.getsignal(signal.SIGTERM) is mine
+            assert received == [(number, True)]
+            # Between two steps it is called with the place that was interrupted.
+            send(number)
+            assert received == [(number, True), (number, False)]
+        assert signal.getsignal(number) is mine
         with pytest.raises(ZeroDivisionError), DeferredSignals():
             _ = 1 / 0
-        assert signal.getsignal(signal.SIGTERM) is mine
+        assert signal.getsignal(number) is mine
     finally:
-        signal.signal(signal.SIGTERM, former)
+        signal.signal(number, former)
 
 
 def test_what_python_does_not_handle_does_what_it_did():
@@ -116,3 +121,9 @@ def test_a_forked_process_is_interrupted_at_once():
                 os._exit(7)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_signals_that_a_system_does_not_have_are_left_out(monkeypatch):
+    monkeypatch.setattr(interruption, "_SIGNALS", ("SIGNONE", "SIGINT"))
+    with DeferredSignals() as signals, pytest.raises(KeyboardInterrupt), signals.held_back():
+        send()

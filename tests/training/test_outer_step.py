@@ -62,3 +62,53 @@ def test_what_is_done_is_not_done_again(order):
     assert again.finish(trainer) == metrics
     assert trainer.state is state
     assert all(map(torch.equal, meta, case.problem.meta.parameters()))
+
+
+def streams_of(case, drawn):
+    def noted(name, batches):
+        for batch in batches * 9:
+            drawn.append(name)
+            yield batch
+
+    return {
+        "train_batches": BatchStream("train_batches", noted("train", case.train_batches)),
+        "valid_batches": BatchStream("valid_batches", noted("valid", [case.valid_batch])),
+    }
+
+
+def test_batches_are_drawn_task_by_task():
+    case, drawn, placed = bank.small_net(), [], []
+    trainer = trainer_of(case, Unrolled(2), accumulate=2, meta_every=2)
+    trainer.place = lambda batch: placed.append(batch) or batch
+    streams = streams_of(case, drawn)
+    OuterStep(trainer, streams, keeps_places=False).finish(trainer)
+    assert drawn == ["train", "train", "valid"] * 2
+    assert len(placed) == 6
+    trainer.steps_done, placed[:] = 1, []
+    OuterStep(trainer, streams, keeps_places=False).finish(trainer)
+    # Where λ rests, a validation batch is drawn and goes nowhere.
+    assert drawn == ["train", "train", "valid"] * 4
+    assert len(placed) == 4 and all(batch is not case.valid_batch for batch in placed)
+
+
+def test_without_an_estimator_one_batch_is_drawn_for_each_step():
+    case, drawn = bank.small_net(), []
+    trainer = trainer_of(case, None)
+    metrics = OuterStep(trainer, streams_of(case, drawn), keeps_places=False).finish(trainer)
+    assert drawn == ["train"] and metrics.keys() == {"train_loss"} and trainer.state.step == 1
+
+
+def test_what_was_done_is_taken_to_the_device_of_the_training():
+    case = bank.small_net()
+    trainer = trainer_of(case, Unrolled(2))
+    step = OuterStep(trainer, streams_of(case, []), keeps_places=False)
+    step.finish(trainer)
+    saved = step.state_dict()
+    assert saved["moved"] is True and len(saved["losses"]) == 2
+    assert saved["metrics"].keys() == {"train_loss", "valid_loss", "hypergradient_norm"}
+    again = OuterStep(trainer, {}, keeps_places=False)
+    assert again.state_dict() == {"moved": False, "losses": [], "metrics": {}}
+    again.load_state_dict(saved, torch.device("meta"))
+    found = again.state_dict()
+    held = [*found["losses"], *found["metrics"].values()]
+    assert len(held) == 5 and {tensor.device.type for tensor in held} == {"meta"}

@@ -68,6 +68,13 @@ class Slotted:
         self.inputs = inputs
 
 
+class Single:
+    __slots__ = "inputs"
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+
 class Special(dict):
     pass
 
@@ -131,10 +138,19 @@ def test_an_encoding_of_a_tokenizer_is_moved():
 
 
 @pytest.mark.parametrize(
-    "batch", [Plain(ONES), [Plain({"deep": [ONES]})], {"x": Slotted(ONES)}, Batch(Plain(ONES))]
+    "batch",
+    [
+        Plain(ONES),
+        [Plain({"deep": [ONES]})],
+        {"x": Slotted(ONES)},
+        Batch(Plain(ONES)),
+        Single(ONES),
+    ],
 )
 def test_what_cannot_be_moved_is_refused(batch):
-    with pytest.raises(DataError, match=r"(Plain|Slotted) whose 'inputs' is not on meta.*to\("):
+    with pytest.raises(
+        DataError, match=r"(Plain|Slotted|Single) whose 'inputs' is not on meta.*to\("
+    ):
         placed(batch, ELSEWHERE)
     assert placed(batch, torch.device("cpu")) is not None
 

@@ -346,3 +346,58 @@ def test_checkpoints_of_before_are_read_as_far_as_they_go(tmp_path):
         trainer, case = other(role)
         with pytest.raises(CheckpointError, match=told):
             fit(trainer, case, 4, checkpoint=path, resume=True)
+
+
+def test_a_training_comes_back_to_the_device_where_it_runs(tmp_path):
+    case = bank.small_net()
+    trainer = trainer_of(case, episode=2)
+    fit(trainer, case, 1, checkpoint=tmp_path / "c.pt")
+    again = trainer_of(bank.small_net(), episode=2)
+    again.state = again.state.to("meta")
+    again.load_checkpoint(tmp_path / "c.pt")
+    for state in (again.state, again.start):
+        assert {tensor.device.type for tensor in state.tensors()} == {"meta"}
+    assert again.state.step == 1 and again.start.step == 0
+
+
+def test_buffers_that_are_not_stored_stay(tmp_path):
+    def assembled(fill):
+        case = bank.small_net()
+        case.problem.meta.register_buffer("fill", torch.full((2,), fill), persistent=False)
+        given = case.problem.train_loss, case.problem.valid_loss
+        problem = mt.BilevelProblem(case.problem.model, case.problem.meta, *given)
+        return bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+
+    case = assembled(1.0)
+    fit(trainer_of(case), case, 2, checkpoint=tmp_path / "c.pt")
+    other = assembled(3.0)
+    trainer_of(other).load_checkpoint(tmp_path / "c.pt")
+    assert other.problem.meta.fill.tolist() == [3.0, 3.0]
+
+
+def test_episodes_may_begin_with_a_resume(tmp_path):
+    case = bank.small_net()
+    fit(trainer_of(case), case, 2, checkpoint=tmp_path / "c.pt")
+    again = trainer_of(bank.small_net(), episode=3)
+    start = again.start
+    again.load_checkpoint(tmp_path / "c.pt")
+    assert again.start is start and again.state.step == 2 and again.episodes_done == 0
+    without = trainer_of(bank.small_net())
+    fit(trainer_of(case, episode=1), case, 2, checkpoint=tmp_path / "d.pt")
+    without.load_checkpoint(tmp_path / "d.pt")
+    assert without.start is None and without.episodes_done == 1
+
+
+@pytest.mark.parametrize("change", ["buffer", "parameter"])
+def test_a_model_with_other_tensors_is_another_one(tmp_path, change):
+    case = bank.small_net()
+    fit(trainer_of(case), case, 1, checkpoint=tmp_path / "c.pt")
+    other = bank.small_net()
+    if change == "buffer":
+        other.problem.model.register_buffer("extra", torch.zeros(1))
+    else:
+        next(other.problem.model.parameters()).requires_grad_(False)
+    given = other.problem.meta, other.problem.train_loss, other.problem.valid_loss
+    other.problem = mt.BilevelProblem(other.problem.model, *given)
+    with pytest.raises(CheckpointError, match=r"c\.pt belongs to another model"):
+        trainer_of(other).load_checkpoint(tmp_path / "c.pt")
