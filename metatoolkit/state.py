@@ -22,7 +22,7 @@ class InnerState:
         buffers: Buffers of the model (``"model."`` before the name) and of the meta-parameter
             module (``"meta."`` before it).
         optimizer: State of the inner optimizer: slot name, then parameter name, then a tensor of
-            the shape of the parameter.
+            the shape of the parameter, or a number (0-d) for all of it.
         step: Number of inner steps taken since ``init``.
         key: Random key of the trajectory; step number t draws from ``fold_in(key, t)``.
         missed: Number of these steps that skipped a parameter, since the graph of the training

@@ -90,7 +90,7 @@ class InnerLearner(ABC):
         Args:
             parameter: The parameter, of any shape.
             gradient: Its gradient, of the same shape.
-            slots: Its optimizer state by slot name, each of the same shape.
+            slots: Its optimizer state by slot name, each of the same shape or a number.
             hyperparameters: Values that hold for this parameter at this step.
             step: Number of steps that this parameter took before this one.
         """

@@ -54,6 +54,29 @@ def check_values(
             )
 
 
+def split_pairs(values: Mapping[str, Any], pairs: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Return hyper-parameters with pairs replaced by their two entries, each under its own name.
+
+    Args:
+        values: Values by name, those of a group or of all parameters.
+        pairs: Name of a pair to those of its entries.
+
+    Raises:
+        ConfigurationError: Something that must be a pair is none.
+    """
+    split: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in pairs:
+            split[name] = value
+            continue
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise ConfigurationError(
+                f"{name} is {value!r}; a pair is needed, of {' and '.join(pairs[name])}."
+            )
+        split |= dict(zip(pairs[name], value, strict=True))
+    return split
+
+
 def checked_groups(
     groups: Sequence[Group],
     known: Collection[str],

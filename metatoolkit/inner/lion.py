@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.hyperparameters import Group, Hyperparameter, is_used
-from metatoolkit.inner.moments import split_betas, with_split_betas
+from metatoolkit.inner.hyperparameters import Group, Hyperparameter, is_used, split_pairs
+from metatoolkit.inner.moments import BETAS
 from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
 
@@ -53,9 +53,9 @@ groups=0)
         smoothing: Hyperparameter = 0.0,
         maximize: bool = False,
     ) -> None:
-        values = {"lr": lr, **split_betas(betas), "weight_decay": weight_decay}
+        values = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
         values |= {"smoothing": smoothing, "maximize": maximize}
-        super().__init__(values, with_split_betas(groups))
+        super().__init__(split_pairs(values, BETAS), [split_pairs(g, BETAS) for g in groups])
 
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
         """Return a momentum of zeros for each parameter.

@@ -1,18 +1,20 @@
-"""Running moments of the gradient, as Adam and AdamW divide one by the other."""
+"""Running moments of the gradient, as Adam and its kin divide one by the other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.hyperparameters import Group, Hyperparameter
+from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay, split_pairs
 from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
+
+BETAS = {"betas": ("beta1", "beta2")}
+"""The decay rates that are given as a pair."""
 
 
 class MomentLearner(InnerLearner):
@@ -25,12 +27,16 @@ class MomentLearner(InnerLearner):
         weight_decay: Factor of the weight decay.
         groups: Exceptions for some parameters; see :class:`InnerLearner`. A group sets ``betas``,
             or ``beta1`` and ``beta2``.
-        flags: Options that are True or False.
+        others: Further hyper-parameters, and options that are True or False.
 
     Raises:
         ConfigurationError: A number is out of range.
+
+    Attributes:
+        moments: Names of the two moments.
     """
 
+    moments: ClassVar[tuple[str, str]] = ("first_moment", "second_moment")
     below_one = frozenset({"beta1", "beta2"})
     flags = InnerLearner.flags | {"amsgrad"}
 
@@ -41,10 +47,10 @@ class MomentLearner(InnerLearner):
         eps: Hyperparameter,
         weight_decay: Hyperparameter,
         groups: Sequence[Group],
-        **flags: bool,
+        **others: Hyperparameter,
     ) -> None:
-        values = {"lr": lr, **split_betas(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(values | flags, with_split_betas(groups))
+        values = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay} | others
+        super().__init__(split_pairs(values, BETAS), [split_pairs(g, BETAS) for g in groups])
 
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
         """Return the moments as zeros for each parameter, and their largest with ``amsgrad``.
@@ -52,39 +58,10 @@ class MomentLearner(InnerLearner):
         Args:
             parameters: Inner parameters by name.
         """
-        slots = ["first_moment", "second_moment"]
+        slots = [*self.moments]
         if "amsgrad" in self.hyperparameters and any(self.settings("amsgrad")):
             slots.append("largest_second_moment")
         return zero_slots(parameters, *slots)
-
-
-def split_betas(betas: Any) -> dict[str, Hyperparameter]:
-    """Return the two decay rates under names of their own.
-
-    Args:
-        betas: A pair.
-
-    Raises:
-        ConfigurationError: It is no pair.
-    """
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise ConfigurationError(
-            f"betas is {betas!r}; a pair of two decay rates is needed, for instance (0.9, 0.999)."
-        )
-    return {"beta1": betas[0], "beta2": betas[1]}
-
-
-def with_split_betas(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return groups with ``betas`` replaced by the two decay rates.
-
-    Args:
-        groups: Groups as the user gave them.
-    """
-    return [
-        {name: value for name, value in group.items() if name != "betas"}
-        | (split_betas(group["betas"]) if "betas" in group else {})
-        for group in groups
-    ]
 
 
 def root(square: Tensor) -> Tensor:
@@ -121,14 +98,84 @@ def next_moments(
     return moments
 
 
-def _scale(
+def decayed(
+    parameter: Tensor, gradient: Tensor, hyperparameters: dict[str, float | Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return a parameter that shrank, or its gradient with that of the penalty added.
+
+    Args:
+        parameter: The parameter before the step.
+        gradient: Its gradient.
+        hyperparameters: Values with ``decoupled_weight_decay``, which tells one from the other.
+    """
+    decay = hyperparameters["weight_decay"]
+    if hyperparameters["decoupled_weight_decay"]:
+        return (1.0 - hyperparameters["lr"] * decay) * parameter, gradient
+    return parameter, add_decay(gradient, parameter, decay)
+
+
+def unbiased_rate(hyperparameters: dict[str, float | Tensor], step: int) -> float | Tensor:
+    """Return ``lr`` / (1 − β₁ᵗ), which corrects the bias of m.
+
+    Args:
+        hyperparameters: Values with ``lr`` and ``beta1``.
+        step: Number of steps that the parameter took before this one.
+    """
+    return hyperparameters["lr"] / (1.0 - hyperparameters["beta1"] ** (step + 1))
+
+
+def _lengths(
     moments: dict[str, Tensor], hyperparameters: dict[str, float | Tensor], step: int
-) -> tuple[float | Tensor, Tensor, float | Tensor, Tensor]:
-    """Return lr / (1 − β₁ᵗ), √v, √(1 − β₂ᵗ) and √v̂ + eps."""
-    rate = hyperparameters["lr"] / (1.0 - hyperparameters["beta1"] ** (step + 1))
+) -> tuple[Tensor, float | Tensor, Tensor]:
+    """Return √v, √(1 − β₂ᵗ) and √v̂ + eps."""
     correction = (1.0 - hyperparameters["beta2"] ** (step + 1)) ** 0.5
     length = root(moments.get("largest_second_moment", moments["second_moment"]))
-    return rate, length, correction, length / correction + hyperparameters["eps"]
+    return length, correction, length / correction + hyperparameters["eps"]
+
+
+def divided(
+    numerator: Tensor,
+    moments: dict[str, Tensor],
+    hyperparameters: dict[str, float | Tensor],
+    step: int,
+) -> Tensor:
+    """Return ``numerator`` / (√v̂ + ``eps``).
+
+    Args:
+        numerator: What vanishes with the gradients.
+        moments: m and v after the step.
+        hyperparameters: Values that hold at this step.
+        step: Number of steps that the parameter took before this one.
+    """
+    return numerator / _lengths(moments, hyperparameters, step)[2]
+
+
+def divided_sensitivity(
+    numerator: Tensor,
+    numerator_slope: float | Tensor,
+    gradient: Tensor,
+    moments: dict[str, Tensor],
+    hyperparameters: dict[str, float | Tensor],
+    step: int,
+) -> Tensor:
+    """Return the derivative of :func:`divided` in the gradient, coordinate by coordinate.
+
+    Args:
+        numerator: What is divided.
+        numerator_slope: Its derivative in the gradient.
+        gradient: Gradient of one parameter, weight decay included.
+        moments: m and v after the step.
+        hyperparameters: Values that hold at this step.
+        step: Number of steps that the parameter took before this one.
+    """
+    length, correction, denominator = _lengths(moments, hyperparameters, step)
+    # d√v/dg is (1 − β₂) g / √v, which the zero of g makes 0 where v is 0.
+    slope = (1.0 - hyperparameters["beta2"]) * gradient / length.masked_fill(length == 0, 1.0)
+    if "largest_second_moment" in moments:
+        former = moments["second_moment"] < moments["largest_second_moment"]
+        slope = slope.masked_fill(former, 0.0)
+    second = numerator * slope / (correction * denominator.square())
+    return numerator_slope / denominator - second
 
 
 def move(
@@ -141,8 +188,8 @@ def move(
         hyperparameters: Values that hold at this step.
         step: Number of steps that the parameter took before this one.
     """
-    rate, _, _, denominator = _scale(moments, hyperparameters, step)
-    return -rate * (moments["first_moment"] / denominator)
+    rate = unbiased_rate(hyperparameters, step)
+    return -rate * divided(moments["first_moment"], moments, hyperparameters, step)
 
 
 def move_sensitivity(
@@ -160,12 +207,12 @@ def move_sensitivity(
         step: Number of steps that the parameter took before this one.
     """
     moments = next_moments(gradient, slots, hyperparameters)
-    rate, length, correction, denominator = _scale(moments, hyperparameters, step)
-    # d√v/dg is (1 − β₂) g / √v, which the zero of g makes 0 where v is 0.
-    slope = (1.0 - hyperparameters["beta2"]) * gradient / length.masked_fill(length == 0, 1.0)
-    if "largest_second_moment" in moments:
-        former = moments["second_moment"] < moments["largest_second_moment"]
-        slope = slope.masked_fill(former, 0.0)
-    first = (1.0 - hyperparameters["beta1"]) / denominator
-    second = moments["first_moment"] * slope / (correction * denominator.square())
-    return -rate * (first - second)
+    slope = divided_sensitivity(
+        moments["first_moment"],
+        1.0 - hyperparameters["beta1"],
+        gradient,
+        moments,
+        hyperparameters,
+        step,
+    )
+    return -unbiased_rate(hyperparameters, step) * slope

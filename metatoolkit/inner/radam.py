@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay
-from metatoolkit.inner.moments import MomentLearner, next_moments, root
+from metatoolkit.inner.hyperparameters import Group, Hyperparameter
+from metatoolkit.inner.moments import (
+    MomentLearner,
+    decayed,
+    next_moments,
+    root,
+    unbiased_rate,
+)
 
 
 class RAdam(MomentLearner):
@@ -62,7 +68,7 @@ decoupled_weight_decay=False, maximize=False, groups=0)
     ) -> tuple[float | Tensor, float | Tensor | None]:
         """Return lr / (1 − β₁ᵗ), and r √(1 − β₂ᵗ) where the variance is rectified."""
         beta2 = hyperparameters["beta2"]
-        rate = hyperparameters["lr"] / (1.0 - hyperparameters["beta1"] ** (step + 1))
+        rate = unbiased_rate(hyperparameters, step)
         correction = 1.0 - beta2 ** (step + 1)
         limit = 2.0 / (1.0 - beta2) - 1.0
         length = limit - 2.0 * (step + 1) * (1.0 - correction) / correction
@@ -89,11 +95,7 @@ decoupled_weight_decay=False, maximize=False, groups=0)
             hyperparameters: Values that hold for this parameter at this step.
             step: Number of steps that this parameter took before this one.
         """
-        decay = hyperparameters["weight_decay"]
-        if hyperparameters["decoupled_weight_decay"]:
-            parameter = (1.0 - hyperparameters["lr"] * decay) * parameter
-        else:
-            gradient = add_decay(gradient, parameter, decay)
+        parameter, gradient = decayed(parameter, gradient, hyperparameters)
         moments = next_moments(gradient, slots, hyperparameters)
         rate, rectified = self._rates(hyperparameters, step)
         direction = moments["first_moment"]
@@ -119,8 +121,7 @@ decoupled_weight_decay=False, maximize=False, groups=0)
             hyperparameters: Values that hold for this parameter at this step.
             step: Number of steps that this parameter took before this one.
         """
-        if not hyperparameters["decoupled_weight_decay"]:
-            gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
+        _, gradient = decayed(parameter, gradient, hyperparameters)
         rate, rectified = self._rates(hyperparameters, step)
         slope = 1.0 - hyperparameters["beta1"]
         if rectified is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +20,27 @@ def zero_slots(parameters: Tensors, *slots: str) -> dict[str, Tensors]:
         slots: Names of the slots.
     """
     return {slot: {name: torch.zeros_like(p) for name, p in parameters.items()} for slot in slots}
+
+
+def number_slots(parameters: Tensors, start: float, settings: Iterable[Any]) -> Tensors:
+    """Return one number for each parameter, in its real type but float32 at least.
+
+    Args:
+        parameters: Inner parameters by name.
+        start: The number before the first step.
+        settings: Hyper-parameters that it will be computed from. Where one is a tensor of entries,
+            there is one number for each entry of a parameter.
+    """
+    entries = any(isinstance(value, Tensor) and value.dim() > 0 for value in settings)
+    return {
+        name: torch.full(
+            p.shape if entries else (),
+            start,
+            dtype=torch.promote_types(p.dtype.to_real(), torch.float32),
+            device=p.device,
+        )
+        for name, p in parameters.items()
+    }
 
 
 def slots_of(state: InnerState, name: str) -> dict[str, Tensor]:
@@ -50,19 +71,22 @@ def update_parameter(
         name: Name of the parameter, for the message.
         parameter: The parameter, of any shape.
         gradient: Its gradient, of the same shape.
-        slots: Its optimizer state by slot name.
+        slots: Its optimizer state by slot name; real slots of a complex parameter are numbers that
+            both of its parts share.
         hyperparameters: Values that hold for this parameter at this step.
         step: Number of steps that this parameter took before this one.
 
     Raises:
-        ShapeError: A hyper-parameter is a tensor that does not expand to the parameter's shape.
+        ShapeError: A hyper-parameter is a tensor that does not expand to the parameter's shape, or
+            to that of a slot.
     """
     if hyperparameters.get("maximize"):
         gradient = -gradient
     paired = parameter.is_complex()
     if paired:
         parameter, gradient = _as_pairs(parameter), _as_pairs(gradient)
-        slots = {slot: _as_pairs(tensor) for slot, tensor in slots.items()}
+        real = {slot for slot, tensor in slots.items() if not tensor.is_complex()}
+        slots = {s: _beside_pairs(t) if s in real else _as_pairs(t) for s, t in slots.items()}
         hyperparameters = {n: _beside_pairs(value) for n, value in hyperparameters.items()}
     moved, updated = update(parameter, gradient, slots, hyperparameters, step)
     kept = moved.dtype == parameter.dtype
@@ -77,11 +101,20 @@ def update_parameter(
     if not kept:
         moved = moved.to(parameter.dtype)
     for slot, tensor in updated.items():
+        if tensor.shape != slots[slot].shape:
+            raise ShapeError(
+                f"a step turns the {slot} of {name!r}, which is of shape "
+                f"{tuple(slots[slot].shape)}, into one of shape {tuple(tensor.shape)}: give "
+                "hyper-parameters that differ between entries as tensors, and not by functions."
+            )
         if tensor.dtype != slots[slot].dtype:
             updated = updated | {slot: tensor.to(slots[slot].dtype)}
     if paired:
         moved = torch.view_as_complex(moved)
-        updated = {slot: torch.view_as_complex(tensor) for slot, tensor in updated.items()}
+        updated = {
+            slot: _without_pairs(tensor) if slot in real else torch.view_as_complex(tensor)
+            for slot, tensor in updated.items()
+        }
     return moved, updated
 
 
@@ -106,8 +139,12 @@ def _as_pairs(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj())
 
 
-def _beside_pairs(value: float | Tensor) -> float | Tensor:
+def _beside_pairs(value: Any) -> Any:
     return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() > 0 else value
+
+
+def _without_pairs(tensor: Tensor) -> Tensor:
+    return tensor.squeeze(-1) if tensor.dim() > 0 else tensor
 
 
 def tells_sensitivity(inner: Any, base: type) -> bool:

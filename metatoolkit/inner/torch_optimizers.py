@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.inner.adadelta import Adadelta
 from metatoolkit.inner.adagrad import Adagrad
 from metatoolkit.inner.adam import Adam
+from metatoolkit.inner.adamax import Adamax
 from metatoolkit.inner.adamw import AdamW
+from metatoolkit.inner.asgd import ASGD
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.muon import Muon
+from metatoolkit.inner.nadam import NAdam
 from metatoolkit.inner.radam import RAdam
 from metatoolkit.inner.rmsprop import RMSprop
+from metatoolkit.inner.rprop import Rprop
 from metatoolkit.inner.sgd import SGD
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -29,6 +34,11 @@ _LEARNERS: dict[type[torch.optim.Optimizer], type[InnerLearner]] = {
     torch.optim.RMSprop: RMSprop,
     torch.optim.Adagrad: Adagrad,
     torch.optim.RAdam: RAdam,
+    torch.optim.NAdam: NAdam,
+    torch.optim.Adamax: Adamax,
+    torch.optim.Adadelta: Adadelta,
+    torch.optim.ASGD: ASGD,
+    torch.optim.Rprop: Rprop,
 }
 if hasattr(torch.optim, "Muon"):
     _LEARNERS[torch.optim.Muon] = Muon
@@ -47,6 +57,13 @@ _SLOTS = {
     "square_avg": "square_average",
     "grad_avg": "gradient_average",
     "sum": "square_sum",
+    "mu_product": "momentum_product",
+    "exp_inf": "largest_gradient",
+    "acc_delta": "step_square_average",
+    "ax": "average",
+    "eta": "rate",
+    "prev": "last_gradient",
+    "step_size": "step_size",
 }
 
 
@@ -60,7 +77,8 @@ def from_torch(
     λ; any other becomes a number. For the momenta, too, see :func:`state_from_torch`.
 
     Args:
-        optimizer: SGD, Adam, AdamW, RMSprop, Adagrad, RAdam or Muon of ``torch.optim``.
+        optimizer: SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, Adadelta, RMSprop, ASGD, Rprop
+            or Muon of ``torch.optim``.
         problem: The bilevel problem, or its model; it must hold the optimizer's parameters, and no
             inner parameter besides.
 
@@ -152,7 +170,7 @@ def state_from_torch(
         for key, value in saved.items():
             slot = "momentum" if isinstance(inner, Muon) else _SLOTS.get(key)
             if slot in slots and isinstance(value, Tensor):
-                slots[slot][name] = value.detach().clone()
+                slots[slot][name] = value.detach().to(slots[slot][name], copy=True)
         started = any(isinstance(value, Tensor) for value in saved.values())
         taken[name] = int(saved["step"]) if "step" in saved else int(started)
     step = max(taken.values())

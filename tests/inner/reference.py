@@ -1,5 +1,6 @@
 """What all inner learners are compared with: torch.optim, autograd and finite differences."""
 
+import contextlib
 import copy
 
 import torch
@@ -66,6 +67,17 @@ def make_batches(steps, dead=()):
     return batches
 
 
+@contextlib.contextmanager
+def float64_by_default():
+    """What torch.optim needs to keep its own numbers (of NAdam and ASGD) in float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(F64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def assert_follows(
     inner, optimizer, options, group_options=(), schedule=None, steps=50, change=None
 ):
@@ -94,7 +106,8 @@ def assert_follows(
         problem.train_loss(model, problem.meta, batch).backward()
         if change is not None:
             change(model.parameters())
-        reference.step()
+        with float64_by_default():
+            reference.step()
         state, _ = inner.step(problem, state, meta, batch)
     for name, parameter in names.items():
         torch.testing.assert_close(state.parameters[name], parameter.data, rtol=1e-11, atol=1e-13)

@@ -10,6 +10,7 @@ import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit import inner
 from tests import bank
+from tests.inner import reference
 
 F32, F64 = torch.float32, torch.float64
 SHAPES = {"scalar": (), "empty": (0, 3), "vector": (3,), "matrix": (2, 3), "kernel": (2, 1, 2, 2)}
@@ -51,6 +52,42 @@ GRIDS = {
         "betas": [(0.9, 0.999), (0.5, 0.8)],
         "weight_decay": [0.0, 0.1],
         "decoupled_weight_decay": [False, True],
+        "maximize": [False, True],
+    },
+    "NAdam": {
+        "lr": [1e-2],
+        "betas": [(0.9, 0.999), (0.5, 0.8)],
+        "weight_decay": [0.0, 0.1],
+        "momentum_decay": [4e-3, 0.5],
+        "decoupled_weight_decay": [False, True],
+        "maximize": [False, True],
+    },
+    "Adamax": {
+        "lr": [1e-2],
+        "betas": [(0.9, 0.999), (0.5, 0.5), (0.0, 0.0)],
+        "eps": [1e-8, 1e-1],
+        "weight_decay": [0.0, 0.1],
+        "maximize": [False, True],
+    },
+    "Adadelta": {
+        "lr": [1.0, 0.1],
+        "rho": [0.9, 0.5, 1.0],
+        "eps": [1e-6, 1e-2],
+        "weight_decay": [0.0, 0.1],
+        "maximize": [False, True],
+    },
+    "ASGD": {
+        "lr": [1e-2],
+        "lambd": [1e-4, 0.5],
+        "alpha": [0.75, 0.0],
+        "t0": [1e6, 1, 2.5],
+        "weight_decay": [0.0, 0.1],
+        "maximize": [False, True],
+    },
+    "Rprop": {
+        "lr": [1e-2, 0.3],
+        "etas": [(0.5, 1.2), (0.25, 3.0)],
+        "step_sizes": [(1e-6, 50), (0.02, 0.1)],
         "maximize": [False, True],
     },
 }
@@ -101,7 +138,8 @@ def test_each_step_equals_torch(name, dtype):
         for batch in range(8):
             stepper.zero_grad()
             loss(model, problem.meta, batch).backward()
-            stepper.step()
+            with reference.float64_by_default():
+                stepper.step()
             state, _ = learner.step(problem, state, problem.meta_parameters(), batch)
             for key, parameter in model.named_parameters():
                 torch.testing.assert_close(
@@ -121,6 +159,17 @@ LEARNED = {
     "RMSprop": {"lr": 0.1, "alpha": 0.7, "eps": 0.1, "momentum": 0.5, "weight_decay": 0.2},
     "Adagrad": {"lr": 0.1, "lr_decay": 0.3, "eps": 0.1, "weight_decay": 0.2},
     "RAdam": {"lr": 0.1, "beta1": 0.7, "beta2": 0.8, "eps": 0.1, "weight_decay": 0.2},
+    "NAdam": {
+        "lr": 0.1,
+        "beta1": 0.7,
+        "beta2": 0.8,
+        "eps": 0.1,
+        "weight_decay": 0.2,
+        "momentum_decay": 0.3,
+    },
+    "Adamax": {"lr": 0.1, "beta1": 0.7, "beta2": 0.8, "eps": 0.1, "weight_decay": 0.2},
+    "Adadelta": {"lr": 1.0, "rho": 0.7, "eps": 0.1, "weight_decay": 0.2},
+    "ASGD": {"lr": 0.1, "lambd": 0.3, "alpha": 0.6, "weight_decay": 0.2},
 }
 
 
@@ -128,7 +177,7 @@ LEARNED = {
 @pytest.mark.parametrize("name", LEARNED)
 def test_each_learned_option_equals_differences_of_torch(name, flag):
     other = {"SGD": "nesterov", "Adam": "amsgrad", "AdamW": "amsgrad", "RMSprop": "centered"}
-    other |= {"RAdam": "decoupled_weight_decay"}
+    other |= dict.fromkeys(("RAdam", "NAdam"), "decoupled_weight_decay")
     flags = {other.get(name, "maximize") if flag == "other" else "maximize": True}
     values = LEARNED[name]
     meta = nn.ParameterDict(
@@ -156,7 +205,8 @@ def test_each_learned_option_equals_differences_of_torch(name, flag):
         for batch in batches:
             stepper.zero_grad()
             loss(model, bank.Value(at["value"]), batch).backward()
-            stepper.step()
+            with reference.float64_by_default():
+                stepper.step()
         return float(objective(model, None, None).detach())
 
     present = values | {"value": float(weight.detach())}

@@ -18,14 +18,25 @@ KINDS = {
     "RMSprop": {"lr": 0.02, "centered": True, "momentum": 0.5, "maximize": True},
     "Adagrad": {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.2},
     "RAdam": {"lr": 0.05, "betas": (0.7, 0.8), "decoupled_weight_decay": True, "weight_decay": 0.1},
+    "NAdam": {"lr": 0.05, "betas": (0.7, 0.8), "momentum_decay": 0.2, "weight_decay": 0.1},
+    "Adamax": {"lr": 0.05, "betas": (0.7, 0.6), "eps": 1e-3, "weight_decay": 0.1},
+    "Adadelta": {"lr": 0.5, "rho": 0.7, "eps": 1e-3, "maximize": True},
+    "ASGD": {"lr": 0.05, "lambd": 0.2, "alpha": 0.6, "t0": 1.0},
+    "Rprop": {"lr": 0.05, "etas": (0.4, 1.7), "step_sizes": (1e-3, 0.1)},
 }
 kinds = pytest.mark.parametrize(("kind", "options"), KINDS.items(), ids=KINDS)
-PAUSED = {"SGD": {"nesterov": False, "momentum": 0.5}, "Adagrad": {"lr": 0.01}}
+OWN = {
+    "SGD": {"nesterov": False, "momentum": 0.5},
+    "Adagrad": {"lr": 0.01},
+    "NAdam": {"decoupled_weight_decay": True, "momentum_decay": 0.5},
+    "ASGD": {"t0": 2.0, "alpha": 0.1},
+    "Rprop": {"etas": (0.2, 2.0)},
+}
 
 
 def grouped(kind, options, model):
     """A torch optimizer with a group of its own for the heads."""
-    own = {"lr": 0.02, "weight_decay": 0.3} | PAUSED.get(kind, {})
+    own = ({} if kind == "Rprop" else {"weight_decay": 0.3}) | {"lr": 0.02} | OWN.get(kind, {})
     names = dict(model.named_parameters())
     first = [p for n, p in names.items() if n not in ("a", "b")]
     groups = [{"params": first}, {"params": [names["a"], names["b"]], **own}]
@@ -36,7 +47,8 @@ def train(model, optimizer, batches):
     for batch in batches:
         optimizer.zero_grad()
         heads.train_loss(model, heads.Weights(), batch).backward()
-        optimizer.step()
+        with reference.float64_by_default():
+            optimizer.step()
 
 
 @kinds
@@ -166,7 +178,11 @@ def with_hook(model):
     ("make", "error", "message"),
     [
         (lambda m: torch.optim.LBFGS(m.parameters()), UnsupportedError, "LBFGS has no counterpart"),
-        (lambda m: torch.optim.NAdam(m.parameters()), UnsupportedError, "NAdam has no counterpart"),
+        (
+            lambda m: torch.optim.Adafactor(m.parameters()),
+            UnsupportedError,
+            "Adafactor has no counterpart",
+        ),
         (lambda m: Own(m.parameters()), UnsupportedError, "Own has no counterpart"),
         (with_scheduler, ConfigurationError, r"has a scheduler.*mt.inner.cosine"),
         (with_hook, UnsupportedError, "SGD has step hooks"),
@@ -208,7 +224,8 @@ GIVEN = {
     "SGD": (torch.optim.SGD, r"torch optimizer SGD.*mt.inner.SGD\(...\).*from_torch"),
     "AdamW": (torch.optim.AdamW, r"torch optimizer AdamW.*mt.inner.AdamW\(...\).*from_torch"),
     "LBFGS": (torch.optim.LBFGS, r"LBFGS.*line search.*no counterpart.*mt.inner.SGD.*from_torch"),
-    "Adadelta": (torch.optim.Adadelta, r"Adadelta.*no counterpart.*mt.inner.Adam.*from_torch"),
+    "Rprop": (torch.optim.Rprop, r"torch optimizer Rprop.*mt.inner.Rprop\(...\).*from_torch"),
+    "Adafactor": (torch.optim.Adafactor, r"Adafactor.*no counterpart.*mt.inner.Adam.*from_torch"),
 }
 
 
