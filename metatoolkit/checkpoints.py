@@ -143,4 +143,4 @@ def _without_data(value: Any) -> Any:
         return {name: _without_data(entry) for name, entry in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_without_data(entry) for entry in value)
-    return torch.empty(0, dtype=value.dtype) if type(value) is Tensor else value
+    return torch.empty(0) if type(value) is Tensor else value

@@ -228,3 +228,33 @@ def test_states_of_generators_and_arrays_come_back(tmp_path, value):
     )
     assert repr(resumed.value) == repr(value)
     assert type(resumed.value) is type(value)
+
+
+def test_data_are_not_written_to_find_out_what_can_be_read(monkeypatch):
+    written, save = [], torch.save
+
+    def noted(content, buffer):
+        save(content, buffer)
+        written.append(buffer.tell())
+
+    monkeypatch.setattr(torch, "save", noted)
+    checkpoints.refuse_unreadable({"a": {"b": [torch.zeros(10**5)], "c": (torch.zeros(10**5),)}})
+    assert len(written) == 1 and written[0] < 10**4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64, torch.bool, torch.uint16])
+def test_tensors_of_every_type_come_back(tmp_path, dtype):
+    value = torch.ones(2, 3).to(dtype)
+    checkpoints.refuse_unreadable({"value": value, "of a model": torch.nn.Parameter(torch.ones(1))})
+    write_checkpoint(tmp_path / "c.pt", {"value": value})
+    found = read_checkpoint(tmp_path / "c.pt")["value"]
+    assert found.dtype == dtype and torch.equal(found, value)
+
+
+def test_the_innermost_entry_is_named():
+    with pytest.raises(CheckpointError, match=r"^a\.1\.b is a builtins\.range, which"):
+        checkpoints.refuse_unreadable({"x": 1, "a": (2, {"y": [3], "b": range(3)})})
+    # A container of one's own cannot be read, whatever it holds.
+    with pytest.raises(CheckpointError, match=r"^a is a collections\.deque, which"):
+        checkpoints.refuse_unreadable({"a": collections.deque([1])})
+    checkpoints.refuse_unreadable({})

@@ -533,3 +533,32 @@ def test_what_a_live_parameter_is_given_as_is_accepted():
     assert inspect_graph(live * 2, "loss", names, {}) is False
     with pytest.raises(ConfigurationError, match=r"loss uses the parameter 'model\.w'"):
         inspect_graph(other * live, "loss", names, {"model.w": other})
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_function_that_lies_aside_hides_no_other(swapped):
+    x, other = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.7, 0.2))
+    factors = [Square.apply(other), Once.apply(x * 2)]
+    first, second = reversed(factors) if swapped else factors
+    with pytest.raises(UnsupportedError, match="Once is marked once_differentiable"):
+        watch_second_derivatives(first * second, [x])
+
+
+class Assembled(Square):
+    """A backward pass that is no plain function."""
+
+    backward = staticmethod(functools.partial(lambda power, ctx, g: power * ctx.x * g, 2))
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x
+        return x**2
+
+
+def test_a_backward_pass_may_be_any_callable():
+    x = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    loss = Assembled.apply(x)
+    watch_second_derivatives(loss, [x])
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, x)
+    assert (float(slope.detach()), float(curvature)) == pytest.approx((1.4, 2.0))

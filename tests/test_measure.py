@@ -106,3 +106,9 @@ def test_a_call_knows_that_it_is_measured(measure):
 @on_the_cpu
 def test_all_results_of_an_operation_count():
     assert peak_memory(lambda: filled(2).view(2, -1).max(0)) == 5 * MEGABYTE
+
+
+@on_the_cpu
+def test_what_allocates_nothing_has_no_peak():
+    assert peak_memory(lambda: None) == 0
+    assert count_flops(lambda: None) == 0

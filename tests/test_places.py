@@ -230,3 +230,41 @@ def test_another_buffer_stands_in_every_place_of_the_former_one():
     assert places.tensor("model.one.seen") is longer
     # The structure is the one from before: what was looked up still holds.
     assert Places(model, nn.Linear(1, 1)).structure == places.structure
+
+
+def test_hooks_with_names_of_something_else_are_nobodys_business():
+    class Named:
+        name, _tensor_name = "unknown", 3
+
+        def __call__(self, module, arguments):
+            return None
+
+    case = network_case()
+    case.problem.model.head.register_forward_pre_hook(Named())
+    places = Places(case.problem.model, case.problem.meta)
+    assert places.computed == []
+    with_hook = network_case(case.problem.model)
+    assert with_hook.call(Unrolled(1)).gradient["value"].isfinite()
+
+
+def test_a_place_is_named_by_its_module():
+    model = Network()
+    places = Places(model, bank.Value(1.0))
+    assert places.name((model.head._parameters, "bias")) == "model.head.bias"
+    assert places.name((vars(model.head), "computed")) == "computed"
+    assert places.name(places.sites["meta.value"][0]) == "meta.value"
+
+
+def test_changes_are_told_in_full():
+    model, meta = Network(), bank.Value(1.0)
+    before = Places(model, meta)
+    assert before.changes(before) == "parameters are tied in another way"
+    model.first.weight.requires_grad_(False)
+    model.head = nn.Linear(3, 1, bias=False)
+    model.extra = nn.Linear(1, 1, bias=False)
+    told = before.changes(Places(model, meta))
+    assert told == "new: model.extra.weight; gone: model.head.bias; frozen: model.first.weight"
+    model.many = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(7))
+    told = before.changes(Places(model, meta))
+    names = [f"model.many.{index}.weight" for index in range(4)]
+    assert told.startswith(f"new: model.extra.weight, {', '.join(names)}; gone")

@@ -59,7 +59,8 @@ def test_an_error_in_the_body_restores_too():
 def test_what_draws_nothing_is_not_missed():
     with seeded(3, python=False) as drawing:
         torch.rand(3)
-    assert not drawing.missed
+        assert drawing.missed is False
+    assert drawing.missed is False
 
 
 class Module:

@@ -182,3 +182,38 @@ def test_leaves_that_require_a_gradient_share_memory_and_the_others_stay():
     assert found["plain"].requires_grad and found["plain"].is_leaf
     assert found["plain"].data_ptr() == given["plain"].data_ptr()
     assert not given["plain"].requires_grad
+
+
+def test_steps_that_a_parameter_missed_are_not_its_own():
+    state = dataclasses.replace(stepped(), step=7, missed={"0.weight": 3})
+    assert state.steps_of("0.weight") == 4 and state.steps_of("0.bias") == 7
+    assert stepped().steps_of("0.weight") == 1 and stepped().missed == {}
+    # What it missed goes with the state.
+    for other in (state.detach(), state.clone(), state.to(torch.float32), state.map(torch.neg)):
+        assert other.missed == state.missed and other.step == 7
+    assert InnerState.from_state_dict(state.state_dict()).missed == state.missed
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_to_copies_only_where_it_is_asked_for(copies):
+    state = stepped()
+    moved = [
+        state.to("cpu", torch.float64, False, copies),
+        state.to(torch.device("cpu"), False, copies),
+        state.to(torch.float64, copy=copies),
+        state.to(state.parameters["0.weight"], copy=copies),
+    ]
+    for other in moved:
+        pairs = zip(state.tensors(), other.tensors(), strict=True)
+        assert all((one is not two) == copies and torch.equal(one, two) for one, two in pairs)
+        name = "model.1.num_batches_tracked"
+        assert (other.buffers[name] is not state.buffers[name]) == copies
+
+
+def test_complex_tensors_become_complex_ones():
+    numbers = {"w": torch.ones(2, dtype=torch.complex128), "x": torch.ones(2)}
+    state = InnerState(numbers, {}, {}, 0, 0)
+    for dtype, expected in ((torch.float32, torch.complex64), (torch.float64, torch.complex128)):
+        other = state.to(dtype)
+        assert [t.dtype for t in other.parameters.values()] == [expected, dtype]
+    assert state.to("cpu").parameters["w"].dtype == torch.complex128
