@@ -132,8 +132,7 @@ class InnerLearner(ABC):
                 requires a gradient, but not through a meta-parameter of the problem.
         """
         check_patterns(self.groups, problem.parameter_names)
-        with torch.enable_grad():
-            resolve(self.hyperparameters, self.groups, problem, problem.meta_leaves(), 0)
+        resolve(self.hyperparameters, self.groups, problem, problem.meta_leaves(), 0)
 
     @staticmethod
     def enter(problem: BilevelProblem, state: InnerState, meta: Tensors) -> InnerState:

@@ -168,6 +168,13 @@ def test_conjugate_gradient_stops_with_the_iterate_before_a_negative_curvature()
     assert float(solution.details["negative_curvature"]) == pytest.approx(curvature)
 
 
+def test_conjugate_gradient_draws_no_conclusion_from_rounding():
+    # Where products are nothing but rounding, a curvature tells nothing of M.
+    for value in (1.0, -1.0):
+        solution = ConjugateGradient(9).solve(diagonal(value, rounding=1.0).system)
+        assert solution.iterations == 0 and float(solution.vector) == 0.0
+
+
 @pytest.mark.parametrize(
     ("smallest", "verified", "best"),
     [(3e-7, False, 2), (5e-8, True, 2), (1e-9, True, 2), (1e-10, True, 1)],

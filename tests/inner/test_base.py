@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import metatoolkit as mt
-from metatoolkit.inner import SGD, Adam, AdamW
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.inner import SGD, Adagrad, Adam, AdamW
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState
 from tests import bank
@@ -171,3 +172,93 @@ def test_meta_at_the_start_is_no_part_of_the_gradient_in_theta():
     # A later state is its own.
     later, _ = case.inner.step(case.problem, after.detach(), meta, 2.0)
     assert float(later.parameters["value"]) == pytest.approx(0.64 - 0.2 * 0.8)
+
+
+def test_what_a_loss_must_reach():
+    state = SGD(lr=0.1).init(heads.make_problem())
+    for loss in (
+        lambda model, meta, batch: torch.ones((), dtype=torch.float64),
+        lambda model, meta, batch: meta.logits.sum() + 0.0 * model.trunk.detach().sum(),
+    ):
+        problem = mt.BilevelProblem(heads.Heads(), heads.Weights(), loss, loss)
+        with pytest.raises(UnsupportedError, match="no gradient in any inner parameter"):
+            SGD(lr=0.1).step(problem, state, problem.meta_leaves(), None, create_graph=True)
+    model = torch.nn.Embedding(3, 2, sparse=True)
+    problem = mt.BilevelProblem(
+        model, bank.Value(1.0), lambda m, meta, b: (meta.value * m(b)).sum(), lambda *_: None
+    )
+    with pytest.raises(UnsupportedError, match="sparse=False"):
+        SGD(0.1).step(
+            problem, SGD(0.1).init(problem), problem.meta_parameters(), torch.tensor([0, 2])
+        )
+    with torch.inference_mode(), pytest.raises(UnsupportedError, match="inference_mode"):
+        SGD(0.1).gradients(problem, state, problem.meta_parameters(), torch.tensor([0]))
+
+
+def test_a_model_that_changed_has_no_first_state():
+    problem = heads.make_problem()
+    problem.model.trunk.requires_grad_(False)
+    with pytest.raises(ConfigurationError, match="trunk"):
+        SGD(lr=0.1).init(problem)
+
+
+def test_a_step_works_without_gradients_around_it():
+    case = bank.small_net()
+    meta = case.problem.meta_parameters()
+    expected, _ = case.inner.step(case.problem, case.state, meta, case.train_batches[0])
+    with torch.no_grad():
+        found, loss = case.inner.step(case.problem, case.state, meta, case.train_batches[0])
+    assert not loss.requires_grad
+    for one, other in zip(found.tensors(), expected.tensors(), strict=True):
+        assert torch.equal(one, other) and not one.requires_grad
+
+
+def test_a_gradient_is_applied_to_the_parameters_that_have_one():
+    problem = heads.make_problem()
+    inner = SGD(lr=0.5, momentum=0.5, maximize=True)
+    state = inner.init(problem).replaced(step=3, missed={"a": 1, "b": 2})
+    slots = {name: torch.ones_like(t) for name, t in state.parameters.items()}
+    state = state.replaced(optimizer={"velocity": slots})
+    gradient = torch.tensor([0.2, -0.4], dtype=torch.float64)
+    after = inner.apply(problem, state, problem.meta_parameters(), {"a": gradient})
+    # v = 0.5 · 1 − g, and θ moves by −0.5 v.
+    velocity = 0.5 - gradient
+    torch.testing.assert_close(after.optimizer["velocity"]["a"], velocity)
+    torch.testing.assert_close(after.parameters["a"], state.parameters["a"] - 0.5 * velocity)
+    for name, parameter in state.parameters.items():
+        if name != "a":
+            assert after.parameters[name] is parameter
+            assert after.optimizer["velocity"][name] is slots[name]
+    others = {name: 1 for name in state.parameters if name not in ("a", "b")}
+    assert after.step == 4 and after.missed == {"a": 1, "b": 3} | others
+    assert state.missed == {"a": 1, "b": 2} and bool((slots["a"] == 1).all())
+
+
+def test_the_sensitivity_at_the_steps_of_each_parameter():
+    # 1 / (1 + lr_decay · steps) with three steps of `a` and one of `b`, at the value of λ given.
+    meta = torch.nn.ParameterDict({"lr": torch.nn.Parameter(torch.tensor(0.1).double())})
+    problem = heads.make_problem(meta=meta)
+    inner = Adagrad(lr=meta["lr"], lr_decay=0.5, eps=2.0, initial_accumulator_value=1.0)
+    state = inner.init(problem).replaced(step=3, missed={"b": 2})
+    zero = torch.zeros(2, dtype=torch.float64)
+    given = {"lr": torch.tensor(0.3).double()}
+    found = inner.gradient_sensitivity(problem, state, given, {"a": zero, "b": zero})
+    assert set(found) == {"a", "b"}
+    # At g = 0: −lr / (√1 + 2).
+    assert found["a"].tolist() == pytest.approx([-0.3 / 2.5 / 3] * 2)
+    assert found["b"].tolist() == pytest.approx([-0.3 / 1.5 / 3] * 2)
+
+
+def test_description_and_settings():
+    groups = [{"parameters": ["a"], "lr": 0.3}, {"parameters": ["b"], "momentum": 0.5}]
+    inner = SGD(lr=0.1, groups=groups)
+    assert inner.settings("lr") == [0.1, 0.3, 0.1]
+    assert inner.settings("momentum") == [0.0, 0.0, 0.5]
+    assert inner.options() == {}
+    assert repr(inner) == (
+        "SGD(lr=0.1, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, "
+        "maximize=False, groups=2)"
+    )
+    state = inner.init(heads.make_problem())
+    assert state.key == inner.init(heads.make_problem(), 0).key == fold_in(0, 0)
+    assert inner.init(heads.make_problem(), 7).key == fold_in(7, 0)

@@ -106,3 +106,69 @@ def test_a_state_is_saved_and_read(tmp_path):
     whole.fit(batches, steps=4, progress=False)
     for one, other in zip(again.state.tensors(), whole.state.tensors(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_first_pattern_that_matches_holds():
+    default, first, second = SGD(0.1), AdamW(), RMSprop()
+    exceptions = {"head.w*": first, "head.*": second}
+    inner = Combined(default, exceptions)
+    exceptions.clear()
+    learners = {"head.weight": first, "head.bias": second, "Head.bias": default, "scale": default}
+    for name, learner in learners.items():
+        assert inner.learner_of(name) is learner
+    assert repr(inner) == f"Combined({default!r}, {{'head.w*': {first!r}, 'head.*': {second!r}}})"
+    assert inner.hyperparameters["lr of SGD"] == 0.1
+    assert inner.hyperparameters["weight_decay of AdamW"] == 0.01
+    assert len(inner.hyperparameters) == sum(
+        len(learner.hyperparameters) for learner in (default, first, second)
+    )
+    with pytest.raises(UnsupportedError, match="call apply or step"):
+        inner.update(torch.ones(1), torch.ones(1), {}, {}, 0)
+
+
+def test_each_learner_has_its_groups_and_schedule():
+    def rate(meta, step):
+        return 0.1 * (1 + step)
+
+    groups = [{"parameters": ["b"], "lr": 0.5}]
+    special = SGD(lr=1.0, groups=groups)
+    inner = Combined(SGD(lr=rate), {"[ab]": special, "bias_a": special})
+    assert groups[0] in inner.groups
+    problem = heads.make_problem()
+    state = inner.init(problem, seed=3).replaced(step=2, missed={"never": 1})
+    gradients = {name: torch.ones_like(t) for name, t in state.parameters.items()}
+    del gradients["bias_b"]
+    after = inner.apply(problem, state, problem.meta_parameters(), gradients)
+    rates = {"a": 1.0, "b": 0.5, "bias_a": 1.0, "bias_b": 0.0}
+    for name, before in state.parameters.items():
+        torch.testing.assert_close(after.parameters[name], before - rates.get(name, 0.3))
+    assert (after.step, after.key, after.buffers) == (3, state.key, state.buffers)
+    assert after.missed == {"never": 1, "bias_b": 1} and state.missed == {"never": 1}
+    wrong = Combined(SGD(0.1), {"a": SGD(0.1, groups=[{"parameters": ["c"], "lr": 1.0}])})
+    with pytest.raises(ConfigurationError, match="'c' matches no inner parameter"):
+        wrong.init(problem)
+
+
+def test_the_sensitivity_of_each_learner():
+    reference.assert_sensitivity(
+        Combined(AdamW(lr=0.1, eps=0.1), {"head.*": SGD(0.2, momentum=0.5), "scale": SGD(0.3)})
+    )
+    meta = torch.nn.ParameterDict({"lr": torch.nn.Parameter(torch.tensor(0.5).double())})
+    problem = reference.make_problem(meta)
+    inner = Combined(SGD(0.1), {"head.*": SGD(lr=meta["lr"])})
+    given = {"lr": torch.tensor(0.25).double()}
+    found = inner.gradient_sensitivity(problem, inner.init(problem), given, problem.parameters())
+    assert set(found) == set(problem.parameter_names)
+    for name, slope in found.items():
+        assert bool((slope == (-0.25 if name.startswith("head") else -0.1)).all())
+
+
+class Longer(SGD):
+    def step(self, *arguments, **options):
+        return super().step(*arguments, **options)
+
+
+def test_a_learner_with_a_step_of_its_own_is_refused_in_each_place():
+    for arguments in ((Longer(0.1), {"*": SGD(0.1)}), (SGD(0.1), {"*": Longer(0.1)})):
+        with pytest.raises(ConfigurationError, match="take their step from one gradient"):
+            Combined(*arguments)

@@ -10,9 +10,17 @@ from torch.nn.utils import parametrize
 
 import metatoolkit as mt
 from metatoolkit import hypergradients as hg
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.inner import SGD, Adam
-from metatoolkit.inner.hyperparameters import resolve
+from metatoolkit.inner.hyperparameters import (
+    add_decay,
+    add_quotient,
+    add_scaled,
+    check_values,
+    checked_groups,
+    is_used,
+    resolve,
+)
 from tests import bank
 from tests.inner import reference
 
@@ -213,3 +221,78 @@ def test_functions_see_the_step_and_the_meta_that_is_passed():
     assert float(common["momentum"]) == pytest.approx(float(logits[0].sigmoid()) * 0.9**3)
     assert special["momentum"] == 0.3
     assert float(common["weight_decay"]) == pytest.approx(float(logits[1].exp()))
+
+
+@pytest.mark.parametrize("make", [float, lambda value: torch.tensor(value, dtype=F64)])
+def test_sums_and_quotients(make):
+    one, two, three = (torch.tensor(v, dtype=F64) for v in ([1.0, 2.0], [3.0, 5.0], [2.0, 4.0]))
+    factor = make(0.5)
+    assert add_scaled(one, two, factor).tolist() == [2.5, 4.5]
+    assert add_quotient(one, two, three, factor).tolist() == [1.75, 2.625]
+    assert add_decay(one, two, factor).tolist() == [2.5, 4.5]
+    # A tensor that is zero is λ, and has a derivative.
+    zero = make(0.0)
+    assert (add_decay(one, two, zero) is one) == isinstance(zero, float)
+    assert is_used(zero) == isinstance(zero, torch.Tensor) and is_used(factor)
+    assert is_used(lambda meta, step: 0.0) and not is_used(0)
+    if isinstance(factor, torch.Tensor):
+        factor.requires_grad_()
+        for found, slopes in (
+            (add_scaled(one, two, factor), two),
+            (add_quotient(one, two, three, factor), two / three),
+        ):
+            assert float(torch.autograd.grad(found.sum(), factor)[0]) == float(slopes.sum())
+
+
+def test_which_values_are_accepted():
+    def check(value):
+        check_values({"beta": value}, {"beta"}, {"flag"})
+
+    for value in (0, 0.0, 0.999, torch.tensor(2.0), lambda meta, step: 3.0):
+        check(value)
+        check_values({"rate": value}, {"beta"}, {"flag"})
+    check_values({"rate": 1, "flag": True}, {"beta"}, {"flag"})
+    check_values({"rate": 1e300, "flag": False}, {"beta"}, {"flag"})
+    for value in (1, 1.0, 1.5, -1e-9, math.nan, math.inf, None, "0.5", True, False, [0.5]):
+        with pytest.raises(ConfigurationError, match="beta is "):
+            check(value)
+    for value in (-1, -1e-9, math.nan, math.inf, -math.inf, None, "1", True):
+        with pytest.raises(ConfigurationError, match="rate is "):
+            check_values({"fine": 0.1, "rate": value, "last": 0.1}, (), ())
+    for value in (1, 0.0, None, torch.tensor(True), lambda meta, step: True):
+        with pytest.raises(ConfigurationError, match=r"flag is .*; accepted: True or False"):
+            check_values({"flag": value}, (), {"flag"})
+
+
+def test_which_groups_are_accepted():
+    given = [{"parameters": ("a", "b"), "lr": 0.5}, {"parameters": ["c"]}]
+    checked = checked_groups(given, {"lr": 0.1, "beta": 0.9}, {"beta"}, ())
+    assert checked == [{"parameters": ["a", "b"], "lr": 0.5}, {"parameters": ["c"]}]
+    assert given[0]["parameters"] == ("a", "b") and checked[1] is not given[1]
+    for group, error, message in (
+        ({"parameters": "a"}, ConfigurationError, "no list 'parameters'"),
+        ({"parameters": []}, ConfigurationError, "no list 'parameters'"),
+        ({"parameters": ["a"], "rate": 0.5}, UnknownNameError, "rate"),
+        ({"parameters": ["a"], "beta": 1.0}, ConfigurationError, "beta is 1.0"),
+        ({"parameters": ["a"], "lr": -1.0}, ConfigurationError, "lr is -1.0"),
+    ):
+        with pytest.raises(error, match=message):
+            checked_groups([given[0], group], {"lr", "beta"}, {"beta"}, ())
+
+
+def test_a_whole_number_is_a_number():
+    problem = make_problem()
+    inner = SGD(lr=1, momentum=0)
+    values = resolve(inner.hyperparameters, inner.groups, problem, {}, 0)("value")
+    assert values["lr"] == 1 and values["momentum"] == 0
+
+
+def test_what_a_function_depends_on_is_known_without_gradients():
+    problem = make_problem()
+    with torch.no_grad():
+        for inner in (
+            SGD(lr=lambda meta, step: problem.model.value.exp()),
+            mt.inner.Clipped(SGD(0.1), max_norm=lambda meta, step: problem.model.value.exp()),
+        ):
+            with pytest.raises(ConfigurationError, match="depends on a tensor that requires"):
+                inner.init(problem)

@@ -8,6 +8,7 @@ import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit.errors import ShapeError, UnsupportedError
 from metatoolkit.inner import SGD, Adam, AdamW, RMSprop
+from metatoolkit.inner.slots import slots_of, tells_sensitivity, update_parameter, zero_slots
 from tests import bank
 
 F64, C128 = torch.float64, torch.complex128
@@ -217,3 +218,83 @@ def test_a_gradient_that_is_a_conjugate_view_moves_as_its_values():
     )
     assert torch.equal(one.parameters["weight"], other.parameters["weight"])
     assert not torch.equal(one.parameters["weight"], state.parameters["weight"])
+
+
+def test_slots_begin_as_zeros_and_are_those_of_a_parameter():
+    parameters = {"a": torch.ones(2, dtype=C128), "b": torch.ones((), dtype=torch.bfloat16)}
+    slots = zero_slots(parameters, "one", "two")
+    assert list(slots) == ["one", "two"] and zero_slots(parameters) == {}
+    for own in slots.values():
+        for name, tensor in own.items():
+            assert (tensor.dtype, tensor.shape) == (parameters[name].dtype, parameters[name].shape)
+            assert not tensor.any()
+    state = SGD(0.1).init(make_problem())
+    kept = {"one": {"weight": torch.ones(1)}, "two": {"gain": torch.zeros(1)}}
+    assert slots_of(state.replaced(optimizer=kept), "weight") == {"one": kept["one"]["weight"]}
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_a_complex_parameter_moves_part_by_part(shape):
+    rates = 0.1 * torch.arange(1.0, 4.0, dtype=F64)[: 1 if shape == () else 3].squeeze()
+    generator = torch.Generator().manual_seed(2)
+    parameter, gradient, velocity = (
+        torch.randn(shape, generator=generator, dtype=C128) for _ in range(3)
+    )
+
+    def update(p, g, slots, hyperparameters, step):
+        assert not any(t.is_complex() for t in (p, g, slots["velocity"])) and step == 4
+        # Not linear, so that parts and absolute values differ.
+        moved = p - hyperparameters["lr"] * g.sign() * hyperparameters["scale"]
+        return moved, {"velocity": slots["velocity"].square() + g}
+
+    values = {"lr": rates, "scale": 2.0, "maximize": True}
+    moved, slots = update_parameter(
+        update, "p", parameter, gradient, {"velocity": velocity}, values, 4
+    )
+    signs = torch.complex(gradient.real.sign(), gradient.imag.sign())
+    torch.testing.assert_close(moved, parameter + 2.0 * rates * signs)
+    squares = torch.complex(velocity.real.square(), velocity.imag.square())
+    torch.testing.assert_close(slots["velocity"], squares - gradient)
+
+
+@pytest.mark.parametrize("state_type", [torch.float16, torch.float32, F64])
+def test_types_stay_whatever_a_step_makes_of_them(state_type):
+    parameter, velocity = torch.ones(2), torch.zeros(2, dtype=state_type)
+
+    def update(p, g, slots, hyperparameters, step):
+        return (p - g).double(), {"velocity": (p + g).double()}
+
+    moved, slots = update_parameter(
+        update, "p", parameter, 0.5 * parameter, {"velocity": velocity}, {}, 0
+    )
+    assert (moved.dtype, slots["velocity"].dtype) == (torch.float32, state_type)
+    assert moved.tolist() == [0.5, 0.5] and slots["velocity"].tolist() == [1.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: SGD(0.1), True),
+        (lambda: overriding("update")(0.1), False),
+        (lambda: overriding("apply")(0.1), False),
+        (lambda: overriding("step")(0.1), False),
+        (lambda: overriding("gradients")(0.1), False),
+        (lambda: overriding("update", "sensitivity")(0.1), True),
+        (lambda: overriding("sensitivity")(0.1), True),
+        (lambda: overriding("init_slots")(0.1), True),
+        (lambda: changed(SGD(0.1), "update"), False),
+        (lambda: changed(SGD(0.1), "nesterov"), True),
+        (lambda: mt.inner.Muon(), False),
+    ],
+)
+def test_a_closed_form_is_that_of_the_update_it_was_written_for(make, told):
+    assert tells_sensitivity(make(), mt.inner.InnerLearner) is told
+
+
+def overriding(*names):
+    return type("Own", (SGD,), {name: lambda self, *arguments: None for name in names})
+
+
+def changed(inner, name):
+    setattr(inner, name, lambda *arguments: None)
+    return inner
