@@ -45,6 +45,7 @@ THROUGH = {
     "inner/moments.py": ["inner/test_adam.py", "inner/test_radam.py"],
     "inner/base.py": ["inner/test_sgd.py", "inner/test_hyperparameters.py"],
     "inner/slots.py": ["inner/test_sgd.py"],
+    "inner/torch_optimizers.py": ["inner/test_torch_options.py"],
     "metaparameters/placement.py": ["metaparameters/test_initialization.py"],
     "problem.py": ["test_problem_purity.py"],
     "passes.py": [

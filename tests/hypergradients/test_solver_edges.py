@@ -250,6 +250,25 @@ def test_nystrom_takes_the_indefinite_and_refuses_what_is_singular():
             assert Nystrom(5, 0.3).solve(system).iterations == 2
 
 
+def test_nystrom_refuses_what_is_exactly_at_rounding():
+    # −1 + 0.5 has the size of the rounding of a product, 0.5 · 1.
+    with pytest.raises(UnsupportedError, match="singular"):
+        Nystrom(1, 0.5).solve(diagonal(-1.0, rounding=0.5).system)
+    assert Nystrom(1, 0.5).solve(diagonal(-1.0, rounding=0.49).system).vector.tolist() == [-2.0]
+
+
+def test_nystrom_leaves_out_directions_that_rounding_made():
+    spectrum = torch.zeros(30, dtype=F64)
+    spectrum[:3] = torch.tensor([10.0, 5.0, 2.0])
+    case = symmetric(spectrum, torch.float32)
+    damped = case.matrix.double() + 1e-2 * torch.eye(30, dtype=F64)
+    expected = torch.linalg.solve(damped, case.rhs.double())
+    for key in range(5):
+        system = dataclasses.replace(case.system, key=key)
+        found = Nystrom(9, 1e-2).solve(system).vector.double()
+        assert float((found - expected).norm() / expected.norm()) < 1e-3
+
+
 def test_a_first_iterate_that_is_the_best_stays_so():
     case = diagonal(1.0, 1.0)
     progress = Progress(torch.zeros(2, dtype=F64), 2**0.5, case.system)

@@ -166,3 +166,17 @@ def test_running_means_are_kept_as_far_as_they_are_needed(options, names):
     slots = RMSprop(**options).init_slots({"p": torch.ones(2)})
     assert set(slots) == {"square_average"} | names
     assert all(not own["p"].any() for own in slots.values())
+
+
+@pytest.mark.parametrize(("excess", "held"), [(0, True), (1, True), (4, True), (5, False)])
+def test_how_much_of_the_variance_may_be_rounding(excess, held):
+    # s = 1 and a² = 1 − n eps, both exact.
+    eps = torch.finfo(torch.float64).eps
+    mean = torch.tensor([1 - excess * eps / 2], dtype=torch.float64)
+    before = torch.tensor([1 + excess * eps], dtype=torch.float64)
+    slots = {"square_average": before, "gradient_average": mean}
+    values = {"alpha": 0.5, "centered": True}
+    after, length, constant = RMSprop._averages(mean, slots, values)
+    assert float(after["square_average"]) == 1.0
+    assert float(after["gradient_average"]) == float(mean)
+    assert float(length) == (excess * eps) ** 0.5 and bool(constant) is held
