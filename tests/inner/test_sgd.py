@@ -220,6 +220,14 @@ def test_what_is_left_out():
     reference.assert_defaults(SGD, torch.optim.SGD, lr=0.1)
 
 
+def test_dampening_without_momentum_does_not_meet_nesterov():
+    groups = [{"parameters": ["head.*"], "momentum": 0.0, "dampening": 0.1}]
+    inner = SGD(lr=0.02, momentum=0.9, nesterov=True, groups=groups)
+    options = {"lr": 0.02, "momentum": 0.9, "nesterov": True}
+    special = [{"momentum": 0.0, "dampening": 0.1}]
+    reference.assert_follows(inner, torch.optim.SGD, options, special)
+
+
 def test_a_velocity_is_kept_where_there_is_momentum():
     parameters = {"p": torch.ones(2)}
     for options in ({}, {"momentum": 0}, {"groups": [{"parameters": ["p"], "momentum": 0.0}]}):
