@@ -66,7 +66,11 @@ THROUGH = {
         for name in ("holding", "recording", "replaying", "torch_calls")
     },
     "hypergradients/equal_losses.py": ["hypergradients/test_replay_check.py"],
-    "hypergradients/checked_objective.py": ["hypergradients/test_check.py"],
+    "hypergradients/check.py": ["hypergradients/test_check_verdicts.py"],
+    "hypergradients/checked_objective.py": [
+        "hypergradients/test_check.py",
+        "hypergradients/test_check_verdicts.py",
+    ],
     "hypergradients/comparison_display.py": ["hypergradients/test_comparison.py"],
     "hypergradients/base.py": ["hypergradients/test_unused.py"],
     "batch_stream.py": ["training/test_trainer.py"],

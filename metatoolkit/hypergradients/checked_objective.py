@@ -100,8 +100,8 @@ class CheckedObjective:
         generator = torch.Generator().manual_seed(seed)
         meta: Tensors = {}
         for name, tensor in self._meta().items():
-            signs = torch.randint(2, tensor.shape, generator=generator) * 2.0 - 1.0
-            meta[name] = tensor + (shift * signs).to(tensor)
+            signs = torch.randint(2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+            meta[name] = tensor + shift * signs
         return self._at(meta)
 
     def _at(self, meta: Tensors) -> float:
@@ -115,7 +115,7 @@ class CheckedObjective:
             final = roll_out(problem, inner, state, meta, train_batches)
             return float(outer_loss(problem, final, meta, valid_batch))
         arguments = (problem, inner, state, train_batches, valid_batch)
-        return float(self._estimator.objective(*arguments, meta))
+        return float(self._estimator.objective(*arguments, meta).detach())
 
 
 @contextmanager
@@ -132,4 +132,4 @@ def _moved(parameter: Tensor, index: int, shift: float) -> Iterator[None]:
 
 def _place(tensor: Tensor, index: int) -> tuple[Tensor, ...]:
     """Return the index of an entry by its number, whatever the memory format."""
-    return torch.unravel_index(torch.tensor(index), tensor.shape) if tensor.dim() else ()
+    return torch.unravel_index(torch.tensor(index), tensor.shape)

@@ -56,12 +56,16 @@ class Draws:
         Args:
             state: The state.
         """
-        step, number = self._seen.get(state.key, (None, 0))
-        return _key(state, number if step == state.step else self._next(state))
+        last = self._seen.get(state.key)
+        return _key(state, last[1] if last and last[0] == state.step else self._next(state))
 
     def _next(self, state: InnerState) -> int:
-        step, number = self._seen.get(state.key, (-1, self._forgotten))
-        return number + (state.step <= step) if self.fresh else 0
+        if not self.fresh:
+            return 0
+        if state.key not in self._seen:
+            return self._forgotten
+        step, number = self._seen[state.key]
+        return number + (state.step <= step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted, empty before the first call."""

@@ -83,10 +83,9 @@ class Guide:
         values = values.to(norm.dtype)
         weights = self._weights(values)
         coefficient = (-2 * self.factor * self.sigma / self.temperature) * weights.prod() * norm
-        through = [
-            None if up is None or down is None else (coefficient * (up - down)).to(up.dtype)
-            for up, down in zip(*sides, strict=True)
-        ]
+        # A function with a backward pass of its own may reach λ from one of the copies alone.
+        gaps = add_gradients(names, sides[0], [None if g is None else -g for g in sides[1]])
+        through = [None if g is None else (coefficient * g).to(g.dtype) for g in gaps.values()]
         total = add_gradients(names, direct, through)
         return Hypergradient(
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),

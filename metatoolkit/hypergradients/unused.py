@@ -191,11 +191,10 @@ def _through_losses(
     batches: tuple[Any, Any],
 ) -> str | None:
     """A loss reads λ where the estimator does not look, cuts it off, or reads something else."""
-    constants = {name: tensor.detach() for name, tensor in state.parameters.items()}
     found = []
     for kind, batch in zip(("train_loss", "valid_loss"), batches, strict=True):
         watch = _Cuts()
-        arguments = (constants, meta, state.buffers, batch, state.key)
+        arguments = (state.parameters, meta, state.buffers, batch, state.key)
         with torch.enable_grad(), watch:
             if kind == "train_loss":
                 value = problem.evaluate_train(*arguments)[0]

@@ -18,6 +18,7 @@ from metatoolkit.hypergradients import (
 )
 from metatoolkit.hypergradients import draws as draws_module
 from metatoolkit.hypergradients.draws import Draws
+from metatoolkit.randomness import fold_in
 from tests import bank
 
 RANDOM = {
@@ -206,3 +207,75 @@ def test_a_trainer_with_an_estimator_that_was_used_is_that_with_a_new_one(make):
         trainer.fit(case.train_batches, [case.valid_batch], steps=4, progress=False)
         found.append(case.problem.meta.value.detach().clone())
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def bare(step, key):
+    return mt.InnerState({}, {}, {}, step, key)
+
+
+def drawn(draws, *calls):
+    """The number of the draw of each call, by key and step; 0 is the one of the state alone."""
+    found = []
+    for key, step in calls:
+        given = draws.advance(bare(step, key))
+        numbers = [0, *range(-9, 0), *range(1, 9)]
+        keys = [fold_in(key, -9, number) if number else key for number in numbers]
+        found.append(numbers[keys.index(given)])
+    return found
+
+
+def test_the_draws_of_published_runs_stay_what_they_were():
+    draws = Draws()
+    assert drawn(draws, (7, 0), (7, 1), (7, 1), (7, 0), (7, 2), (8, 2), (7, 3)) == [
+        *(0, 0, 1, 2, 2),
+        *(0, 2),
+    ]
+    draws.restart()
+    assert draws.state_dict() == {} and drawn(draws, (7, 0), (7, 0)) == [0, 1]
+
+
+def test_the_key_that_was_used_least_lately_is_forgotten(monkeypatch):
+    monkeypatch.setattr(draws_module, "_KEPT", 3)
+    draws = Draws()
+    assert drawn(draws, (1, 0), (2, 0), (2, 0), (2, 0), (3, 0), (1, 1)) == [0, 0, 1, 2, 0, 0]
+    # Key 2, of which three draws were seen, goes: whatever key comes now begins with the fourth.
+    assert drawn(draws, (4, 0)) == [0]
+    assert [key for key, *_ in draws.state_dict()["draws"]["seen"]] == [3, 1, 4]
+    assert draws.state_dict()["draws"]["forgotten"] == 3
+    # Then 3 and 1 go, after one draw each.
+    resumed = Draws()
+    resumed.load_state_dict(draws.state_dict())
+    for one in (draws, resumed):
+        assert drawn(one, (2, 0), (2, 0), (5, 0), (5, 1)) == [3, 4, 4, 4]
+    draws.restart()
+    assert drawn(draws, (2, 0), (6, 0)) == [0, 0]
+
+
+def test_some_thousand_keys_are_kept():
+    draws = Draws()
+    for key in range(4097):
+        draws.advance(bare(0, key))
+    seen = draws.state_dict()["draws"]["seen"]
+    assert [key for key, *_ in seen] == list(range(1, 4097))
+
+
+def test_a_fixed_draw_stays_one_after_the_checkpoint_of_another():
+    counting, fixed = Draws(), Draws(fresh=False)
+    drawn(counting, (7, 0), (7, 0), (7, 0))
+    rest = fixed.load_state_dict({**counting.state_dict(), "moved": True})
+    assert rest == {"moved": True}
+    assert drawn(fixed, (7, 0), (7, 0), (7, 3)) == [0, 0, 0]
+    assert fixed.current(state_at(1, 7)) == 7
+
+
+def test_the_caller_keeps_what_is_loaded():
+    counting = Draws()
+    drawn(counting, (7, 0), (7, 0))
+    saved = {**counting.state_dict(), "other": 1}
+    before = copy.deepcopy(saved)
+    loaded = Draws()
+    assert loaded.load_state_dict(saved) == {"other": 1}
+    drawn(loaded, (7, 0))
+    assert saved == before
+    # Without an entry of its own it begins anew.
+    assert loaded.load_state_dict({"other": 1}) == {"other": 1} and loaded.state_dict() == {}

@@ -60,6 +60,58 @@ def test_limit_is_the_one_step_hypergradient_at_theta(name, sigma, temperature, 
     assert torch.equal(result.valid_loss, exact.valid_loss)
 
 
+class Hinge(torch.autograd.Function):
+    """λ x² to the right of a point, where alone its backward pass reaches λ."""
+
+    @staticmethod
+    def forward(ctx, x, penalty, point):
+        ctx.save_for_backward(x, penalty)
+        ctx.reached = bool(x > point)
+        return penalty * x.square() * (x > point)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, penalty = ctx.saved_tensors
+        if not ctx.reached:
+            return torch.zeros_like(x), None, None
+        return gradient * 2 * penalty * x, gradient * x.square(), None
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_parameter_that_one_copy_alone_reaches(sign):
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.tensor(0.4, dtype=F64))
+            self.other = torch.nn.Parameter(torch.tensor(0.2, dtype=F64))
+
+    def train_loss(model, meta, batch):
+        hinge = Hinge.apply(sign * model.value, meta.one, 0.0)
+        return (model.value - 1).square() + hinge + 0.1 * meta.other * model.value
+
+    problem = mt.BilevelProblem(
+        bank.Value(0.3), Two(), train_loss, lambda model, meta, batch: (model.value - 0.5).square()
+    )
+    result = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None).call(guided(1.0, 0.5))
+    weights, (factor, _) = result.details["weights"], result.details["coefficients"]
+    assert float(factor) == pytest.approx(-1.6 * float(weights.prod()), rel=1e-12)
+    expected = float(factor) * (-(1.3**2) if sign > 0 else 0.7**2)
+    assert float(result.gradient["one"]) == pytest.approx(expected, rel=1e-12)
+    assert float(result.gradient["other"]) == pytest.approx(-0.2 * float(factor), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_single_number_keeps_its_type(dtype):
+    case = bank.illustration()
+    case.problem.model.to(dtype)
+    case.problem.meta.to(dtype)
+    result = case.call(guided(1.0, 0.5))
+    assert result.gradient["value"].dtype == dtype
+    assert result.details["weights"].dtype == torch.float32
+    exact = float(bank.illustration().call(guided(1.0, 0.5)).gradient["value"])
+    assert float(result.gradient["value"]) == pytest.approx(exact, rel=0.05)
+
+
 def test_the_error_falls_with_the_square_of_sigma():
     case = with_inner(bank.ridge(), mt.inner.SGD(lr=1.0))
     exact = case.call(OneStep(lookahead=False))
