@@ -61,12 +61,14 @@ def print_table(table: pandas.DataFrame) -> None:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(title="Hypergradient estimators against the reference")
     headings = ("estimator", "cosine", "rel. error", "fwd", "bwd", "jvp", "hvp")
     for heading in (*headings, "FLOPs [F]", "peak [MiB]", "time [ms]"):
         left = heading == "estimator"
-        shown.add_column(heading, justify="left" if left else "right", no_wrap=True)
+        # What stands in brackets is no markup, here and in the names.
+        shown.add_column(Text(heading), justify="left" if left else "right", no_wrap=True)
     notes = []
     for name, row in table.iterrows():
         if row["cosine"] != row["cosine"]:
@@ -80,7 +82,7 @@ def print_table(table: pandas.DataFrame) -> None:
         peak = "" if memory != memory else f"{memory:.2f}"
         figures = (flops, peak, f"{milliseconds:.2f}")
         errors = (f"{row['cosine']:.4f}", f"{row['relative_error']:.1e}")
-        shown.add_row(str(name), *errors, *passes, *figures)
+        shown.add_row(Text(str(name)), *errors, *passes, *figures)
     console = Console()
     if not console.is_terminal:
         # A pipe has no width of its own; take what the table needs.
