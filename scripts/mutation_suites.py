@@ -71,6 +71,7 @@ THROUGH = {
         "hypergradients/test_check.py",
         "hypergradients/test_check_verdicts.py",
     ],
+    "hypergradients/comparison.py": ["hypergradients/test_comparison_figures.py"],
     "hypergradients/comparison_display.py": ["hypergradients/test_comparison.py"],
     "hypergradients/base.py": ["hypergradients/test_unused.py"],
     "batch_stream.py": ["training/test_trainer.py"],

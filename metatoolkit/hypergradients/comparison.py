@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -238,12 +239,12 @@ def _measure(call: _Call, right: Tensor, unit: int, draws: int, repeats: int) ->
         **_distance(estimates, right, ""),
         **_distance(estimates.mean(0, keepdim=True), right, "mean_"),
         **dataclasses.asdict(first.cost),
-        "flops": float("nan"),
-        "peak_bytes": float("nan"),
+        "flops": math.nan,
+        "peak_bytes": math.nan,
         "seconds": min(seconds),
     }
     try:
-        row["flops"] = count_flops(call) / unit if unit else float("nan")
+        row["flops"] = count_flops(call) / unit if unit else math.nan
         row["peak_bytes"] = peak_memory(call)
     except Exception as error:  # It is right all the same: only what watches it does not work.
         row["note"] = f"operations and memory cannot be counted: {type(error).__name__}: {error}"

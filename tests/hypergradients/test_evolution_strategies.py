@@ -6,14 +6,21 @@ import pytest
 import torch
 
 import metatoolkit as mt
-from metatoolkit.errors import CheckpointError, ConfigurationError, UnusedMetaParameterError
+from metatoolkit.errors import (
+    CheckpointError,
+    ConfigurationError,
+    NonFiniteError,
+    UnusedMetaParameterError,
+)
 from metatoolkit.hypergradients import (
     EvolutionStrategies,
     NoiseReuseES,
     PersistentES,
     Unrolled,
 )
+from metatoolkit.hypergradients.noise import standard_noise
 from metatoolkit.measure import count_flops
+from metatoolkit.randomness import fold_in
 from tests import bank
 
 ALL = [EvolutionStrategies, PersistentES, NoiseReuseES]
@@ -271,3 +278,103 @@ def test_another_random_key_begins_anew_at_any_step(estimator):
     assert state.step == 1 and state.key != case.state.key
     one, other = case.call(carried, state), case.call(estimator(1, 2, 0.1), state)
     assert torch.equal(one.details["losses"], other.details["losses"])
+
+
+@pytest.mark.parametrize("estimator", ALL)
+def test_what_is_left_out_has_the_values_that_are_told(estimator):
+    one = estimator()
+    assert (one.horizon, one.pairs, one.sigma, one.noise, one.seed) == (1, 1, 0.1, "gaussian", 0)
+    assert one._draws.fresh and not estimator(fresh=False)._draws.fresh
+    # Losses are evaluated and nothing is differentiated: nothing is held, and on average alone.
+    assert (one.holds_constants, one.on_average) == (False, True)
+    assert one.compared == ("train_loss", "valid_loss")
+
+
+def test_a_call_by_hand():
+    case, sigma = drift(start=0.5, rate=-0.25), 0.2
+    state = case.inner.init(case.problem, seed=8)
+    result = case.call(EvolutionStrategies(3, 2, sigma), state)
+    gradient, losses = 0.0, []
+    for pair in range(2):
+        # The draws of published runs stay what they were.
+        key = fold_in(state.key, state.step, -7, 0, pair)
+        noise = float(
+            standard_noise({"value": torch.zeros((), dtype=torch.float64)}, "gaussian", key)[
+                "value"
+            ]
+        )
+        sides = []
+        for sign in (1, -1):
+            theta = 0.5 - 3 * 0.5 * (-0.25 + sign * sigma * noise)
+            sides.append((theta - 1) ** 2 / 2)
+        losses.append(sides)
+        gradient += (sides[0] - sides[1]) / (2 * sigma) * noise / 2
+    assert float(result.gradient["value"]) == pytest.approx(gradient, rel=1e-12)
+    assert result.details["losses"].tolist() == [pytest.approx(pair, rel=1e-12) for pair in losses]
+    assert float(result.valid_loss) == pytest.approx(sum(map(sum, losses)) / 4, rel=1e-12)
+    assert (result.cost.forward, result.cost.backward) == (16, 12)
+    assert result.state.step == state.step and result.state.key == state.key
+    assert float(result.state.parameters["value"]) == 0.5
+    assert not result.gradient["value"].requires_grad
+
+
+def test_slopes_in_another_precision_than_that_of_lambda():
+    problem = mt.BilevelProblem(
+        bank.Value(0.0),
+        bank.Value([0.3, -0.2]).to(torch.bfloat16),
+        lambda model, meta, batch: model.value.square(),
+        lambda model, meta, batch: meta.value.double().sum(),
+    )
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    result = case.call(EvolutionStrategies(1, 3, 0.5))
+    assert result.gradient["value"].dtype == torch.bfloat16
+    assert result.details["losses"].dtype == torch.float64
+
+
+def test_whether_a_loss_ever_moved_is_saved():
+    case, estimator = drift(), EvolutionStrategies(fresh=False)
+    assert estimator.state_dict() == {"moved": False}
+    case.call(estimator)
+    assert estimator.state_dict() == {"moved": True}
+    estimator.load_state_dict({"moved": False})
+    assert estimator.state_dict() == {"moved": False}
+    with pytest.raises(CheckpointError, match="not one of EvolutionStrategies"):
+        estimator.load_state_dict({})
+    with pytest.raises(CheckpointError, match="holds other"):
+        estimator.load_state_dict({"moved": True, "other": 1})
+
+
+def test_a_loss_that_moves_in_one_pair_alone_is_no_plateau():
+    # The outer loss sees λ to the right of a point that one pair out of many passes.
+    problem = mt.BilevelProblem(
+        bank.Value(0.0),
+        bank.Value(0.0),
+        lambda model, meta, batch: model.value.square(),
+        lambda model, meta, batch: (meta.value - 0.15).clamp_min(0.0),
+    )
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    result = case.call(EvolutionStrategies(1, 20, 0.1))
+    still = (result.details["losses"] == 0).all(1)
+    assert bool(still.any()) and not bool(still.all())
+    assert float(result.gradient["value"]) > 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_outer_loss_that_is_not_finite_is_told_where_it_is(value):
+    problem = mt.BilevelProblem(
+        bank.Value(0.0),
+        bank.Value(0.0),
+        lambda model, meta, batch: model.value.square(),
+        lambda model, meta, batch: torch.where(meta.value > 0, value, meta.value),
+    )
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    with pytest.raises(NonFiniteError, match=r"outer loss at a perturbed λ is not finite \(1 of 2"):
+        case.call(EvolutionStrategies())
+
+
+@pytest.mark.parametrize("estimator", ALL)
+@pytest.mark.parametrize("sigma", [-0.1, math.inf])
+def test_sigma_is_a_number_above_zero(estimator, sigma):
+    with pytest.raises(ConfigurationError, match="sigma is"):
+        estimator(sigma=sigma)
+    assert estimator(steps=1, pairs=1, sigma=1e-300).sigma == 1e-300

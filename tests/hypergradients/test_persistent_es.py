@@ -172,10 +172,81 @@ def test_a_restored_estimator_goes_on_in_the_middle_of_an_episode(kind):
     last = case.call(resumed, states[2 * STEPS])
     assert torch.equal(last.gradient["value"], whole[2].gradient["value"])
     assert torch.equal(last.details["losses"], whole[2].details["losses"])
-    # The last step is restored, too: the state before it begins a new episode.
-    resumed.load_state_dict(half.state_dict())
-    begun = case.call(resumed, states[STEPS])
-    assert not torch.equal(begun.details["losses"], whole[1].details["losses"])
+    # The last step is restored, too: a state at or before it begins a new episode.
+    for step in (0, STEPS):
+        again, new = kind(STEPS, 2, SIGMA, fresh=False), kind(STEPS, 2, SIGMA, fresh=False)
+        again.load_state_dict(half.state_dict())
+        losses = [case.call(one, states[step]).details["losses"] for one in (again, new)]
+        assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("kind", [PersistentES, NoiseReuseES])
+def test_one_pair_and_one_step_make_windows_too(kind):
+    results = windows(kind(STEPS, 1, SIGMA, seed=4), drift(), 2)
+    epsilon = noise_in(results, 1)
+    torch.testing.assert_close(noise_in(results, -1), epsilon, rtol=1e-9, atol=1e-9)
+    total = epsilon.cumsum(0) if kind is PersistentES else epsilon
+    for window, result in enumerate(results):
+        # θ falls by lr λ in each step, from the beginning.
+        slope = -RATE * STEPS * (total[window] if window == 0 else epsilon.sum(0))
+        expected = (slope * total[window]).mean()
+        torch.testing.assert_close(result.gradient["value"], expected, rtol=1e-8, atol=1e-8)
+    assert (PersistentES.renews, NoiseReuseES.renews) == (True, False)
+
+
+@pytest.mark.parametrize("kind", [PersistentES, NoiseReuseES])
+def test_an_estimator_that_was_not_called_yet(kind):
+    assert kind(1, 2).state_dict() == {"moved": False, "last_step": -1, "pairs": []}
+    estimator = kind(STEPS, 2, SIGMA)
+    estimator.load_state_dict(kind(STEPS, 2, SIGMA).state_dict())
+    found = windows(estimator, drift(), 2)
+    for one, two in zip(found, windows(kind(STEPS, 2, SIGMA), drift(), 2), strict=True):
+        assert torch.equal(one.gradient["value"], two.gradient["value"])
+
+
+def test_what_is_saved_is_not_what_goes_on():
+    case, estimator = drift(), PersistentES(STEPS, 2, SIGMA)
+    case.call(estimator)
+    saved = estimator.state_dict()
+    kept = [(pair["total"]["value"].clone(), pair["total"]) for pair in saved["pairs"]]
+    resumed = PersistentES(STEPS, 2, SIGMA)
+    resumed.load_state_dict(saved)
+    for pair in saved["pairs"]:
+        pair["total"].clear()
+    assert [float(pair["total"]["value"]) for pair in resumed.state_dict()["pairs"]] == [
+        float(value) for value, _ in kept
+    ]
+
+
+class Elsewhere(NoiseReuseES):
+    """Notes where a window begins, and takes no step."""
+
+    def _run(self, problem, inner, start, train_batches, valid_batch, noise, sign):
+        given = [*start.parameters.values(), *noise.values()]
+        self.seen = {*self.seen, *(tensor.device.type for tensor in given)}
+        return start, torch.tensor(float(sign), dtype=F64)
+
+    seen = frozenset()
+
+
+def test_trajectories_of_a_checkpoint_go_where_the_state_is():
+    case, saved = drift(), Elsewhere(1, 2)
+    saved.estimate(case.problem, case.inner, case.state, [None], None)
+    assert saved.seen == {"cpu"}
+    resumed = Elsewhere(1, 2)
+    resumed.load_state_dict(saved.state_dict())
+    later = mt.InnerState(**{**vars(case.state.to("meta")), "step": 1})
+    case.problem.meta.to("meta")
+    result = resumed.estimate(case.problem, case.inner, later, [None], None)
+    assert resumed.seen == {"meta"} and result.gradient["value"].device.type == "meta"
+
+
+def test_the_paper_that_each_is_from():
+    papers = ("1703.03864", "2112.13835", "2304.12180")
+    for kind, paper in zip((EvolutionStrategies, PersistentES, NoiseReuseES), papers, strict=True):
+        assert kind().traits.paper.endswith(f"arXiv {paper}")
+        assert kind().traits.kind == "stochastic"
+        assert kind().windows == (kind is not EvolutionStrategies)
 
 
 def test_objective_is_the_outer_loss_after_the_steps():
