@@ -56,6 +56,7 @@ THROUGH = {
         "test_graphs.py",
     ],
     "exchange.py": ["test_problem_purity.py", "test_in_place.py"],
+    "hypergradients/central_difference.py": ["hypergradients/test_difference_by_hand.py"],
     "hypergradients/held_problem.py": ["hypergradients/test_check.py"],
     **{
         f"hypergradients/{name}.py": [

@@ -99,6 +99,8 @@ class _Pair:
         rise: Slope of the training loss by its difference.
         sag: Half the second difference of the training loss over ε.
         unit: Half of ‖v̂‖/ε, by which the difference was multiplied.
+        lost: Whether the two gradients in λ are equal to the bit, by rounding or as they depend
+            on no θ.
     """
 
     radius: float
@@ -107,6 +109,7 @@ class _Pair:
     rise: float
     sag: float
     unit: float
+    lost: bool
 
 
 class CentralDifference:
@@ -172,7 +175,11 @@ class CentralDifference:
         pair = self._pair(radius)
         if coarse:
             return pair.product, self._details(pair, self._relative(pair, pair.bend))
-        error = self._errors([pair])[0]
+        if pair.lost:
+            wide = self._pair(radius * _RATIO**_MORE_PAIRS)
+            if not wide.lost:
+                pair = wide
+        error = 0.0 if pair.lost else self._errors([pair])[0]
         self._refuse_other_gradients(pair)
         if error > _TOLERANCE:
             pair, error = self._search(pair)
@@ -217,6 +224,9 @@ class CentralDifference:
         """Return the error of each of several pairs, sorted by radius, from its neighbors."""
         found = []
         for i, pair in enumerate(pairs):
+            if pair.lost:
+                found.append(float("inf"))
+                continue
             neighbors = [*pairs[max(i - 1, 0) : i], *pairs[i + 1 : i + 2]]
             own = [self._apart(pair, other) for other in neighbors]
             if len(own) == 2:
@@ -233,7 +243,9 @@ class CentralDifference:
     def _noise(self, pair: _Pair) -> float:
         """Return the share of rounding in a difference at least, relative to it."""
         size = norm(pair.product)
-        return self._rounding * norm(self._base[1]) * pair.unit / size if size else 0.0
+        if not size:
+            return float("inf") if pair.lost else 0.0
+        return self._rounding * norm(self._base[1]) * pair.unit / size
 
     def _pair(self, radius: float) -> _Pair:
         self.pairs += 1
@@ -259,14 +271,16 @@ class CentralDifference:
             for one, other, middle in zip(up, down, self._base[1], strict=True)
         ]
         size = norm(product)
+        lost = size == 0.0 and self._slopes.length > 0 and norm(self._base[1]) > 0
         middle = float(self._base[0])
         return _Pair(
             radius=radius,
             product=product,
-            bend=norm(ends) / (2 * epsilon) / size if size else 0.0,
+            bend=norm(ends) / (2 * epsilon) / size if size else float("inf") if lost else 0.0,
             rise=(losses[0] - losses[1]) / (2 * radius),
             sag=abs(losses[0] + losses[1] - 2 * middle) / (2 * radius),
             unit=1 / (2 * epsilon),
+            lost=lost,
         )
 
     def _total(self, pair: _Pair) -> float:
@@ -275,8 +289,8 @@ class CentralDifference:
 
     def _relative(self, pair: _Pair, error: float) -> float:
         """Return an error of the product relative to the whole hypergradient."""
-        total = self._total(pair)
-        return error * norm(pair.product) / total if total else 0.0
+        total, size = self._total(pair), norm(pair.product)
+        return error * size / total if total and size else 0.0
 
     def _apart(self, one: _Pair, other: _Pair) -> float:
         """Return by how much two differences are apart, relative to the whole hypergradient."""

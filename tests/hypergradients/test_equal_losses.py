@@ -20,9 +20,7 @@ def compare(first, again, inside=None, dtype=torch.float64, other_kernels=False)
         return [torch.tensor(value, dtype=dtype, requires_grad=True) for value in values]
 
     problem = bank.illustration().problem
-    require_equal(
-        problem, "train_loss", scalars(first), scalars(again), evaluate, other_kernels
-    )
+    require_equal(problem, "train_loss", scalars(first), scalars(again), evaluate, other_kernels)
     return len(calls)
 
 
