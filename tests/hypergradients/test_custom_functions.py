@@ -1,5 +1,7 @@
 """Functions with a backward pass of their own in finite differences."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,14 @@ import torch.nn.functional as F
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, OneStep
+from metatoolkit.hypergradients.custom_functions import (
+    check_derivative,
+    is_observed,
+    is_own,
+    name_of,
+    observed,
+    points_of,
+)
 from metatoolkit.inner import SGD
 from tests.hypergradients.test_detached import case_of, cross_entropies, relative_error
 
@@ -175,3 +185,198 @@ def test_a_function_that_the_loss_defines_is_an_error():
 
     with pytest.raises(UnsupportedError, match=r"Local while it runs"):
         case_of(train_loss).call(FiniteDifference())
+
+
+def checked(forward, derivative, start, end):
+    """Check an elementwise function between two points, given its derivative."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, factor):
+            ctx.save_for_backward(x)
+            return forward(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * derivative(ctx.saved_tensors[0]), None
+
+    def call(args):
+        calls.append(args[1])
+        return Function.apply(*args)
+
+    calls = []
+    one, other = (torch.tensor(x, dtype=torch.float64) for x in (start, end))
+    check_derivative(Function, call, (other, 3.0), [one], [forward(one)], [forward(other)])
+    assert set(calls) <= {3.0}
+    return len(calls)
+
+
+@pytest.mark.parametrize(
+    ("forward", "derivative"),
+    [
+        (lambda x: x**3, lambda x: 3 * x**2),
+        (torch.exp, torch.exp),
+        (torch.sin, torch.cos),
+    ],
+    ids=["cube", "exp", "sin"],
+)
+def test_the_points_may_be_far_apart(forward, derivative):
+    # The derivative at the end alone is off by far.
+    assert checked(forward, derivative, [0.1, 0.2], [2.0, 1.5]) == 1 + 9
+
+
+def test_the_derivative_at_the_end_does_where_the_points_are_near():
+    assert checked(torch.exp, torch.exp, [0.1, 0.2], [0.11, 0.18]) == 1
+
+
+def test_nothing_is_called_where_nothing_moves():
+    assert checked(torch.exp, lambda x: 0 * x, [0.1, 0.2], [0.1, 0.2]) == 0
+
+
+@pytest.mark.parametrize(
+    ("slope", "is_wrong"),
+    [(1.85, False), (1.75, True), (2.18, False), (2.27, True), (0.0, True), (-2.0, True)],
+)
+def test_a_tenth_is_the_limit(slope, is_wrong):
+    points = ([0.1, 0.2, -0.4], [0.11, 0.18, -0.45])
+    if is_wrong:
+        with pytest.raises(UnsupportedError, match="Function is not the derivative"):
+            checked(lambda x: 2 * x, lambda x: slope + 0 * x, *points)
+    else:
+        assert checked(lambda x: 2 * x, lambda x: slope + 0 * x, *points) == 1
+
+
+@pytest.mark.parametrize(("move", "is_wrong"), [(1e-15, False), (1e-13, True)])
+def test_what_rounding_hides_is_not_held_against_it(move, is_wrong):
+    points = ([1.0, 1.0], [1.0 + move, 1.0 - move])
+    if is_wrong:
+        with pytest.raises(UnsupportedError):
+            checked(lambda x: 2 * x, lambda x: -2 + 0 * x, *points)
+    else:
+        checked(lambda x: 2 * x, lambda x: -2 + 0 * x, *points)
+
+
+class SineAndCosine(torch.autograd.Function):
+    """Several results, of which one has no derivative, and two arguments of another kind."""
+
+    wrong = 1.0
+
+    @staticmethod
+    def forward(ctx, flag, x, count):
+        ctx.save_for_backward(x)
+        whole = x.round().long()
+        ctx.mark_non_differentiable(whole)
+        return x.sin(), whole, x.cos()
+
+    @staticmethod
+    def backward(ctx, sine, whole, cosine):
+        (x,) = ctx.saved_tensors
+        return None, sine * x.cos() - SineAndCosine.wrong * cosine * x.sin(), None
+
+
+@pytest.mark.parametrize("wrong", [1.0, 3.0])
+def test_several_results(wrong, monkeypatch):
+    monkeypatch.setattr(SineAndCosine, "wrong", wrong)
+    one, other = (torch.tensor(x, dtype=torch.float64) for x in ([0.3, 1.0], [0.9, 1.4]))
+
+    def check():
+        check_derivative(
+            SineAndCosine,
+            lambda args: SineAndCosine.apply(*args),
+            ("flag", other, 2),
+            [one],
+            [one.sin(), one.cos()],
+            [other.sin(), other.cos()],
+        )
+
+    if wrong == 1.0:
+        check()
+    else:
+        with pytest.raises(UnsupportedError, match="SineAndCosine is not"):
+            check()
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_function_without_a_derivative(moves):
+    one, other = torch.tensor([0.4, 1.7]), torch.tensor([0.6, 1.4])
+    results = other.round() if moves else one.round()
+
+    def check():
+        check_derivative(
+            Rounded, lambda args: args[0].detach(), (other,), [one], [one.round()], [results]
+        )
+
+    if moves:
+        with pytest.raises(UnsupportedError):
+            check()
+    else:
+        check()
+
+
+def test_the_innermost_observer_is_asked_and_classes_are_put_back():
+    seen = []
+
+    def observer(name):
+        def observe(cls, args, call):
+            seen.append((name, cls, len(args)))
+            return call()
+
+        return observe
+
+    forward = vars(Product)["forward"]
+    x = torch.ones(2)
+    with observed(observer("outer")):
+        Product.apply(x, x, 2.0)
+        with observed(observer("inner")):
+            assert is_observed(Product) and not is_observed(torch.nn.Linear)
+            assert Product.apply(x, x, 2.0).tolist() == [2.0, 2.0]
+            NumpySine.apply(x)
+        Product.apply(x, x, 2.0)
+    assert seen == [
+        ("outer", Product, 3),
+        ("inner", Product, 3),
+        ("inner", NumpySine, 1),
+        ("outer", Product, 3),
+    ]
+    assert vars(Product)["forward"] is forward and not is_observed(Product)
+    Product.apply(x, x, 2.0)
+    assert len(seen) == 4
+
+
+def test_observers_are_those_of_their_thread():
+    seen = []
+
+    def observe(cls, args, call):
+        seen.append(cls)
+        return call()
+
+    with observed(observe):
+        thread = threading.Thread(target=lambda: NumpySine.apply(torch.ones(1)))
+        thread.start()
+        thread.join()
+    assert seen == []
+
+
+def test_a_class_that_inherits_its_forward_pass_is_told_apart():
+    class Child(NumpySine):
+        pass
+
+    seen = []
+    with observed(lambda cls, args, call: seen.append(cls) or call()):
+        Child.apply(torch.ones(1))
+    assert seen == [Child]
+
+
+def test_names():
+    assert name_of(Rounded) == f"{__name__}.Rounded"
+    assert name_of(torch.ops.metatoolkit_tests.sine) == "metatoolkit_tests.sine"
+    assert is_own(torch.nn.functional.__class__) is False
+    assert is_own(type("Own", (), {"__module__": "torch.autograd"})) and not is_own(Rounded)
+    assert is_own(type("Own", (), {"__module__": "metatoolkit.losses"}))
+    assert not is_own(type("Other", (), {"__module__": "torchvision.ops"}))
+
+
+def test_points_are_floating_point_tensors():
+    one, other = torch.ones(1), torch.ones(2, dtype=torch.float16)
+    found = points_of((one, 3.0, torch.ones(3, dtype=torch.int64), None, other, "text"))
+    assert [len(point) for point in found] == [1, 2]
