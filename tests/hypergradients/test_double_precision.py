@@ -5,11 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import metatoolkit as mt
 from metatoolkit.hypergradients.double_precision import (
     DoubleArithmetic,
     double_precision,
     to_double,
 )
+from tests import bank
 from tests.hypergradients.checked import build, images, network
 
 WAYS = {
@@ -71,3 +73,71 @@ def test_modules_are_put_back_even_after_an_error():
     assert weight.data_ptr() == place and torch.equal(weight, value) and weight.grad is grad
     assert model[1].running_mean.dtype == torch.float32
     assert torch.ones(1).dtype == torch.float32
+
+
+def test_what_a_tensor_is_told_of_stays_as_it_is():
+    x = torch.ones(2, dtype=torch.float32, requires_grad=True)
+    gradient = torch.full((2,), 2.0, dtype=torch.float32)
+    with DoubleArithmetic():
+        assert x.dtype == x.data.dtype == torch.float32
+        x.grad = gradient
+        assert x.grad.dtype == torch.float32
+    assert x.grad.tolist() == [2.0, 2.0]
+
+
+def test_lists_of_tensors_and_others():
+    def function(values, *, others):
+        kinds = (torch.float64, 1.5, None)
+        assert (values[0].dtype, *values[1:]) == kinds and type(values) is list
+        assert type(others) is tuple and others[1].dtype == torch.float64 and others[0] == 2
+        return "done"
+
+    one = torch.ones(1, dtype=torch.float32)
+    found = DoubleArithmetic().__torch_function__(
+        function, (), ([one, 1.5, None],), {"others": (2, one)}
+    )
+    assert found == "done"
+    # Others are handed on as they are.
+    names = ["a", "b"]
+    assert DoubleArithmetic().__torch_function__(lambda given: given, (), (names,)) is names
+
+
+def test_a_tensor_that_is_given_for_the_result():
+    out = torch.empty(2, dtype=torch.float32)
+    with DoubleArithmetic():
+        found = torch.add(torch.ones(2, dtype=torch.float64), 0.5, out=out)
+    assert found is out and out.tolist() == [1.5, 1.5]
+
+
+def test_again_is_the_same_mode():
+    with DoubleArithmetic() as mode:
+        make = mode.again()
+    with make():
+        assert torch.ones(2, dtype=torch.float16).add(1).dtype == torch.float64
+
+
+def test_gradients_are_put_aside():
+    model = network()
+    problem = build(model=model)
+    (weight, *_), grad = list(model.parameters()), torch.ones_like(next(model.parameters()))
+    weight.grad = grad
+    with double_precision(problem):
+        assert weight.grad is None
+        model(images()[0]).sum().backward()
+        assert weight.grad.dtype == torch.float64
+    assert weight.grad is grad and weight.dtype == torch.float32
+
+
+def test_what_is_in_float64_stays_and_shared_tensors_are_converted_once():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    model.append(nn.Linear(2, 2))
+    model[2].weight = model[0].weight
+    wide = model[1].weight
+    places = {name: (p, p.data_ptr(), p.dtype) for name, p in model.named_parameters()}
+    problem = mt.BilevelProblem(model, bank.Value(1.0), None, None)
+    with double_precision(problem):
+        assert wide.data_ptr() == places["1.weight"][1]
+        assert all(p.dtype == torch.float64 for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        assert (parameter, parameter.data_ptr(), parameter.dtype) == places[name]
+    assert model[2].weight is model[0].weight
