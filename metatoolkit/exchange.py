@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils import checkpoint as torch_checkpoint
@@ -168,22 +170,24 @@ class Exchange:
         return Exchange(self.modules, self.tensors, buffers)
 
 
-def _replayed(unpack: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
-    """Return a hook for saved tensors that runs under the exchanges of this moment.
+def _replayed(hook: Callable[[Any], Any], recomputes: bool) -> Callable[[Any], Any]:
+    """Return a hook that runs under the exchanges of this moment.
 
     Args:
-        unpack: The hook, which may run a part of the pass again.
+        hook: The hook, which may run a part of the pass again or read parameters.
+        recomputes: Whether it is of the first kind, for which the modes of the pass hold, too.
     """
     present = [exchange.at_present() for exchange in _active.stack]
-    modes = [mode.again() for mode in _get_current_function_mode_stack() if isinstance(mode, Again)]
+    stack = _get_current_function_mode_stack() if recomputes else []
+    modes = [mode.again() for mode in stack if isinstance(mode, Again)]
 
-    def replayed(packed: Any) -> Tensor:
+    def replayed(packed: Any) -> Any:
         with contextlib.ExitStack() as stack:
             for mode in modes:
                 stack.enter_context(mode())
             for exchange in present:
                 stack.enter_context(exchange.again())
-            return unpack(packed)
+            return hook(packed)
 
     return replayed
 
@@ -254,21 +258,23 @@ class within:
 
 
 def _install() -> None:
-    """Let hooks for saved tensors and reentrant checkpoints ask for the exchange.
+    """Let hooks, reentrant checkpoints and the class of parameters ask for the exchange.
 
-    A hook that runs a part of the pass again, as non-reentrant checkpointing does, is called when
-    the exchange has ended, from whichever backward pass needs it first. Outside of an exchange
-    both functions are PyTorch's.
+    A hook that runs a part of the pass again, as non-reentrant checkpointing does, or reads
+    parameters, is called when the exchange has ended, from whichever backward pass needs it first.
+    Outside of an exchange all of these are PyTorch's.
     """
     enter = saved_tensors_hooks.__enter__
     check = torch_checkpoint.check_backward_validity
+    register = Tensor.register_hook
+    is_instance = type(nn.Parameter).__instancecheck__
 
     def enter_replayed(self: saved_tensors_hooks) -> None:
         if not _active.stack:
             enter(self)
             return
         unpack = self.unpack_hook
-        self.unpack_hook = _replayed(unpack)
+        self.unpack_hook = _replayed(unpack, True)
         try:
             enter(self)
         finally:
@@ -279,8 +285,25 @@ def _install() -> None:
             raise UnsupportedError(_REENTRANT)
         check(inputs)
 
+    @functools.wraps(register)
+    def register_replayed(self: Tensor, hook: Callable[[Tensor], Any]) -> Any:
+        return register(self, _replayed(hook, False) if _active.stack else hook)
+
+    def is_parameter(cls: Any, instance: Any) -> bool:
+        """Return whether a tensor is a parameter, or stands in the place of one."""
+        if is_instance(cls, instance):
+            return True
+        if not _active.stack or cls is not nn.Parameter or not isinstance(instance, Tensor):
+            return False
+        # Code of torch registers parameters so, which what is exchanged must not be.
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
+            return False
+        return any(instance is t for one in _active.stack for t in one.tensors.values())
+
     saved_tensors_hooks.__enter__ = enter_replayed  # type: ignore[method-assign]
     torch_checkpoint.check_backward_validity = check_reentrant
+    Tensor.register_hook = register_replayed
+    type(nn.Parameter).__instancecheck__ = is_parameter  # type: ignore[method-assign]
 
 
 _install()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import _len_torch_function_stack
 
+from metatoolkit.asked import Asked
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.exchange import Exchange, record, turn
 from metatoolkit.graphs import inspect_graph, watch_second_derivatives
@@ -22,7 +23,7 @@ from metatoolkit.randomness import seeded
 from metatoolkit.state import Tensors, describe, require_grad
 
 Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
-_UNWATCHED: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+_UNWATCHED: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 @functools.cache
@@ -51,7 +52,7 @@ class Passes:
             if not learned and name not in self.places.buffer_names
         ]
         self.draws_globally: set[str] = set()
-        # Losses of which something is known, by their kinds.
+        # Losses of which something is known, by their kinds; those that are run with a graph first.
         self._differentiating: set[str] = set()
         self._trusted: set[str] = set()
         self._watched: set[str] = set()
@@ -128,7 +129,9 @@ class Passes:
         rest = (buffers, batch, key)
         if not self._needs_graph(kind, tensors):
             try:
-                return self._run_once(loss, kind, tensors, *rest)
+                found = self._run_once(loss, kind, tensors, *rest)
+                if kind not in self._differentiating:
+                    return found
             except RuntimeError as error:
                 every = torch.is_grad_enabled() and all(
                     tensor.requires_grad for tensor in tensors.values()
@@ -158,13 +161,15 @@ class Passes:
         devices = self._devices(tensors, buffers) if _has_accelerator() else ()
         # What a function mode watches must not be run a second time.
         python = bool(self.draws_globally) or _len_torch_function_stack() > 0
-        watch = self._first(kind, tensors)
+        first = self._first(kind, tensors)
         try:
-            with turn(), seeded(key, devices, python) as draws, exchange, watch:
+            with turn(), seeded(key, devices, python) as draws, exchange, first as asked:
                 value = loss(*self._arguments, batch)
         except (RuntimeError, IndexError) as error:
             error.add_note(f"while {kind} was evaluated on a batch of: {describe(batch)}")
             raise
+        if asked is not None:
+            self._note(kind, asked)
         if draws.missed:
             # Seeding costs a twentieth of a small base step: only losses that draw so pay for it.
             self.draws_globally.add(kind)
@@ -188,9 +193,25 @@ class Passes:
         devices = {tensor.device for named in (tensors, buffers) for tensor in named.values()}
         return devices | {self.live(name).device for name in self._frozen}
 
-    def _first(self, kind: str, tensors: Tensors) -> contextlib.AbstractContextManager[object]:
+    def _first(
+        self, kind: str, tensors: Tensors
+    ) -> contextlib.AbstractContextManager[Asked | None]:
         """Return what watches over the parameters in the first pass of a loss."""
         if kind in self._trusted or any(map(is_functorch_wrapped_tensor, tensors.values())):
             return _UNWATCHED
         self._trusted.add(kind)
-        return Untouched(tensors)
+        return _watching(tensors)
+
+    def _note(self, kind: str, asked: Asked) -> None:
+        """Keep what the first pass of a loss has shown."""
+        if asked.requires_grad:
+            self._differentiating.add(kind)
+        if asked.nodes:
+            self._custom.add(kind)
+
+
+@contextlib.contextmanager
+def _watching(tensors: Tensors) -> Iterator[Asked]:
+    asked = Asked(tensors)
+    with Untouched(tensors), asked:
+        yield asked

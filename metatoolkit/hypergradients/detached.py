@@ -186,13 +186,16 @@ def _with_mode(problem: BilevelProblem, start: Callable[[], Any]) -> BilevelProb
     def under_mode(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
         mode = start()
         mode.modules = (model, meta)
-        with warnings.catch_warnings(), observed(mode.observe), mode:
+        with warnings.catch_warnings(), observed(mode.observe):
             # Dynamo looks at all attributes of the tensors that it is given.
             warnings.filterwarnings(
                 "ignore", r"The \.grad attribute of a Tensor that is not a leaf"
             )
-            value = loss(model, meta, batch)
-            mode.finish(value)
+            with mode:
+                value = loss(model, meta, batch)
+            # What is looked at here is no question of the loss.
+            with torch._C.DisableTorchFunction():
+                mode.finish(value)
         return value
 
     def watch(_: BilevelProblem, *seen: Any) -> None:

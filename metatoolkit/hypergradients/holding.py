@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.pieces import PIECES
 from metatoolkit.hypergradients.torch_calls import (
     NoHandle,
+    as_tuple,
     body_of,
     checked_hook,
     is_custom,
@@ -53,12 +55,13 @@ class HoldingMode(Again):
         self.modules: tuple[nn.Module, ...] = ()
         self.inside = 0
         self._open: list[Any] = []
+        self._handed: list[Any] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.inside:
+        if self.inside or (func is torch.Tensor.view_as and self._hands_through(args)):
             return func(*args, **kwargs)
         if func is torch.Tensor.register_hook:
             hook = checked_hook(args[1] if len(args) > 1 else kwargs["hook"])
@@ -99,9 +102,20 @@ class HoldingMode(Again):
     def observe(self, cls: Any, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
         """Make the call of a custom function, inside which nothing is a constant."""
         points = [] if self.inside or is_own(cls) else points_of(args)
-        if not points:
-            return self.within(call)
-        return self.function(cls, args, points, call)
+        result = self.function(cls, args, points, call) if points else self.within(call)
+        if not self.inside:
+            self._handed = [r for r in as_tuple(result) if any(r is point for point in points)]
+        return result
+
+    def _hands_through(self, args: Sequence[Any]) -> bool:
+        """Return whether autograd makes a view, for a custom function that returns its argument.
+
+        It has no gradient yet, like a view that a loss makes under ``no_grad``, and gets one.
+        """
+        if torch.is_grad_enabled() or args[0] is not args[-1] or len(args) != 2:
+            return False
+        asker = sys._getframe(2).f_globals.get("__name__", "")
+        return asker.startswith("torch.") or any(args[0] is handed for handed in self._handed)
 
     def within(self, call: Callable[[], Any]) -> Any:
         """Make a call during which the functions of torch are left alone."""

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from torch import Tensor
-from torch._C import _functorch
+from torch._C import DisableTorchFunction, _functorch
 
 
 def in_transform() -> bool:
@@ -22,9 +22,11 @@ def requires_gradient(tensor: Tensor) -> bool:
     Args:
         tensor: The tensor.
     """
-    while not tensor.requires_grad and _functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = _functorch.get_unwrapped(tensor)
-    return tensor.requires_grad
+    # Not a question of the loss, as which modes would see it.
+    with DisableTorchFunction():
+        while not tensor.requires_grad and _functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = _functorch.get_unwrapped(tensor)
+        return tensor.requires_grad
 
 
 @dataclasses.dataclass(frozen=True)

@@ -234,3 +234,40 @@ def test_arguments_that_contradict(arguments):
     (name,) = arguments
     with pytest.raises(ConfigurationError, match=name):
         EvoGrad(guided=True, **arguments)
+
+
+class Same(torch.autograd.Function):
+    """Returns its argument, which autograd gives away as a view."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+@pytest.mark.parametrize("run", ["a function", "a module with a hook"])
+def test_what_a_function_returns_as_it_got_it_is_no_constant(run):
+    def through(x):
+        if run == "a function":
+            return Same.apply(x)
+        module = torch.nn.Identity()
+        module.register_full_backward_hook(lambda module, after, before: None)
+        return module(x)
+
+    def case(change):
+        def train_loss(model, meta, batch):
+            slope = torch.autograd.grad(model.value**3, model.value, create_graph=True)[0]
+            return meta.value * change(model.value * 1.0) ** 2 + slope
+
+        def valid_loss(model, meta, batch):
+            return (model.value - 0.5) ** 2
+
+        problem = mt.BilevelProblem(bank.Value(0.3), bank.Value(0.4), train_loss, valid_loss)
+        return bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+
+    right = flat(case(lambda x: x).call(guided()))
+    assert bool(right.any())
+    torch.testing.assert_close(flat(case(through).call(guided())), right, rtol=1e-12, atol=0)
