@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from torch import Tensor
+import torch
 from torch.overrides import TorchFunctionMode
 
 from metatoolkit.state import Tensors
 
-_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
-_NODE = Tensor.grad_fn.__get__  # type: ignore[attr-defined]
+_QUESTIONS: dict[str, Any] = {n: vars(torch._C.TensorBase)[n] for n in ("requires_grad", "grad_fn")}
+_REQUIRES_GRAD = _QUESTIONS["requires_grad"].__get__
+_NODE = _QUESTIONS["grad_fn"].__get__
 
 
 class Asked(TorchFunctionMode):

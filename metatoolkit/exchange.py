@@ -302,7 +302,7 @@ def _install() -> None:
 
     saved_tensors_hooks.__enter__ = enter_replayed  # type: ignore[method-assign]
     torch_checkpoint.check_backward_validity = check_reentrant
-    Tensor.register_hook = register_replayed
+    Tensor.register_hook = register_replayed  # type: ignore[method-assign]
     type(nn.Parameter).__instancecheck__ = is_parameter  # type: ignore[method-assign]
 
 

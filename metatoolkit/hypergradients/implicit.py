@@ -31,6 +31,7 @@ from metatoolkit.hypergradients.linearization import (
     relative_residual,
 )
 from metatoolkit.hypergradients.products import as_real
+from metatoolkit.hypergradients.solution_share import checked_share
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.sgd import SGD
@@ -138,7 +139,9 @@ class Implicit(Estimator):
 
         Its cost holds the true residual norm(∂L/∂s − (I − ∂Φ)ᵀ u) / norm(∂L/∂s), computed anew
         from u and for the system without damping; its details norm(Φ(s) − s) / norm(s) as
-        ``distance``, and those of the solver.
+        ``distance``, and those of the solver. Where u of a solver that does not iterate is worse
+        than zero, the multiple of it with the least residual takes its place, by the factor
+        ``share``.
 
         Args:
             problem: The bilevel problem.
@@ -195,8 +198,12 @@ class Implicit(Estimator):
         u = vector if factor is None else vector / factor
         step.check("the solution of the linear system", u)
         image, through = step.pull_back(u)
+        share = checked_share(self.solver, solution.vector, image / scale, rhs / scale)
+        details = dict(solution.details)
+        if share != 1.0:
+            details["share"] = torch.tensor(share, dtype=torch.float64)
+            image, through = share * image, [None if t is None else share * t for t in through]
         residual = rhs - image
-        _refuse_worse_than_zero(self.solver, residual / scale, rhs / scale, solution.vector)
         if self.warm_start:
             self._carried, self._owner = vector, problem.identity
         names = list(meta)
@@ -214,7 +221,7 @@ class Implicit(Estimator):
                 residual=relative_residual(residual / scale, rhs / scale),
                 iterations=solution.iterations,
             ),
-            details=dict(solution.details) | {"distance": _distance(step, state)},
+            details=details | {"distance": _distance(step, state)},
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -292,29 +299,6 @@ def _power_of_two(vector: Tensor) -> float:
     """Return the power of two below the largest entry, 1 for zeros."""
     largest = float(vector.abs().max())
     return 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
-
-
-def _refuse_worse_than_zero(
-    solver: LinearSolver, residual: Tensor, right_hand_side: Tensor, solution: Tensor
-) -> None:
-    """Raise where the true residual says that the solver went astray.
-
-    A Nyström approximation may: its error is what its rank leaves out, and the residual tells it.
-
-    Raises:
-        UnsupportedError: The residual is above that of zero.
-    """
-    if not solver.warm_startable:
-        return
-    left = relative_residual(residual - solver.diagonal * solution, right_hand_side)
-    # Room for the rounding of the two products that are compared.
-    if not left <= 1.01:
-        raise UnsupportedError(
-            f"{type(solver).__name__} returned a solution of the residual {left:.3g}, which is "
-            "worse than zero: the linear system is singular, or too ill-conditioned for "
-            f"{str(solution.dtype).removeprefix('torch.')} or the type of the parameters. Use "
-            "fewer iterations, damping, a regularized training loss or float64."
-        )
 
 
 def _symmetric_factor(

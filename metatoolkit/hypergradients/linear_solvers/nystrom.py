@@ -23,7 +23,8 @@ class Nystrom(LinearSolver):
 
     Args:
         rank: Number k of directions.
-        damping: ρ, above 0; it stands for all eigenvalues that M_k leaves out.
+        damping: ρ, above 0; it stands for all eigenvalues that M_k leaves out. Where it is far
+            below them, x is far too large; ``Implicit`` then takes a multiple of it.
 
     Raises:
         ConfigurationError: An argument is out of range.

@@ -1,0 +1,57 @@
+"""Whether the solution of a linear system is better than zero, and what is made of it if not."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients.linear_solvers import LinearSolver
+from metatoolkit.hypergradients.linearization import relative_residual
+
+
+def checked_share(
+    solver: LinearSolver, solution: Tensor, image: Tensor, right_hand_side: Tensor
+) -> float:
+    """Return the share of a solution that is to be taken, 1 where it is better than zero.
+
+    A solver that iterates is held to that. A low-rank approximation of the matrix knows nothing of
+    what its rank leaves out, where the damping stands for all eigenvalues; with one that is far
+    below them, the solution is far too large. The product with the matrix, which the derivative
+    in λ takes anyway, then tells the multiple of the solution that has the least residual, in the
+    system itself.
+
+    Args:
+        solver: The solver.
+        solution: What it returned, x.
+        image: M x.
+        right_hand_side: b.
+
+    Returns:
+        The share, in (0, 1].
+
+    Raises:
+        UnsupportedError: The residual is above that of zero, and no share helps.
+    """
+    residual = right_hand_side - image
+    # Room for the rounding of the two products that are compared.
+    if solver.warm_startable:
+        left = relative_residual(residual - solver.diagonal * solution, right_hand_side)
+        if not left <= 1.01:
+            raise _worse(solver, solution, left)
+        return 1.0
+    left = relative_residual(residual, right_hand_side)
+    if left <= 1.0:
+        return 1.0
+    share = float(image.dot(right_hand_side)) / float(image.dot(image))
+    if not share > 0:
+        raise _worse(solver, solution, left)
+    return share
+
+
+def _worse(solver: LinearSolver, solution: Tensor, left: float) -> UnsupportedError:
+    return UnsupportedError(
+        f"{type(solver).__name__} returned a solution of the residual {left:.3g}, which is "
+        "worse than zero: the linear system is singular, or too ill-conditioned for "
+        f"{str(solution.dtype).removeprefix('torch.')} or the type of the parameters. Use "
+        "fewer iterations, damping, a regularized training loss or float64."
+    )
