@@ -96,8 +96,8 @@ def suites_of(path: str) -> list[list[str]]:
     if inside.parts[0] == "training":
         names = every
     elif "linear_solvers" in inside.parts:
-        names = ["tests/hypergradients/test_linear_solvers.py"]
-        names += ["tests/hypergradients/test_solver_edges.py"]
+        names = ["tests/hypergradients/test_solver_edges.py"]
+        names += ["tests/hypergradients/test_linear_solvers.py"]
         names += ["tests/hypergradients/test_solver_progress.py"]
     else:
         names = mirrors

@@ -138,6 +138,46 @@ def test_what_rounding_leaves_is_told(solver):
     assert float(solution.details["stagnated"]) == 1.0
 
 
+@pytest.mark.parametrize("solver", KRYLOV, ids=NAMES)
+def test_an_iterate_that_rounding_spoils_is_not_taken(solver):
+    # x = (1, 10) has the residual 0 up to 0.02 · 10; the iterate before leaves about 0.09 + 0.02.
+    case = diagonal(1.0, 0.01, rhs=[1.0, 0.1], rounding=0.02)
+    solution = solver.solve(case.system)
+    assert float(solution.vector.norm()) < 3.0
+    left = float((case.rhs - case.matrix @ solution.vector).norm() / case.rhs.norm())
+    told = float(solution.details["estimated_residual"])
+    assert left < told < 0.12
+    # What is told has the rounding in it: eps ‖M‖ ‖x‖, with ‖M‖ of about 1.
+    added = 0.02 * float(solution.vector.norm() / case.rhs.norm())
+    assert told == pytest.approx(left + added, rel=1e-2)
+    spoiled = type(solver)(9, 0.0).solve(diagonal(1.0, 0.01, rhs=[1.0, 0.1]).system)
+    assert spoiled.vector.tolist() == pytest.approx([1.0, 10.0])
+
+
+@pytest.mark.parametrize("kind", [type(s) for s in KRYLOV] + [FixedPoint, Neumann])
+@pytest.mark.parametrize("factor", [1.0, 1e4, 1e-4])
+def test_the_tolerance_is_relative_and_ends_the_iteration(kind, factor):
+    case = symmetric(torch.linspace(0.4, 1.6, 12, dtype=F64))
+    options = {"step_size": 0.6} if kind is Neumann else {}
+    residuals = []
+    while not residuals or residuals[-1] > 1e-3:
+        x = kind(len(residuals) + 1, 0.0, **options).solve(case.system).vector
+        residuals.append(float((case.rhs - case.matrix @ x).norm() / case.rhs.norm()))
+    scaled = Counted(case.matrix, factor * case.rhs)
+    solution = kind(50, 1e-3, **options).solve(scaled.system)
+    assert solution.iterations == len(residuals)
+    assert scaled.products == len(residuals) + (kind is GMRES)
+    told = float(solution.details["estimated_residual"])
+    assert told == pytest.approx(residuals[-1], rel=1e-6)
+
+
+def test_normal_equations_without_a_gradient_end_at_once():
+    case = diagonal(1.0, 0.0, rhs=[0.0, 1.0])
+    solution = NormalEquationCG(9, 1e-6).solve(case.system)
+    assert (case.products, case.transposed, solution.iterations) == (0, 1, 0)
+    assert float(solution.details["stagnated"]) == 1.0 and not solution.vector.any()
+
+
 def test_what_rounding_leaves_of_damped_normal_equations():
     # Their matrix is 100 + 300, and their right-hand side 10 b.
     solver = NormalEquationCG(9, 0.0, damping=300.0)

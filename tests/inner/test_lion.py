@@ -83,6 +83,8 @@ def test_the_sign_itself_lets_nothing_through():
 def test_arguments_out_of_range():
     with pytest.raises(ConfigurationError, match=r"beta1 is 1.0"):
         Lion(betas=(1.0, 0.9))
+    with pytest.raises(ConfigurationError, match=r"beta2 is 1.0"):
+        Lion(betas=(0.9, 1.0))
     with pytest.raises(ConfigurationError, match=r"smoothing is -1"):
         Lion(smoothing=-1)
 

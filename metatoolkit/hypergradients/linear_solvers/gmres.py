@@ -101,7 +101,7 @@ class GMRES(LinearSolver):
                 hessenberg[: k + 1, k] += parts.double().cpu()
             hessenberg[k + 1, k] = image.norm()
             small, right = hessenberg[: k + 2, : k + 1], goal[: k + 2]
-            weights = torch.linalg.lstsq(small, right, driver="gelsd").solution
+            weights = torch.linalg.lstsq(small, right).solution
             left = float((right - small @ weights).norm())
             floor = progress.floor(float(weights.norm()))
             if left + floor < least:

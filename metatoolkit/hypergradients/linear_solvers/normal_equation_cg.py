@@ -94,7 +94,7 @@ class NormalEquationCG(LinearSolver):
         normal = system.transposed_product(rhs)
         if float(gradient.norm()) <= float(normal.norm()):
             return x, residual, gradient, float(normal.norm())
-        return torch.zeros_like(rhs), rhs.clone(), normal, float(normal.norm())
+        return torch.zeros_like(rhs), rhs, normal, float(normal.norm())
 
     def _left(self, residual: Tensor, square: Tensor) -> float:
         """Return the norm of what is left of the system that is solved."""
