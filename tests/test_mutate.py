@@ -121,3 +121,14 @@ def test_every_module_of_the_core_has_tests_that_mirror_it():
         path = file.relative_to(ROOT).as_posix()
         for suite in mutation_suites.suites_of(path):
             assert all((ROOT / name).exists() for name in suite if name.endswith(".py")), path
+
+
+def test_each_mutant_that_changes_nothing_is_one_of_a_line_that_there_is():
+    listed = mutation_report.equivalents()
+    assert len({(entry["module"], *entry["change"]) for entry in listed}) == len(listed) > 20
+    for entry in listed:
+        lines = [line.strip() for line in (ROOT / entry["module"]).read_text().splitlines()]
+        removed = [change[1:] for change in entry["change"] if change.startswith("-")]
+        assert len(removed) < len(entry["change"]) and len(entry["reason"]) > 10
+        for text in removed:
+            assert any(text in line for line in lines), entry
