@@ -136,10 +136,10 @@ class HeldConstants:
         outside = Outside.of(tensor.detach())
         alias = outside.tensor
         cell = Cell(alias, _version(alias), outside.layers)
-        place = _place(alias)
+        place = place_of(alias)
         if place is not None:
             self._cells.setdefault(place, []).append(cell)
-            if any(_place(other) == place for other in shared):
+            if any(place_of(other) == place for other in shared):
                 self._aliases.add(place)
         return cell
 
@@ -152,7 +152,7 @@ class HeldConstants:
         Raises:
             UnsupportedError: It shares the memory of one that a gradient flows through.
         """
-        place = _place(target)
+        place = place_of(target)
         if place is None or place not in self._cells:
             return
         if place in self._aliases and not requires_gradient(target):
@@ -166,10 +166,10 @@ class HeldConstants:
         Args:
             target: The tensor.
         """
-        for cell in self._cells.pop(_place(target), ()):
+        for cell in self._cells.pop(place_of(target), ()):
             # In the passes that follow the copy itself is given away, and may be written over.
             cell.tensor, cell.version = cell.tensor.clone(), None
-            self._cells.setdefault(_place(cell.tensor) or 0, []).append(cell)
+            self._cells.setdefault(place_of(cell.tensor) or 0, []).append(cell)
 
     def shares_memory(self, tensor: Tensor) -> bool:
         """Return whether a tensor may share the memory of one that a gradient flows through.
@@ -177,7 +177,7 @@ class HeldConstants:
         Args:
             tensor: The tensor.
         """
-        return _place(tensor) in self._aliases
+        return place_of(tensor) in self._aliases
 
 
 def _with_mode(problem: BilevelProblem, start: Callable[[], Any]) -> BilevelProblem:
@@ -221,8 +221,12 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _place(tensor: Tensor) -> int | None:
-    """Return the address of the memory of an ordinary tensor."""
+def place_of(tensor: Tensor) -> int | None:
+    """Return the address of the memory of an ordinary tensor.
+
+    Args:
+        tensor: The tensor.
+    """
     tensor = Outside.of(tensor).tensor
     if tensor.layout is not torch.strided:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,14 @@ from torch import Tensor
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.graphs import graph_nodes
 from metatoolkit.hypergradients.custom_functions import is_observed, is_own, name_of, points_of
-from metatoolkit.hypergradients.detached import DETACHING, REMEDY, Held, HeldConstants, hidden_write
+from metatoolkit.hypergradients.detached import (
+    DETACHING,
+    REMEDY,
+    Held,
+    HeldConstants,
+    hidden_write,
+    place_of,
+)
 from metatoolkit.hypergradients.holding import CUTTING, READERS, SET_DATA, HoldingMode
 from metatoolkit.hypergradients.pieces import PIECES
 from metatoolkit.hypergradients.torch_calls import as_tuple, has_derivatives, tensors_in
@@ -34,6 +42,11 @@ class Recording(HoldingMode):
     def __init__(self, held: HeldConstants) -> None:
         super().__init__(held)
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
+        # Where nothing tells by a gradient: what was computed from parameters, by identity.
+        self._followers: dict[int, weakref.ref[Tensor]] = {}
+        self._parameters: frozenset[int] | None = None
+        # What was made of nothing, or is held.
+        self._made: dict[int, weakref.ref[Tensor]] = {}
 
     def call(self, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> Any:
         """Call a function, and write down what it holds."""
@@ -44,20 +57,23 @@ class Recording(HoldingMode):
             sources = [tensor for tensor in sources if requires_gradient(tensor)]
         if not sources or func.__name__ in _NEUTRAL:
             self.held.log.append((func, None))
-            return self.run(func, args, kwargs)
+            result = self.run(func, args, kwargs)
+            self._remember(as_tuple(result))
+            return result
         self._refuse(func, args, sources)
         graph = torch.is_grad_enabled()
         piece = PIECES.get(func)
         if graph and piece is not None and sources[0].is_floating_point():
             result, place = piece.find(func, args, kwargs)
             self.held.log.append((func, Held("piece", taken_out(place))))
+            self._mark(sources, [result])
             return result
-        if not graph and any(map(requires_gradient, targets)):
+        if not graph and any(requires_gradient(t) or self._follows(t) for t in targets):
             raise hidden_write()
         result = self.run(func, args, kwargs)
         # What assigns to entries returns nothing.
         outcome = targets if targets and result is None else result
-        found = self._constants(func, outcome, sources, graph)
+        found = self._constants(func, outcome, sources, graph, bool(targets))
         self.held.log.append((func, found))
         self.held.differentiates |= func in _DIFFERENTIATING
         return result
@@ -79,8 +95,35 @@ class Recording(HoldingMode):
         known = (buffer for module in self.modules for buffer in module.buffers())
         return self.held.everything and not any(tensor is buffer for buffer in known)
 
+    def _follows(self, tensor: Tensor) -> bool:
+        """Return whether a tensor was computed from inner parameters that require no gradient."""
+        if self._parameters is None:
+            every = (p for module in self.modules for p in module.parameters())
+            self._parameters = frozenset(map(id, every)) if self.held.everything else frozenset()
+        follower = self._followers.get(id(tensor))
+        return id(tensor) in self._parameters or (follower is not None and follower() is tensor)
+
+    def _is_same(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is known to be the same in all passes."""
+        made = self._made.get(id(tensor))
+        known = (made is not None and made() is tensor) or not self._may_follow(tensor)
+        return known and not self._follows(tensor)
+
+    def _remember(self, results: Sequence[Any]) -> None:
+        """Note that results are the same in all passes."""
+        if self.held.everything:
+            tensors = [result for result in results if isinstance(result, Tensor)]
+            self._made |= {id(tensor): weakref.ref(tensor) for tensor in tensors}
+
+    def _mark(self, sources: Sequence[Tensor], results: Sequence[Any]) -> None:
+        """Note that results follow what sources follow."""
+        if self.held.everything and any(map(self._follows, sources)):
+            for result in results:
+                if isinstance(result, Tensor):
+                    self._followers[id(result)] = weakref.ref(result)
+
     def _constants(
-        self, func: Any, result: Any, sources: Sequence[Tensor], graph: bool
+        self, func: Any, result: Any, sources: Sequence[Tensor], graph: bool, writes: bool
     ) -> Held | None:
         name = func.__name__
         outputs = list(result) if isinstance(result, tuple | list) else [result]
@@ -97,7 +140,15 @@ class Recording(HoldingMode):
                 for i, o in found
                 if cutting or not has_derivatives(o) or (graph and not requires_gradient(o))
             ]
-            shared = sources if func in DETACHING else ()
+            if not torch.is_grad_enabled() and not writes:
+                # A view goes on to be one, of what is the same in all passes.
+                same = {place_of(t) for t in sources if self._is_same(t)} - {None}
+                views = [(i, o) for i, o in cut if place_of(o) in same]
+                cut = [(i, o) for i, o in cut if place_of(o) not in same]
+                self._remember([o for _, o in views])
+            self._remember([o for _, o in cut])
+            shared = sources if cutting and not writes else ()
+            self._mark(sources, [o for i, o in found if not any(i == j for j, _ in cut)])
         else:
             # A view that is taken while no gradients are recorded says that it requires one.
             cut = [(i, o) for i, o in found if not (graph and requires_gradient(o))]
