@@ -151,8 +151,9 @@ class Guide:
                     for name, tensor in state.parameters.items()
                 }
             )
-        lost = [(copies[0][n] == copies[1][n]).all() & (d != 0).any() for n, d in direction.items()]
-        if direction and bool(torch.stack(lost).all()):
+        same = [(copies[0][n] == copies[1][n]).all() for n in direction]
+        moving = [(d != 0).any() for d in direction.values()]
+        if direction and bool(torch.stack(same).all() & torch.stack(moving).any()):
             dtype = str(next(iter(direction.values())).dtype).removeprefix("torch.")
             raise ConfigurationError(
                 f"sigma is {self.sigma}, and a perturbation of that norm is lost in the rounding "

@@ -1,14 +1,16 @@
 """The figures of a comparison of estimators, each by hand."""
 
 import inspect
+import math
 
+import pandas
 import pytest
 import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, DataError
 from metatoolkit.hypergradients import GMRES, EvoGrad, Implicit, Unrolled
-from metatoolkit.hypergradients.comparison import name_estimators
+from metatoolkit.hypergradients.comparison import EstimatorComparison, name_estimators
 from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.randomness import fold_in
 from tests import bank
@@ -155,3 +157,30 @@ def test_the_gradient_of_a_reference_must_fit():
         for one in (turned, right)
     ]
     assert found[0] == found[1]
+
+
+def test_the_text_of_a_comparison():
+    table = pandas.DataFrame({"cosine": [0.123456, math.nan], "note": [math.nan, "no"]}, ["a", "b"])
+    assert str(EstimatorComparison(table, None)).splitlines() == [
+        "   cosine note",
+        "a   0.123     ",
+        "b           no",
+    ]
+
+
+def test_tiny_gradients_have_a_cosine_too():
+    problem = mt.BilevelProblem(
+        bank.Value(0.0),
+        bank.Value([0.1, 0.2]),
+        lambda model, meta, batch: model.value.square(),
+        lambda model, meta, batch: 1e-12 * meta.value.sum(),
+    )
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    right = {"value": torch.tensor([3e-12, 0.0], dtype=torch.float64)}
+    row = compare(case, {"one": Unrolled(1)}, 1, reference=right).table.loc["one"]
+    assert row.cosine == pytest.approx(math.sqrt(0.5), rel=1e-9)
+    assert row.relative_error == pytest.approx(math.sqrt(5) / 3, rel=1e-9)
+    check = mt.check_hypergradient(
+        problem, case.inner, EvoGrad(), [None], None, reference=Unrolled(1)
+    )
+    assert check.cosine == pytest.approx(1.0, rel=1e-4)

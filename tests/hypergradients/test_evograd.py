@@ -1,5 +1,6 @@
 """EvoGrad against hand-computed values, autograd through the softmax, and its invariances."""
 
+import inspect
 import itertools
 import math
 
@@ -463,3 +464,23 @@ def test_learning_rates_and_traits():
     assert EvoGrad(2, 0.1, 0.5, guided=True, rescale=3.0).learning_rate == 3.0
     assert EvoGrad().traits.kind == "stochastic"
     assert EvoGrad(guided=True).traits.kind == "approximate"
+
+
+def test_what_is_left_out_has_the_values_that_are_told():
+    given = inspect.signature(EvoGrad).parameters
+    assert {name: parameter.default for name, parameter in given.items()} == {
+        **{"candidates": 2, "sigma": 1e-3, "temperature": 0.05, "noise": "sign"},
+        **dict.fromkeys(("rescale", "perturb", "streamed", "prefix")),
+        **{"common_random_numbers": True, "seed": 0, "guided": False, "fresh": True},
+    }
+
+
+def test_the_guided_variant_tells_its_own_cost_and_error():
+    plain, guided = (vars(EvoGrad(guided=guided).traits) for guided in (False, True))
+    changed = {name: words for name, words in guided.items() if words != plain[name]}
+    assert changed == {
+        "kind": "approximate",
+        "computes": "for small σ, derivative through one SGD step, at the θ before it",
+        "passes": "5 F to 9 F",
+    }
+    assert plain["passes"] == "(K+3) F to (3K+3) F" and EvoGrad.traits.kind == "stochastic"

@@ -1,6 +1,8 @@
 """The copies of a generation by hand: their noise, masks, losses, weights and coefficients."""
 
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ import torch
 import metatoolkit as mt
 from metatoolkit.hypergradients import EvoGrad
 from metatoolkit.hypergradients.generation import Generation
+from metatoolkit.hypergradients.noise import stream_noise
+from metatoolkit.randomness import fold_in
 from tests import bank
 from tests.draws import recorded
 
@@ -154,7 +158,7 @@ def test_noise_of_its_own_type_and_weights_in_higher_precision():
     torch.testing.assert_close(given.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("width", [4, 400])
+@pytest.mark.parametrize("width", [4, 200, 201, 400])
 def test_graphs_are_kept_where_they_are_small(width):
     # θ has 32,000 bytes. The graph of a copy holds at least one tensor of `width` numbers.
     def train_loss(model, meta, batch):
@@ -164,8 +168,8 @@ def test_graphs_are_kept_where_they_are_small(width):
     problem = mt.BilevelProblem(model, bank.Value(0.3), train_loss, train_loss)
     inner = mt.inner.SGD(lr=0.1)
     batch = torch.ones(width, dtype=F64)
-    for streamed, expected in ((None, width == 4), (True, False), (False, True)):
-        # Ten copies: 10 · 8 · 400 bytes of each saved tensor are more than θ, 10 · 8 · 4 are not.
+    for streamed, expected in ((None, width <= 200), (True, False), (False, True)):
+        # The batch and the exponential are saved: 2 · 8 · 200 bytes for ten copies are those of θ.
         copies = generation(inner.init(problem), candidates=10)
         losses, kept = copies.score(problem, problem.meta_leaves(), batch, streamed)
         assert kept == expected and len(losses) == 10
@@ -178,3 +182,57 @@ def test_a_single_number_keeps_its_type_whatever_that_of_the_weights():
     for dtype in (torch.float32, F64):
         offspring = copies.offspring(torch.tensor([0.2, 0.3, 0.5], dtype=dtype))
         assert offspring["value"].dtype == torch.bfloat16 and offspring["value"].dim() == 0
+
+
+def test_a_graph_that_was_kept_goes_with_the_losses():
+    seen = []
+
+    def train_loss(model, meta, batch):
+        powers = (meta.value * batch).exp()
+        seen.append(weakref.ref(powers))
+        return powers.sum() + model.value.square().sum()
+
+    problem = mt.BilevelProblem(bank.Value([0.1] * 400), bank.Value(0.3), train_loss, train_loss)
+    copies = generation(mt.inner.SGD(lr=0.1).init(problem))
+    batch = torch.ones(3, dtype=F64)
+    losses, kept = copies.score(problem, problem.meta_leaves(), batch, None)
+    assert kept and len(seen) == 3
+    del losses
+    gc.collect()
+    assert [powers() for powers in seen] == [None] * 3
+
+
+@pytest.mark.parametrize("kind", ["sign", "gaussian"])
+def test_the_noise_of_published_runs_stays_what_it_was(kind):
+    state = walk(bank.small_net(), 2)[-1]
+    copies = generation(state, noise=kind, seed=7, key=1234)
+    for copy in (0, 2):
+        key = fold_in(1234, 2, -2, 7, copy)
+        expected = list(stream_noise(state.parameters, kind, key))
+        found = list(copies.perturbations(copy))
+        assert [name for name, _ in found] == [name for name, _ in expected]
+        assert all(
+            torch.equal(one, two) for (_, one), (_, two) in zip(found, expected, strict=True)
+        )
+
+
+def test_the_gradients_of_the_outer_loss_by_hand():
+    problem = mt.BilevelProblem(
+        torch.nn.ParameterDict(
+            {
+                name: torch.tensor(value, dtype=F64)
+                for name, value in zip("abc", (1.0, 2.0, 3.0), strict=True)
+            }
+        ),
+        bank.Value(0.5),
+        lambda model, meta, batch: model["a"].square(),
+        lambda model, meta, batch: model["a"] * model["b"] * batch + meta.value**3,
+    )
+    state = mt.inner.SGD(lr=0.1).init(problem)
+    point = {name: tensor + 0.5 for name, tensor in state.parameters.items()}
+    for names, expected in ((["b", "c"], {"b": 1.5 * 7}), (["a"], {"a": 2.5 * 7}), (["c"], {})):
+        copies = generation(state, names=names)
+        loss, gradient, direct = copies.outer(problem, point, problem.meta_leaves(), 7.0)
+        assert float(loss) == 1.5 * 2.5 * 7 + 0.125 and not loss.requires_grad
+        assert {name: float(g) for name, g in gradient.items()} == expected
+        assert [float(g) for g in direct] == [0.75]

@@ -147,6 +147,32 @@ def test_is_evograd_with_these_copies_where_the_outer_loss_is_linear():
     torch.testing.assert_close(one.details["coefficients"], other.details["coefficients"])
 
 
+def test_the_state_that_was_given_comes_back():
+    case = bank.small_net()
+    state = case.state
+    result = case.call(guided(0.1), state)
+    assert (result.state.step, result.state.key) == (state.step, state.key)
+    for name, tensor in state.parameters.items():
+        assert torch.equal(result.state.parameters[name], tensor)
+    assert not result.valid_loss.requires_grad
+    assert not any(tensor.requires_grad for tensor in result.details.values())
+
+
+def test_the_perturbation_is_told_where_it_is_lost_in_all_parameters():
+    # In the small one it is not lost, so that the copies differ.
+    model = torch.nn.ParameterDict({"large": torch.full((3,), 1e6), "small": torch.zeros(())})
+    problem = mt.BilevelProblem(
+        model,
+        bank.Value(0.4).float(),
+        lambda model, meta, batch: meta.value * (model["large"].sum() * 1e-6 + model["small"]),
+        lambda model, meta, batch: model["large"].sum() + batch * model["small"],
+    )
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], 1.0)
+    assert torch.isfinite(case.call(guided(1e-3)).gradient["value"])
+    with pytest.raises(ConfigurationError, match=r"sigma is 0\.001.*rounding of float32"):
+        bank.Case(problem, case.inner, [None], 0.0).call(guided(1e-3))
+
+
 def test_nothing_is_random():
     case = bank.small_net()
     state = case.state

@@ -491,3 +491,100 @@ def test_evaluations_of_another_thread_are_not_taken_for_a_step():
     case.problem.evaluate_valid = between
     case.call(Unrolled(3), state)
     assert seen == [True]
+
+
+def noted(seen):
+    """A training loss that writes down how it is evaluated."""
+
+    def train_loss(model, meta, batch):
+        cuda = torch.backends.cuda
+        seen.append(
+            (
+                torch.is_grad_enabled(),
+                cuda.flash_sdp_enabled(),
+                cuda.mem_efficient_sdp_enabled(),
+                cuda.math_sdp_enabled(),
+                model.first.weight.requires_grad,
+                meta.log_penalty.requires_grad,
+                model.training,
+            )
+        )
+        return penalized(model, meta, batch)
+
+    return train_loss
+
+
+@pytest.mark.parametrize(
+    ("kind", "graph", "fused"),
+    [
+        ("FiniteDifference", True, True),
+        ("Unrolled(1)", True, False),
+        ("EvolutionStrategies", True, True),
+    ],
+)
+def test_a_loss_is_repeated_as_it_was_evaluated(kind, graph, fused):
+    seen, again = [], []
+    case = build(train_loss=noted(seen))
+    state = case.state
+    case.call(ESTIMATORS[kind](), state)
+    repeated, first = seen[-1], seen[0]
+    seen.clear()
+    case.call(ESTIMATORS[kind](), state)
+    again += seen
+    # The second call evaluates nothing anew: all that it lacks is the repetition.
+    assert repeated == first == again[0]
+    assert first[0] == graph and first[1:3] == (fused, fused) and first[3]
+
+
+def test_what_was_checked_is_kept_with_the_loss_itself():
+    case = build()
+    case.call(FiniteDifference())
+    assert list(case.problem.replayed.values()) == [case.problem.train_loss]
+    ((kind, identity, modes),) = case.problem.replayed
+    assert kind == "train_loss" and identity == id(case.problem.train_loss)
+    both = [*case.problem.model.modules(), *case.problem.meta.modules()]
+    assert modes == (True,) * len(both)
+
+
+def test_another_mode_of_meta_is_checked_again():
+    generator = torch.Generator().manual_seed(0)
+
+    def train_loss(model, meta, batch):
+        loss = penalized(model, meta, batch)
+        return loss * torch.rand((), generator=generator) if meta.training else loss
+
+    case = build(train_loss=train_loss)
+    case.problem.meta.eval()
+    case.call(FiniteDifference())
+    case.problem.meta.train()
+    with pytest.raises(ReplayError, match=r"train_loss gave .*'generator' of train_loss"):
+        case.call(FiniteDifference())
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_the_loss_that_drifts_is_named(streamed):
+    with pytest.raises(ReplayError, match=r"^train_loss gave "):
+        build(OwnGenerator()).call(EvoGrad(2, 0.1, 0.5, streamed=streamed))
+    with pytest.raises(ReplayError, match=r"^train_loss gave "):
+        build(OwnGenerator()).call(EvoGrad(2, 0.1, 0.5, guided=True))
+
+
+def test_another_thread_is_not_watched_where_one_loss_is_repeated():
+    case, calls = build(), []
+    state, real = case.state, case.problem.evaluate_valid
+    meta = case.problem.meta_parameters()
+
+    def elsewhere():
+        # A loss of the same problem that depends on the count of its evaluations.
+        case.problem.evaluate_train(state.parameters, meta, state.buffers, case.train_batches[1], 7)
+        calls.append(case.problem.watch._counts["train_loss"])
+
+    def between(*arguments):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        return real(*arguments)
+
+    case.problem.evaluate_valid = between
+    case.call(FiniteDifference(), state)
+    assert calls and calls[0] <= 1
