@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from metatoolkit import hypergradients
-from metatoolkit.hypergradients import EvoGrad, Implicit, PersistentES, Unrolled
+from metatoolkit.hypergradients import EvoGrad, Implicit, PersistentES
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.hypergradients.listing import all_estimators, list_estimators
 
@@ -64,9 +64,18 @@ def test_a_narrow_terminal_folds_the_words_alone(printed):
     assert sum(" computes" in line for line in lines) == len(all_estimators())
     told = " ".join(lines)
     assert "…" not in told and max(map(len, lines)) <= 46
-    # Folded, no word is lost.
-    for word in Unrolled.traits.assumes.split():
-        assert word in told
+
+
+def test_words_that_are_too_long_are_folded(printed):
+    lines = printed(40)
+    width = max(map(len, all_estimators())) + 2
+    texts = [text for kind in all_estimators().values() for text in vars(kind.traits).values()]
+    *rows, _, _ = lines
+    # Some words are longer than what is left, and no letter is lost.
+    assert any(len(word) > 40 - width - 10 for text in texts for word in text.split())
+    assert "".join(line[width + 10 :] for line in rows).replace(" ", "") == "".join(texts).replace(
+        " ", ""
+    )
 
 
 def test_names_stand_out_on_a_terminal(printed):
