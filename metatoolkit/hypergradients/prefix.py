@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.detached import DETACHING
+from metatoolkit.hypergradients.holding import CUTTING, READERS
 from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.problem import BilevelProblem, Loss
 from metatoolkit.randomness import Place, fold_in, go_to, place
@@ -51,7 +52,8 @@ def share_prefix(
         the outer batch. Cost: one pass of the prefix for each batch.
 
     Raises:
-        ConfigurationError: The features depend on λ or on a perturbed parameter.
+        ConfigurationError: The features depend on λ or on a perturbed parameter, or were made
+            under ``torch.inference_mode``.
     """
     shared = _keyed(problem)
     train = _Pass(prefix, problem, "train")
@@ -88,6 +90,7 @@ class _Pass:
         # The problem evaluates losses alone: this one leaves the features behind.
         setattr(self._problem, f"{kind}_loss", self._compute)
         self._features: Any = None
+        self._read: list[Tensor] = []
         self._place: Place | None = None
 
     def run(
@@ -104,13 +107,14 @@ class _Pass:
         with torch.enable_grad():
             evaluate(parameters, leaves, state.buffers, batch, key)
         inner = {name: parameters[name] for name in parameters if name in perturbed}
-        _refuse_dependence(self._features, leaves, inner)
-        features, self._features = self._features, None
+        _refuse_dependence([self._features, self._read], leaves, inner)
+        features, self._features, self._read = self._features, None, []
         return tree_map(Tensor.detach, features)
 
     def _compute(self, model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
-        with _SeeThrough():
+        with _SeeThrough() as seen:
             self._features = self._prefix(model, meta, batch)
+        self._read = seen.read
         self._place = place(self._problem.devices())
         return torch.zeros(())
 
@@ -126,7 +130,15 @@ class _Pass:
 
 
 class _SeeThrough(TorchFunctionMode):
-    """Lets neither ``detach`` nor ``no_grad`` hide what depends on what."""
+    """Lets neither ``detach`` nor ``no_grad`` hide what depends on what.
+
+    Attributes:
+        read: Tensors with a graph that were read as numbers or copied without it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -135,15 +147,24 @@ class _SeeThrough(TorchFunctionMode):
             return None
         if func in DETACHING:
             return args[0].view_as(args[0])
+        name = getattr(func, "__name__", "")
+        if name in READERS or name in CUTTING:
+            given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            self.read += [leaf.view_as(leaf) for leaf in given if leaf.requires_grad]
+            if name in READERS:
+                # NumPy reads no tensor with a graph.
+                args = tree_map(Tensor.detach, args)
         return func(*args, **(kwargs or {}))
 
 
 def _refuse_dependence(features: Any, meta: Tensors, inner: Tensors) -> None:
-    outputs = [
-        leaf.sum()
-        for leaf in tree_leaves(features)
-        if isinstance(leaf, Tensor) and leaf.requires_grad
-    ]
+    tensors = [leaf for leaf in tree_leaves(features) if isinstance(leaf, Tensor)]
+    if any(tensor.is_inference() for tensor in tensors):
+        raise ConfigurationError(
+            "prefix computes under torch.inference_mode, where it cannot be seen what its features "
+            "depend on; leave that out, for no graph grows, or use torch.no_grad."
+        )
+    outputs = [tensor.sum() for tensor in tensors if tensor.requires_grad]
     if not outputs:
         return
     total = torch.stack([output.double() for output in outputs]).sum()

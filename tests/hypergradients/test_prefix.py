@@ -11,6 +11,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import EvoGrad
+from metatoolkit.hypergradients.prefix import _refuse_dependence
 from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.metaparameters.representation_transform import RepresentationTransform
 
@@ -313,3 +314,62 @@ def test_arguments_that_contradict():
         EvoGrad(prefix="encoder")
     with pytest.raises(ConfigurationError, match="prefix with common_random_numbers=False"):
         EvoGrad(**HEAD, prefix=encode, common_random_numbers=False)
+
+
+READINGS = {
+    "item": lambda x: x.sum().item(),
+    "float": lambda x: float(x.sum()),
+    "int": lambda x: int(100 * x.sum()),
+    "tolist": lambda x: sum(x.flatten().tolist()),
+    "format": lambda x: float(f"{x.sum():.3f}"),
+    "numpy": lambda x: float(x.detach().numpy().sum()),
+    "asarray": lambda x: float(np.asarray(x.data).sum()),
+    "detach_": lambda x: x.sum().mul(2).detach_(),
+    "tensor": lambda x: torch.tensor(x.sum()),
+    "new_tensor": lambda x: x.new_tensor(x.sum()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("read", READINGS.values(), ids=READINGS.keys())
+def test_numbers_that_are_read_hide_no_dependence(read):
+    def of_head(model, meta, batch):
+        return {**batch, "hidden": model.encoder(batch["inputs"]) * read(model.head[1].bias)}
+
+    def of_meta(model, meta, batch):
+        with torch.no_grad():
+            return {
+                **batch,
+                "hidden": model.encoder(batch["inputs"]) * read(next(meta.parameters())),
+            }
+
+    def of_neither(model, meta, batch):
+        if "hidden" in batch:
+            return batch
+        hidden = model.encoder(batch["inputs"])
+        return {**batch, "hidden": hidden * read(model.encoder[0].bias) * read(batch["inputs"])}
+
+    with pytest.raises(ConfigurationError, match=r"perturbed, head\.1\.bias, so"):
+        Setup().call(**HEAD, prefix=of_head)
+    with pytest.raises(ConfigurationError, match=r"the meta-parameters networks\.0\.0\.weight, so"):
+        Setup().call(**HEAD, prefix=of_meta)
+    result = Setup().call(**HEAD, prefix=of_neither)
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in result.gradient.values())
+
+
+def test_features_of_inference_mode_are_refused():
+    with pytest.raises(ConfigurationError, match=r"torch\.inference_mode.*torch\.no_grad"):
+        Setup().call(**HEAD, prefix=torch.inference_mode()(encode))
+
+
+def test_the_first_five_names_are_told():
+    for count, end in ((5, "p4, so"), (6, r"p4, \.\.\., so")):
+        meta = {f"p{i}": torch.ones((), requires_grad=True) for i in range(count)}
+        unused = {"q": torch.ones((), requires_grad=True)}
+        features = [{"a": sum(meta.values()), "b": 3}, torch.arange(3)]
+        with pytest.raises(ConfigurationError, match=f"the meta-parameters p0, p1, p2, p3, {end}"):
+            _refuse_dependence(features, unused | meta, {})
+        with pytest.raises(ConfigurationError, match=f"perturbed, p0, p1, p2, p3, {end}"):
+            _refuse_dependence(features, unused, meta)
+    _refuse_dependence(features, unused, unused)
+    _refuse_dependence([torch.ones(2), 3, None], meta, meta)
