@@ -9,7 +9,8 @@ import pandas
 import pytest
 
 from metatoolkit import records
-from metatoolkit.cli import applications, main
+from metatoolkit.cli import main
+from metatoolkit.experiments.applications import applications
 from metatoolkit.records import address
 from metatoolkit.records.mongod import find_mongod
 from metatoolkit.records.server import ManagedServer

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError, WorkerError
-from metatoolkit.terminal import answer
+from metatoolkit.records.terminal import answer
 
 _PR_SET_PDEATHSIG = 1
 

@@ -94,7 +94,7 @@ def reproduce(options: argparse.Namespace) -> int:
     from metatoolkit import records
     from metatoolkit.experiments import results_page
     from metatoolkit.experiments.studies import collect, jobs_of
-    from metatoolkit.records.display import text
+    from metatoolkit.records.terminal import text
 
     known = find_studies()
     if options.list:

@@ -30,7 +30,7 @@ from metatoolkit.experiments.configuration import (
 from metatoolkit.experiments.figures import draw_curves
 from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.records.home import data_home
-from metatoolkit.records.messages import say
+from metatoolkit.records.terminal import say
 from metatoolkit.training import Evaluate, MetaTrainer
 
 RUN_SETTINGS: dict[str, Any] = {

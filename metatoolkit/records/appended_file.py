@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.records.messages import say
+from metatoolkit.records.terminal import say
 
 # What a forked child must put right: locks that nobody will free, and the run's own lock.
 FORKED: weakref.WeakSet[Any] = weakref.WeakSet()

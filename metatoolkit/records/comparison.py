@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError, RecordsError, StorageError, UnknownNameError
 from metatoolkit.experiments.figures import literal
-from metatoolkit.records.display import text
 from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run
 from metatoolkit.records.settings import check_entries, distinguishing, labels, settings
+from metatoolkit.records.terminal import text
 
 if TYPE_CHECKING:
     import pandas

@@ -13,9 +13,9 @@ from metatoolkit.records import last_words, provenance
 from metatoolkit.records.appended_file import AppendedFile
 from metatoolkit.records.clean import clean, clean_text, clean_update
 from metatoolkit.records.fields import duration
-from metatoolkit.records.messages import say
 from metatoolkit.records.processes import process_identity
 from metatoolkit.records.spool import RunSpool, utcnow
+from metatoolkit.records.terminal import say
 
 FORMAT = "metatoolkit-1"
 SECTION_LIMIT = 1_000_000

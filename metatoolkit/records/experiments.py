@@ -18,12 +18,11 @@ from typing import Any
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, UnknownNameError
 from metatoolkit.records.fields import flatten
 from metatoolkit.records.handover import take_over
-from metatoolkit.records.messages import say
 from metatoolkit.records.observer import SpoolObserver, recorder_of
 from metatoolkit.records.options import check_options, misuse
 from metatoolkit.records.sacred_compat import import_sacred
 from metatoolkit.records.signals import Terminated
-from metatoolkit.terminal import flush_output, harmless, prepare_streams
+from metatoolkit.records.terminal import flush_output, harmless, prepare_streams, say
 
 
 def experiment(

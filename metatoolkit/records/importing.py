@@ -17,10 +17,10 @@ from metatoolkit.records.clean import clean, clean_metric, clean_text
 from metatoolkit.records.completion import plain_objects
 from metatoolkit.records.document import FORMAT
 from metatoolkit.records.fields import duration
-from metatoolkit.records.messages import say
 from metatoolkit.records.query import connect
 from metatoolkit.records.replay import sync
 from metatoolkit.records.spool import DOCUMENT, METRICS, OUTPUT, RunSpool, utcnow
+from metatoolkit.records.terminal import say
 
 TIMES = ("start_time", "stop_time", "heartbeat")
 SILENT = datetime.timedelta(minutes=2)

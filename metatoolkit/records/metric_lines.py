@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.records.clean import INT64
-from metatoolkit.records.messages import say
+from metatoolkit.records.terminal import say
 
 EARLIEST, LATEST = -62_000_000_000, 253_000_000_000
 _EPOCH = datetime.datetime(1970, 1, 1)

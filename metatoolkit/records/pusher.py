@@ -17,10 +17,10 @@ from metatoolkit.records.address import (
     open_database,
     resolve,
 )
-from metatoolkit.records.messages import say
 from metatoolkit.records.push import Push
 from metatoolkit.records.redaction import redact
 from metatoolkit.records.spool import spooled_runs
+from metatoolkit.records.terminal import say
 
 if TYPE_CHECKING:
     from pymongo import MongoClient

@@ -22,16 +22,16 @@ from metatoolkit.records.address import (
     resolve,
 )
 from metatoolkit.records.clean import clean_text
-from metatoolkit.records.display import text as shown
 from metatoolkit.records.expressions import Query, parse, value_field
 from metatoolkit.records.hints import check_fields
-from metatoolkit.records.messages import say
 from metatoolkit.records.replay import sync_beside
 from metatoolkit.records.run import Run
 from metatoolkit.records.selection import RunSet, complete, nothing_found
 from metatoolkit.records.spool import spooled_runs
 from metatoolkit.records.spool_store import SpoolStore
 from metatoolkit.records.stores import MongoStore, Store
+from metatoolkit.records.terminal import say
+from metatoolkit.records.terminal import text as shown
 
 if TYPE_CHECKING:
     from pymongo import MongoClient

@@ -14,11 +14,11 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.records.capture import KeptInMemory, OutputTee
 from metatoolkit.records.clean import INT64, clean_metric, clean_text
 from metatoolkit.records.document import RunDocument
-from metatoolkit.records.messages import say
 from metatoolkit.records.push import Push
 from metatoolkit.records.pusher import BEAT_SECONDS, Pusher
 from metatoolkit.records.signals import TerminationSignals
 from metatoolkit.records.spool import RunSpool
+from metatoolkit.records.terminal import say
 
 
 class _Capture(str):

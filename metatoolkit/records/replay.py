@@ -19,11 +19,11 @@ from metatoolkit.records.address import (
 )
 from metatoolkit.records.fields import duration
 from metatoolkit.records.home import private_directory, storage_error
-from metatoolkit.records.messages import say
 from metatoolkit.records.processes import process_lives
 from metatoolkit.records.push import Push
 from metatoolkit.records.redaction import redact
 from metatoolkit.records.spool import DOCUMENT, RunSpool, spooled_runs, sweep
+from metatoolkit.records.terminal import say
 
 if TYPE_CHECKING:
     from pymongo.database import Database

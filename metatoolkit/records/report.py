@@ -16,11 +16,11 @@ from typing import Any
 
 from metatoolkit.errors import ConfigurationError, RecordsError, StorageError
 from metatoolkit.records.clean import decode
-from metatoolkit.records.display import text
 from metatoolkit.records.fields import DATES, FIELDS, flatten, lookup
 from metatoolkit.records.metric_copy import summarize
 from metatoolkit.records.run import Artifact, Run, section
 from metatoolkit.records.settings import settings
+from metatoolkit.records.terminal import text
 
 SCRIPTS = ("report_filter.js", "report.js")
 POINTS = 1000

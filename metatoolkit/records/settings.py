@@ -9,9 +9,9 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from metatoolkit.errors import UnknownNameError
-from metatoolkit.records.display import text
 from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.run import Run
+from metatoolkit.records.terminal import text
 
 BOOKKEEPING = frozenset({"checkpoint", "checkpoint_every", "resume", "progress", "device"})
 """Entries that say how a run is carried out and change no number."""

@@ -5,9 +5,10 @@ import inspect
 import pytest
 
 from metatoolkit import hypergradients
+from metatoolkit.cli.estimators import list_estimators
 from metatoolkit.hypergradients import EvoGrad, Implicit, PersistentES
 from metatoolkit.hypergradients.base import Estimator
-from metatoolkit.hypergradients.listing import all_estimators, list_estimators
+from metatoolkit.hypergradients.listing import all_estimators
 
 PARTS = ["kind", "computes", "assumes", "passes", "memory", "paper"]
 

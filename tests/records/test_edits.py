@@ -187,7 +187,7 @@ def test_tail_of_a_run_elsewhere_reads_the_database(database, capsys):
 
 
 def test_what_follows_is_what_is_new(database):
-    from metatoolkit.records.tail import Follower
+    from metatoolkit.cli.tail import Follower
 
     run(count_up)
     runs = database["runs"]

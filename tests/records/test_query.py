@@ -333,7 +333,7 @@ def test_runs_in_the_spool_have_hints_too(home, monkeypatch):
 
 
 def test_a_table_that_just_fits_the_terminal_is_not_folded(monkeypatch, capsys):
-    from metatoolkit.records.display import print_table
+    from metatoolkit.cli.display import print_table
 
     monkeypatch.setenv("COLUMNS", "30")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -350,8 +350,8 @@ def test_a_table_that_just_fits_the_terminal_is_not_folded(monkeypatch, capsys):
 
 
 def test_what_varies_comes_first_in_the_list_of_runs(monkeypatch, capsys):
-    from metatoolkit.records.commands import ESSENTIAL, _overview
-    from metatoolkit.records.display import print_table
+    from metatoolkit.cli.display import print_table
+    from metatoolkit.cli.runs import ESSENTIAL, _overview
 
     from .fakes import fake_run
 

@@ -11,8 +11,7 @@ import pymongo
 import pytest
 
 from metatoolkit import records
-from metatoolkit.cli import main
-from metatoolkit.records import rerun
+from metatoolkit.cli import main, rerun
 from metatoolkit.records.handover import RERUN_VARIABLE
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import utcnow

@@ -9,8 +9,7 @@ import textwrap
 import pytest
 
 from metatoolkit import records
-from metatoolkit.cli import main
-from metatoolkit.records import rerun
+from metatoolkit.cli import main, rerun
 from metatoolkit.records.files import upload
 
 SCRIPT = """

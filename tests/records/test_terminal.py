@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from metatoolkit.errors import QueryError
-from metatoolkit.terminal import answer, harmless
+from metatoolkit.records.terminal import answer, harmless
 
 
 def test_what_a_terminal_would_obey_is_taken_out():
@@ -44,7 +44,7 @@ def test_errors_and_interruptions_have_codes(capsys):
     "program",
     [
         "from metatoolkit.cli import main; sys.exit(main(['runs', 'list', '--help']))",
-        "from metatoolkit.terminal import answer; "
+        "from metatoolkit.records.terminal import answer; "
         "sys.exit(answer(lambda: print('line\\n' * 100_000) or 0))",
     ],
 )
@@ -57,7 +57,9 @@ def test_output_that_nobody_takes_is_no_traceback(program, redirection, code, to
 
 
 def test_a_full_disk_behind_the_output_is_told():
-    program = "from metatoolkit.terminal import answer; sys.exit(answer(lambda: print(1) or 0))"
+    program = (
+        "from metatoolkit.records.terminal import answer; sys.exit(answer(lambda: print(1) or 0))"
+    )
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", f"import sys; {program}"], stdout=full, stderr=subprocess.PIPE,
@@ -69,7 +71,7 @@ def test_a_full_disk_behind_the_output_is_told():
 
 def test_letters_that_a_stream_has_not_are_written_as_escapes():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    program = "from metatoolkit.terminal import answer; answer(lambda: print('λ ± 1') or 0)"
+    program = "from metatoolkit.records.terminal import answer; answer(lambda: print('λ ± 1') or 0)"
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True,
         check=True, timeout=240,

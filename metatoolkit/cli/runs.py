@@ -1,25 +1,81 @@
-"""What asks about many runs: `metatoolkit runs list`, `best`, `group`, `compare`, `plot`."""
+"""What asks about many runs: `runs list`, `compare`, `plot`, `best`, `group`, `report`."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from metatoolkit.cli.arguments import (
+    add_filter,
+    add_json,
+    add_named,
+    add_selection,
+    command,
+    named_runs,
+    names_of,
+    selected_runs,
+    tell_why,
+)
+from metatoolkit.cli.display import print_json, print_pairs, print_table, span
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.records.comparison import compare
-from metatoolkit.records.display import print_json, print_pairs, print_table, span, text
 from metatoolkit.records.expressions import parse_field, value_field
 from metatoolkit.records.fields import duration, flatten
-from metatoolkit.records.messages import say
-from metatoolkit.records.query import Database, connect
+from metatoolkit.records.query import connect
 from metatoolkit.records.run import Run
-from metatoolkit.records.selection import RunSet, complete
+from metatoolkit.records.selection import complete
 from metatoolkit.records.settings import differing, distinguishing, ranked, settings
 from metatoolkit.records.table import few, value_of
+from metatoolkit.records.terminal import say, text
 from metatoolkit.records.terms import Field
 
 CHOICES = 3
 ESSENTIAL = ["id", "experiment", "status", "started", "duration"]
+
+
+def add(commands: Any) -> None:
+    """Describe the commands.
+
+    Args:
+        commands: Where they go.
+    """
+    listing = command(commands, "list", "print a table of runs", list_runs)
+    add_selection(listing, limit=30)
+    add_json(listing)
+    comparing = command(commands, "compare", "print what differs", compare_runs)
+    comparing.add_argument("ids", metavar="ID", nargs="+", help="the runs")
+    add_json(comparing)
+    plot = command(commands, "plot", "draw a metric's curves", plot_runs)
+    add_named(plot)
+    plot.add_argument("--metric", required=True, help="the metric's name")
+    plot.add_argument("--output", required=True, help="a png, pdf or svg file")
+    plot.add_argument("--over", metavar="ENTRIES", help="average over these, such as seed")
+    plot.add_argument("--log-x", action="store_true", help="logarithmic steps")
+    plot.add_argument("--log-y", action="store_true", help="logarithmic values")
+    best = command(commands, "best", "print which run is best", best_run)
+    group = command(commands, "group", "print mean and interval over seeds, say", group_runs)
+    for one in (best, group):
+        one.add_argument("what", help="a field such as result.test_accuracy, or a metric's name")
+        add_filter(one)
+        one.add_argument(
+            "--at", metavar="POINT", default="last",
+            help="which value of a metric: last, min, max, or a step; default last",
+        )  # fmt: skip
+        add_json(one)
+    best.add_argument("--min", action="store_true", help="the smallest is best")
+    group.add_argument(
+        "--by", metavar="FIELDS", required=True, help="what the runs of a group share"
+    )
+    group.add_argument(
+        "--over", metavar="ENTRIES", default="seed",
+        help="entries of the configuration to average over; default seed. Runs that differ in "
+        "others are kept apart",
+    )  # fmt: skip
+    group.add_argument("--sort", metavar="COLUMN", help="for instance -mean")
+    report = command(commands, "report", "write runs as one self-contained page", report_runs)
+    add_named(report)
+    report.add_argument("--output", default="report.html", help="default report.html")
+    report.add_argument("--title", default="Runs", help="what the page is called")
 
 
 def list_runs(options: argparse.Namespace) -> int:
@@ -88,7 +144,7 @@ def plot_runs(options: argparse.Namespace) -> int:
         ConfigurationError: There are no runs.
     """
     with connect() as database:
-        ids = [run.id for run in _named(options, database)]
+        ids = [run.id for run in named_runs(options, database)]
         if not ids:
             raise ConfigurationError("no runs match: there is nothing to draw")
         comparison = compare(ids, options.metric, database)
@@ -168,58 +224,10 @@ def report_runs(options: argparse.Namespace) -> int:
     from metatoolkit.records.report import write_report
 
     with connect() as database:
-        runs = _named(options, database)
+        runs = named_runs(options, database)
         complete(runs, [parse_field("reason")])
         print(write_report(runs, options.output, options.title))
     return 0
-
-
-def _named(options: argparse.Namespace, database: Database) -> list[Run]:
-    """Find the runs that the command line names, or else selects."""
-    if options.ids:
-        return [database[one] for one in options.ids]
-    selected = selected_runs(options, database)
-    tell_why(selected)
-    return selected.runs()
-
-
-def tell_why(runs: RunSet) -> None:
-    """Say on stderr why a selection is empty, where that is known.
-
-    Args:
-        runs: The selection.
-    """
-    hint = runs.hint()
-    if hint is not None:
-        say(hint)
-
-
-def selected_runs(options: argparse.Namespace, database: Any) -> RunSet:
-    """Find the runs that the options of a command select.
-
-    Args:
-        options: The command line.
-        database: The database.
-
-    Returns:
-        The selection, newest first where nothing else is asked for.
-    """
-    runs: RunSet = database.find(options.where, options.experiment)
-    runs = runs.sort(*(names_of(options.sort) if options.sort else ["-start_time"]))
-    runs = runs.skip(options.offset)
-    return runs.limit(options.limit) if options.limit is not None else runs
-
-
-def names_of(given: str) -> list[str]:
-    """Take names apart that were given with commas.
-
-    Args:
-        given: Such as ``id,config.lr``.
-
-    Returns:
-        The names.
-    """
-    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def _cell(run: Run, field: Any) -> Any:

@@ -12,16 +12,33 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from metatoolkit.cli.arguments import command
 from metatoolkit.errors import ConfigurationError, RecordsError
-from metatoolkit.records.display import text
+from metatoolkit.experiments.applications import applications
 from metatoolkit.records.handover import RERUN_VARIABLE
 from metatoolkit.records.last_words import encode_date
 from metatoolkit.records.provenance import git_state
 from metatoolkit.records.query import connect
 from metatoolkit.records.redaction import HIDDEN
 from metatoolkit.records.run import Run, section
+from metatoolkit.records.terminal import text
 
 LOST = "too_large"
+
+
+def add(commands: Any) -> None:
+    """Describe the command.
+
+    Args:
+        commands: Where it goes.
+    """
+    parser = command(commands, "rerun", "run again with the same configuration", rerun)
+    parser.add_argument("id", metavar="ID", help="the run")
+    parser.add_argument("--script", help="what to start, where it is not an application")
+    parser.add_argument(
+        "--with", nargs="+", default=[], metavar="UPDATE", dest="updates",
+        help="what to change, for instance seed=4",
+    )  # fmt: skip
 
 
 def rerun(options: argparse.Namespace) -> int:
@@ -41,8 +58,6 @@ def rerun(options: argparse.Namespace) -> int:
         ConfigurationError: The run's experiment is no application and no script is named.
         RecordsError: The record does not name a command, or its configuration is no plain data.
     """
-    from metatoolkit.experiments.applications import applications
-
     with connect() as database:
         run = database[options.id]
         details = run.details()
@@ -61,9 +76,9 @@ def rerun(options: argparse.Namespace) -> int:
             f"the experiment {run.experiment!r} is not one of the applications. It was started "
             f"from {text(recorded)}: name the script that you trust with --script."
         )
-    command = str(details.get("command") or "main")
-    if not re.fullmatch(r"(?!with$)[A-Za-z_][\w.]*", command):
-        raise RecordsError(f"run {run.id} has no usable command: {text(command)!r}")
+    repeated = str(details.get("command") or "main")
+    if not re.fullmatch(r"(?!with$)[A-Za-z_][\w.]*", repeated):
+        raise RecordsError(f"run {run.id} has no usable command: {text(repeated)!r}")
     if missing:
         print(f"left to their defaults: {text(missing)}", file=sys.stderr)
     _tell_changes(experiment)
@@ -73,7 +88,7 @@ def rerun(options: argparse.Namespace) -> int:
             path.write_text(json.dumps(config, default=encode_date), "utf-8")
         except TypeError as error:
             raise RecordsError(f"the configuration of run {run.id}: {error}") from error
-        words = [*program, command, "--comment", f"rerun of {text(run.uuid or run.id)}"]
+        words = [*program, repeated, "--comment", f"rerun of {text(run.uuid or run.id)}"]
         words += ["with", *options.updates] if options.updates else []
         # As a child, so that the configuration's file is gone however the run ends.
         environment = {**os.environ, RERUN_VARIABLE: str(path)}

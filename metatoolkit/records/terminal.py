@@ -1,12 +1,15 @@
-"""What commands share: streams that may be closed, full or ASCII, and errors in one line."""
+"""What is said on a terminal: harmless lines, on streams that may be closed, full or ASCII."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
+import math
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from metatoolkit.errors import MetatoolkitError
 
@@ -25,6 +28,39 @@ def harmless(text: str, keep: str = "\n\t") -> str:
         The text, with a blank for every other control character.
     """
     return "".join(one if one.isprintable() or one in keep else " " for one in text)
+
+
+def text(value: Any) -> str:
+    """Write a value in a few characters, harmless on a terminal.
+
+    Args:
+        value: Plain data.
+
+    Returns:
+        One line without control characters.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "" if value is None else "nan"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, datetime.datetime):
+        local = value.replace(tzinfo=datetime.UTC).astimezone()
+        return local.strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, list):
+        value = ", ".join(text(entry) for entry in value)
+    # Text out of a database may hold escape sequences, which a terminal would obey.
+    return harmless(str(value), keep="")
+
+
+def say(message: str) -> None:
+    """Print one line for the user on stderr.
+
+    Args:
+        message: What happened and what follows from it.
+    """
+    print(f"metatoolkit: {harmless(message)}", file=sys.stderr, flush=True)
 
 
 def prepare_streams() -> None:

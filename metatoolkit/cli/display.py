@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metatoolkit.terminal import harmless
+from metatoolkit.records.terminal import text
 
 STATUS_COLORS = {
     "COMPLETED": "green",
@@ -21,42 +21,6 @@ STATUS_COLORS = {
     "TIMEOUT": "yellow",
 }
 GAP = 2
-
-
-def text(value: Any) -> str:
-    """Write a value in a few characters, harmless on a terminal.
-
-    Args:
-        value: Plain data.
-
-    Returns:
-        One line without control characters.
-    """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "" if value is None else "nan"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, datetime.datetime):
-        local = value.replace(tzinfo=datetime.UTC).astimezone()
-        return local.strftime("%Y-%m-%d %H:%M:%S")
-    if isinstance(value, list):
-        value = ", ".join(text(entry) for entry in value)
-    # Text out of a database may hold escape sequences, which a terminal would obey.
-    return harmless(str(value), keep="")
-
-
-def plain(value: str) -> str:
-    """Make printed text harmless on a terminal, its lines and tabs kept.
-
-    Args:
-        value: What a run has printed.
-
-    Returns:
-        The text without other control characters; colors and the like show as blanks.
-    """
-    return harmless(value, keep="\n\t\r")
 
 
 def span(seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What changes or follows runs: `metatoolkit runs tag`, `note`, `rm`, `tail`."""
+"""What changes runs: `metatoolkit runs tag`, `note`, `rm`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,31 @@ import argparse
 import sys
 from typing import Any
 
-from metatoolkit.errors import ConfigurationError, QueryError
+from metatoolkit.cli.arguments import command, tell_why
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.records import edits
-from metatoolkit.records.commands import tell_why
-from metatoolkit.records.display import plain, text
-from metatoolkit.records.query import Database, connect
+from metatoolkit.records.query import connect
 from metatoolkit.records.run import Run
-from metatoolkit.records.tail import Follower
+from metatoolkit.records.terminal import text
+
+
+def add(commands: Any) -> None:
+    """Describe the commands.
+
+    Args:
+        commands: Where they go.
+    """
+    tag = command(commands, "tag", "put tags on runs", tag_runs)
+    tag.add_argument("tag", help="a tag, or several with commas between them")
+    tag.add_argument("ids", metavar="ID", nargs="+", help="the runs")
+    tag.add_argument("--remove", action="store_true", help="take them off")
+    note = command(commands, "note", "print or replace notes", note_run)
+    note.add_argument("id", metavar="ID", help="the run")
+    note.add_argument("text", nargs="?", help="the new notes; without, they are printed")
+    remove = command(commands, "rm", "delete runs, after asking", remove_runs)
+    remove.add_argument("ids", metavar="ID", nargs="*", help="the runs")
+    remove.add_argument("--where", metavar="EXPRESSION", help="all runs for which this holds")
+    remove.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def tag_runs(options: argparse.Namespace) -> int:
@@ -69,7 +87,8 @@ def remove_runs(options: argparse.Namespace) -> int:
         if options.where:
             selected = database.find(options.where)
             tell_why(selected)
-            runs += [run for run in selected if run.key not in _keys(runs)]
+            named = {run.key for run in runs}
+            runs += [run for run in selected if run.key not in named]
         if not runs:
             print("no runs match")
             return 0
@@ -81,49 +100,13 @@ def remove_runs(options: argparse.Namespace) -> int:
     return 0
 
 
-def tail_run(options: argparse.Namespace) -> int:
-    """Follow a run until it ends.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        0 if it was completed, else 1.
-    """
-    with connect() as database:
-        run = database[options.id] if options.id else _running(database)
-        follower = Follower(database, run, names=options.metric, output=not options.quiet)
-        for news in follower.news():
-            if news.metric is None:
-                print(plain(news.value), end="", flush=True)
-            else:
-                print(
-                    f"{text(news.metric)}  step {text(news.step)}  {text(news.value)}", flush=True
-                )
-    print(f"run {text(run.id)}: {text(follower.status)}")
-    return 0 if follower.status == "COMPLETED" else 1
-
-
-def _running(database: Database) -> Run:
-    for run in database.find("status == 'RUNNING'").sort("-start_time").limit(1):
-        return run
-    raise QueryError("no run goes on; name one to see what it printed")
-
-
-def _keys(runs: list[Run]) -> set[Any]:
-    return {run.key for run in runs}
-
-
 def _agreed(runs: list[Run]) -> bool:
     for run in runs[:20]:
-        print(f"{text(run.id)}  {text(run.experiment)}  {run.status}  {text(_started(run))}")
+        started = text(run.document.get("start_time"))
+        print(f"{text(run.id)}  {text(run.experiment)}  {run.status}  {started}")
     if len(runs) > 20:
         print(f"and {len(runs) - 20} more")
     if sys.stdin is None or not sys.stdin.isatty():
         raise ConfigurationError("deleting asks first, and nobody can answer here: add --yes")
     answer = input(f"Delete {len(runs)} run{'s' * (len(runs) > 1)} for good? [y/N] ")
     return answer.strip().lower() in ("y", "yes")
-
-
-def _started(run: Run) -> Any:
-    return run.document.get("start_time")

@@ -1,22 +1,66 @@
-"""Following a run while it goes on: what it prints and what it logs, as it comes."""
+"""Following a run while it goes on, as it prints and logs: `metatoolkit runs tail`."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metatoolkit.errors import RecordsError
+from metatoolkit.cli.arguments import command
+from metatoolkit.errors import QueryError, RecordsError
 from metatoolkit.records.clean import decode_key
 from metatoolkit.records.push import shorten
-from metatoolkit.records.query import Database
+from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run, section, status_of
 from metatoolkit.records.spool import METRICS, OUTPUT, RunSpool, spooled_runs
+from metatoolkit.records.terminal import harmless, text
 
 SPOOL_SECONDS = 0.2
 DATABASE_SECONDS = 2.0
+
+
+def add(commands: Any) -> None:
+    """Describe the command.
+
+    Args:
+        commands: Where it goes.
+    """
+    tail = command(commands, "tail", "follow a run that goes on", tail_run)
+    tail.add_argument("id", metavar="ID", nargs="?", help="the run; default the newest that runs")
+    tail.add_argument("--metric", action="append", help="only this metric; may be repeated")
+    tail.add_argument("--quiet", action="store_true", help="metrics only, not what it prints")
+
+
+def tail_run(options: argparse.Namespace) -> int:
+    """Follow a run until it ends.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        0 if it was completed, else 1.
+    """
+    with connect() as database:
+        run = database[options.id] if options.id else _running(database)
+        follower = Follower(database, run, names=options.metric, output=not options.quiet)
+        for news in follower.news():
+            if news.metric is None:
+                print(harmless(news.value, keep="\n\t\r"), end="", flush=True)
+            else:
+                print(
+                    f"{text(news.metric)}  step {text(news.step)}  {text(news.value)}", flush=True
+                )
+    print(f"run {text(run.id)}: {text(follower.status)}")
+    return 0 if follower.status == "COMPLETED" else 1
+
+
+def _running(database: Database) -> Run:
+    for run in database.find("status == 'RUNNING'").sort("-start_time").limit(1):
+        return run
+    raise QueryError("no run goes on; name one to see what it printed")
 
 
 class News(NamedTuple):

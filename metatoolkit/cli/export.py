@@ -9,11 +9,12 @@ from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from metatoolkit.cli.arguments import add_selection, command, names_of, selected_runs, tell_why
+from metatoolkit.cli.display import as_json
 from metatoolkit.errors import ConfigurationError, StorageError
-from metatoolkit.records.commands import names_of, selected_runs, tell_why
-from metatoolkit.records.display import as_json, plain
 from metatoolkit.records.query import connect
 from metatoolkit.records.table import series
+from metatoolkit.records.terminal import harmless
 
 ENDINGS = {
     ".csv": "csv",
@@ -22,6 +23,22 @@ ENDINGS = {
     ".latex": "latex",
     ".json": "json",
 }
+
+
+def add(commands: Any) -> None:
+    """Describe the command.
+
+    Args:
+        commands: Where it goes.
+    """
+    export = command(commands, "export", "write a table of runs", export_runs)
+    add_selection(export)
+    export.add_argument("--metric", help="one row per value of this metric, instead of per run")
+    export.add_argument(
+        "--format", choices=("csv", "parquet", "latex", "json"),
+        help="default: what the file's ending says, else csv",
+    )  # fmt: skip
+    export.add_argument("--output", help="a file; by default the terminal")
 
 
 def export_runs(options: argparse.Namespace) -> int:
@@ -49,7 +66,7 @@ def export_runs(options: argparse.Namespace) -> int:
         _write_table(table, form, written)
         shown = written.getvalue()
         if sys.stdout.isatty():
-            print(plain(shown), end="")
+            print(harmless(shown, keep="\n\t\r"), end="")
             return 0
         if isinstance(sys.stdout, TextIOWrapper):
             # A file gets the data as they are, whatever letters the terminal knows.

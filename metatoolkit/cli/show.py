@@ -1,20 +1,41 @@
-"""What shows or saves one run: `metatoolkit runs show`, `artifacts`."""
+"""What shows or saves one run: `metatoolkit runs show`, `artifacts`, `sources`."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from metatoolkit.cli.arguments import add_json, command
+from metatoolkit.cli.display import heading, print_json, print_pairs, print_table, span
 from metatoolkit.errors import UnknownNameError
 from metatoolkit.records.clean import decode, decode_key
-from metatoolkit.records.display import heading, print_json, print_pairs, print_table, span, text
 from metatoolkit.records.fields import duration, flatten, lookup
 from metatoolkit.records.query import connect
 from metatoolkit.records.run import Artifact, Run, section
 from metatoolkit.records.selection import complete
+from metatoolkit.records.terminal import text
 from metatoolkit.records.terms import Field
 
 EVERY_METRIC = Field("metrics", "summary", "metrics")
+
+
+def add(commands: Any) -> None:
+    """Describe the commands.
+
+    Args:
+        commands: Where they go.
+    """
+    show = command(commands, "show", "print everything about a run", show_run)
+    show.add_argument("id", metavar="ID", help="the run's id, or the beginning of its uuid")
+    show.add_argument("--output", action="store_true", help="also what the run printed")
+    add_json(show)
+    for files in (
+        command(commands, "artifacts", "list or save files that it made", artifacts_of),
+        command(commands, "sources", "list or save the program's files", sources_of),
+    ):
+        files.add_argument("id", metavar="ID", help="the run")
+        files.add_argument("name", nargs="*", help="only these")
+        files.add_argument("--save", metavar="DIR", help="write them into this directory")
 
 
 def show_run(options: argparse.Namespace) -> int:

@@ -6,8 +6,11 @@ import argparse
 import importlib.metadata
 import os
 import sys
+from typing import Any
 from urllib.parse import quote
 
+from metatoolkit.cli.arguments import command
+from metatoolkit.cli.display import print_pairs
 from metatoolkit.errors import ConfigurationError, MetatoolkitError
 from metatoolkit.records.address import (
     URI_VARIABLE,
@@ -17,12 +20,14 @@ from metatoolkit.records.address import (
     open_database,
     resolve,
 )
-from metatoolkit.records.display import print_pairs, text
+from metatoolkit.records.copying import copy_all
 from metatoolkit.records.home import data_home
+from metatoolkit.records.importing import import_and_push
 from metatoolkit.records.redaction import redact
 from metatoolkit.records.replay import BAD, sync
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spool_directory, spooled_runs
+from metatoolkit.records.terminal import text
 
 # Omniboard listens on every interface, without a password; this keeps it on this machine.
 LOOPBACK_ONLY = (
@@ -31,6 +36,33 @@ LOOPBACK_ONLY = (
     'typeof p==="object"||typeof a[0]==="string"?l.call(this,p,...a)'
     ':l.call(this,p,"127.0.0.1",...a)}'
 )
+
+
+def add(commands: Any) -> None:
+    """Describe the commands.
+
+    Args:
+        commands: Where they go.
+    """
+    database = commands.add_parser("db", help="start, stop or look at the managed server")
+    about_server = database.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    start = command(about_server, "start", "start the server", start_server)
+    start.add_argument(
+        "--port", type=int, help="listen on this loopback port instead of a private socket"
+    )
+    command(about_server, "stop", "stop the server", stop_server)
+    command(about_server, "status", "say whether it runs, and where", server_status)
+    records = commands.add_parser("records", help="replay spooled runs, find what is wrong")
+    about_spool = records.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    command(about_spool, "sync", "push spooled runs to the database", sync_spool)
+    command(about_spool, "doctor", "say what is wrong", doctor)
+    bring = command(about_spool, "import", "bring runs of a FileStorageObserver in", import_records)
+    bring.add_argument("folder", help="the observer's folder, or that of one run")
+    copy = command(about_spool, "copy", "copy all runs to a server", copy_records)
+    copy.add_argument(
+        "--to", metavar="URI", required=True, help="a connection string, or a variable holding one"
+    )
+    command(about_spool, "omniboard", "print the command that starts Omniboard", omniboard)
 
 
 def start_server(options: argparse.Namespace) -> int:
@@ -142,8 +174,6 @@ def import_records(options: argparse.Namespace) -> int:
     Returns:
         0, or 1 if a folder could not be read.
     """
-    from metatoolkit.records.importing import import_and_push
-
     done = import_and_push(options.folder)
     print(f"imported: {len(done.added)} runs; there already: {len(done.present)}")
     for path in done.live:
@@ -165,8 +195,6 @@ def copy_records(options: argparse.Namespace) -> int:
     Raises:
         ConfigurationError: No target is named, or it is the source.
     """
-    from metatoolkit.records.copying import copy_all
-
     given = options.to
     target = Address(given if "://" in given else os.environ.get(given, ""), managed=False)
     if not target.uri:

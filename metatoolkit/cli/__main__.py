@@ -1,0 +1,7 @@
+"""``python -m metatoolkit.cli``."""
+
+import sys
+
+from metatoolkit.cli import main
+
+sys.exit(main())
