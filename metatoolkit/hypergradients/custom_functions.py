@@ -44,7 +44,7 @@ def _classes(cls: Any = torch.autograd.Function) -> Iterator[Any]:
     """Yield all classes of custom functions that bring a ``forward`` of their own."""
     for child in cls.__subclasses__():
         yield from _classes(child)
-        if "forward" in vars(child) and not is_own(child):
+        if "forward" in vars(child):
             yield child
 
 
@@ -107,10 +107,14 @@ def is_observed(cls: Any) -> bool:
 def is_own(cls: Any) -> bool:
     """Return whether a function is one of torch or of this toolkit, which needs no check.
 
+    What torch draws from a distribution has a derivative of the distribution, not of the draw.
+
     Args:
         cls: A class of custom functions.
     """
-    return isinstance(cls, type) and cls.__module__.startswith(("torch.", "metatoolkit."))
+    if not isinstance(cls, type) or cls.__module__.startswith("torch.distributions."):
+        return False
+    return cls.__module__.startswith(("torch.", "metatoolkit."))
 
 
 def name_of(cls: Any) -> str:

@@ -61,7 +61,10 @@ class HoldingMode(Again):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.inside or (func is torch.Tensor.view_as and self._hands_through(args)):
+        # Modes below autograd call the operators of torch, of whose functions they are a part.
+        below = isinstance(func, torch._ops.OpOverload) and not is_custom(func)
+        handed = func is torch.Tensor.view_as and self._hands_through(args)
+        if self.inside or below or handed:
             return func(*args, **kwargs)
         if func is torch.Tensor.register_hook:
             hook = checked_hook(args[1] if len(args) > 1 else kwargs["hook"])

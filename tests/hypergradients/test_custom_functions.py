@@ -1,11 +1,13 @@
 """Functions with a backward pass of their own in finite differences."""
 
+import contextlib
 import threading
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, OneStep
@@ -99,6 +101,22 @@ class Same(torch.autograd.Function):
         return 0.5 * gradient
 
 
+class Unchanged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inputs):
+        return inputs
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def normalized(inputs):
+    """A function of torch that is written in Python."""
+    wide = inputs.unsqueeze(-1).unsqueeze(-1)
+    return torch.nn.CrossMapLRN2d(2, alpha=3.0)(wide.reshape(-1, 1, 1, 1)).reshape(inputs.shape)
+
+
 # As many a module keeps it.
 numpy_sine = NumpySine.apply
 
@@ -125,8 +143,8 @@ def with_function(function):
 @estimators
 @pytest.mark.parametrize(
     "function",
-    [numpy_sine, sine, lambda x: Product.apply(x, x.cos(), 1.5)],
-    ids=["numpy", "operator", "product"],
+    [numpy_sine, sine, lambda x: Product.apply(x, x.cos(), 1.5), Unchanged.apply],
+    ids=["numpy", "operator", "product", "unchanged"],
 )
 def test_are_computed_whatever_they_detach_inside(function, estimator, limit):
     case = case_of(with_function(function), SGD(lr=1.0))
@@ -380,3 +398,34 @@ def test_points_are_floating_point_tensors():
     one, other = torch.ones(1), torch.ones(2, dtype=torch.float16)
     found = points_of((one, 3.0, torch.ones(3, dtype=torch.int64), None, other, "text"))
     assert [len(point) for point in found] == [1, 2]
+
+
+@pytest.mark.parametrize("estimator", [FiniteDifference(), SAMA()], ids=["DARTS", "SAMA"])
+def test_draws_with_a_derivative_of_their_distribution_are_an_error(estimator):
+    def noise(inputs):
+        return torch.distributions.Beta(inputs.exp(), inputs.exp() + 1.0).rsample()
+
+    with pytest.raises(UnsupportedError, match="_Dirichlet is not the derivative"):
+        case_of(with_function(noise), SGD(lr=1.0)).call(estimator)
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_functions_of_torch_in_python_are_computed(measured):
+    # It has no second derivative; the difference of first ones is that of a formula.
+    def train_loss(respond):
+        def loss(model, meta, batch):
+            hidden = respond(model(batch[0]))
+            losses = F.cross_entropy(hidden, batch[1], reduction="none")
+            return (meta(losses) * losses).mean()
+
+        return loss
+
+    def formula(x):
+        return x / (1.0 + 3.0 / 2 * x.square()) ** 0.75
+
+    results = []
+    for respond in (normalized, formula):
+        case = case_of(train_loss(respond), SGD(lr=1.0))
+        with FlopCounterMode(display=False) if measured else contextlib.nullcontext():
+            results.append(case.call(FiniteDifference()))
+    assert relative_error(*results) < 1e-6

@@ -277,6 +277,15 @@ def an_average_set_by_data(model, meta, batch):
     return (meta(losses) * losses).mean() * average.exp().sum()
 
 
+@loss
+def a_module_with_backward_hooks(model, meta, batch):
+    handles = [part.register_full_backward_hook(lambda *_: None) for part in model[1:]]
+    losses = cross_entropies(model, batch)
+    for handle in handles:
+        handle.remove()
+    return (meta(losses) * losses).mean()
+
+
 def refused(message):
     def keep(function):
         REFUSED[function.__name__] = (function, message)
