@@ -12,7 +12,13 @@ from torch import Tensor
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import double_backward_kernels
-from metatoolkit.hypergradients.products import Adjoint, as_real, batched_products, loss_gradient
+from metatoolkit.hypergradients.products import (
+    Adjoint,
+    as_real,
+    batched_products,
+    loss_gradient,
+    vector_jacobian_product,
+)
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -129,8 +135,9 @@ class TangentBundle:
             after = inner.apply(problem, entry, meta, dict(zip(gradients, heads, strict=True)))
             outputs = after.tensors()
             vectors = [torch.zeros_like(output).requires_grad_() for output in outputs]
-            products = torch.autograd.grad(
-                outputs, [*points, *heads, *leaves], vectors, create_graph=True, allow_unused=True
+            # Slots that no variable enters, such as a rate that only falls, have no graph.
+            products = vector_jacobian_product(
+                outputs, [*points, *heads, *leaves], vectors, create_graph=True
             )
         for name, *ways in zip(meta, direct, products[len(points) + len(heads) :], strict=True):
             if any(way is not None for way in ways):

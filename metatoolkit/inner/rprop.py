@@ -103,7 +103,8 @@ maximize=False, groups=0)
         # The product and not the signs: it may underflow, and counts as 0 then, as in torch.
         change = gradient * slots["last_gradient"]
         turned = change < 0
-        size = torch.where(change > 0, plus * size, torch.where(turned, minus * size, size))
+        factor = torch.where(turned, minus, size.new_ones(()))
+        size = torch.where(change > 0, plus, factor) * size
         size = torch.where(size < least, least, size)
         size = torch.where(size > largest, largest, size)
         gradient = gradient.masked_fill(turned, 0.0)

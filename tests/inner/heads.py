@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import metatoolkit as mt
-from metatoolkit.inner import SGD, Adam, AdamW, RMSprop
+from metatoolkit.inner import ASGD, SGD, Adadelta, Adam, Adamax, AdamW, NAdam, RMSprop, Rprop
+from tests.inner import reference
 
 F64 = torch.float64
 
@@ -71,7 +72,8 @@ def run_torch(optimizer, options, batches, logits=None):
     for batch in batches:
         stepper.zero_grad()
         train_loss(model, meta, batch).backward()
-        stepper.step()
+        with reference.float64_by_default():
+            stepper.step()
     return model
 
 
@@ -108,6 +110,11 @@ SETTINGS = {
         torch.optim.RMSprop,
         {"lr": 0.02, "centered": True, "momentum": 0.7, "alpha": 0.9},
     ),
+    "NAdam": (NAdam, torch.optim.NAdam, {"lr": 0.05, "momentum_decay": 0.3, "weight_decay": 0.1}),
+    "Adamax": (Adamax, torch.optim.Adamax, {"lr": 0.05, "weight_decay": 0.1}),
+    "Adadelta": (Adadelta, torch.optim.Adadelta, {"lr": 0.5, "eps": 1e-3, "weight_decay": 0.1}),
+    "ASGD": (ASGD, torch.optim.ASGD, {"lr": 0.05, "lambd": 0.3, "weight_decay": 0.1}),
+    "Rprop": (Rprop, torch.optim.Rprop, {"lr": 0.05}),
 }
 
 

@@ -7,9 +7,10 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit.errors import ShapeError, UnsupportedError
-from metatoolkit.inner import SGD, Adam, AdamW, RMSprop
+from metatoolkit.inner import ASGD, SGD, Adadelta, Adam, Adamax, AdamW, NAdam, RMSprop, Rprop
 from metatoolkit.inner.slots import slots_of, tells_sensitivity, update_parameter, zero_slots
 from tests import bank
+from tests.inner import reference
 
 F64, C128 = torch.float64, torch.complex128
 
@@ -47,9 +48,14 @@ SETTINGS = [
     (Adam, torch.optim.Adam, {"lr": 0.05, "weight_decay": 0.1}),
     (AdamW, torch.optim.AdamW, {"lr": 0.05, "amsgrad": True, "maximize": True}),
     (RMSprop, torch.optim.RMSprop, {"lr": 0.01, "centered": True, "momentum": 0.5}),
+    (NAdam, torch.optim.NAdam, {"lr": 0.05, "weight_decay": 0.1}),
+    (Adamax, torch.optim.Adamax, {"lr": 0.05, "betas": (0.7, 0.8)}),
+    (Adadelta, torch.optim.Adadelta, {"lr": 1.0, "eps": 1e-3}),
+    (ASGD, torch.optim.ASGD, {"lr": 0.02, "lambd": 0.3, "t0": 1}),
+    (Rprop, torch.optim.Rprop, {"lr": 0.05}),
 ]
 settings = pytest.mark.parametrize(
-    ("ours", "theirs", "options"), SETTINGS, ids=["SGD", "Adam", "AdamW", "RMSprop"]
+    ("ours", "theirs", "options"), SETTINGS, ids=[ours.__name__ for ours, _, _ in SETTINGS]
 )
 
 
@@ -59,7 +65,8 @@ def run_torch(optimizer, options, steps, angles):
     for _ in range(steps):
         stepper.zero_grad()
         train_loss(model, meta, None).backward()
-        stepper.step()
+        with reference.float64_by_default():
+            stepper.step()
     return model
 
 
