@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.noise import stream_noise
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
 from metatoolkit.hypergradients.trajectory import valid_key
@@ -97,6 +98,9 @@ class Generation:
 
         Returns:
             The losses, and whether they carry their graphs in λ. Cost: 1 F for each copy.
+
+        Raises:
+            ConfigurationError: The perturbations are lost in the rounding of the parameters.
         """
         losses: list[Tensor] = []
         keep = streamed is not True
@@ -127,7 +131,25 @@ class Generation:
                 else:
                     loss = self.train_loss(problem, copy, meta, batch)
             losses.append(loss)
+        values = torch.stack([loss.detach() for loss in losses])
+        # With common masks copies that do not differ have equal losses.
+        if not self.common_random_numbers or bool((values == values[0]).all()):
+            self._refuse_lost()
         return losses, keep
+
+    def _refuse_lost(self) -> None:
+        """Raise where the first copy is θ itself, for all that its noise is not zero."""
+        same, moving, dtypes = [], [], []
+        for name, epsilon in self.perturbations(0):
+            parameter = self.state.parameters[name]
+            same.append((parameter + self.sigma * epsilon == parameter).all())
+            moving.append((epsilon != 0).any())
+            dtypes.append(str(parameter.dtype).removeprefix("torch."))
+        if bool(torch.stack(same).all() & torch.stack(moving).any()):
+            raise ConfigurationError(
+                f"sigma is {self.sigma}, and perturbations of that size are lost in the rounding "
+                f"of {dtypes[0]} parameters; raise sigma."
+            )
 
     def weights(self, losses: Tensor) -> Tensor:
         """Return w = softmax(−ℓ/τ).

@@ -484,3 +484,38 @@ def test_the_guided_variant_tells_its_own_cost_and_error():
         "passes": "5 F to 9 F",
     }
     assert plain["passes"] == "(K+3) F to (3K+3) F" and EvoGrad.traits.kind == "stochastic"
+
+
+@pytest.mark.parametrize("noise", ["sign", "gaussian"])
+@pytest.mark.parametrize("options", [{}, {"streamed": True}, {"common_random_numbers": False}])
+def test_perturbations_that_rounding_swallows_are_an_error(options, noise):
+    def case_of(dtype):
+        model = torch.nn.ParameterDict({"large": torch.full((3,), 64.0), "none": torch.zeros(0)})
+        problem = mt.BilevelProblem(
+            model.to(dtype),
+            bank.Value(0.4).to(dtype),
+            lambda model, meta, batch: meta.value * model["large"].square().sum(),
+            lambda model, meta, batch: model["large"].sum(),
+        )
+        return bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+
+    make = lambda sigma: EvoGrad(4, sigma, 50.0, noise=noise, **options)  # noqa: E731
+    with pytest.raises(ConfigurationError, match=r"sigma is 0\.001.*of bfloat16.*raise sigma"):
+        case_of(torch.bfloat16).call(make(1e-3))
+    assert float(case_of(torch.bfloat16).call(make(4.0)).gradient["value"]) != 0
+    assert float(case_of(torch.float32).call(make(1e-3)).gradient["value"]) != 0
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_copies_with_equal_losses_may_differ(common):
+    # One parameter is lost and the other is not; the training loss sees neither.
+    model = torch.nn.ParameterDict({"large": torch.full((3,), 1e9), "small": torch.zeros(())})
+    problem = mt.BilevelProblem(
+        model,
+        bank.Value(0.4).float(),
+        lambda model, meta, batch: meta.value.square() + 0 * model["small"],
+        lambda model, meta, batch: model["small"] + meta.value,
+    )
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    result = case.call(EvoGrad(3, 0.1, 0.5, common_random_numbers=common))
+    assert float(result.gradient["value"]) == pytest.approx(1.0)
