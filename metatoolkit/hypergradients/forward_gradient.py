@@ -103,7 +103,7 @@ class ForwardGradient(ForwardEstimator):
         """Return the directions in each meta-parameter, (samples, *shape)."""
         key = fold_in(self._draws.advance(state), state.step, _DIRECTIONS, self.seed)
         shapes = {
-            name: tensor.detach().expand(self.samples, *tensor.shape)
+            name: tensor.expand(self.samples, *tensor.shape)
             for name, tensor in problem.meta_parameters().items()
         }
         return standard_noise(shapes, self.noise, key)

@@ -176,8 +176,7 @@ class Unrolled(Estimator):
         """Return the number of parts into which the trajectory is cut at each level."""
         if self.checkpoint == "tree":
             return self.arity
-        parts = states if self.checkpoint == "every" else math.isqrt(max(states - 1, 0)) + 1
-        return max(parts, 2)
+        return states if self.checkpoint == "every" else math.isqrt(states - 1) + 1
 
     def estimate(
         self,

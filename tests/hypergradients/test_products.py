@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.products import (
     batched_products,
     loss_gradient,
@@ -52,3 +53,98 @@ def test_several_products_at_a_time(count):
     products, zeros = batched_products([MATRIX @ x, None], [x, y], [rows, rows])
     torch.testing.assert_close(products, rows @ MATRIX, rtol=0, atol=0)
     assert zeros.shape == (count, 1) and not zeros.any()
+
+
+class Told(torch.autograd.Function):
+    """The identity, whose backward pass raises what it was told to."""
+
+    @staticmethod
+    def forward(ctx, inputs, message):
+        ctx.message = message
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError(ctx.message)
+
+
+@pytest.mark.parametrize(
+    "message", ["vmap: not this one", "VMAP cannot", "Batching rule not implemented for aten::this"]
+)
+def test_what_cannot_be_batched_is_taken_one_by_one(message):
+    x, rows = leaf(1.0, 2.0), torch.ones(3, 2, dtype=torch.float64)
+    with pytest.raises(UnsupportedError, match=r"cannot be batched over directions .*use chunk=1"):
+        batched_products([Told.apply(x, message)], [x], [rows])
+    # One product is taken without vmap, so that its error is another one.
+    with pytest.raises(RuntimeError, match=message) as caught:
+        batched_products([Told.apply(x, message)], [x], [rows[:1]])
+    assert not isinstance(caught.value, UnsupportedError)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_other_errors_of_a_backward_pass_stay_as_they_are(count):
+    x, rows = leaf(1.0, 2.0), torch.ones(count, 2, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        batched_products([Told.apply(x, "out of memory")], [x], [rows])
+    assert type(caught.value) is RuntimeError
+
+
+class Counted(torch.autograd.Function):
+    """x³, whose backward pass reads a number, which vmap cannot."""
+
+    @staticmethod
+    def forward(ctx, inputs):
+        ctx.save_for_backward(inputs)
+        return inputs**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (inputs,) = ctx.saved_tensors
+        assert gradient.sum().item() == gradient.sum().item()
+        return 3 * inputs.square() * gradient
+
+
+def test_one_direction_needs_no_batching():
+    x = leaf(1.0, -2.0)
+    row = torch.tensor([[2.0, 3.0]], dtype=torch.float64)
+    (product,) = batched_products([Counted.apply(x)], [x], [row])
+    assert product.tolist() == [[6.0, 36.0]]
+    with pytest.raises(UnsupportedError, match="chunk=1"):
+        batched_products([Counted.apply(x)], [x], [row.expand(2, 2)])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_products_are_taken_again_and_skip_what_is_constant(count):
+    x, y = leaf(1.0, -2.0, 3.0), leaf(5.0)
+    outputs = [MATRIX @ x, torch.ones(4, dtype=torch.float64), None]
+    vectors = [
+        torch.ones(count, size, dtype=torch.float64) * torch.arange(1.0, count + 1).unsqueeze(1)
+        for size in (2, 4, 1)
+    ]
+    for _ in range(2):
+        products, zeros = batched_products(outputs, [x, y], vectors)
+        torch.testing.assert_close(products, vectors[0] @ MATRIX, rtol=0, atol=0)
+        assert zeros.shape == (count, 1) and not zeros.any()
+    nothing, zeros = batched_products(outputs[1:], [x, y], vectors[1:])
+    assert nothing.shape == (count, 3) and zeros.shape == (count, 1)
+    assert nothing.dtype == torch.float64 and not nothing.any() and not zeros.any()
+
+
+def test_graphs_of_products_are_kept_and_built_where_that_is_asked():
+    x = leaf(1.0, -2.0, 3.0)
+    one = torch.ones(3, dtype=torch.float64)
+    output = x.pow(3)
+    (plain,) = vector_jacobian_product([output], [x], [one], retain_graph=True)
+    assert not plain.requires_grad
+    (product,) = vector_jacobian_product([output], [x], [one], create_graph=True)
+    (second,) = vector_jacobian_product([product], [x], [one])
+    torch.testing.assert_close(second, 6 * x.detach(), rtol=0, atol=0)
+    (gradient,) = loss_gradient(x.pow(3).sum(), [x])
+    assert not gradient.requires_grad
+
+
+def test_a_sparse_gradient_is_refused():
+    table = torch.ones(4, 2, dtype=torch.float64, requires_grad=True)
+    rows = torch.nn.functional.embedding(torch.tensor([0, 2]), table, sparse=True)
+    with pytest.raises(UnsupportedError, match="sparse"):
+        loss_gradient(rows.square().sum(), [table])

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import metatoolkit as mt
-from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import Unrolled, check_hypergradient
 from metatoolkit.inner import SGD, Adam, AdamW, RMSprop
 from metatoolkit.measure import count_flops, peak_memory
@@ -340,20 +339,3 @@ def test_memory():
     assert peak(30, truncation=2) <= base + state
     mixed = {"product": "forward_over_reverse"}
     assert peak(12, **mixed) - peak(4, **mixed) == 8 * 1.5 * state
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"steps": 0}, "steps is 0"),
-        ({"steps": 3, "truncation": 4}, "truncation is 4 with steps=3"),
-        ({"steps": 3, "truncation": 0}, "truncation is 0"),
-        ({"checkpoint": "all"}, "checkpoint is 'all'; accepted: every, sqrt, tree"),
-        ({"product": "forward"}, "product is 'forward'"),
-        ({"arity": 1}, "arity is 1"),
-        ({"keep_graphs": 0}, "keep_graphs is 0"),
-    ],
-)
-def test_arguments_out_of_range(arguments, message):
-    with pytest.raises(ConfigurationError, match=message):
-        Unrolled(**arguments)
