@@ -153,3 +153,59 @@ def test_another_step_than_an_update_is_refused():
     case.inner = Still(lr=0.1)
     with pytest.raises(UnsupportedError, match="Still"):
         bundle(case, torch.eye(5, dtype=F64))
+
+
+class Once(torch.autograd.Function):
+    """x², whose gradient cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, inputs):
+        ctx.save_for_backward(inputs)
+        return inputs.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (inputs,) = ctx.saved_tensors
+        return 2 * inputs * gradient
+
+
+def test_a_function_of_meta_that_cuts_the_second_derivative_is_refused():
+    base = bank.ridge()
+
+    def train_loss(model, meta, batch):
+        return (Once.apply(meta.value) * model.value.square()).sum()
+
+    problem = mt.BilevelProblem(
+        base.problem.model, base.problem.meta, train_loss, base.problem.valid_loss
+    )
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), base.train_batches, base.valid_batch)
+    forward = bundle(case, torch.eye(5, dtype=F64))
+    with pytest.raises(UnsupportedError, match=r"Once.*once_differentiable"):
+        forward.step(case.train_batches[0])
+
+
+def test_chunks_cover_all_directions_once():
+    case = bank.ridge()
+    asked = []
+    meta = case.problem.meta_leaves()
+
+    def directions(first, last):
+        asked.append((first, last))
+        return [torch.eye(5, dtype=F64)[first:last]]
+
+    for chunk, expected in ((2, [(0, 2), (2, 4), (4, 5)]), (5, [(0, 5)]), (64, [(0, 5)])):
+        asked.clear()
+        forward = TangentBundle(case.problem, case.inner, case.state, meta, directions, 5, chunk)
+        assert [t.shape[0] for t in forward.tangents] == [5, 5]
+        forward.step(case.train_batches[0])
+        assert asked == expected
+
+
+def test_slopes_leave_out_what_has_no_adjoint():
+    case = bank.illustration()
+    forward = bundle(case, torch.tensor([[1.0], [2.0]], dtype=F64))
+    forward.tangents[0].copy_(torch.tensor([3.0, -4.0]))
+    assert forward.slopes([torch.tensor(5.0, dtype=F64)]).tolist() == [15.0, -20.0]
+    nothing = forward.slopes([None])
+    assert nothing.tolist() == [0.0, 0.0] and nothing.dtype == F64

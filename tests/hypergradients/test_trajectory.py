@@ -177,3 +177,52 @@ def test_a_step_pulls_an_adjoint_back(name):
 def test_the_number_of_levels():
     assert [tree_depth(steps, 2) for steps in (0, 1, 2, 3, 4, 7, 8)] == [0, 1, 2, 2, 3, 3, 4]
     assert [tree_depth(steps, 10) for steps in (9, 10, 99, 100)] == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("arity", [2, 3, 4])
+def test_gradients_come_from_the_very_state_that_is_yielded(arity):
+    def advance(point, index):
+        return Point(index + 1), (index, point)
+
+    for point, gradient in states_backward(advance, Point(0), 20, arity):
+        if gradient is not None:
+            assert gradient[0] == point.index and gradient[1] is point
+
+
+def test_single_steps_have_their_gradients():
+    def advance(point, index):
+        return Point(index + 1), index
+
+    # 5 states in 5 parts of one; 6 in 3 of two, of which the second states come from their first.
+    found = [gradient for _, gradient in states_backward(advance, Point(0), 4, 5)]
+    assert found == [None, 3, 2, 1, 0]
+    found = [gradient for _, gradient in states_backward(advance, Point(0), 5, 3)]
+    assert found == [None, 4, None, 2, None, 0]
+
+
+def test_indices_of_steps_begin_where_they_are_told_to():
+    seen = []
+
+    def advance(point, index):
+        seen.append(index)
+        return Point(point.index + 1), None
+
+    list(states_backward(advance, Point(0), 4, 5, start=7))
+    assert seen == [7, 8, 9, 10]
+
+
+def test_a_state_with_a_graph_is_differentiated_at_its_value():
+    # A caller's graph does not grow, and no tensor of the state is made a leaf.
+    case = bank.ridge()
+    state, meta = case.state, case.problem.meta_leaves()
+    before = [tensor.requires_grad for tensor in state.tensors()]
+    loss, adjoint, _ = outer_gradient(case.problem, state, meta, case.valid_batch)
+    StepGraph(case.problem, case.inner, state, meta, case.train_batches[0])
+    assert [tensor.requires_grad for tensor in state.tensors()] == before == [False, False]
+    assert not loss.requires_grad and not any(a is not None and a.requires_grad for a in adjoint)
+    loss, _, _ = finite_outer_gradient(case.problem, state, meta, case.valid_batch)
+    assert not loss.requires_grad
+    # Evaluations work where gradients are off, too.
+    with torch.no_grad():
+        _, again, _ = outer_gradient(case.problem, state, meta, case.valid_batch)
+    assert torch.equal(again[0], adjoint[0])
