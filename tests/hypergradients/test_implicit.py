@@ -227,7 +227,7 @@ def test_a_0d_parameter_has_its_gradient():
 
 
 def test_the_map_is_that_of_the_last_batch():
-    # Quadratics of another curvature, mixing and shift for each batch; two steps by hand.
+    # Quadratics of another curvature, mixing and shift for each batch; three steps by hand.
     cases = [bank.quadratic(10.0, 12), bank.quadratic(3.0, 12)]
     first, last = (case.train_batches[0] for case in cases)
     last = (last[0], 2 * last[1].flip(1), last[2] + 1)
@@ -236,13 +236,14 @@ def test_the_map_is_that_of_the_last_batch():
     theta = case.problem.model.value.detach() + 1
     with torch.no_grad():
         case.problem.model.value.add_(1)
-    for curvature, mixing, shift in (first, last):
+    for curvature, mixing, shift in (first, first, last):
         theta = theta - 0.05 * (curvature @ theta - mixing @ meta - shift)
     outer = theta - case.valid_batch
     expected = last[1].T @ torch.linalg.solve(last[0], outer)
     for solver in (GMRES(50, 1e-13), ConjugateGradient(50, 1e-13)):
-        estimator = Implicit(solver, steps=2)
-        result = estimator(case.problem, case.inner, case.state, [first, last], case.valid_batch)
+        estimator = Implicit(solver, steps=3)
+        batches = [first, first, last]
+        result = estimator(case.problem, case.inner, case.state, batches, case.valid_batch)
         assert relative_error(result, expected) < 1e-9
         assert float(result.valid_loss) == pytest.approx(float(outer.square().sum() / 2))
         torch.testing.assert_close(result.state.parameters["value"], theta)

@@ -1,5 +1,8 @@
 """Calls of Implicit: steps, warm starts, precision, cost, its objective, and what is refused."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
@@ -8,19 +11,23 @@ from metatoolkit.errors import (
     CheckpointError,
     ConfigurationError,
     NonFiniteError,
+    UnsupportedError,
 )
-from metatoolkit.hypergradients import Implicit
+from metatoolkit.hypergradients import Implicit, implicit
 from metatoolkit.hypergradients.linear_solvers import (
     GMRES,
     MINRES,
     ConjugateGradient,
     FixedPoint,
+    Neumann,
     NormalEquationCG,
     Nystrom,
 )
+from metatoolkit.randomness import fold_in
 from tests import bank
 from tests.hypergradients.test_cost import Setup
 from tests.hypergradients.test_implicit import (
+    Pair,
     relative_error,
     ridge_at_optimum,
     with_inner,
@@ -49,8 +56,8 @@ def test_the_objective_is_at_the_fixed_point_of_the_last_batch():
     there = {"value": torch.tensor([0.3, -1.0, 0.5], dtype=F64)}
     optimum = torch.linalg.solve(last[0], last[1] @ there["value"] + last[2])
     expected = float((optimum - case.valid_batch).square().sum() / 2)
-    found = Implicit(GMRES(20), steps=2).objective(
-        case.problem, case.inner, case.state, [first, last], case.valid_batch, there
+    found = Implicit(GMRES(20), steps=3).objective(
+        case.problem, case.inner, case.state, [first, first, last], case.valid_batch, there
     )
     assert float(found) == pytest.approx(expected, rel=1e-10)
 
@@ -153,3 +160,133 @@ def test_cost_in_passes():
 def test_arguments_out_of_range(arguments, match):
     with pytest.raises(ConfigurationError, match=match):
         Implicit(**arguments)
+
+
+def test_defaults():
+    estimator = Implicit(GMRES())
+    assert (estimator.steps, estimator.horizon, estimator.through) == (0, 1, "state")
+    assert estimator.warm_start is False and estimator._draws is None
+    assert [Implicit(GMRES(), steps=n).horizon for n in (0, 1, 2, 5)] == [1, 1, 2, 5]
+    assert Implicit(Nystrom(2))._draws.fresh is True
+    assert Implicit(Nystrom(2), fresh=False)._draws.fresh is False
+
+
+def test_nothing_is_carried_unless_that_is_asked():
+    case = bank.quadratic(10.0)
+    plain, random = Implicit(GMRES(3)), Implicit(Neumann(3), warm_start=True)
+    case.call(plain)
+    case.call(random)
+    assert plain.state_dict() == {} and random.state_dict().keys() == {"warm_start", "draws"}
+    resumed = Implicit(Neumann(3), warm_start=True)
+    resumed.load_state_dict(random.state_dict())
+    one, other = (case.call(e).gradient["value"] for e in (random, resumed))
+    assert torch.equal(one, other)
+
+
+class Spy(GMRES):
+    """Keeps the system that it solves."""
+
+    def solve(self, system):
+        self.system = system
+        return super().solve(system)
+
+
+@pytest.mark.parametrize("size", [2.0**-90, 0.3, 1.0, 3.0, 2.0**90])
+def test_what_a_solver_sees(size):
+    case = bank.quadratic(3.0)
+    outer = case.problem.valid_loss
+    case.problem.valid_loss = lambda model, meta, batch: size * outer(model, meta, batch)
+    state = dataclasses.replace(case.state, step=4)
+    spy = Spy(2)
+    estimator = Implicit(spy, warm_start=True)
+    first = case.call(estimator, state)
+    system = spy.system
+    assert system.start is None and system.rounding == torch.finfo(F64).eps
+    # Random vectors stay the same from version to version.
+    assert system.key == fold_in(state.key, 4, -3)
+    right = size * (case.problem.model.value.detach() - case.valid_batch)
+    factor = right / system.right_hand_side
+    assert float(factor.max()) == float(factor.min()) and math.frexp(float(factor[0]))[0] == 0.5
+    assert 1 <= float(system.right_hand_side.abs().max()) < 2
+    # In units of the step, I − ∂Φ = lr · H.
+    curvature = case.train_batches[0][0]
+    x = torch.linspace(-1, 1, 12, dtype=F64)
+    torch.testing.assert_close(system.product(x), curvature @ x / 3)
+    torch.testing.assert_close(system.transposed_product(x), curvature @ x / 3)
+    again = case.call(estimator, state)
+    image = system.product(spy.system.start)
+    left = float((system.right_hand_side - image).norm() / system.right_hand_side.norm())
+    assert left == pytest.approx(first.cost.residual, rel=1e-6)
+    assert again.cost.residual < first.cost.residual / 2
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+@pytest.mark.parametrize("solver", [GMRES(4), ConjugateGradient(4), NormalEquationCG(4)])
+def test_a_power_of_two_in_the_outer_loss_is_one_in_the_result(solver, warm_start):
+    found = []
+    for factor in (1.0, 2.0**80, 2.0**-80):
+        case = bank.quadratic(5.0)
+        outer = case.problem.valid_loss
+        case.problem.valid_loss = lambda *args, f=factor, outer=outer: f * outer(*args)
+        estimator = Implicit(solver, warm_start=warm_start)
+        results = [case.call(estimator) for _ in range(2)]
+        found.append([r.gradient["value"] / factor for r in results])
+        found[-1] += [torch.tensor(r.cost.residual) for r in results]
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+def test_an_outer_loss_that_does_not_depend_on_the_parameters():
+    case = bank.quadratic(5.0)
+    case.problem.valid_loss = lambda model, meta, batch: meta.value.square().sum()
+    for solver in (GMRES(4), ConjugateGradient(4)):
+        result = case.call(Implicit(solver))
+        assert torch.equal(result.gradient["value"], 2 * case.problem.meta.value.detach())
+        assert result.cost.residual == 0.0
+
+
+def halving(optimum, start):
+    """θ moves half of its way to λ in each step; other parameters stay at their optimum."""
+
+    def train_loss(model, meta, batch):
+        return (model.down.value - meta.value).square().sum() / 2 + (
+            model.up.value - optimum
+        ).square().sum() / 2
+
+    model = Pair()
+    with torch.no_grad():
+        model.up.value.fill_(optimum)
+        model.down.value.fill_(start)
+    problem = mt.BilevelProblem(
+        model, bank.Value([0.0, 0.0]), train_loss, lambda model, meta, batch: model.down.value.sum()
+    )
+    return bank.Case(problem, mt.inner.SGD(lr=0.5), [None], None)
+
+
+@pytest.mark.parametrize(
+    ("largest", "there", "steps"),
+    [
+        # 2⁻ᵏ of what is left at first, against 1e-14 times the largest number, or 1.
+        (0.5, 2.0**-10, 37),
+        (0.5, 2.0**20, 47),
+        (2.0**20, 1.0, 27),
+    ],
+)
+def test_how_long_the_objective_iterates(largest, there, steps, monkeypatch):
+    case = halving(largest, 0.0)
+    taken = []
+    real = case.inner.step
+    monkeypatch.setattr(case.inner, "step", lambda *args: taken.append(1) or real(*args))
+    values = {"value": torch.full((2,), there, dtype=F64)}
+    arguments = (case.problem, case.inner, case.state, [None], None, values)
+    found = Implicit(GMRES()).objective(*arguments)
+    assert len(taken) == steps and float(found) == pytest.approx(2 * there, rel=1e-10)
+    monkeypatch.setattr(implicit, "_FIXED_POINT_STEPS", steps - 1)
+    with pytest.raises(UnsupportedError, match=f"^{steps - 1} inner steps on one batch reach no"):
+        Implicit(GMRES()).objective(*arguments)
+
+
+def test_passes_with_steps():
+    case = bank.ridge()
+    cost = case.call(Implicit(GMRES(2, 0.0), steps=3)).cost
+    assert (cost.forward, cost.backward, cost.hvp, cost.jvp) == (5, 5, 3, 0)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from metatoolkit.errors import ConfigurationError, NonFiniteError
+import metatoolkit as mt
+from metatoolkit.errors import ConfigurationError, NonFiniteError, UnsupportedError
 from metatoolkit.hypergradients.linearization import (
     StepLinearization,
     carried_vector,
+    check_through,
     learning_rates,
     relative_residual,
 )
@@ -154,3 +156,113 @@ def test_carried_vectors_and_residuals():
         carried_vector("Implicit", vector, torch.zeros(3))
     assert relative_residual(vector, 2 * vector) == pytest.approx(0.5)
     assert relative_residual(vector, torch.zeros(2)) == 0.0
+
+
+def test_products_are_counted_and_taken_again():
+    case = bank.ridge()
+    step = linearized(case, case.state)
+    assert (step.transposed_products, step.products) == (0, 0)
+    x = torch.linspace(-1, 1, step.size, dtype=F64)
+    images = [step.transposed_product(x), step.pull_back(x)[0], step.transposed_product(x)]
+    images.append(step.pull_back(x)[0])
+    assert step.transposed_products == 4 and step.products == 0
+    assert all(torch.equal(image, images[0]) and not image.requires_grad for image in images)
+    one, other = step.product(x), step.product(x)
+    assert step.products == 2 and step.transposed_products == 4
+    assert torch.equal(one, other) and not one.requires_grad
+    assert all(g is None or not g.requires_grad for g in step.meta_product(x))
+
+
+class Mixed(torch.nn.Module):
+    def __init__(self, *dtypes):
+        super().__init__()
+        self.parts = torch.nn.ModuleList([bank.Value([1.0, 2.0], dtype) for dtype in dtypes])
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "vector", "least"),
+    [
+        ((torch.float64, torch.float32), F64, torch.float32),
+        ((torch.float32, torch.bfloat16), torch.float32, torch.bfloat16),
+        ((torch.bfloat16, torch.bfloat16), torch.float32, torch.bfloat16),
+        ((F64, F64), F64, F64),
+    ],
+)
+def test_the_type_of_vectors_and_the_rounding_of_products(dtypes, vector, least):
+    def loss(model, meta, batch):
+        return sum((meta.value * part.value).square().sum().double() for part in model.parts)
+
+    problem = mt.BilevelProblem(Mixed(*dtypes), bank.Value(2.0), loss, loss)
+    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    step = linearized(case, case.state)
+    assert step.dtype == vector and step.rounding == torch.finfo(least).eps
+    whole = step.flatten([None, case.state.tensors()[1]])
+    assert whole.dtype == vector and whole.tolist() == [0.0, 0.0, 1.0, 2.0]
+    assert [part.dtype for part in step.unflatten(whole)] == list(dtypes)
+
+
+@pytest.mark.parametrize("through", ["state", "parameters"])
+def test_what_is_not_finite_is_named(through):
+    case = bank.ridge()
+    inputs, targets = case.train_batches[0]
+    with pytest.raises(NonFiniteError, match=r"^the training loss is not finite"):
+        linearized(case, case.state, through, (inputs * torch.nan, targets))
+    # The root has an infinite slope at zero, where its value is finite.
+    problem = mt.BilevelProblem(
+        bank.Value(0.0),
+        bank.Value(1.0),
+        lambda model, meta, batch: meta.value * model.value.sqrt(),
+        case.problem.valid_loss,
+    )
+    bad = bank.Case(problem, case.inner, [None], None)
+    with pytest.raises(NonFiniteError, match=r"^'value' after an inner step is not finite"):
+        linearized(bad, bad.state, through)
+
+
+def test_a_state_after_another_map_holds_no_graph():
+    case = bank.started()
+    step = linearized(case, case.state, batch=2.0)
+    assert not any(tensor.requires_grad for tensor in step.after.tensors())
+
+
+def test_what_the_batch_does_not_reach_has_no_right_hand_side():
+    case = bank.inside_model()
+    step = linearized(case, case.state)
+    adjoint = [torch.ones_like(tensor) for tensor in case.state.tensors()]
+    assert bool((step.right_hand_side(adjoint) == 1).all())
+    step._reached = set(case.state.parameters) - {"temperature"}
+    parts = dict(zip(step.names, step.unflatten(step.right_hand_side(adjoint)), strict=True))
+    assert float(parts.pop("temperature")) == 0.0
+    assert all(bool((part == 1).all()) for part in parts.values())
+
+
+def test_learning_rates_of_every_sign():
+    case = bank.ridge()
+    for inner, expected in (
+        (mt.inner.SGD(lr=1.0), 1.0),
+        (mt.inner.SGD(lr=1.0, maximize=True), -1.0),
+        (mt.inner.SGD(lr=0.25, maximize=True), -0.25),
+    ):
+        (rates,) = learning_rates(case.problem, inner, case.state).values()
+        assert rates.tolist() == [expected] * 5 and not rates.requires_grad
+    inner = mt.inner.SGD(lr=lambda meta, step: meta.value.exp())
+    (rates,) = learning_rates(case.problem, inner, case.state).values()
+    torch.testing.assert_close(rates, case.problem.meta.value.detach().exp(), rtol=1e-14, atol=0)
+    assert not rates.requires_grad
+    for lr in (0.0, torch.inf, torch.nan):
+        inner = mt.inner.SGD(lr=lambda meta, step, lr=lr: torch.tensor(lr, dtype=F64))
+        with pytest.raises(UnsupportedError, match="learning rate of 'value' is not above 0"):
+            learning_rates(case.problem, inner, case.state)
+    with pytest.raises(UnsupportedError, match=r"step of Adam is no gradient step"):
+        learning_rates(case.problem, mt.inner.Adam(lr=0.1), case.state)
+
+
+def test_small_residuals_are_relative_too():
+    vector = torch.tensor([3e-3, 4e-3], dtype=F64)
+    assert relative_residual(vector, 2 * vector) == pytest.approx(0.5)
+    assert relative_residual(0 * vector, 0 * vector) == 0.0
+    for through in ("state", "parameters"):
+        assert check_through(through) is None
+    for through in ("slots", "STATE", "", None):
+        with pytest.raises(ConfigurationError, match=r"through is .*'state', 'parameters'"):
+            check_through(through)
