@@ -19,7 +19,6 @@ from metatoolkit.hypergradients.linear_solvers import (
     MINRES,
     ConjugateGradient,
     FixedPoint,
-    Neumann,
     NormalEquationCG,
     Nystrom,
 )
@@ -171,13 +170,19 @@ def test_defaults():
     assert Implicit(Nystrom(2), fresh=False)._draws.fresh is False
 
 
+class Drawing(GMRES):
+    """Says that it draws vectors, and can use a first iterate."""
+
+    random = True
+
+
 def test_nothing_is_carried_unless_that_is_asked():
     case = bank.quadratic(10.0)
-    plain, random = Implicit(GMRES(3)), Implicit(Neumann(3), warm_start=True)
+    plain, random = Implicit(GMRES(3)), Implicit(Drawing(3), warm_start=True)
     case.call(plain)
     case.call(random)
     assert plain.state_dict() == {} and random.state_dict().keys() == {"warm_start", "draws"}
-    resumed = Implicit(Neumann(3), warm_start=True)
+    resumed = Implicit(Drawing(3), warm_start=True)
     resumed.load_state_dict(random.state_dict())
     one, other = (case.call(e).gradient["value"] for e in (random, resumed))
     assert torch.equal(one, other)
@@ -280,7 +285,7 @@ def test_how_long_the_objective_iterates(largest, there, steps, monkeypatch):
     values = {"value": torch.full((2,), there, dtype=F64)}
     arguments = (case.problem, case.inner, case.state, [None], None, values)
     found = Implicit(GMRES()).objective(*arguments)
-    assert len(taken) == steps and float(found) == pytest.approx(2 * there, rel=1e-10)
+    assert len(taken) == steps and float(found) == pytest.approx(2 * there, rel=2e-8)
     monkeypatch.setattr(implicit, "_FIXED_POINT_STEPS", steps - 1)
     with pytest.raises(UnsupportedError, match=f"^{steps - 1} inner steps on one batch reach no"):
         Implicit(GMRES()).objective(*arguments)
