@@ -51,6 +51,7 @@ class StepLinearization:
         rounding: Relative rounding error of a product, that of the least precise variable.
 
     Raises:
+        ConfigurationError: ``through`` is unknown.
         NonFiniteError: The training loss or the state after the step is NaN or infinite.
     """
 
@@ -63,6 +64,7 @@ class StepLinearization:
         batch: Any,
         through: Through = "state",
     ) -> None:
+        check_through(through)
         self._slots = through == "state"
         self._leaves = list(meta.values())
         self._inputs = [
@@ -94,9 +96,9 @@ class StepLinearization:
         slots = [f"{slot} of {n}" for slot, values in state.optimizer.items() for n in values]
         self.names = [*state.parameters, *slots][:count]
         check_finite(
-            {"the training loss": loss.detach()}
+            {"the training loss": loss}
             | {
-                f"{name!r} after an inner step": tensor.detach()
+                f"{name!r} after an inner step": tensor
                 for name, tensor in zip(self.names, self._outputs, strict=True)
             }
         )

@@ -87,7 +87,7 @@ class Reptile(Estimator):
             start = inner.enter(problem, state, meta).parameters
             way = {name: start[name] - tensor for name, tensor in final.parameters.items()}
         check_finite(
-            {"the validation loss": valid_loss.detach()}
+            {"the validation loss": valid_loss}
             | {f"the way of {name!r}": tensor for name, tensor in way.items()}
         )
         if not problem.begins_with_meta(state):

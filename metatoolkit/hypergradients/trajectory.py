@@ -116,14 +116,14 @@ def finite_outer_gradient(
     loss, adjoint, direct = outer_gradient(problem, state, meta, batch)
     named = zip(state.parameters, adjoint, strict=False)
     check_finite(
-        {"the validation loss": loss.detach()}
+        {"the validation loss": loss}
         | {
             f"the gradient of the validation loss in {name!r}": gradient
             for name, gradient in named
             if gradient is not None
         }
     )
-    return loss.detach(), adjoint, direct
+    return loss, adjoint, direct
 
 
 def states_backward(

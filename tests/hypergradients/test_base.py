@@ -313,3 +313,20 @@ def test_kinds_of_what_estimators_compute():
         assert {e.traits.kind for e in estimators} == {kind}
     assert ForwardGradient(2).on_average is True
     assert [e.on_average for e in (*kinds["exact"], *kinds["iterative"])] == [False] * 4
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [Unrolled(1), ForwardMode(1), ForwardGradient(1), OneStep(), SOBA(), Implicit(MINRES())],
+    ids=lambda e: type(e).__name__,
+)
+def test_which_losses_reach_nothing(estimator):
+    case = bank.ridge()
+    case.problem.train_loss = case.problem.valid_loss = lambda model, meta, batch: (
+        model.value.square().sum()
+    )
+    case.inner = mt.inner.SGD(lr=0.1)
+    with pytest.raises(
+        UnusedMetaParameterError, match=r"^train_loss and valid_loss depend on no meta-parameter"
+    ):
+        case.call(estimator)

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 import metatoolkit as mt
-from metatoolkit.errors import ConfigurationError, UnsupportedError, UnusedMetaParameterError
+from metatoolkit.errors import (
+    ConfigurationError,
+    NonFiniteError,
+    UnsupportedError,
+    UnusedMetaParameterError,
+)
 from metatoolkit.hypergradients import FirstOrder, Reptile, Unrolled
 from metatoolkit.measure import count_flops
 from metatoolkit.metaparameters import Initialization
@@ -192,3 +197,91 @@ def test_a_start_by_hand(steps):
 def test_arguments_out_of_range(estimator):
     with pytest.raises(ConfigurationError, match="steps is 0"):
         estimator(0)
+
+
+def test_defaults():
+    assert (FirstOrder().horizon, Reptile().horizon) == (1, 5)
+
+
+class Parts(torch.nn.Module):
+    """An initial value, and two meta-parameters that act elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.inside, self.direct = (bank.Value(v) for v in (0.5, 0.3, 0.0))
+
+
+def in_parts(train_loss, valid_loss):
+    problem = mt.BilevelProblem(
+        bank.Value(5.0),
+        Parts(),
+        train_loss,
+        valid_loss,
+        initial=lambda meta: {"value": meta.start.value},
+    )
+    return bank.Case(problem, mt.inner.SGD(lr=0.1), [1.0, 2.0, 3.0], 0.25)
+
+
+def plain_loss(model, meta, batch):
+    return (model.value - batch).square() / 2
+
+
+@both
+def test_the_last_batch_tells_whether_meta_acts_within_the_steps(estimator):
+    def on_batch(number):
+        def train_loss(model, meta, batch):
+            loss = plain_loss(model, meta, batch)
+            return loss * meta.inside.value if batch == number else loss
+
+        return in_parts(train_loss, plain_loss)
+
+    name = estimator.__name__
+    told = rf"\(inside\.value\) act where {name} does not differentiate"
+    with pytest.raises(UnsupportedError, match=told):
+        on_batch(3.0).call(estimator(3))
+    # What no look tells is taken for constant, as is what the batch does not read.
+    gradient = on_batch(2.0).call(estimator(3)).gradient
+    assert float(gradient["inside.value"]) == 0.0 and float(gradient["start.value"]) != 0.0
+
+
+def test_what_is_not_finite_is_told_before_what_is_unsupported():
+    case = in_parts(
+        lambda model, meta, batch: plain_loss(model, meta, batch) * meta.inside.value,
+        # The root has an infinite slope at zero, where its value is finite.
+        lambda model, meta, batch: plain_loss(model, meta, batch) + meta.direct.value.sqrt(),
+    )
+    with pytest.raises(NonFiniteError, match=r"the hypergradient of 'direct\.value'"):
+        case.call(FirstOrder(2))
+
+
+def test_a_way_that_is_not_finite_names_its_parameter():
+    bad = in_parts(lambda model, meta, batch: model.value * torch.inf, lambda *_: torch.ones(()))
+    with pytest.raises(NonFiniteError, match="the way of 'value'"):
+        bad.call(Reptile(1))
+    bad = in_parts(plain_loss, lambda model, meta, batch: model.value / 0.0)
+    for estimator in (Reptile(1), FirstOrder(1)):
+        with pytest.raises(NonFiniteError, match="the validation loss"):
+            bad.call(estimator)
+
+
+@both
+def test_which_losses_reach_nothing(estimator):
+    case = bank.started()
+    problem = mt.BilevelProblem(
+        case.problem.model,
+        case.problem.meta,
+        plain_loss,
+        plain_loss,
+        initial=lambda meta: {"value": meta.value.detach()},
+    )
+    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    told = {FirstOrder: "the initial state and valid_loss", Reptile: "the values that initial ret"}
+    with pytest.raises(UnusedMetaParameterError, match=f"^{told[estimator]}"):
+        case.call(estimator(2))
+
+
+@both
+def test_what_is_returned_holds_no_graph(estimator):
+    result = bank.initialized().call(estimator(2))
+    tensors = [*result.state.tensors(), *result.state.buffers.values(), result.valid_loss]
+    assert not any(tensor.requires_grad for tensor in [*tensors, *result.gradient.values()])

@@ -8,7 +8,11 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import Unrolled, check_hypergradient
-from metatoolkit.hypergradients.mixed_mode import MixedStep, step_with_gradients
+from metatoolkit.hypergradients.mixed_mode import (
+    MixedStep,
+    forward_over_reverse,
+    step_with_gradients,
+)
 from metatoolkit.hypergradients.trajectory import StepGraph
 from metatoolkit.inner import SGD
 from tests import bank
@@ -182,3 +186,48 @@ def test_what_has_no_forward_mode_is_an_error():
     assert check.relative_error < 1e-8
     with pytest.raises(UnsupportedError, match=r"Twice is another map.*reverse_over_reverse"):
         case.call(Unrolled(2, product="forward_over_reverse"))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_learned_rates_in_mixed_mode(steps):
+    case = bank.schedule(steps)
+    found = flat(case.call(Unrolled(steps, product="forward_over_reverse")))
+    assert error(found, bank.schedule_hypergradient(case)) < 1e-12
+
+
+def test_arguments_by_name_reach_what_runs_without_gradients():
+    case = bank.small_net()
+
+    def train_loss(model, meta, batch):
+        with torch.no_grad():
+            teacher = torch.softmax(model(batch[0]), dim=1)
+        losses = F.cross_entropy(model(batch[0]), teacher, reduction="none", label_smoothing=0.3)
+        return (meta(losses.detach()) * losses).sum() + F.mse_loss(
+            model(batch[0]).tanh(), teacher, reduction="sum"
+        )
+
+    problem = mt.BilevelProblem(
+        case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
+    )
+    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    one, other = (flat(case.call(Unrolled(3, product=product))) for product in PRODUCTS)
+    assert error(one, other) < 1e-12
+
+
+def test_errors_of_other_kinds_stay_as_they_are():
+    for raised in (RuntimeError("out of memory"), UnsupportedError("forward AD is told of")):
+        with pytest.raises(type(raised)) as caught, forward_over_reverse():
+            raise raised
+        assert caught.value is raised
+
+
+def test_what_is_given_to_a_step_is_left_alone():
+    case = bank.small_net()
+    meta, batch = case.problem.meta_leaves(), case.train_batches[0]
+    state = case.state
+    after, gradients = step_with_gradients(case.problem, case.inner, state, meta, batch)
+    step = MixedStep(case.problem, case.inner, state, meta, batch, gradients)
+    step.pull_back([torch.ones_like(tensor) for tensor in state.tensors()])
+    given = [*state.tensors(), *gradients.values(), *after.tensors(), *after.buffers.values()]
+    assert not any(tensor.requires_grad for tensor in given)
+    assert all(tensor.grad is None for tensor in meta.values())

@@ -95,3 +95,35 @@ def test_unsupported():
         case.call(OneStep(inverse="identity"))
     with pytest.raises(ConfigurationError, match="inverse is 'hessian'"):
         OneStep(inverse="hessian")
+
+
+def test_defaults():
+    estimator = OneStep()
+    assert (estimator.lookahead, estimator.inverse, estimator.horizon) == (True, "step", 1)
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+@pytest.mark.parametrize("inverse", ["step", "identity"])
+def test_by_hand(lookahead, inverse):
+    # θ⁺ = θ − r b λ with the rate r = 0.25, and L_V = ½ (θ − t)² + λ.
+    problem = mt.BilevelProblem(
+        bank.Value(2.0),
+        bank.Value(0.5),
+        lambda model, meta, batch: batch * model.value * meta.value,
+        lambda model, meta, batch: (model.value - batch).square() / 2 + meta.value,
+    )
+    case = bank.Case(problem, mt.inner.SGD(lr=0.25), [3.0], -1.0)
+    result = case.call(OneStep(lookahead, inverse))
+    after = 2.0 - 0.25 * 3.0 * 0.5
+    point = after if lookahead else 2.0
+    factor = 0.25 if inverse == "step" else 1.0
+    expected = 1.0 - factor * 3.0 * (point + 1.0)
+    assert float(result.gradient["value"]) == pytest.approx(expected, rel=1e-14)
+    assert float(result.valid_loss) == pytest.approx((point + 1.0) ** 2 / 2 + 0.5, rel=1e-14)
+    assert float(result.state.parameters["value"]) == pytest.approx(after, rel=1e-15)
+    there = {"value": torch.tensor(0.9, dtype=torch.float64)}
+    found = OneStep(lookahead, inverse).objective(
+        problem, case.inner, case.state, [3.0], -1.0, there
+    )
+    moved = point - factor * 3.0 * 0.4
+    assert float(found) == pytest.approx((moved + 1.0) ** 2 / 2 + 0.9, rel=1e-14)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import metatoolkit as mt
-from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError
+from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError, UnsupportedError
 from metatoolkit.hypergradients import SOBA, OneStep
 from tests import bank
 from tests.hypergradients.test_cost import Setup
@@ -158,3 +158,42 @@ def test_arguments_out_of_range(arguments):
     (name,) = arguments
     with pytest.raises(ConfigurationError, match=name):
         SOBA(**arguments)
+
+
+def test_before_the_first_call():
+    estimator = SOBA()
+    assert (estimator.step_size, estimator.through, estimator.horizon) == (1.0, "state", 1)
+    assert estimator.state_dict() == {}
+    case = bank.ridge()
+    meta = case.problem.meta_parameters()
+    arguments = (case.problem, case.inner, case.state, case.train_batches, case.valid_batch, meta)
+    loss = case.problem.valid_loss(case.problem.model, None, case.valid_batch)
+    torch.testing.assert_close(estimator.objective(*arguments), loss.detach(), rtol=1e-14, atol=0)
+
+
+def test_u_is_one_more_precise_than_low_parameters():
+    case = bank.ridge()
+    exact = SOBA(0.1)
+    for _ in range(3):
+        case.call(exact)
+    arguments = (case.inner, case.state, case.train_batches, case.valid_batch)
+    meta = case.problem.meta_parameters()
+    expected = exact.objective(case.problem, *arguments, meta)
+    low = bank.ridge()
+    low.problem.model.to(torch.bfloat16)
+    low.problem.meta.to(torch.bfloat16)
+    low.train_batches = [tuple(t.to(torch.bfloat16) for t in b) for b in low.train_batches]
+    low.valid_batch = tuple(t.to(torch.bfloat16) for t in low.valid_batch)
+    estimator = SOBA(0.1)
+    for _ in range(3):
+        low.call(estimator)
+    assert estimator.state_dict()["u"].dtype == torch.float32
+    arguments = (low.inner, low.state, low.train_batches, low.valid_batch)
+    found = estimator.objective(low.problem, *arguments, low.problem.meta_parameters())
+    assert float(found) == pytest.approx(float(expected), rel=0.05)
+
+
+def test_the_vector_of_a_state_that_is_no_optimum():
+    case = bank.started()
+    with pytest.raises(UnsupportedError, match="but SOBA takes an inner optimum"):
+        case.call(SOBA())
