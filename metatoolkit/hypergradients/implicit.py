@@ -152,7 +152,7 @@ class Implicit(Estimator):
 
         Raises:
             UnsupportedError: The solver does not work for this inner learner at this state, or
-                returns what is worse than zero.
+                returns what is worse than zero, or nothing but zero.
         """
         if self.steps == 0:
             why = "takes an inner optimum, where it is forgotten"
@@ -198,7 +198,7 @@ class Implicit(Estimator):
         u = vector if factor is None else vector / factor
         step.check("the solution of the linear system", u)
         image, through = step.pull_back(u)
-        share = checked_share(self.solver, solution.vector, image / scale, rhs / scale)
+        share = checked_share(self.solver, solution, image / scale, rhs / scale)
         details = dict(solution.details)
         if share != 1.0:
             details["share"] = torch.tensor(share, dtype=torch.float64)

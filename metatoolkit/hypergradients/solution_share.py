@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients.linear_solvers import LinearSolver
+from metatoolkit.hypergradients.linear_solvers import LinearSolver, Solution
 from metatoolkit.hypergradients.linearization import relative_residual
 
 
 def checked_share(
-    solver: LinearSolver, solution: Tensor, image: Tensor, right_hand_side: Tensor
+    solver: LinearSolver, solution: Solution, image: Tensor, right_hand_side: Tensor
 ) -> float:
     """Return the share of a solution that is to be taken, 1 where it is better than zero.
 
@@ -22,7 +22,7 @@ def checked_share(
 
     Args:
         solver: The solver.
-        solution: What it returned, x.
+        solution: What it returned, with x.
         image: M x.
         right_hand_side: b.
 
@@ -30,21 +30,30 @@ def checked_share(
         The share, in (0, 1].
 
     Raises:
-        UnsupportedError: The residual is above that of zero, and no share helps.
+        UnsupportedError: The residual is above that of zero, and no share helps; or rounding ended
+            the iteration at zero, and the right-hand side is not zero.
     """
+    vector = solution.vector
+    if "stagnated" in solution.details and not vector.any() and right_hand_side.any():
+        raise UnsupportedError(
+            f"{type(solver).__name__} finds nothing that is better than zero: the entries of the "
+            "linear system are of sizes so far apart that rounding hides what an iteration gains. "
+            "Take float64, or an inner step whose variables are of one size: through='parameters', "
+            "which takes the slots of Adam and its kin for constants, or SGD."
+        )
     residual = right_hand_side - image
     # Room for the rounding of the two products that are compared.
     if solver.warm_startable:
-        left = relative_residual(residual - solver.diagonal * solution, right_hand_side)
+        left = relative_residual(residual - solver.diagonal * vector, right_hand_side)
         if not left <= 1.01:
-            raise _worse(solver, solution, left)
+            raise _worse(solver, vector, left)
         return 1.0
     left = relative_residual(residual, right_hand_side)
     if left <= 1.0:
         return 1.0
     share = float(image.dot(right_hand_side)) / float(image.dot(image))
     if not share > 0:
-        raise _worse(solver, solution, left)
+        raise _worse(solver, vector, left)
     return share
 
 

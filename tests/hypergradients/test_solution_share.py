@@ -5,9 +5,16 @@ import math
 import pytest
 import torch
 
+import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import Implicit
-from metatoolkit.hypergradients.linear_solvers import ConjugateGradient, LinearSystem, Nystrom
+from metatoolkit.hypergradients.linear_solvers import (
+    GMRES,
+    ConjugateGradient,
+    LinearSystem,
+    Nystrom,
+    Solution,
+)
 from metatoolkit.hypergradients.solution_share import checked_share
 from metatoolkit.randomness import fold_in
 from tests import bank
@@ -54,17 +61,55 @@ def test_a_solution_that_is_better_than_zero_is_taken_as_it_is(solver):
 
 def test_shares():
     rhs = torch.tensor([3.0, 4.0], dtype=F64)
+
+    def share(solver, vector, image, right=rhs, **details):
+        return checked_share(solver, Solution(vector, 1, details), image, right)
+
     solver = Nystrom(1, 0.5)
-    assert checked_share(solver, rhs, rhs, rhs) == 1.0
-    assert checked_share(solver, rhs, 2 * rhs, rhs) == 1.0
-    assert checked_share(solver, rhs, 3 * rhs, rhs) == pytest.approx(1 / 3)
+    assert share(solver, rhs, rhs) == 1.0
+    assert share(solver, rhs, 2 * rhs) == 1.0
+    assert share(solver, rhs, 3 * rhs) == pytest.approx(1 / 3)
     with pytest.raises(UnsupportedError, match="residual 2, which is worse than zero"):
-        checked_share(solver, rhs, -rhs, rhs)
+        share(solver, rhs, -rhs)
     with pytest.raises(UnsupportedError, match="worse than zero"):
-        checked_share(ConjugateGradient(), rhs, 2.1 * rhs, rhs)
-    assert checked_share(ConjugateGradient(), rhs, 2 * rhs, rhs) == 1.0
+        share(ConjugateGradient(), rhs, 2.1 * rhs)
+    assert share(ConjugateGradient(), rhs, 2 * rhs) == 1.0
     # With a damping the residual is that of the damped system.
-    assert checked_share(ConjugateGradient(damping=2.0), -rhs / 2, 2 * rhs, rhs) == 1.0
+    assert share(ConjugateGradient(damping=2.0), -rhs / 2, 2 * rhs) == 1.0
     with pytest.raises(UnsupportedError, match="worse than zero"):
-        checked_share(ConjugateGradient(damping=2.0), rhs / 2, 2 * rhs, rhs)
-    assert checked_share(solver, 0 * rhs, 0 * rhs, 0 * rhs) == 1.0
+        share(ConjugateGradient(damping=2.0), rhs / 2, 2 * rhs)
+    assert share(solver, 0 * rhs, 0 * rhs, 0 * rhs) == 1.0
+    # Zero is an answer where nothing is asked for, or where the user wants to stop there.
+    ended = torch.tensor(1.0)
+    assert share(ConjugateGradient(), 0 * rhs, 0 * rhs, 0 * rhs, stagnated=ended) == 1.0
+    assert share(ConjugateGradient(), 0 * rhs, 0 * rhs) == 1.0
+    assert share(ConjugateGradient(), rhs, rhs, stagnated=ended) == 1.0
+    with pytest.raises(UnsupportedError, match="nothing that is better than zero"):
+        share(ConjugateGradient(), 0 * rhs, 0 * rhs, stagnated=ended)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_slots_of_another_size_than_parameters_need_digits(dtype):
+    # Of a moment that has just begun, v̂ is 1e-6 and the derivative of 1/√v̂ 1e9.
+    def case():
+        problem = mt.BilevelProblem(
+            bank.Value([0.5, -0.25], dtype),
+            bank.Value([1.0, 2.0], dtype),
+            lambda model, meta, batch: 1e-3 * ((meta.value * model.value - batch) ** 2).sum(),
+            lambda model, meta, batch: ((model.value - batch) ** 2).sum(),
+        )
+        inner = mt.inner.AdamW(lr=0.01)
+        state, batch = inner.init(problem), torch.tensor([1.0, 0.5], dtype=dtype)
+        for _ in range(3):
+            state, _ = inner.step(problem, state, problem.meta_parameters(), batch)
+        return problem, inner, state, [batch], batch
+
+    def call(through):
+        return Implicit(GMRES(20), through=through)(*case())
+
+    if dtype == torch.float64:
+        assert call("state").cost.residual < 1e-2
+    else:
+        with pytest.raises(UnsupportedError, match="through='parameters'"):
+            call("state")
+    assert call("parameters").cost.residual < 0.1
