@@ -93,10 +93,31 @@ def from_torch(
         SGD(lr=0.1, momentum=0.9, dampening=0, weight_decay=0, nesterov=False, maximize=False, \
 groups=0)
     """
+    _check_kind(optimizer)
+    if _is_scheduled(optimizer):
+        raise ConfigurationError(
+            "the optimizer has a scheduler, which is not taken over; make the inner learner with "
+            "a schedule, for instance lr=mt.inner.cosine(0.1, steps), or take the optimizer "
+            "before a scheduler is made for it. state_from_torch takes its momenta all the same."
+        )
+    return _counterpart(optimizer, problem)
+
+
+def _check_kind(optimizer: object) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigurationError(
             f"optimizer is {optimizer!r}; accepted: an instance of a torch.optim optimizer."
         )
+
+
+def _is_scheduled(optimizer: torch.optim.Optimizer) -> bool:
+    return any("initial_lr" in group for group in optimizer.param_groups)
+
+
+def _counterpart(
+    optimizer: torch.optim.Optimizer, problem: BilevelProblem | nn.Module
+) -> InnerLearner:
+    """Return the inner learner with the options that an optimizer has now."""
     kind = type(optimizer)
     if kind not in _LEARNERS:
         known = ", ".join(known.__name__ for known in _LEARNERS)
@@ -144,21 +165,30 @@ groups=0)
 
 
 def state_from_torch(
-    optimizer: torch.optim.Optimizer, problem: BilevelProblem, seed: int = 0
+    optimizer: torch.optim.Optimizer,
+    problem: BilevelProblem,
+    seed: int = 0,
+    steps: int | None = None,
 ) -> InnerState:
     """Return the inner state that a ``torch.optim`` optimizer has reached, its momenta included.
 
     Args:
-        optimizer: Optimizer that :func:`from_torch` takes over.
+        optimizer: Optimizer that :func:`from_torch` takes over; it may have a scheduler.
         problem: The bilevel problem, whose model holds the parameters that were reached.
         seed: Seed of the trajectory's random key.
+        steps: Number of steps that were taken, from which schedules of the learner go on. By
+            default the largest number of steps of a parameter, as the optimizer counts them. SGD
+            and Muon do not: there it is 1 where a momentum has begun, and else 0.
 
     Returns:
-        A state for the learner of :func:`from_torch`. Its step is the largest number of steps of a
-        parameter, as far as the optimizer counts them: SGD and Muon do not, and count as 1 where
-        they have a momentum. Schedules of the learner go on from there.
+        A state for the learner of :func:`from_torch`, or for one with schedules besides.
+
+    Raises:
+        ConfigurationError: ``steps`` is less than a parameter took, or it is missing though the
+            optimizer has a scheduler and does not count.
     """
-    inner = from_torch(optimizer, problem)
+    _check_kind(optimizer)
+    inner = _counterpart(optimizer, problem)
     state = inner.init(problem, seed)
     names, _ = _parameters(problem)
     slots = {slot: dict(values) for slot, values in state.optimizer.items()}
@@ -173,7 +203,17 @@ def state_from_torch(
                 slots[slot][name] = value.detach().to(slots[slot][name], copy=True)
         started = any(isinstance(value, Tensor) for value in saved.values())
         taken[name] = int(saved["step"]) if "step" in saved else int(started)
-    step = max(taken.values())
+    most = max(taken.values())
+    if steps is None and _is_scheduled(optimizer) and isinstance(inner, SGD | Muon):
+        raise ConfigurationError(
+            f"the optimizer has a scheduler, and {type(optimizer).__name__} does not count its "
+            "steps; give steps=, how many were taken, from which a schedule goes on."
+        )
+    step = most if steps is None else steps
+    if step < most:
+        raise ConfigurationError(
+            f"steps is {steps}; accepted: at least {most}, which is what a parameter took."
+        )
     missed = {name: step - count for name, count in taken.items() if count < step}
     return dataclasses.replace(state, optimizer=slots, step=step, missed=missed)
 
@@ -271,12 +311,6 @@ def _options(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], meta: Tensors
 ) -> dict[str, Any]:
     """Return the options of a group under the names that inner learners have for them."""
-    if "initial_lr" in group:
-        raise ConfigurationError(
-            "the optimizer has a scheduler, which is not taken over; make the inner learner with "
-            "a schedule, for instance lr=mt.inner.cosine(0.1, steps), or take the optimizer "
-            "before a scheduler is made for it."
-        )
     own = {id(tensor) for tensor in meta.values()}
 
     def plain(value: Any) -> Any:

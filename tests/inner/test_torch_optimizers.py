@@ -127,6 +127,76 @@ def test_a_rate_that_is_a_meta_parameter_stays_one():
     assert inner.from_torch(fixed, problem).hyperparameters["lr"] == 0.25
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "steps"),
+    [
+        ("SGD", {"momentum": 0.9, "dampening": 0.3}, 5),
+        ("SGD", {}, 5),
+        ("ASGD", {"lambd": 0.1}, None),
+        ("NAdam", {}, 5),
+        ("Adamax", {}, None),
+    ],
+)
+def test_a_scheduled_training_goes_on_with_a_schedule(kind, options, steps):
+    batches, _ = heads.make_batches("aabbbabaabbabab")
+    problem = heads.make_problem()
+    optimizer = getattr(torch.optim, kind)(problem.model.parameters(), lr=0.1, **options)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    learner = getattr(inner, kind)(lr=inner.exponential(0.1, 0.9), **options)
+
+    def go_on(some):
+        for batch in some:
+            train(problem.model, optimizer, [batch])
+            scheduler.step()
+
+    go_on(batches[:5])
+    state = inner.state_from_torch(optimizer, problem, steps=steps)
+    assert state.step == 5 and state.steps_of("never") == 0
+    state = heads.run(learner, problem, state, batches[5:])
+    go_on(batches[5:])
+    heads.assert_equal(state, problem.model)
+
+
+def test_steps_that_cannot_be():
+    batches, _ = heads.make_batches("ab")
+    problem = heads.make_problem()
+    parameters = list(problem.model.parameters())
+    counted, uncounted = torch.optim.Adam(parameters), torch.optim.SGD(parameters, lr=0.1)
+    train(problem.model, counted, batches)
+    with pytest.raises(ConfigurationError, match=r"steps is 1; accepted: at least 2"):
+        inner.state_from_torch(counted, problem, steps=1)
+    assert inner.state_from_torch(counted, problem).step == 2
+    torch.optim.lr_scheduler.ExponentialLR(uncounted, 0.9)
+    with pytest.raises(ConfigurationError, match=r"SGD does not count its steps; give steps="):
+        inner.state_from_torch(uncounted, problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@kinds
+def test_other_types_go_on_to_their_rounding(kind, options, dtype):
+    problem = heads.make_problem()
+    problem.model.to(dtype)
+    batches = [
+        (head, *(part.to(dtype) for part in parts))
+        for head, *parts in heads.make_batches("ab" * 7)[0]
+    ]
+    if "eps" in getattr(inner, kind)(lr=0.1).hyperparameters:
+        # Smaller ones are 0 in float16, where a gradient of zero is divided by them, as in torch.
+        options = options | {"eps": 1e-3}
+    optimizer = grouped(kind, options, problem.model)
+    learner = inner.from_torch(optimizer, problem)
+    train(problem.model, optimizer, batches[:4])
+    state = inner.state_from_torch(optimizer, problem)
+    state = heads.run(learner, problem, state, batches[4:])
+    train(problem.model, optimizer, batches[4:])
+    rounding = 40 * torch.finfo(dtype).eps
+    for name, parameter in problem.model.named_parameters():
+        assert state.parameters[name].dtype == dtype
+        torch.testing.assert_close(
+            state.parameters[name], parameter.detach(), rtol=rounding, atol=rounding
+        )
+
+
 def test_names_are_no_patterns():
     model = nn.ParameterDict(
         {"w[1]": nn.Parameter(torch.ones(2)), "w1": nn.Parameter(torch.ones(2))}
