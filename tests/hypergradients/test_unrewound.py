@@ -147,7 +147,7 @@ def test_what_a_loss_closes_over():
     def train_loss(model, meta, batch):
         nonlocal count
         count += 1
-        return late
+        return answer
 
     def valid_loss(model, meta, batch):
         return count
@@ -156,7 +156,7 @@ def test_what_a_loss_closes_over():
     problem = problem_of(train_loss=train_loss)
     with pytest.raises(NameError):
         changed_by(problem, lambda: train_loss(None, None, None))
-    late = 1
+    answer = 1
     assert changed_by(problem, lambda: train_loss(None, None, None)) == [
         "'count' of train_loss (a number)"
     ]
