@@ -35,7 +35,10 @@ class UnknownNameError(ConfigurationError):
 
     def __init__(self, kind: str, given: object, accepted: Iterable[str]) -> None:
         names = sorted(str(name) for name in accepted)
-        near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+        # Names that differ in upper and lower case alone are near, too.
+        lowered = {name.lower(): name for name in reversed(names)}
+        close = difflib.get_close_matches(str(given).lower(), lowered, n=1, cutoff=0.5)
+        near = [lowered[name] for name in close]
         hint = f" Did you mean {near[0]!r}?" if near else ""
         super().__init__(f"unknown {kind} {given!r}.{hint} Accepted: {', '.join(names) or 'none'}.")
         self.kind = kind

@@ -29,7 +29,11 @@ from metatoolkit.hypergradients.noise_reuse_es import NoiseReuseES as NoiseReuse
 from metatoolkit.hypergradients.one_step import OneStep as OneStep
 from metatoolkit.hypergradients.penalty import Penalty as Penalty
 from metatoolkit.hypergradients.persistent_es import PersistentES as PersistentES
+from metatoolkit.hypergradients.registry import estimators as estimators
 from metatoolkit.hypergradients.reptile import Reptile as Reptile
 from metatoolkit.hypergradients.sama import SAMA as SAMA
 from metatoolkit.hypergradients.soba import SOBA as SOBA
 from metatoolkit.hypergradients.unrolled import Unrolled as Unrolled
+
+build = estimators.build
+register = estimators.register

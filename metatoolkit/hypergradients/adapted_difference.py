@@ -26,6 +26,7 @@ from metatoolkit.hypergradients.one_step import OneStep
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.traits import is_own
 from metatoolkit.loss_values import refuse_sparse
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -210,8 +211,7 @@ def adapted_hypergradient(
 
 def _refuse_own_step(inner: InnerLearner) -> None:
     for name in ("step", "gradients"):
-        own = getattr(type(inner), name) is not getattr(InnerLearner, name)
-        if own or name in vars(inner):
+        if is_own(inner, InnerLearner, name):
             raise UnsupportedError(
                 f"{type(inner).__name__} has a `{name}` of its own, so that its step is no update "
                 "by the gradient of the training loss; use SGD, Adam, AdamW or RMSprop, or an "

@@ -23,6 +23,7 @@ from metatoolkit.errors import (
 from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Cost, Estimator
 from metatoolkit.hypergradients.comparison_display import draw, print_table
+from metatoolkit.hypergradients.registry import estimators as registered
 from metatoolkit.hypergradients.unrolled import Unrolled
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.torch_optimizers import require_learner
@@ -63,7 +64,7 @@ class EstimatorComparison:
 def compare_estimators(
     problem: BilevelProblem,
     inner: InnerLearner,
-    estimators: Mapping[str, Estimator] | Sequence[Estimator],
+    estimators: Mapping[str, Estimator] | Sequence[Estimator | str],
     train_batches: Sequence[Any],
     valid_batch: Any,
     state: InnerState | None = None,
@@ -83,7 +84,8 @@ def compare_estimators(
     Args:
         problem: The bilevel problem.
         inner: Inner learner.
-        estimators: Estimators by name, or a list of them that is named by classes.
+        estimators: Estimators by name, or a list of them that is named by classes; a text is
+            the registered name of an estimator that needs no options.
         train_batches: As many training batches as the longest horizon needs; each estimator gets
             as many of the first ones as its own horizon.
         valid_batch: Batch for the outer loss.
@@ -153,14 +155,19 @@ def compare_estimators(
     return comparison
 
 
-def name_estimators(estimators: Sequence[Estimator]) -> dict[str, Estimator]:
+def name_estimators(given: Sequence[Estimator | str]) -> dict[str, Estimator]:
     """Name estimators by their classes, with a number where a class comes again.
 
     Args:
-        estimators: The estimators.
+        given: The estimators, or names of registered ones.
+
+    Raises:
+        UnknownNameError: No estimator of a name is registered.
+        ConfigurationError: One needs options.
     """
     named: dict[str, Estimator] = {}
-    for estimator in estimators:
+    for one in given:
+        estimator = registered.build(one) if isinstance(one, str) else one
         base = name = type(estimator).__name__
         count = 1
         while name in named:

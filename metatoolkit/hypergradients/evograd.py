@@ -27,6 +27,7 @@ from metatoolkit.hypergradients.generation import Generation, Noise
 from metatoolkit.hypergradients.guided import Guide
 from metatoolkit.hypergradients.prefix import Prefix, share_prefix
 from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.replay_check import repeat_once
 from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.inner.base import InnerLearner
@@ -34,6 +35,7 @@ from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
+@estimators.register()
 class EvoGrad(Estimator):
     """EvoGrad (Bohdal, Yang and Hospedales 2021, arXiv 2106.10575, section 3).
 

@@ -19,6 +19,7 @@ from metatoolkit.hypergradients.base import (
 )
 from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.noise import standard_noise
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -180,6 +181,7 @@ class AntitheticEvaluations(Estimator):
         return outer_loss(problem, final, meta, valid_batch)
 
 
+@estimators.register()
 class EvolutionStrategies(AntitheticEvaluations):
     """Antithetic evolution strategies (Salimans et al. 2017, arXiv 1703.03864, section 2.1).
 

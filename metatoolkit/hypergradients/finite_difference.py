@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from metatoolkit.hypergradients.adapted_difference import AdaptedDifference
 from metatoolkit.hypergradients.base import Traits
+from metatoolkit.hypergradients.registry import estimators
 
 
+@estimators.register()
 class FiniteDifference(AdaptedDifference):
     """The one-step hypergradient of DARTS (Liu et al. 2019, arXiv 1806.09055, section 2.3).
 

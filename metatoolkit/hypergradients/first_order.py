@@ -20,6 +20,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
 )
 from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -27,6 +28,7 @@ from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
 
 
+@estimators.register()
 class FirstOrder(Estimator):
     """First-order MAML (Finn et al. 2017, arXiv 1703.03400) over T inner steps.
 

@@ -12,6 +12,7 @@ from metatoolkit.hypergradients.base import Traits
 from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.forward import ForwardEstimator, Probes
 from metatoolkit.hypergradients.noise import standard_noise
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
@@ -19,6 +20,7 @@ from metatoolkit.state import InnerState, Tensors
 _DIRECTIONS = -5
 
 
+@estimators.register()
 class ForwardGradient(ForwardEstimator):
     """Forward gradient unrolling (FG)²U (Shen et al. 2024, arXiv 2406.14095, section 3).
 

@@ -8,10 +8,12 @@ from torch import Tensor
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import Traits
 from metatoolkit.hypergradients.forward import ForwardEstimator, Probes
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
+@estimators.register()
 class ForwardMode(ForwardEstimator):
     """Forward-mode differentiation through ``steps`` inner steps, for few meta-parameters.
 

@@ -31,10 +31,11 @@ from metatoolkit.hypergradients.linearization import (
     relative_residual,
 )
 from metatoolkit.hypergradients.products import as_real
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.solution_share import checked_share
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.sgd import SGD
+from metatoolkit.inner.traits import is_said_of
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
@@ -44,6 +45,7 @@ _FIXED_POINT_STEPS = 100_000
 _FIXED_POINT_TOLERANCE = 1e-14
 
 
+@estimators.register()
 class Implicit(Estimator):
     """Implicit differentiation of the fixed point s* = Φ(s*, λ) of an inner step.
 
@@ -305,11 +307,13 @@ def _symmetric_factor(
     problem: BilevelProblem, inner: InnerLearner, state: InnerState, estimator: Implicit
 ) -> list[Tensor]:
     """Return D of a step θ − D g(θ), by parameter, or raise where the step is another map."""
-    if type(inner) is not SGD or (inner.has_momentum and estimator.through == "state"):
+    told = inner.linear_in_gradient and is_said_of(inner, "linear_in_gradient")
+    carries = bool(state.optimizer)
+    if not told or (carries and estimator.through == "state"):
         raise UnsupportedError(
             f"{type(estimator.solver).__name__} needs a symmetric system, which only a plain "
             f"gradient step gives, but the inner learner is {type(inner).__name__}"
-            f"{' with momentum' if type(inner) is SGD else ''}. Use FixedPoint, NormalEquationCG "
+            f"{' with momentum' if told else ''}. Use FixedPoint, NormalEquationCG "
             "or GMRES, which take any map; or SGD without momentum; or, for SGD with momentum, "
             "through='parameters'."
         )

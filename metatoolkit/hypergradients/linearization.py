@@ -15,7 +15,7 @@ from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import add_gradients, check_finite, double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, as_real, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.sgd import SGD
+from metatoolkit.inner.traits import is_own, is_said_of
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
@@ -76,7 +76,7 @@ class StepLinearization:
         self._gradients: list[Tensor] = []
         self._gradient_leaves: list[Tensor] = []
         with double_backward_kernels(), torch.enable_grad():
-            parted = type(inner).step is InnerLearner.step and not problem.begins_with_meta(state)
+            parted = not is_own(inner, InnerLearner, "step") and not problem.begins_with_meta(state)
             if parted:
                 loss, gradients, buffers = inner.gradients(problem, entry, meta, batch, True)
                 cut = {name: g.detach().requires_grad_() for name, g in gradients.items()}
@@ -245,7 +245,7 @@ def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerSta
 
     Args:
         problem: The bilevel problem.
-        inner: Inner learner, SGD.
+        inner: Inner learner, such as SGD, whose step is linear in the gradient.
         state: State before the step.
 
     Returns:
@@ -253,9 +253,9 @@ def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerSta
         training loss is ascended.
 
     Raises:
-        UnsupportedError: The learner is not SGD, or a learning rate is 0.
+        UnsupportedError: The learner's step is not linear in the gradient, or a learning rate is 0.
     """
-    if type(inner) is not SGD:
+    if not (inner.linear_in_gradient and is_said_of(inner, "linear_in_gradient")):
         raise UnsupportedError(
             f"the step of {type(inner).__name__} is no gradient step with a learning rate; use "
             "SGD, or FixedPoint, NormalEquationCG or GMRES in Implicit, which take any map."

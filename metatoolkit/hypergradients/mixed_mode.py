@@ -19,6 +19,7 @@ from metatoolkit.hypergradients.autograd_errors import forward_mode_error
 from metatoolkit.hypergradients.base import add_gradients, double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
@@ -84,7 +85,7 @@ def step_with_gradients(
     Raises:
         UnsupportedError: The inner learner's step is another map than an update by the gradient.
     """
-    if type(inner).step is not InnerLearner.step:
+    if is_own(inner, InnerLearner, "step"):
         raise UnsupportedError(
             f"product='forward_over_reverse' needs an inner step that is an update by the gradient "
             f"of the training loss, and that of {type(inner).__name__} is another map; use "

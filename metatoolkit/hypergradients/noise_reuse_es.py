@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from metatoolkit.hypergradients.persistent_es import PersistentES
+from metatoolkit.hypergradients.registry import estimators
 
 
+@estimators.register()
 class NoiseReuseES(PersistentES):
     """Noise-reuse evolution strategies, NRES (Li et al. 2023, arXiv 2304.12180, algorithm 3).
 

@@ -22,12 +22,14 @@ from metatoolkit.hypergradients.linearization import (
     StepLinearization,
     learning_rates,
 )
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
+@estimators.register()
 class OneStep(Estimator):
     """The derivative through the last inner step alone, θ before it held.
 

@@ -21,6 +21,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
 )
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import roll_out, valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -30,6 +31,7 @@ from metatoolkit.state import InnerState, Tensors
 _VALID = -4
 
 
+@estimators.register()
 class Penalty(Estimator):
     """The penalty method F²SA (Kwon et al. 2023, arXiv 2301.10945).
 

@@ -9,6 +9,7 @@ from typing import Any
 from metatoolkit.errors import CheckpointError
 from metatoolkit.hypergradients.base import Hypergradient, Traits
 from metatoolkit.hypergradients.evolution_strategies import AntitheticEvaluations
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -23,6 +24,7 @@ class _Pair:
     total: Tensors
 
 
+@estimators.register()
 class PersistentES(AntitheticEvaluations):
     """Persistent evolution strategies, PES (Vicol et al. 2021, arXiv 2112.13835, algorithm 2).
 

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metatoolkit.errors import ReplayError
 from metatoolkit.hypergradients.equal_losses import require_equal
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.traits import is_own
 from metatoolkit.measure import measuring
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -56,9 +57,7 @@ def replay_checked(
         ReplayError: A loss gave two values.
     """
     # Then a key tells a step apart, unless a step of this learner evaluates the loss several times.
-    learner = type(inner)
-    repeats_steps &= learner.step is InnerLearner.step
-    repeats_steps &= learner.gradients is InnerLearner.gradients
+    repeats_steps &= not any(is_own(inner, InnerLearner, part) for part in ("step", "gradients"))
     due = [kind for kind in kinds if repeats_steps or is_due(problem, kind)]
     if not due or problem.watch is not None or measuring():
         with _no_graph_of_before():

@@ -19,12 +19,14 @@ from metatoolkit.hypergradients.base import (
 )
 from metatoolkit.hypergradients.first_order import initial_product, refuse_inner_meta
 from metatoolkit.hypergradients.products import as_real
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import roll_out, valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
+@estimators.register()
 class Reptile(Estimator):
     """Reptile (Nichol et al. 2018, arXiv 1803.02999): θ_0 − θ_T for a hypergradient.
 

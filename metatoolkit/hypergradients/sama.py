@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from metatoolkit.hypergradients.adapted_difference import AdaptedDifference
 from metatoolkit.hypergradients.base import Traits
+from metatoolkit.hypergradients.registry import estimators
 
 
+@estimators.register()
 class SAMA(AdaptedDifference):
     """SAMA (Choe et al. 2023, arXiv 2310.05674, section 3).
 

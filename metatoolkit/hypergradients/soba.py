@@ -26,12 +26,14 @@ from metatoolkit.hypergradients.linearization import (
     relative_residual,
 )
 from metatoolkit.hypergradients.products import as_real
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
+@estimators.register()
 class SOBA(Estimator):
     """SOBA, the single-loop method of Dagréou et al. 2022, arXiv 2201.13409.
 

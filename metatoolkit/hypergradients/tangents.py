@@ -20,6 +20,7 @@ from metatoolkit.hypergradients.products import (
     vector_jacobian_product,
 )
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
@@ -66,7 +67,7 @@ class TangentBundle:
         count: int,
         chunk: int,
     ) -> None:
-        if type(inner).step is not InnerLearner.step:
+        if is_own(inner, InnerLearner, "step"):
             raise UnsupportedError(
                 "forward mode needs an inner step that is an update by the gradient of the "
                 f"training loss, and that of {type(inner).__name__} is another map; use Unrolled."

@@ -19,6 +19,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
 )
 from metatoolkit.hypergradients.mixed_mode import MixedStep, step_with_gradients
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import (
     StepGraph,
     Visit,
@@ -35,6 +36,7 @@ _CHECKPOINTS = ("every", "sqrt", "tree")
 _PRODUCTS = ("reverse_over_reverse", "forward_over_reverse")
 
 
+@estimators.register()
 class Unrolled(Estimator):
     """Reverse-mode differentiation through ``steps`` inner steps.
 

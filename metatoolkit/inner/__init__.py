@@ -13,6 +13,7 @@ from metatoolkit.inner.lion import Lion as Lion
 from metatoolkit.inner.muon import Muon as Muon
 from metatoolkit.inner.nadam import NAdam as NAdam
 from metatoolkit.inner.radam import RAdam as RAdam
+from metatoolkit.inner.registry import learners as learners
 from metatoolkit.inner.rmsprop import RMSprop as RMSprop
 from metatoolkit.inner.rprop import Rprop as Rprop
 from metatoolkit.inner.schedules import cosine as cosine
@@ -23,3 +24,6 @@ from metatoolkit.inner.schedules import warmup_linear as warmup_linear
 from metatoolkit.inner.sgd import SGD as SGD
 from metatoolkit.inner.torch_optimizers import from_torch as from_torch
 from metatoolkit.inner.torch_optimizers import state_from_torch as state_from_torch
+
+build = learners.build
+register = learners.register

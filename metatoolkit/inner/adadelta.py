@@ -10,10 +10,12 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay, add_scaled
 from metatoolkit.inner.moments import root
+from metatoolkit.inner.registry import learners
 from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
 
 
+@learners.register()
 class Adadelta(InnerLearner):
     """The update of ``torch.optim.Adadelta``, step for step, differentiable in all it reads.
 

@@ -18,9 +18,11 @@ from metatoolkit.inner.hyperparameters import (
     add_quotient,
 )
 from metatoolkit.inner.moments import root
+from metatoolkit.inner.registry import learners
 from metatoolkit.state import Tensors
 
 
+@learners.register()
 class Adagrad(InnerLearner):
     """The update of ``torch.optim.Adagrad``, step for step, differentiable in all it reads.
 

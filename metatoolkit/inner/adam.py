@@ -8,8 +8,10 @@ from torch import Tensor
 
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay
 from metatoolkit.inner.moments import MomentLearner, move, move_sensitivity, next_moments
+from metatoolkit.inner.registry import learners
 
 
+@learners.register()
 class Adam(MomentLearner):
     """The update of ``torch.optim.Adam``, step for step, differentiable in all it reads.
 

@@ -10,9 +10,11 @@ from torch import Tensor
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay, add_quotient
 from metatoolkit.inner.moments import MomentLearner, unbiased_rate
+from metatoolkit.inner.registry import learners
 from metatoolkit.state import Tensors
 
 
+@learners.register()
 class Adamax(MomentLearner):
     """The update of ``torch.optim.Adamax``, step for step, differentiable in all it reads.
 

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay, add_scaled
+from metatoolkit.inner.registry import learners
 from metatoolkit.inner.slots import number_slots, zero_slots
 from metatoolkit.state import Tensors
 
 
+@learners.register()
 class ASGD(InnerLearner):
     """The update of ``torch.optim.ASGD``, step for step, differentiable in all it reads.
 

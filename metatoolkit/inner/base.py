@@ -20,7 +20,8 @@ from metatoolkit.inner.hyperparameters import (
     checked_groups,
     resolve,
 )
-from metatoolkit.inner.slots import refuse_complex, slots_of, tells_sensitivity, update_parameter
+from metatoolkit.inner.slots import refuse_complex, slots_of, update_parameter
+from metatoolkit.inner.traits import is_own, is_said_of
 from metatoolkit.loss_values import refuse_sparse
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -47,10 +48,12 @@ class InnerLearner(ABC):
     Attributes:
         below_one: Names of the hyper-parameters that must be below 1.
         flags: Names of those that are True or False; ``"maximize"`` ascends the training loss.
+        linear_in_gradient: Whether a step is θ − D g plus what no gradient of the step moves.
     """
 
     below_one: ClassVar[frozenset[str]] = frozenset()
     flags: ClassVar[frozenset[str]] = frozenset({"maximize"})
+    linear_in_gradient: ClassVar[bool] = False
 
     def __init__(
         self, hyperparameters: dict[str, Hyperparameter], groups: Sequence[Group] = ()
@@ -294,7 +297,7 @@ class InnerLearner(ABC):
         Raises:
             UnsupportedError: It has no closed form, or overrides the update that this belongs to.
         """
-        if not tells_sensitivity(self, InnerLearner):
+        if not (is_own(self, InnerLearner, "sensitivity") and is_said_of(self, "sensitivity")):
             raise self._no_sensitivity()
         resolved = resolve(self.hyperparameters, self.groups, problem, meta, state.step)
         found: Tensors = {}
@@ -344,5 +347,4 @@ class InnerLearner(ABC):
     def __repr__(self) -> str:
         """Return the call that makes this learner, with the number of groups."""
         given = {**self.hyperparameters, **self.options(), "groups": len(self.groups)}
-        values = ", ".join(f"{name}={value}" for name, value in given.items())
-        return f"{type(self).__name__}({values})"
+        return f"{type(self).__name__}({', '.join(f'{n}={value}' for n, value in given.items())})"

@@ -11,10 +11,13 @@ from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Hyperparameter, check_values, resolve
 from metatoolkit.inner.moments import root
+from metatoolkit.inner.registry import learners
+from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
+@learners.register()
 class Clipped(InnerLearner):
     """An inner learner whose gradients are clipped before each step, differentiably.
 
@@ -49,7 +52,7 @@ class Clipped(InnerLearner):
         max_value: Hyperparameter | None = None,
         norm_type: float = 2.0,
     ) -> None:
-        if not isinstance(inner, InnerLearner) or type(inner).step is not InnerLearner.step:
+        if not isinstance(inner, InnerLearner) or is_own(inner, InnerLearner, "step"):
             raise ConfigurationError(
                 f"inner is {inner!r}; accepted: an inner learner that takes its step from one "
                 "gradient, for instance SGD(lr=0.1)."

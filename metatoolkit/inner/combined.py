@@ -12,10 +12,12 @@ from torch import Tensor
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import check_patterns
+from metatoolkit.inner.registry import learners
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
+@learners.register()
 class Combined(InnerLearner):
     """Inner learners side by side, such as Muon for matrices and AdamW for everything else.
 

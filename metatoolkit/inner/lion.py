@@ -9,10 +9,12 @@ from torch import Tensor
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, is_used, split_pairs
 from metatoolkit.inner.moments import BETAS
+from metatoolkit.inner.registry import learners
 from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
 
 
+@learners.register()
 class Lion(InnerLearner):
     """The update of Lion, differentiable in all it reads.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter
+from metatoolkit.inner.registry import learners
 from metatoolkit.inner.slots import zero_slots
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors
@@ -19,6 +20,7 @@ from metatoolkit.state import Tensors
 Adjustment = Literal["original", "match_rms_adamw", "spectral_unclamped"]
 
 
+@learners.register()
 class Muon(InnerLearner):
     """The update of ``torch.optim.Muon``, step for step, differentiable in all it reads.
 

@@ -15,10 +15,12 @@ from metatoolkit.inner.moments import (
     divided_sensitivity,
     next_moments,
 )
+from metatoolkit.inner.registry import learners
 from metatoolkit.inner.slots import number_slots
 from metatoolkit.state import Tensors
 
 
+@learners.register()
 class NAdam(MomentLearner):
     """The update of ``torch.optim.NAdam``, step for step, differentiable in all it reads.
 

@@ -15,8 +15,10 @@ from metatoolkit.inner.moments import (
     root,
     unbiased_rate,
 )
+from metatoolkit.inner.registry import learners
 
 
+@learners.register()
 class RAdam(MomentLearner):
     """The update of ``torch.optim.RAdam``, step for step, differentiable in all it reads.
 

@@ -17,10 +17,12 @@ from metatoolkit.inner.hyperparameters import (
     is_used,
 )
 from metatoolkit.inner.moments import root
+from metatoolkit.inner.registry import learners
 from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
 
 
+@learners.register()
 class RMSprop(InnerLearner):
     """The update of ``torch.optim.RMSprop``, step for step, differentiable in all it reads.
 

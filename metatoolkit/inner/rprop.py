@@ -11,6 +11,7 @@ from torch import Tensor
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, split_pairs
+from metatoolkit.inner.registry import learners
 from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
 
@@ -18,6 +19,7 @@ PAIRS = {"etas": ("eta_minus", "eta_plus"), "step_sizes": ("least_step", "larges
 """What is given as a pair."""
 
 
+@learners.register()
 class Rprop(InnerLearner):
     """The update of ``torch.optim.Rprop``, step for step, differentiable in all it reads.
 

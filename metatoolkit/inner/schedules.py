@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.inner.registry import schedules
 
 
+@schedules.register()
 def multistep(
     value: float, milestones: Sequence[int], gamma: float = 0.1
 ) -> Callable[[nn.Module, int], float]:
@@ -33,6 +35,7 @@ def multistep(
     return schedule
 
 
+@schedules.register()
 def warmup_linear(
     value: float, steps: int, warmup: float = 0.1
 ) -> Callable[[nn.Module, int], float]:
@@ -63,6 +66,7 @@ def warmup_linear(
     return schedule
 
 
+@schedules.register()
 def cosine(value: float, steps: int, minimum: float = 0.0) -> Callable[[nn.Module, int], float]:
     """Return a schedule that falls by half a cosine wave, as torch's ``CosineAnnealingLR``.
 
@@ -87,6 +91,7 @@ def cosine(value: float, steps: int, minimum: float = 0.0) -> Callable[[nn.Modul
     return schedule
 
 
+@schedules.register()
 def exponential(value: float, gamma: float) -> Callable[[nn.Module, int], float]:
     """Return a schedule that multiplies a value by ``gamma`` at each step, as ``ExponentialLR``.
 
@@ -110,6 +115,7 @@ def exponential(value: float, gamma: float) -> Callable[[nn.Module, int], float]
     return schedule
 
 
+@schedules.register()
 def polynomial(
     value: float, steps: int, power: float = 1.0, minimum: float = 0.0
 ) -> Callable[[nn.Module, int], float]:

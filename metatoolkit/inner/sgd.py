@@ -15,10 +15,12 @@ from metatoolkit.inner.hyperparameters import (
     add_scaled,
     is_used,
 )
+from metatoolkit.inner.registry import learners
 from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
 
 
+@learners.register()
 class SGD(InnerLearner):
     """The update of ``torch.optim.SGD``, step for step, differentiable in all it reads.
 
@@ -47,6 +49,7 @@ groups=1)
     """
 
     flags = InnerLearner.flags | {"nesterov"}
+    linear_in_gradient = True
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from metatoolkit.metaparameters.feature_wise_transform import (
     insert_feature_wise_transforms,
 )
 from metatoolkit.metaparameters.initialization import Initialization
+from metatoolkit.metaparameters.registry import modules
 from metatoolkit.metaparameters.representation_transform import RepresentationTransform
 from metatoolkit.metaparameters.rotation import Rotation
 from metatoolkit.metaparameters.weight_net import WeightNet, normalize_weights
@@ -17,6 +18,12 @@ __all__ = [
     "RepresentationTransform",
     "Rotation",
     "WeightNet",
+    "build",
     "insert_feature_wise_transforms",
+    "modules",
     "normalize_weights",
+    "register",
 ]
+
+build = modules.build
+register = modules.register

@@ -14,11 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metatoolkit.errors import ConfigurationError, ShapeError
 from metatoolkit.metaparameters.placement import attach_at
+from metatoolkit.metaparameters.registry import modules
 
 _SHARPNESS = 100.0
 _NAME = "feature_wise_transform"
 
 
+@modules.register()
 class FeatureWiseTransform(nn.Module):
     """Multiplies each channel by a random number around 1 and adds one around 0, when training.
 

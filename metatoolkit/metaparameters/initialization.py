@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.metaparameters.placement import attach_at
+from metatoolkit.metaparameters.registry import modules
 
 
+@modules.register()
 class Initialization(nn.Module):
     """Initial values of a model's parameters, as meta-parameters with the same names.
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from metatoolkit.errors import ConfigurationError, ShapeError, UnsupportedError
+from metatoolkit.metaparameters.registry import modules
 
 
+@modules.register()
 class RepresentationTransform(nn.Module):
     """Maps hidden states h to h + α_l g f(h), a gated bottleneck with a residual connection.
 

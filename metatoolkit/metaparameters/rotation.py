@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.metaparameters.registry import modules
 from metatoolkit.tasks.image_rotation import rotate
 
 
+@modules.register()
 class Rotation(nn.Module):
     """Rotates image batches about their centers by an angle that is learned.
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError, ShapeError
+from metatoolkit.metaparameters.registry import modules
 
 
+@modules.register()
 class WeightNet(nn.Module):
     """Weight of each example as a function of its loss: a sigmoid of a multilayer perceptron.
 

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.networks.arguments import check_positive, check_sides
+from metatoolkit.networks.registry import BACKBONES
 
 
+@BACKBONES.register("conv4")
 class Conv4(nn.Module):
     """Four blocks of 3×3 convolution, BatchNorm and ReLU; the first ones halve the image.
 

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metatoolkit.errors import UnknownNameError
-from metatoolkit.networks.conv4 import Conv4
-from metatoolkit.networks.few_shot_resnet import FewShotResNet
 from metatoolkit.networks.metric_heads import build_metric_head
-
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "conv4": Conv4,
-    "resnet10": partial(FewShotResNet, 10),
-    "resnet18": partial(FewShotResNet, 18),
-    "resnet34": partial(FewShotResNet, 34),
-}
+from metatoolkit.networks.registry import build_backbone
 
 
 class FewShotNetwork(nn.Module):
@@ -69,31 +58,6 @@ class FewShotNetwork(nn.Module):
         features = self.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         logits: Tensor = self.head(features[:, : support.shape[1]], features[:, support.shape[1] :])
         return logits
-
-
-def build_backbone(name: str, channels: int = 3, **options: Any) -> nn.Module:
-    """Build a backbone by its name.
-
-    Args:
-        name: One of ``"conv4"``, ``"resnet10"``, ``"resnet18"``, ``"resnet34"``.
-        channels: Channels of the images.
-        options: Further arguments of the backbone's class, for instance ``width=16``.
-
-    Returns:
-        The backbone, freshly initialized from the global random state.
-
-    Raises:
-        UnknownNameError: There is no such backbone, or it has no such option.
-        ConfigurationError: An option is out of range.
-    """
-    if name not in BACKBONES:
-        raise UnknownNameError("backbone", name, BACKBONES)
-    build = BACKBONES[name]
-    accepted = [key for key in inspect.signature(build).parameters if key != "channels"]
-    for option in options:
-        if option not in accepted:
-            raise UnknownNameError(f"option of backbone {name!r}:", option, accepted)
-    return build(channels=channels, **options)
 
 
 def build_few_shot_network(

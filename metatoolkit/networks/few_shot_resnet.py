@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.networks.arguments import check_positive
+from metatoolkit.networks.registry import BACKBONES
 
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -103,3 +105,7 @@ class FewShotResNet(nn.Module):
         """
         features: Tensor = self.stages(self.pool(F.relu(self.bn(self.conv(images)))))
         return features
+
+
+for _depth in (10, 18, 34):
+    BACKBONES.register(f"resnet{_depth}")(partial(FewShotResNet, _depth))

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from metatoolkit.errors import ShapeError
 from metatoolkit.networks.arguments import check_positive
+from metatoolkit.networks.registry import NETWORKS
 
 
+@NETWORKS.register("lenet")
 class LeNet(nn.Module):
     """Two convolutions and three fully connected layers, with ReLU and max pooling.
 

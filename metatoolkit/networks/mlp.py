@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metatoolkit.errors import ShapeError, UnknownNameError
 from metatoolkit.networks.arguments import check_positive
+from metatoolkit.networks.registry import NETWORKS
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -18,6 +19,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+@NETWORKS.register("mlp")
 class MLP(nn.Module):
     """Fully connected network on flattened inputs.
 

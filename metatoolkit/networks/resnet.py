@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metatoolkit.networks.arguments import check_positive
+from metatoolkit.networks.registry import NETWORKS
 
 
 class _Block(nn.Module):
@@ -30,6 +31,7 @@ class _Block(nn.Module):
         return F.relu(hidden + shortcut)
 
 
+@NETWORKS.register("resnet32")
 class ResNet32(nn.Module):
     """Residual network of He et al. 2015 (arXiv:1512.03385) for CIFAR, with option-A shortcuts.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from metatoolkit.networks.arguments import check_positive, check_sides
+from metatoolkit.networks.registry import NETWORKS
 
 
+@NETWORKS.register("small_cnn")
 class SmallCNN(nn.Module):
     """Three convolutions with BatchNorm, one pooling step and a global average.
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.networks.arguments import check_positive
+from metatoolkit.networks.registry import NETWORKS
 
 
 class _Block(nn.Module):
@@ -33,6 +34,7 @@ class _Block(nn.Module):
         return output
 
 
+@NETWORKS.register("wide_resnet")
 class WideResNet(nn.Module):
     """Wide residual network of Zagoruyko and Komodakis 2016 (arXiv:1605.07146).
 

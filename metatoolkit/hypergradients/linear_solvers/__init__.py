@@ -15,3 +15,7 @@ from metatoolkit.hypergradients.linear_solvers.normal_equation_cg import (
     NormalEquationCG as NormalEquationCG,
 )
 from metatoolkit.hypergradients.linear_solvers.nystrom import Nystrom as Nystrom
+from metatoolkit.hypergradients.linear_solvers.registry import solvers as solvers
+
+build = solvers.build
+register = solvers.register

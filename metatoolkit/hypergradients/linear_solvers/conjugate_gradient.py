@@ -13,8 +13,10 @@ from metatoolkit.hypergradients.linear_solvers.base import (
     check_iteration,
 )
 from metatoolkit.hypergradients.linear_solvers.progress import Progress
+from metatoolkit.hypergradients.linear_solvers.registry import solvers
 
 
+@solvers.register()
 @dataclasses.dataclass(frozen=True)
 class ConjugateGradient(LinearSolver):
     """Conjugate gradient, for a symmetric positive definite M (Hestenes and Stiefel 1952).

@@ -10,9 +10,11 @@ from metatoolkit.hypergradients.linear_solvers.base import (
     Solution,
     check_iteration,
 )
+from metatoolkit.hypergradients.linear_solvers.registry import solvers
 from metatoolkit.hypergradients.linear_solvers.richardson import iterate
 
 
+@solvers.register()
 @dataclasses.dataclass(frozen=True)
 class FixedPoint(LinearSolver):
     """The adjoint fixed-point iteration x ← x + (b − M x), which is u ← ∂Φᵀ u + b for M = I − ∂Φᵀ.

@@ -15,8 +15,10 @@ from metatoolkit.hypergradients.linear_solvers.base import (
     check_iteration,
 )
 from metatoolkit.hypergradients.linear_solvers.progress import Progress
+from metatoolkit.hypergradients.linear_solvers.registry import solvers
 
 
+@solvers.register()
 @dataclasses.dataclass(frozen=True)
 class GMRES(LinearSolver):
     """The generalized minimal residual method of Saad and Schultz 1986, doi 10.1137/0907058.

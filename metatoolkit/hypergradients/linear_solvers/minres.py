@@ -14,11 +14,13 @@ from metatoolkit.hypergradients.linear_solvers.base import (
     check_iteration,
 )
 from metatoolkit.hypergradients.linear_solvers.progress import Progress
+from metatoolkit.hypergradients.linear_solvers.registry import solvers
 
 _DOUBTFUL = 1e-2
 _UNRELIABLE = 1e3
 
 
+@solvers.register()
 @dataclasses.dataclass(frozen=True)
 class MINRES(LinearSolver):
     """The minimal residual method of Paige and Saunders 1975, doi 10.1137/0712047.

@@ -14,9 +14,11 @@ from metatoolkit.hypergradients.linear_solvers.base import (
     Solution,
     check_iteration,
 )
+from metatoolkit.hypergradients.linear_solvers.registry import solvers
 from metatoolkit.hypergradients.linear_solvers.richardson import iterate
 
 
+@solvers.register()
 @dataclasses.dataclass(frozen=True)
 class Neumann(LinearSolver):
     """The Neumann series x = α Σ_k (I − α M)ᵏ b, as x ← x + α (b − M x).

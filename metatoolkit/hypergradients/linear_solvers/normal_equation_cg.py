@@ -14,8 +14,10 @@ from metatoolkit.hypergradients.linear_solvers.base import (
     check_iteration,
 )
 from metatoolkit.hypergradients.linear_solvers.progress import Progress
+from metatoolkit.hypergradients.linear_solvers.registry import solvers
 
 
+@solvers.register()
 @dataclasses.dataclass(frozen=True)
 class NormalEquationCG(LinearSolver):
     """Conjugate gradient on the normal equations MᵀM x = Mᵀb, for any regular M.

@@ -10,8 +10,10 @@ import torch
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.linear_solvers.base import LinearSolver, LinearSystem, Solution
+from metatoolkit.hypergradients.linear_solvers.registry import solvers
 
 
+@solvers.register()
 @dataclasses.dataclass(frozen=True)
 class Nystrom(LinearSolver):
     """A low-rank Nyström approximation of M, inverted in closed form.

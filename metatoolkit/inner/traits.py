@@ -1,0 +1,37 @@
+"""What an inner learner says of its step, and whether it holds of classes that override parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PARTS = ("update", "apply", "step", "gradients")
+
+
+def is_own(inner: Any, base: type, name: str) -> bool:
+    """Return whether a learner or its class overrides a method of the base class.
+
+    Args:
+        inner: The learner.
+        base: The class that all learners derive from.
+        name: Name of the method. Where ``"step"`` is its own, a step is another map than an update
+            by a gradient of the training loss.
+    """
+    return name in vars(inner) or getattr(type(inner), name) is not getattr(base, name)
+
+
+def is_said_of(inner: Any, statement: str) -> bool:
+    """Return whether a statement of a class holds: no newer class overrides what it tells of.
+
+    Args:
+        inner: The learner.
+        statement: Name of a method or an attribute that tells something of the step.
+
+    Returns:
+        Whether no newer class, nor the learner itself, overrides a part of the step.
+    """
+    order = [vars(inner), *map(vars, type(inner).__mro__)]
+
+    def newest(name: str) -> int:
+        return next(place for place, names in enumerate(order) if name in names)
+
+    return newest(statement) <= min(map(newest, _PARTS))

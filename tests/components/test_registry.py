@@ -1,0 +1,160 @@
+"""Components by name: those of the package, those of others, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import re
+from functools import partial
+
+import pytest
+import torch
+
+import metatoolkit as mt
+from metatoolkit.components import Registry
+from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.hypergradients import GMRES, Implicit, Unrolled, estimators
+from metatoolkit.hypergradients import linear_solvers as solvers
+
+REGISTRIES = {
+    "estimators": mt.hypergradients.estimators,
+    "learners": mt.inner.learners,
+    "solvers": solvers.solvers,
+    "modules": mt.metaparameters.modules,
+    "networks": mt.networks.NETWORKS,
+    "backbones": mt.networks.BACKBONES,
+}
+
+
+@pytest.fixture
+def registry():
+    """A registry of its own over the linear solvers."""
+    return Registry("solver", "metatoolkit.hypergradients.linear_solvers", "nobody.joins")
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_every_public_class_of_a_package_has_its_name(name):
+    registry = REGISTRIES[name]
+    classes = set(registry.values())
+    assert len(registry) == len(list(registry)) >= 4
+    public = {
+        "estimators": (mt.hypergradients, mt.hypergradients.Estimator),
+        "learners": (mt.inner, mt.inner.InnerLearner),
+        "solvers": (solvers, solvers.LinearSolver),
+    }
+    if name in public:
+        package, base = public[name]
+        found = {
+            value
+            for value in vars(package).values()
+            if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
+        }
+        assert classes == found
+
+
+def test_options_reach_the_component():
+    unrolled = mt.hypergradients.build("Unrolled", steps=3, truncation=2)
+    assert isinstance(unrolled, Unrolled)
+    assert (unrolled.horizon, unrolled.truncation) == (3, 2)
+    adam = mt.inner.build("Adam", lr=0.25, eps=1e-3)
+    assert isinstance(adam, mt.inner.Adam)
+    assert adam.hyperparameters["lr"] == 0.25
+    assert adam.hyperparameters["eps"] == 1e-3
+    assert mt.networks.build("mlp", 3, (2, 2), hidden=(5,))(torch.zeros(7, 2, 2)).shape == (7, 3)
+    assert isinstance(mt.metaparameters.build("WeightNet", hidden=7), mt.metaparameters.WeightNet)
+
+
+def test_a_mapping_with_a_name_is_built_first():
+    implicit = mt.hypergradients.build("Implicit", solver={"name": "GMRES", "iterations": 7})
+    assert isinstance(implicit, Implicit)
+    assert isinstance(implicit.solver, GMRES)
+    assert implicit.solver.iterations == 7
+    clipped = mt.inner.build("Clipped", inner={"name": "SGD", "lr": 0.5}, max_norm=1.0)
+    assert isinstance(clipped.inner, mt.inner.SGD)
+    sgd = mt.inner.build("SGD", lr={"name": "exponential", "value": 2.0, "gamma": 0.5})
+    assert [sgd.hyperparameters["lr"](None, step) for step in range(3)] == [2.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: mt.hypergradients.build("sama"), "unknown estimator 'sama'. Did you mean 'SAMA'?"),
+        (lambda: mt.hypergradients.build("Unroled"), "Did you mean 'Unrolled'?"),
+        (lambda: mt.hypergradients.build("Unrolled", step=3), "Did you mean 'steps'?"),
+        (
+            lambda: mt.hypergradients.build("Unrolled", steps="3"),
+            "option steps of estimator 'Unrolled' is '3'; accepted: int.",
+        ),
+        (
+            lambda: mt.hypergradients.build("Unrolled", steps=True),
+            "option steps of estimator 'Unrolled' is True; accepted: int.",
+        ),
+        (
+            lambda: mt.hypergradients.build("Unrolled", steps=1, product="forward_over_revers"),
+            "Did you mean 'forward_over_reverse'?",
+        ),
+        (lambda: mt.inner.build("SGD"), "inner learner 'SGD' needs the option lr; give it."),
+        (
+            lambda: mt.hypergradients.build("Implicit", solver={"name": "GMRS"}),
+            "unknown part of estimator 'Implicit': 'GMRS'. Did you mean 'GMRES'?",
+        ),
+        (
+            lambda: mt.hypergradients.build("Implicit", solver={"name": "GMRES", "iteration": 3}),
+            "unknown option of linear solver 'GMRES': 'iteration'. Did you mean 'iterations'?",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_nearest_name(build, words):
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        build()
+
+
+def test_a_third_party_joins_by_the_decorator(registry):
+    class Mine:
+        def __init__(self, rank: int = 1) -> None:
+            self.rank = rank
+
+    assert registry.register()(Mine) is Mine
+    registry.register("Three")(partial(Mine, 3))
+    assert registry.build("Mine", rank=2).rank == 2
+    assert registry.build("Three").rank == 3
+    assert list(registry) == ["Mine", "Three"]
+    assert "Other" not in registry
+    # A module that is loaded anew defines its classes again.
+    registry.register()(Mine)
+
+
+def test_a_name_is_not_taken_twice(registry):
+    registry.register("GMRES")(GMRES)
+    with pytest.raises(ConfigurationError, match=r"'GMRES' is metatoolkit.*gmres\.GMRES already"):
+        registry.register("GMRES")(Implicit)
+
+
+def test_an_entry_point_joins_and_is_loaded_when_it_is_asked_for(registry, monkeypatch):
+    entry = importlib.metadata.EntryPoint(
+        "Ours", "metatoolkit.hypergradients.linear_solvers.gmres:GMRES", "nobody.joins"
+    )
+    wrong = importlib.metadata.EntryPoint("Broken", "no_such_module:Thing", "nobody.joins")
+    groups = {"nobody.joins": [entry, wrong]}
+    monkeypatch.setattr(
+        "metatoolkit.components.registry.entry_points", lambda group: groups.get(group, [])
+    )
+    assert list(registry) == ["Broken", "Ours"]
+    assert registry.build("Ours", iterations=4).iterations == 4
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        registry["Broken"]
+
+
+def test_comparison_and_listing_read_the_registry(monkeypatch):
+    from metatoolkit.hypergradients.comparison import name_estimators
+    from metatoolkit.hypergradients.listing import all_estimators
+
+    class Strange(mt.hypergradients.OneStep):
+        pass
+
+    monkeypatch.setitem(estimators._components, "Strange", Strange)
+    assert all_estimators()["Strange"] is Strange
+    named = name_estimators(["Strange", "OneStep"])
+    assert [type(one) for one in named.values()] == [Strange, mt.hypergradients.OneStep]
+    with pytest.raises(UnknownNameError, match="OneStep"):
+        name_estimators(["OneStp"])
