@@ -20,6 +20,7 @@ Expected on the default: see docs/cross_domain_few_shot.md.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,10 +43,11 @@ from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.evaluation import domain_accuracy
 from metatoolkit.experiments.configuration import (
     build_estimator,
+    build_inner,
     check_at_most,
-    check_configuration,
+    settle,
 )
-from metatoolkit.experiments.run import Assembly, fit_recorded, resumes
+from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled, resumes
 from metatoolkit.randomness import fold_in
 from metatoolkit.tasks import Domain
 from metatoolkit.tasks.labeled_batches import LabeledBatches
@@ -54,6 +56,8 @@ experiment = records.experiment("cross_domain_few_shot")
 experiment.add_config(DEFAULT)
 for _name, _updates in NAMED.items():
     experiment.add_named_config(_name, _updates)
+settings_of = functools.partial(settle, rules=RULES)
+record_filled(experiment, settings_of)
 
 # Test episodes are the same for all seeds and methods.
 _EPISODE_SEED = 2020
@@ -103,7 +107,7 @@ def load_domains(config: dict[str, Any]) -> Domains:
     return Domains(seen, domains[unseen], plain_small, moved)
 
 
-def build_inner(config: dict[str, Any]) -> mt.inner.InnerLearner:
+def inner_learner(config: dict[str, Any]) -> mt.inner.InnerLearner:
     """Return the inner learner.
 
     Args:
@@ -111,9 +115,12 @@ def build_inner(config: dict[str, Any]) -> mt.inner.InnerLearner:
     """
     boundaries = [round(fraction * config["steps"]) for fraction in config["milestones"]]
     lr = mt.inner.multistep(config["lr"], boundaries)
-    if config["optimizer"] == "adam":
-        return mt.inner.Adam(lr=lr)
-    return mt.inner.SGD(lr=lr, momentum=0.9)
+
+    def own() -> mt.inner.InnerLearner:
+        adam = config["optimizer"] == "adam"
+        return mt.inner.Adam(lr=lr) if adam else mt.inner.SGD(lr=lr, momentum=0.9)
+
+    return build_inner(config, lr, own)
 
 
 def check_test(config: dict[str, Any], unseen: Domain) -> None:
@@ -213,8 +220,8 @@ def assemble(config: dict[str, Any]) -> Assembly:
         UnknownNameError: A name is unknown, for instance that of the method.
         DataError: A domain has too few classes, or a class too few images.
     """
-    check_configuration(config, RULES)
-    estimator, inner = build_estimator(config), build_inner(config)
+    config = settings_of(config)
+    estimator, inner = build_estimator(config), inner_learner(config)
     domains = load_domains(config)
     check_test(config, domains.unseen)
     network = build_network(config, domains)

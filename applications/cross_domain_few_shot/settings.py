@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from metatoolkit.experiments.configuration import (
+    COMPONENT_RULES,
+    COMPONENT_SETTINGS,
     COUNT,
     EVOGRAD_RULES,
     FLAG,
@@ -72,12 +74,13 @@ DEFAULT: dict[str, Any] = {
     "test_queries": 15,
     "test_episodes": 1000,
     "tuning_episodes": 200,
+    **COMPONENT_SETTINGS,
     **RUN_SETTINGS,
     "evaluate_every": 100,
 }
 
 RULES: Rules = {
-    "method": one_of(*METHODS),
+    "method": one_of("meta", *METHODS),
     "domains": list_of(TEXT, 3),
     "unseen": TEXT,
     "source": one_of("photos", "small"),
@@ -125,6 +128,7 @@ RULES: Rules = {
     # An interval takes two.
     "test_episodes": integer(2),
     "tuning_episodes": integer(2),
+    **COMPONENT_RULES,
     **RUN_RULES,
 }
 

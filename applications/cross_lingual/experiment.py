@@ -35,7 +35,6 @@ from applications.cross_lingual.losses import TransferLoss, encode_all
 from applications.cross_lingual.settings import (
     DEFAULT,
     LANGUAGES,
-    META_METHODS,
     NAMED,
     RULES,
     TUNED,
@@ -44,9 +43,12 @@ from applications.cross_lingual.settings import (
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
 from metatoolkit.experiments.configuration import (
+    META_METHODS,
     build_estimator,
+    build_inner,
     check_at_most,
-    check_configuration,
+    settle,
+    tuned_as,
 )
 from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
 from metatoolkit.metaparameters.representation_transform import (
@@ -102,7 +104,7 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         ConfigurationError: An entry is out of range, the languages of CoNLL folders are not given,
             or source and target are the same.
     """
-    check_configuration(config, RULES)
+    config = settle(config, RULES)
     data, evograd = dict(config["data"]), dict(config["evograd"])
     if data["name"] == "auto":
         found = (data_root(data["root"]) / "masakhaner").is_dir()
@@ -111,7 +113,7 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     if config["tuned"]:
         guided = config["method"] == "evograd" and evograd["guided"]
         alike = "generated" if data["name"].startswith("generated") else "masakhaner"
-        own = {**UNTUNED, **TUNED[alike]["guided" if guided else config["method"]]}
+        own = {**UNTUNED, **TUNED[alike]["guided" if guided else tuned_as(config["method"])]}
     filled = {
         name: own[name] if config[name] is None else config[name] for name in ("lr", "meta_lr")
     }
@@ -253,9 +255,9 @@ def assemble(config: dict[str, Any]) -> Assembly:
     loss = TransferLoss(transformed=halved, inside=inside)
     problem = mt.BilevelProblem(model, meta, train_loss=loss, valid_loss=loss)
     steps, warmup = config["steps"], config["warmup"]
-    inner = mt.inner.Adam(
-        lr=mt.inner.warmup_linear(config["lr"], steps, warmup),
-        weight_decay=config["weight_decay"],
+    lr = mt.inner.warmup_linear(config["lr"], steps, warmup)
+    inner = build_inner(
+        config, lr, lambda: mt.inner.Adam(lr=lr, weight_decay=config["weight_decay"])
     )
     shared = config["evograd"]["prefix"] and not inside
     estimator = build_estimator(config, prefix=encode_all if shared else None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from metatoolkit.experiments.configuration import (
+    COMPONENT_RULES,
+    COMPONENT_SETTINGS,
     COUNT,
     EVOGRAD_RULES,
     FLAG,
@@ -22,7 +24,6 @@ from metatoolkit.experiments.configuration import (
 from metatoolkit.experiments.run import RUN_RULES, RUN_SETTINGS
 
 METHODS = ("target_only", "joint", "frozen", "second_order", "evograd")
-META_METHODS = ("second_order", "evograd")
 
 # Chosen by tuning.py, see docs/cross_lingual.md; other real text takes those of MasakhaNER.
 TUNED: dict[str, dict[str, dict[str, float]]] = {
@@ -117,6 +118,7 @@ DEFAULT: dict[str, Any] = {
         # Whether the copies of the head share the encoder's hidden states.
         "prefix": True,
     },
+    **COMPONENT_SETTINGS,
     **RUN_SETTINGS,
     "evaluate_every": 100,
     "checkpoint_every": 100,
@@ -126,7 +128,7 @@ _SHARE = number(0, 1)
 _DROPOUT = number(0, below=1)
 
 RULES: Rules = {
-    "method": one_of(*METHODS),
+    "method": one_of("meta", *METHODS),
     "data": {
         "name": one_of("auto", *LANGUAGES),
         "root": TEXT | NONE,
@@ -169,6 +171,7 @@ RULES: Rules = {
     "meta_lr": POSITIVE | NONE,
     "meta_weight_decay": NOT_NEGATIVE,
     "evograd": {**EVOGRAD_RULES, "sigma": POSITIVE | NONE, "guided": FLAG, "prefix": FLAG},
+    **COMPONENT_RULES,
     **RUN_RULES,
 }
 

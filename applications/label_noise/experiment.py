@@ -31,8 +31,10 @@ from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
 from metatoolkit.experiments.configuration import (
     build_estimator,
+    build_inner,
     check_at_most,
-    check_configuration,
+    settle,
+    tuned_as,
 )
 from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
 
@@ -54,9 +56,8 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         ConfigurationError: An entry is out of range.
         UnknownNameError: A name is unknown, for instance that of the method.
     """
-    check_configuration(config, RULES)
-    method = config["method"]
-    tuned = TUNED["second_order" if method == "learn2learn" else method] if config["tuned"] else {}
+    config = settle(config, RULES)
+    tuned = TUNED[tuned_as(config["method"])] if config["tuned"] else {}
     own = {**UNTUNED, **tuned}
     filled = {
         name: own[name] if value is None else value
@@ -111,12 +112,9 @@ def assemble(config: dict[str, Any]) -> Assembly:
         valid_loss=mt.losses.cross_entropy,
     )
     boundaries = [round(fraction * config["steps"]) for fraction in config["milestones"]]
-    inner = mt.inner.SGD(
-        lr=mt.inner.multistep(config["lr"], boundaries),
-        momentum=config["momentum"],
-        nesterov=config["nesterov"],
-        weight_decay=config["weight_decay"],
-    )
+    lr = mt.inner.multistep(config["lr"], boundaries)
+    own = {name: config[name] for name in ("momentum", "nesterov", "weight_decay")}
+    inner = build_inner(config, lr, lambda: mt.inner.SGD(lr=lr, **own))
     estimator: mt.hypergradients.Estimator | None = build_estimator(config)
     if config["method"] == "learn2learn":
         estimator = Learn2LearnSecondOrder()

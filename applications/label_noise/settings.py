@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from metatoolkit.experiments.configuration import (
+    COMPONENT_RULES,
+    COMPONENT_SETTINGS,
     COUNT,
     EVOGRAD_RULES,
     FLAG,
@@ -82,11 +84,12 @@ DEFAULT: dict[str, Any] = {
         "perturb": None,
         "streamed": None,
     },
+    **COMPONENT_SETTINGS,
     **RUN_SETTINGS,
 }
 
 RULES: Rules = {
-    "method": one_of(*METHODS, "learn2learn"),
+    "method": one_of("meta", *METHODS, "learn2learn"),
     "dataset": TEXT,
     "data_root": TEXT | NONE,
     "resize": COUNT | NONE,
@@ -114,6 +117,7 @@ RULES: Rules = {
     "meta_lr": POSITIVE | NONE,
     "meta_weight_decay": NOT_NEGATIVE,
     "evograd": {**EVOGRAD_RULES, "sigma": POSITIVE | NONE},
+    **COMPONENT_RULES,
     **RUN_RULES,
 }
 

@@ -15,6 +15,7 @@ Expected on the default, scikit-learn's digits: see docs/rotation.md.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -22,13 +23,17 @@ import torch
 import metatoolkit as mt
 from applications.rotation.settings import DEFAULT, NAMED, RULES
 from metatoolkit import records
-from metatoolkit.experiments.configuration import build_estimator, check_configuration
-from metatoolkit.experiments.run import Assembly, fit_recorded
+from metatoolkit.experiments.configuration import build_estimator, build_inner, settle
+from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
 
 experiment = records.experiment("rotation")
 experiment.add_config(DEFAULT)
 for _name, _updates in NAMED.items():
     experiment.add_named_config(_name, _updates)
+
+
+settings_of = functools.partial(settle, rules=RULES)
+record_filled(experiment, settings_of)
 
 
 def build_task(config: dict[str, Any]) -> mt.tasks.RotatedClassification:
@@ -63,7 +68,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
         ConfigurationError: An entry is out of range.
         UnknownNameError: A name is unknown, for instance that of the method.
     """
-    check_configuration(config, RULES)
+    config = settings_of(config)
     estimator = build_estimator(config)
     task = build_task(config)
     seed, device = config["seed"], config["device"]
@@ -85,7 +90,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
         optimizer = torch.optim.Adam(meta.parameters(), lr=config["meta_lr"])
     trainer = mt.MetaTrainer(
         problem,
-        mt.inner.Adam(lr=config["lr"]),
+        build_inner(config, config["lr"], lambda: mt.inner.Adam(lr=config["lr"])),
         estimator,
         optimizer,
         order="inner_first",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from metatoolkit.experiments.configuration import (
+    COMPONENT_RULES,
+    COMPONENT_SETTINGS,
     COUNT,
     EVOGRAD_RULES,
     FLAG,
@@ -51,12 +53,13 @@ DEFAULT: dict[str, Any] = {
     },
     # Steps between evaluations of accuracy; the angle is recorded at every `evaluate_every`.
     "accuracy_every": 100,
+    **COMPONENT_SETTINGS,
     **RUN_SETTINGS,
     "evaluate_every": 10,
 }
 
 RULES: Rules = {
-    "method": one_of(*METHODS),
+    "method": one_of("meta", *METHODS),
     "dataset": TEXT,
     "data_root": TEXT | NONE,
     "resize": {"side": COUNT | NONE, "padding": integer(0)},
@@ -72,6 +75,7 @@ RULES: Rules = {
     "meta_lr": POSITIVE,
     "evograd": EVOGRAD_RULES,
     "accuracy_every": COUNT,
+    **COMPONENT_RULES,
     **RUN_RULES,
 }
 

@@ -18,6 +18,7 @@ from metatoolkit import records
 from metatoolkit.batch_stream import Stateful
 from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.experiments.configuration import (
+    COMPONENT_SETTINGS,
     COUNT,
     DEVICE,
     FLAG,
@@ -81,7 +82,8 @@ def record_filled(experiment: Any, fill: Callable[[dict[str, Any]], Mapping[str,
     """Let the configuration of every run hold what is filled in where an entry was left open.
 
     What is recorded and compared is then what was used, such as a tuned learning rate, and not the
-    ``None`` that stands for it.
+    ``None`` that stands for it. Components that are chosen by name take options that are no entries
+    by default.
 
     Args:
         experiment: The Sacred experiment.
@@ -93,6 +95,7 @@ def record_filled(experiment: Any, fill: Callable[[dict[str, Any]], Mapping[str,
         return _changed(config, fill({"seed": 0, **config}))
 
     experiment.config_hook(hook)
+    experiment.open_entries = tuple(COMPONENT_SETTINGS)
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +126,9 @@ def configuration_digest(config: Mapping[str, Any]) -> str:
 
 def _lasting(config: Mapping[str, Any]) -> str:
     """Return the entries that change numbers, as JSON."""
-    lasting = {name: value for name, value in config.items() if name not in _PASSING}
+    # A component that is not chosen by name is the application's own, as where there is no choice.
+    unchosen = {name for name, value in COMPONENT_SETTINGS.items() if config.get(name) == value}
+    lasting = {n: value for n, value in config.items() if n not in _PASSING and n not in unchosen}
     return json.dumps(lasting, sort_keys=True, default=str)
 
 

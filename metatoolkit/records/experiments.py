@@ -121,8 +121,14 @@ def _experiment_class() -> Any:
             return fresh(*args, **kwargs)
 
     class Experiment(sacred.Experiment):  # type: ignore[name-defined]
-        """A Sacred experiment that is created on behalf of another file."""
+        """A Sacred experiment that is created on behalf of another file.
 
+        Attributes:
+            open_entries: Entries whose parts a run may name without their being there by default,
+                such as the options of a component.
+        """
+
+        open_entries: tuple[str, ...] = ()
         _from_command_line = False
         _program: str | None = None
 
@@ -244,6 +250,16 @@ def _experiment_class() -> Any:
                 )
             return dict(run.config)
 
+        def _opened(self, defaults: Any, updates: Mapping[str, Any]) -> Any:
+            """Return defaults that have the open entries of a run, which Sacred would refuse."""
+            conf = getattr(defaults, "_conf", {})
+            parts = {
+                name: {**updates[name], **conf[name]}
+                for name in self.open_entries
+                if isinstance(updates.get(name), Mapping) and isinstance(conf.get(name), Mapping)
+            }
+            return ConfigDict({**conf, **parts}) if parts else defaults
+
         @contextmanager
         def _level_kept(self) -> Iterator[None]:
             """Undo what Sacred does to the logger's level, as that is the root logger's."""
@@ -261,10 +277,14 @@ def _experiment_class() -> Any:
             *args: Any,
             **kwargs: Any,
         ) -> Any:
-            _check_seed(dict(config_updates or {}).get("seed"))
+            updates = dict(config_updates or {})
+            _check_seed(updates.get("seed"))
+            defaults = list(self.configurations)
+            self.configurations[:] = [self._opened(one, updates) for one in defaults]
             try:
                 run = super()._create_run(command_name, config_updates, *args, **kwargs)
             except ConfigAddedError as error:
+                self.configurations[:] = defaults
                 known = list(flatten(super()._create_run(command_name).config))
                 given = min(str(name) for name in error.__conflicting_configs__)
                 raise UnknownNameError("configuration entry", given, known) from None
@@ -272,6 +292,8 @@ def _experiment_class() -> Any:
                 known = [name for name, _ in self.gather_named_configs()]
                 given = str(error).partition('"')[2].partition('"')[0]
                 raise UnknownNameError("named configuration", given, known) from None
+            finally:
+                self.configurations[:] = defaults
             _check_types(run)
             return run
 
