@@ -51,9 +51,8 @@ class EvoGrad(Estimator):
     copy's own, as in the paper's code: the mean then counts it as a function of θ.
 
     ``guided`` perturbs along the gradient of the outer loss at θ instead of at random: two copies
-    θ ± σ g/‖g‖, with g in the place of the outer gradient at θ⁺, and nothing is random. Its limit
-    for small σ is that hypergradient with the learning rate σ²/τ and the outer gradient at θ. Cost:
-    5 F with λ in the loss alone, at most 9 F; memory: one copy of θ and the graph of one pass.
+    θ ± σ g/‖g‖, with g in the place of the outer gradient at θ⁺. For small σ it is that with the
+    learning rate σ²/τ and the outer gradient at θ. Cost: 5 F with λ in the loss alone, at most 9 F.
 
     The copies are scored without a graph, then differentiated one at a time with their noise
     drawn again from its seed (``streamed``), so that memory is that of one copy for any K. Where

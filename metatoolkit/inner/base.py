@@ -21,7 +21,7 @@ from metatoolkit.inner.hyperparameters import (
     resolve,
 )
 from metatoolkit.inner.slots import refuse_complex, slots_of, update_parameter
-from metatoolkit.inner.traits import is_own, is_said_of
+from metatoolkit.inner.traits import tells_sensitivity
 from metatoolkit.loss_values import refuse_sparse
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -297,7 +297,7 @@ class InnerLearner(ABC):
         Raises:
             UnsupportedError: It has no closed form, or overrides the update that this belongs to.
         """
-        if not (is_own(self, InnerLearner, "sensitivity") and is_said_of(self, "sensitivity")):
+        if not tells_sensitivity(self, InnerLearner):
             raise self._no_sensitivity()
         resolved = resolve(self.hyperparameters, self.groups, problem, meta, state.step)
         found: Tensors = {}

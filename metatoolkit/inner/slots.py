@@ -145,23 +145,3 @@ def _beside_pairs(value: Any) -> Any:
 
 def _without_pairs(tensor: Tensor) -> Tensor:
     return tensor.squeeze(-1) if tensor.dim() > 0 else tensor
-
-
-def tells_sensitivity(inner: Any, base: type) -> bool:
-    """Return whether an inner learner's closed form of ∂θ⁺/∂g is that of its update.
-
-    Args:
-        inner: The learner.
-        base: The class that all learners derive from, which has no closed form.
-
-    Returns:
-        Whether there is one, and no newer class nor the learner itself overrides what it tells of.
-    """
-    order = [vars(inner), *map(vars, type(inner).__mro__)]
-
-    def newest(name: str) -> int:
-        return next(place for place, names in enumerate(order) if name in names)
-
-    made = min(newest(name) for name in ("update", "apply", "step", "gradients"))
-    own = type(inner).sensitivity is not base.sensitivity  # type: ignore[attr-defined]
-    return own and newest("sensitivity") <= made

@@ -35,3 +35,13 @@ def is_said_of(inner: Any, statement: str) -> bool:
         return next(place for place, names in enumerate(order) if name in names)
 
     return newest(statement) <= min(map(newest, _PARTS))
+
+
+def tells_sensitivity(inner: Any, base: type) -> bool:
+    """Return whether a learner has a closed form of ∂θ⁺/∂g that is that of its update.
+
+    Args:
+        inner: The learner.
+        base: The class that all learners derive from, which has no closed form.
+    """
+    return is_own(inner, base, "sensitivity") and is_said_of(inner, "sensitivity")

@@ -8,7 +8,7 @@ import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit.errors import ShapeError, UnsupportedError
 from metatoolkit.inner import ASGD, SGD, Adadelta, Adam, Adamax, AdamW, NAdam, RMSprop, Rprop
-from metatoolkit.inner.slots import slots_of, tells_sensitivity, update_parameter, zero_slots
+from metatoolkit.inner.slots import slots_of, update_parameter, zero_slots
 from tests import bank
 from tests.inner import reference
 
@@ -276,32 +276,3 @@ def test_types_stay_whatever_a_step_makes_of_them(state_type):
     )
     assert (moved.dtype, slots["velocity"].dtype) == (torch.float32, state_type)
     assert moved.tolist() == [0.5, 0.5] and slots["velocity"].tolist() == [1.5, 1.5]
-
-
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
-        (lambda: SGD(0.1), True),
-        (lambda: overriding("update")(0.1), False),
-        (lambda: overriding("apply")(0.1), False),
-        (lambda: overriding("step")(0.1), False),
-        (lambda: overriding("gradients")(0.1), False),
-        (lambda: overriding("update", "sensitivity")(0.1), True),
-        (lambda: overriding("sensitivity")(0.1), True),
-        (lambda: overriding("init_slots")(0.1), True),
-        (lambda: changed(SGD(0.1), "update"), False),
-        (lambda: changed(SGD(0.1), "nesterov"), True),
-        (lambda: mt.inner.Muon(), False),
-    ],
-)
-def test_a_closed_form_is_that_of_the_update_it_was_written_for(make, told):
-    assert tells_sensitivity(make(), mt.inner.InnerLearner) is told
-
-
-def overriding(*names):
-    return type("Own", (SGD,), {name: lambda self, *arguments: None for name in names})
-
-
-def changed(inner, name):
-    setattr(inner, name, lambda *arguments: None)
-    return inner

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 import metatoolkit as mt
+from metatoolkit.inner import SGD
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.traits import is_own, is_said_of
+from metatoolkit.inner.traits import is_own, is_said_of, tells_sensitivity
 
 
 class Renamed(mt.inner.SGD):
@@ -45,3 +48,32 @@ def test_a_method_is_its_own_where_class_or_instance_overrides_it():
     assert not is_own(plain, InnerLearner, "step")
     plain.step = lambda problem, state, meta, batch: state
     assert is_own(plain, InnerLearner, "step")
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: SGD(0.1), True),
+        (lambda: overriding("update")(0.1), False),
+        (lambda: overriding("apply")(0.1), False),
+        (lambda: overriding("step")(0.1), False),
+        (lambda: overriding("gradients")(0.1), False),
+        (lambda: overriding("update", "sensitivity")(0.1), True),
+        (lambda: overriding("sensitivity")(0.1), True),
+        (lambda: overriding("init_slots")(0.1), True),
+        (lambda: changed(SGD(0.1), "update"), False),
+        (lambda: changed(SGD(0.1), "nesterov"), True),
+        (lambda: mt.inner.Muon(), False),
+    ],
+)
+def test_a_closed_form_is_that_of_the_update_it_was_written_for(make, told):
+    assert tells_sensitivity(make(), mt.inner.InnerLearner) is told
+
+
+def overriding(*names):
+    return type("Own", (SGD,), {name: lambda self, *arguments: None for name in names})
+
+
+def changed(inner, name):
+    setattr(inner, name, lambda *arguments: None)
+    return inner
