@@ -33,6 +33,22 @@ def refuse_inference_mode() -> None:
         )
 
 
+def taken_outside(kind: str, name: str) -> str:
+    """Return the message for a loss that uses a tensor of a module itself.
+
+    Args:
+        kind: Name of the loss.
+        name: Name of the parameter.
+    """
+    return (
+        f"{kind} uses the parameter {name!r} as a tensor that was taken from the module "
+        "outside of the loss, which inner steps do not move and no derivative reaches. Take "
+        "it from the modules that the loss is called with: write "
+        f"{name!r} as an attribute of the argument, or list(model.parameters()) inside the "
+        "loss; or a copy, .detach().clone(), where its value at the start is meant."
+    )
+
+
 def unreached_error(batch: Any) -> UnsupportedError:
     """Return the error for a training loss whose graph reaches no inner parameter.
 
@@ -104,13 +120,7 @@ def inspect_graph(
         name = live.get(id(variable)) if variable is not None else None
         if name is None or name not in given or id(variable) in accepted:
             continue
-        raise ConfigurationError(
-            f"{kind} uses the parameter {name!r} as a tensor that was taken from the module "
-            "outside of the loss, which inner steps do not move and no derivative reaches. Take "
-            "it from the modules that the loss is called with: write "
-            f"{name!r} as an attribute of the argument, or list(model.parameters()) inside the "
-            "loss."
-        )
+        raise ConfigurationError(taken_outside(kind, name))
     return custom
 
 

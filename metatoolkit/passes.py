@@ -200,7 +200,7 @@ class Passes:
         if kind in self._trusted or any(map(is_functorch_wrapped_tensor, tensors.values())):
             return _UNWATCHED
         self._trusted.add(kind)
-        return _watching(tensors)
+        return _watching(tensors, kind, {name: self.live(name) for name in tensors})
 
     def _note(self, kind: str, asked: Asked) -> None:
         """Keep what the first pass of a loss has shown."""
@@ -211,7 +211,7 @@ class Passes:
 
 
 @contextlib.contextmanager
-def _watching(tensors: Tensors) -> Iterator[Asked]:
+def _watching(tensors: Tensors, kind: str, live: Tensors) -> Iterator[Asked]:
     asked = Asked(tensors)
-    with Untouched(tensors), asked:
+    with Untouched(tensors, kind, live), asked:
         yield asked

@@ -103,3 +103,45 @@ def test_code_of_torch_registers_nothing_that_is_exchanged():
         estimator(problem, inner, inner.init(problem), [x], x)
     assert list(dict(problem.model.named_parameters())) == ["weight"]
     assert not isinstance(torch.ones(2), nn.Parameter)
+
+
+def _read_without_a_gradient(weights):
+    with torch.no_grad():
+        return weights[0].norm()
+
+
+READS = {
+    "detached": lambda weights: weights[0].detach().norm(),
+    "data": lambda weights: weights[0].data.norm(),
+    "no_grad": _read_without_a_gradient,
+    "a number": lambda weights: weights[0].norm().item(),
+    "a view": lambda weights: weights[0].view(-1)[0].detach(),
+    "as an array": lambda weights: float(weights[0].detach().numpy()[0, 0]),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
+def test_values_of_parameters_that_were_taken_before_are_refused(read):
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1).double()
+    weights = [model.weight]
+
+    def train_loss(model, meta, batch):
+        return (meta.value * model(batch) * read(weights)).square().mean()
+
+    def valid_loss(model, meta, batch):
+        return model(batch).square().mean()
+
+    problem = mt.BilevelProblem(model, bank.Value(1.0), train_loss, valid_loss)
+    inner, batch = mt.inner.SGD(lr=0.1), torch.ones(3, 2, dtype=torch.float64)
+    arguments = (problem, inner, inner.init(problem), [batch], batch)
+    with pytest.raises(mt.errors.ConfigurationError, match=r"'model.weight'.*\.detach\(\)\.clone"):
+        mt.hypergradients.Unrolled(1)(*arguments)
+    weights[0] = model.weight.detach().clone()
+    assert bool(mt.hypergradients.Unrolled(1)(*arguments).gradient["value"])
+    # Shapes are no values.
+    weights[0], shape = model.weight, model.weight.shape
+    problem.train_loss = lambda model, meta, batch: (
+        meta.value * model(batch) * weights[0].shape[1] * len(shape)
+    ).mean()
+    assert bool(mt.hypergradients.Unrolled(1)(*arguments).gradient["value"])
