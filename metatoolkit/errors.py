@@ -83,7 +83,12 @@ class UnsupportedError(MetatoolkitError, RuntimeError):
 
 
 class ReplayError(UnsupportedError):
-    """A loss gave another value when it was evaluated again, so that it is no function."""
+    """A loss gave another value when it was evaluated again, so that it is no function.
+
+    Estimators that take steps twice look for it in every call, others in the first call on a
+    problem. A loss that begins to drift later, where nothing is evaluated twice, is not found out:
+    that would take one more evaluation in each call.
+    """
 
 
 class CheckpointError(MetatoolkitError, RuntimeError):

@@ -215,3 +215,65 @@ def test_estimators_that_step_return_the_state_of_torch(ours, theirs, options, m
     )
     steps = result.state.step
     heads.assert_equal(result.state, heads.run_torch(theirs, options, batches[:steps]))
+
+
+class Weighed(torch.autograd.Function):
+    """x · w, with no gradient for w."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(w)
+        return x * w
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (w,) = ctx.saved_tensors
+        return gradient * w, None
+
+
+class Gated(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = torch.nn.Parameter(torch.tensor([0.7, -1.1], dtype=torch.float64))
+        self.value = torch.nn.Parameter(torch.tensor([0.4, 0.9], dtype=torch.float64))
+
+    def forward(self):
+        return Weighed.apply(torch.tanh(self.value), self.gate)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        (SGD, torch.optim.SGD, {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.1}),
+        (mt.inner.AdamW, torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.2}),
+    ],
+)
+def test_a_parameter_to_which_a_function_returns_no_gradient_is_skipped(ours, theirs, options):
+    target = torch.tensor([0.2, -0.3], dtype=torch.float64)
+
+    def train_loss(model, meta, batch):
+        return ((model() - meta.value * batch) ** 2).sum() + (meta.value * model.value**2).sum()
+
+    def valid_loss(model, meta, batch):
+        return ((model() - 2 * batch) ** 2).sum()
+
+    def run(values):
+        model, meta = Gated(), bank.Value(values)
+        optimizer = theirs(model.parameters(), **options)
+        for _ in range(3):
+            optimizer.zero_grad()
+            train_loss(model, meta, target).backward()
+            optimizer.step()
+        return model, float(valid_loss(model, None, target).detach())
+
+    problem = mt.BilevelProblem(Gated(), bank.Value([0.8, 1.3]), train_loss, valid_loss)
+    inner = ours(**options)
+    result = hg.Unrolled(3)(problem, inner, inner.init(problem), [target] * 3, target)
+    expected = [
+        (run([0.8 + a, 1.3 + b])[1] - run([0.8 - a, 1.3 - b])[1]) / 2e-5
+        for a, b in ((1e-5, 0.0), (0.0, 1e-5))
+    ]
+    assert result.gradient["value"].tolist() == pytest.approx(expected, rel=1e-6)
+    model, _ = run([0.8, 1.3])
+    torch.testing.assert_close(dict(model.named_parameters()), result.state.parameters)
+    assert result.state.missed == {"gate": 3}
