@@ -5,7 +5,17 @@ import torch
 
 from metatoolkit.errors import ConfigurationError, ShapeError, UnknownNameError, UnsupportedError
 from metatoolkit.hypergradients import Unrolled
-from metatoolkit.inner import SGD, Adam, AdamW, InnerLearner, RMSprop, multistep
+from metatoolkit.inner import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    InnerLearner,
+    Lion,
+    RAdam,
+    RMSprop,
+    multistep,
+)
 from metatoolkit.problem import BilevelProblem
 from tests import bank
 from tests.inner import reference
@@ -132,6 +142,10 @@ LEARNERS = {
     "Adam": lambda rate: Adam(lr=rate, betas=(rate, 0.9)),
     "AdamW": lambda rate: AdamW(lr=rate, betas=(rate, 0.9)),
     "RMSprop": lambda rate: RMSprop(lr=rate, momentum=rate, alpha=rate),
+    "centered": lambda rate: RMSprop(lr=rate, momentum=rate, alpha=rate, centered=True),
+    "Adagrad": lambda rate: Adagrad(lr=rate, lr_decay=rate, eps=rate),
+    "RAdam": lambda rate: RAdam(lr=rate, betas=(rate, 0.9), weight_decay=rate),
+    "Lion": lambda rate: Lion(lr=rate, betas=(rate, rate), smoothing=rate),
 }
 
 
