@@ -232,6 +232,16 @@ def test_minres_verifies_what_its_directions_may_have_spoiled(smallest, verified
         assert float(solution.details["stagnated"]) == 1.0
 
 
+def test_minres_stops_at_a_pivot_of_rounding():
+    # The product of both pivots is 1e-3, and the first is 1/√2.
+    solution = MINRES(9, 0.0).solve(diagonal(1.0, 1e-3, rounding=0.02).system)
+    assert solution.iterations == 1 and float(solution.details["stagnated"]) == 1.0
+    assert MINRES(9, 0.0).solve(diagonal(1.0, 1e-3, rounding=1e-4).system).iterations == 2
+    nothing = MINRES(9, 0.0).solve(diagonal(0.0, 0.0).system)
+    assert nothing.iterations == 0 and not nothing.vector.any()
+    assert float(nothing.details["stagnated"]) == 1.0
+
+
 def test_normal_equations_whose_curvature_underflows_have_stagnated():
     # ‖Mᵀ b‖² is the least that float64 holds, and ‖M Mᵀ b‖² is less.
     solution = NormalEquationCG(9, 1e-6).solve(diagonal(1e-3, rhs=[1e-157]).system)
@@ -271,42 +281,6 @@ def test_the_key_of_the_system_draws_the_directions():
     approximation = images @ torch.linalg.inv(drawn.T @ images) @ images.T
     expected = torch.linalg.solve(approximation + 1e-2 * torch.eye(12, dtype=F64), case.rhs)
     torch.testing.assert_close(solve(), expected, rtol=1e-7, atol=1e-7)
-
-
-def test_nystrom_takes_the_indefinite_and_refuses_what_is_singular():
-    for values in ([3.0, -1.0, 0.5], [3.0, -1.0, 0.0, 0.0, 0.0]):
-        case = symmetric(values)
-        damped = case.matrix + 0.3 * torch.eye(len(values), dtype=F64)
-        solution = Nystrom(3, 0.3).solve(case.system)
-        torch.testing.assert_close(solution.vector, torch.linalg.solve(damped, case.rhs))
-    # An eigenvalue of −0.3 to the rounding of the products, of which the largest is 3.
-    for value, refused in [(-0.3, True), (-0.3 + 1e-4, True), (-0.3 + 1e-2, False)]:
-        case = symmetric([3.0, value])
-        system = dataclasses.replace(case.system, rounding=1e-4)
-        if refused:
-            with pytest.raises(UnsupportedError, match=r"rank=5.*-0.3.*2 variables singular"):
-                Nystrom(5, 0.3).solve(system)
-        else:
-            assert Nystrom(5, 0.3).solve(system).iterations == 2
-
-
-def test_nystrom_refuses_what_is_exactly_at_rounding():
-    # −1 + 0.5 has the size of the rounding of a product, 0.5 · 1.
-    with pytest.raises(UnsupportedError, match="singular"):
-        Nystrom(1, 0.5).solve(diagonal(-1.0, rounding=0.5).system)
-    assert Nystrom(1, 0.5).solve(diagonal(-1.0, rounding=0.49).system).vector.tolist() == [-2.0]
-
-
-def test_nystrom_leaves_out_directions_that_rounding_made():
-    spectrum = torch.zeros(30, dtype=F64)
-    spectrum[:3] = torch.tensor([10.0, 5.0, 2.0])
-    case = symmetric(spectrum, torch.float32)
-    damped = case.matrix.double() + 1e-2 * torch.eye(30, dtype=F64)
-    expected = torch.linalg.solve(damped, case.rhs.double())
-    for key in range(5):
-        system = dataclasses.replace(case.system, key=key)
-        found = Nystrom(9, 1e-2).solve(system).vector.double()
-        assert float((found - expected).norm() / expected.norm()) < 1e-3
 
 
 def test_a_first_iterate_that_is_the_best_stays_so():

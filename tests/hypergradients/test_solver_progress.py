@@ -1,5 +1,6 @@
 """Where solvers break down: none returns what is worse than the best it had, or than zero."""
 
+import dataclasses
 import math
 
 import pytest
@@ -20,6 +21,7 @@ from metatoolkit.hypergradients.linear_solvers import (
 from metatoolkit.hypergradients.linear_solvers.progress import Progress
 from tests import bank
 from tests.hypergradients.test_linear_solvers import Counted, relative_error, rotation, symmetric
+from tests.hypergradients.test_solver_edges import diagonal
 
 F32, F64 = torch.float32, torch.float64
 SOLVERS = {
@@ -248,3 +250,39 @@ def test_products_that_round_more_than_the_vectors():
         solution = solver.solve(system)
         assert true_residual(case, solver, solution.vector) < 1.0
         assert float(solution.details["estimated_residual"]) <= 1.0
+
+
+def test_nystrom_takes_the_indefinite_and_refuses_what_is_singular():
+    for values in ([3.0, -1.0, 0.5], [3.0, -1.0, 0.0, 0.0, 0.0]):
+        case = symmetric(values)
+        damped = case.matrix + 0.3 * torch.eye(len(values), dtype=F64)
+        solution = Nystrom(3, 0.3).solve(case.system)
+        torch.testing.assert_close(solution.vector, torch.linalg.solve(damped, case.rhs))
+    # An eigenvalue of −0.3 to the rounding of the products, of which the largest is 3.
+    for value, refused in [(-0.3, True), (-0.3 + 1e-4, True), (-0.3 + 1e-2, False)]:
+        case = symmetric([3.0, value])
+        system = dataclasses.replace(case.system, rounding=1e-4)
+        if refused:
+            with pytest.raises(UnsupportedError, match=r"rank=5.*-0.3.*2 variables singular"):
+                Nystrom(5, 0.3).solve(system)
+        else:
+            assert Nystrom(5, 0.3).solve(system).iterations == 2
+
+
+def test_nystrom_refuses_what_is_exactly_at_rounding():
+    # −1 + 0.5 has the size of the rounding of a product, 0.5 · 1.
+    with pytest.raises(UnsupportedError, match="singular"):
+        Nystrom(1, 0.5).solve(diagonal(-1.0, rounding=0.5).system)
+    assert Nystrom(1, 0.5).solve(diagonal(-1.0, rounding=0.49).system).vector.tolist() == [-2.0]
+
+
+def test_nystrom_leaves_out_directions_that_rounding_made():
+    spectrum = torch.zeros(30, dtype=F64)
+    spectrum[:3] = torch.tensor([10.0, 5.0, 2.0])
+    case = symmetric(spectrum, torch.float32)
+    damped = case.matrix.double() + 1e-2 * torch.eye(30, dtype=F64)
+    expected = torch.linalg.solve(damped, case.rhs.double())
+    for key in range(5):
+        system = dataclasses.replace(case.system, key=key)
+        found = Nystrom(9, 1e-2).solve(system).vector.double()
+        assert float((found - expected).norm() / expected.norm()) < 1e-3

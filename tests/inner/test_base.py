@@ -262,3 +262,46 @@ def test_description_and_settings():
     state = inner.init(heads.make_problem())
     assert state.key == inner.init(heads.make_problem(), 0).key == fold_in(0, 0)
     assert inner.init(heads.make_problem(), 7).key == fold_in(7, 0)
+
+
+def test_functions_are_checked_at_the_first_step():
+    seen = []
+
+    def rate(meta, step):
+        seen.append(step)
+        return 0.1
+
+    problem = heads.make_problem()
+    state = SGD(lr=rate).init(problem)
+    assert seen == [0]
+    SGD(lr=rate).apply(problem, state.replaced(step=3), problem.meta_parameters(), {})
+    assert seen == [0, 3]
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_step_records_what_it_is_asked_for(create_graph, monkeypatch):
+    seen, watched = [], []
+
+    def loss(model, meta, batch):
+        seen.append(meta.value.requires_grad)
+        return meta.value * model.value**2
+
+    problem = mt.BilevelProblem(bank.Value(3.0), bank.Value(0.5), loss, loss)
+    monkeypatch.setattr(
+        problem, "watch_second_derivatives", lambda value, points: watched.append((value, points))
+    )
+    inner, meta = SGD(lr=0.1), problem.meta_leaves()
+    state = inner.init(problem)
+    inner.step(problem, state, meta, None, create_graph)
+    assert seen[0] is create_graph and len(watched) == create_graph
+    leaves = state.map(lambda tensor: tensor.detach().requires_grad_())
+    _, gradients, _ = inner.gradients(problem, leaves, meta, None, create_graph)
+    assert gradients["value"].requires_grad is create_graph
+    assert float(gradients["value"].detach()) == pytest.approx(2 * 0.5 * 3.0)
+    if create_graph:
+        ((_, first), (value, points)) = watched
+        assert float(value.detach()) == 4.5 and points[0] is leaves.parameters["value"]
+        assert len(first) == len(points) == 1
+    else:
+        plain = inner.gradients(problem, leaves, meta, None)[1]["value"]
+        assert not plain.requires_grad and not watched

@@ -6,7 +6,7 @@ from torch import nn
 
 from metatoolkit import inner
 from metatoolkit.errors import ConfigurationError, UnsupportedError
-from tests.inner import heads
+from tests.inner import heads, reference
 
 
 @pytest.mark.parametrize(
@@ -114,3 +114,25 @@ def test_the_state_of_parameters_that_are_none_of_the_problem_is_left_out():
     still.requires_grad_(False)
     state = inner.state_from_torch(optimizer, problem)
     assert state.step == 0 and state.missed == {}
+
+
+def test_a_meta_parameter_is_no_number_of_its_value():
+    meta = nn.ParameterDict({"lr": nn.Parameter(torch.tensor(0.1).double())})
+    problem = reference.make_problem(meta)
+    model = problem.model
+    rest = [*model.tied.parameters(), model.scale]
+    own = {"params": list(model.head.parameters()), "lr": meta["lr"]}
+    learner = inner.from_torch(torch.optim.SGD([{"params": rest}, own], lr=0.1), problem)
+    assert learner.groups == [{"parameters": ["head.weight", "head.bias"], "lr": meta["lr"]}]
+    assert learner.groups[0]["lr"] is meta["lr"] and learner.hyperparameters["lr"] == 0.1
+    turned = inner.from_torch(torch.optim.SGD([own, {"params": rest, "lr": 0.1}], lr=0.1), problem)
+    assert turned.hyperparameters["lr"] is meta["lr"] and turned.groups[0]["lr"] == 0.1
+
+
+def test_a_state_is_detached():
+    problem = heads.make_problem()
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1, momentum=0.9)
+    saved = optimizer.state[problem.model.a]
+    saved["momentum_buffer"] = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    velocity = inner.state_from_torch(optimizer, problem).optimizer["velocity"]["a"]
+    assert velocity.tolist() == [1.0, 1.0] and not velocity.requires_grad
