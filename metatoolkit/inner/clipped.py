@@ -12,13 +12,13 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Hyperparameter, check_values, resolve
 from metatoolkit.inner.moments import root
 from metatoolkit.inner.registry import learners
-from metatoolkit.inner.traits import is_own
+from metatoolkit.inner.wrapping import WrappingLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
 @learners.register()
-class Clipped(InnerLearner):
+class Clipped(WrappingLearner):
     """An inner learner whose gradients are clipped before each step, differentiably.
 
     With ``max_norm`` all gradients g together are scaled by min(1, ``max_norm`` / (‖g‖ + 10⁻⁶)), as
@@ -52,11 +52,7 @@ class Clipped(InnerLearner):
         max_value: Hyperparameter | None = None,
         norm_type: float = 2.0,
     ) -> None:
-        if not isinstance(inner, InnerLearner) or is_own(inner, InnerLearner, "step"):
-            raise ConfigurationError(
-                f"inner is {inner!r}; accepted: an inner learner that takes its step from one "
-                "gradient, for instance SGD(lr=0.1)."
-            )
+        super().__init__([inner])
         if (max_norm is None) == (max_value is None):
             raise ConfigurationError(
                 f"max_norm is {max_norm} and max_value {max_value}; give one of them."
@@ -69,7 +65,6 @@ class Clipped(InnerLearner):
         self.inner = inner
         self.norm_type = float(norm_type)
         self.hyperparameters = inner.hyperparameters | self._limits
-        self.groups = inner.groups
 
     def check(self, problem: BilevelProblem) -> None:
         """Raise unless the learner and the limit fit a problem.
@@ -178,11 +173,6 @@ class Clipped(InnerLearner):
     def options(self) -> dict[str, Any]:
         """Return the learner that takes the step, the limit and the norm."""
         return {"inner": self.inner, **self._limits, "norm_type": self.norm_type}
-
-    def __repr__(self) -> str:
-        """Return the call that makes this learner."""
-        values = ", ".join(f"{name}={value}" for name, value in self.options().items())
-        return f"{type(self).__name__}({values})"
 
 
 def _all(gradients: Tensors) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +12,13 @@ from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import check_patterns
 from metatoolkit.inner.registry import learners
+from metatoolkit.inner.wrapping import WrappingLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
 @learners.register()
-class Combined(InnerLearner):
+class Combined(WrappingLearner):
     """Inner learners side by side, such as Muon for matrices and AdamW for everything else.
 
     Args:
@@ -41,18 +41,14 @@ class Combined(InnerLearner):
         self.exceptions = dict(exceptions)
         if not self.exceptions:
             raise ConfigurationError("exceptions is empty; use the default learner as it is.")
-        for learner in self._learners():
-            if not isinstance(learner, InnerLearner) or type(learner).step is not InnerLearner.step:
-                raise ConfigurationError(
-                    f"{learner!r} cannot be combined; accepted: inner learners that take their "
-                    "step from one gradient, for instance SGD(lr=0.1)."
-                )
-        self.hyperparameters = {
-            f"{name} of {type(learner).__name__}": value
-            for learner in self._learners()
-            for name, value in learner.hyperparameters.items()
-        }
-        self.groups = [group for learner in self._learners() for group in learner.groups]
+        super().__init__(self._learners())
+        self.hyperparameters = {}
+        for place, learner in {"default": default, **self.exceptions}.items():
+            for name, value in learner.hyperparameters.items():
+                known = f"{name} of {type(learner).__name__}"
+                # Two of a kind keep apart what λ may be.
+                known = f"{known} ({place})" if known in self.hyperparameters else known
+                self.hyperparameters[known] = value
 
     def _learners(self) -> list[InnerLearner]:
         return [self.default, *self.exceptions.values()]
@@ -140,7 +136,7 @@ class Combined(InnerLearner):
                 for slot, values in state.optimizer.items()
                 if (own := {name: t for name, t in values.items() if name in parameters})
             }
-            part = dataclasses.replace(state, parameters=parameters, optimizer=optimizer)
+            part = state.replaced(parameters=parameters, optimizer=optimizer)
             found = {name: g for name, g in gradients.items() if name in parameters}
             parts.append((learner, part, found))
         return parts
@@ -165,8 +161,8 @@ class Combined(InnerLearner):
             for slot, values in after.optimizer.items():
                 optimizer[slot] |= values
             missed |= {n: count for n, count in after.missed.items() if n in part.parameters}
-        return dataclasses.replace(
-            state, parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
+        return state.replaced(
+            parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
         )
 
     def gradient_sensitivity(
@@ -185,6 +181,6 @@ class Combined(InnerLearner):
             found |= learner.gradient_sensitivity(problem, part, meta, own)
         return found
 
-    def __repr__(self) -> str:
-        """Return the call that makes this learner."""
-        return f"{type(self).__name__}({self.default}, {self.exceptions})"
+    def options(self) -> dict[str, Any]:
+        """Return the learners."""
+        return {"default": self.default, "exceptions": self.exceptions}

@@ -5,7 +5,7 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit import hypergradients as hg
-from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.errors import ConfigurationError, UnsupportedError, UnusedMetaParameterError
 from metatoolkit.inner import SGD, AdamW, Clipped, Combined, Muon, RMSprop
 from tests.inner import heads, reference
 
@@ -116,7 +116,8 @@ def test_the_first_pattern_that_matches_holds():
     learners = {"head.weight": first, "head.bias": second, "Head.bias": default, "scale": default}
     for name, learner in learners.items():
         assert inner.learner_of(name) is learner
-    assert repr(inner) == f"Combined({default!r}, {{'head.w*': {first!r}, 'head.*': {second!r}}})"
+    given = f"{{'head.w*': {first!r}, 'head.*': {second!r}}}"
+    assert repr(inner) == f"Combined(default={default!r}, exceptions={given})"
     assert inner.hyperparameters["lr of SGD"] == 0.1
     assert inner.hyperparameters["weight_decay of AdamW"] == 0.01
     assert len(inner.hyperparameters) == sum(
@@ -124,6 +125,19 @@ def test_the_first_pattern_that_matches_holds():
     )
     with pytest.raises(UnsupportedError, match="call apply or step"):
         inner.update(torch.ones(1), torch.ones(1), {}, {}, 0)
+
+
+def test_what_two_of_a_kind_read_of_meta_is_named():
+    meta = torch.nn.ParameterDict(
+        {"lr": torch.nn.Parameter(torch.tensor(0.1, dtype=torch.float64))}
+    )
+    problem, batches = reference.make_problem(meta), reference.make_batches(2)
+    for inner, name in (
+        (Combined(SGD(lr=meta["lr"]), {"head.*": SGD(0.1)}), "lr of SGD"),
+        (Combined(SGD(0.1), {"head.*": SGD(lr=meta["lr"])}), r"lr of SGD \(head.\*\)"),
+    ):
+        with pytest.raises(UnusedMetaParameterError, match=f"λ enters through {name} of Combined"):
+            hg.EvoGrad(2, 0.1, 0.5)(problem, inner, inner.init(problem), batches[:1], batches[1])
 
 
 def test_each_learner_has_its_groups_and_schedule():
@@ -170,5 +184,5 @@ class Longer(SGD):
 
 def test_a_learner_with_a_step_of_its_own_is_refused_in_each_place():
     for arguments in ((Longer(0.1), {"*": SGD(0.1)}), (SGD(0.1), {"*": Longer(0.1)})):
-        with pytest.raises(ConfigurationError, match="take their step from one gradient"):
+        with pytest.raises(ConfigurationError, match=r"cannot be combined.*its step from one"):
             Combined(*arguments)

@@ -1,0 +1,37 @@
+"""Inner learners that leave the step to others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.hyperparameters import Hyperparameter
+from metatoolkit.inner.traits import is_own
+
+
+class WrappingLearner(InnerLearner):
+    """What inner learners share that take their step by others, each of a whole state.
+
+    Args:
+        learners: Learners that take the step; their groups are those of this one.
+
+    Raises:
+        ConfigurationError: Something is no inner learner that takes its step from one gradient.
+    """
+
+    hyperparameters: dict[str, Hyperparameter]
+
+    def __init__(self, learners: Sequence[InnerLearner]) -> None:
+        for learner in learners:
+            if not isinstance(learner, InnerLearner) or is_own(learner, InnerLearner, "step"):
+                raise ConfigurationError(
+                    f"{learner!r} cannot be {type(self).__name__.lower()}; accepted: an inner "
+                    "learner that takes its step from one gradient, for instance SGD(lr=0.1)."
+                )
+        self.groups = [group for learner in learners for group in learner.groups]
+
+    def __repr__(self) -> str:
+        """Return the call that makes this learner."""
+        values = ", ".join(f"{name}={value}" for name, value in self.options().items())
+        return f"{type(self).__name__}({values})"
