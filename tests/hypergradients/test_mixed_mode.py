@@ -1,5 +1,7 @@
 """The adjoint by forward over reverse mode against that by double backward."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -231,3 +233,13 @@ def test_what_is_given_to_a_step_is_left_alone():
     given = [*state.tensors(), *gradients.values(), *after.tensors(), *after.buffers.values()]
     assert not any(tensor.requires_grad for tensor in given)
     assert all(tensor.grad is None for tensor in meta.values())
+
+
+def test_a_warning_of_torch_about_itself_is_kept_quiet_and_no_other():
+    with forward_over_reverse():
+        warnings.warn("`torch.jit.script` is deprecated.", FutureWarning, stacklevel=1)
+        assert not torch.backends.cuda.flash_sdp_enabled()
+    with pytest.warns(FutureWarning, match="another one"), forward_over_reverse():
+        warnings.warn("another one", FutureWarning, stacklevel=1)
+    with pytest.warns(UserWarning, match="jit"), forward_over_reverse():
+        warnings.warn("torch.jit.script", UserWarning, stacklevel=1)

@@ -86,6 +86,8 @@ def test_the_outer_loss_has_masks_of_its_own_at_every_step_and_in_every_run():
     keys = [valid_key(state), valid_key(after), valid_key(other), state.key, other.key]
     keys += [fold_in(key, step) for key in (state.key, other.key) for step in (0, 1)]
     assert len(set(keys)) == len(keys) and valid_key(state) == keys[0]
+    # What was recorded can be computed again by later versions.
+    assert valid_key(after) == fold_in(state.key, 1, -1)
 
 
 def test_trajectories_and_outer_losses_by_hand():
