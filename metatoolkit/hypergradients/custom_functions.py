@@ -161,9 +161,7 @@ def check_derivative(
     generator = torch.Generator().manual_seed(0)
     directions = [
         [
-            torch.empty(c.shape, dtype=c.dtype).bernoulli_(0.5, generator=generator).to(c.device)
-            * 2
-            - 1
+            torch.empty(c.shape).bernoulli_(0.5, generator=generator).to(c.device) * 2 - 1
             for c in changes
         ]
         for _ in range(_DIRECTIONS)

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -429,3 +430,24 @@ def test_functions_of_torch_in_python_are_computed(measured):
         with FlopCounterMode(display=False) if measured else contextlib.nullcontext():
             results.append(case.call(FiniteDifference()))
     assert relative_error(*results) < 1e-6
+
+
+def test_a_forward_pass_that_is_called_by_hand():
+    kept = []
+    seen = []
+    context = types.SimpleNamespace(save_for_backward=kept.append)
+    with observed(lambda cls, args, call: seen.append((cls, len(args))) or call()):
+        assert NumpySine.forward(context, torch.zeros(1)).tolist() == [0.0]
+    assert seen == [(NumpySine, 1)] and len(kept) == 1
+
+
+def test_a_function_that_is_not_called_again_is_an_error():
+    calls = []
+
+    def train_loss(model, meta, batch):
+        calls.append(1)
+        losses = cross_entropies(model, batch)
+        return (meta(numpy_sine(losses) if len(calls) % 2 else losses) * losses).mean()
+
+    with pytest.raises(UnsupportedError, match="a custom function was not called again"):
+        case_of(train_loss, SGD(lr=1.0)).call(FiniteDifference())

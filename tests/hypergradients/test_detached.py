@@ -11,6 +11,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, OneStep
+from metatoolkit.hypergradients.detached import HeldConstants
 from tests import bank
 
 pytestmark = pytest.mark.filterwarnings(
@@ -352,6 +353,14 @@ def a_quantizer_of_torch(model, meta, batch):
     return (meta(losses) * losses).mean()
 
 
+@refused(r"\(detach was not called again\)")
+def a_constant_of_the_first_pass(model, meta, batch):
+    losses = cross_entropies(model, batch)
+    model.calls = getattr(model, "calls", 0) + 1
+    seen = losses.detach() if model.calls % 2 else losses
+    return (meta(seen) * losses).mean()
+
+
 @refused("does other things when it is evaluated again")
 def another_number_of_constants(model, meta, batch):
     losses = cross_entropies(model, batch)
@@ -400,6 +409,25 @@ def test_what_cannot_be_held_is_an_error(name, estimator):
     train_loss, message = REFUSED[name]
     with pytest.raises(UnsupportedError, match=message):
         case_of(train_loss).call(estimator)
+
+
+def test_what_is_kept_has_no_graph():
+    held = HeldConstants()
+    x = torch.ones(2, requires_grad=True) * 2
+    cells = [held.keep(x), held.keep(x.detach())]
+    assert not any(cell.tensor.requires_grad for cell in cells)
+    assert [cell.tensor.data_ptr() for cell in cells] == [x.data_ptr()] * 2
+    held.before_write(x)
+    x.data.mul_(3.0)
+    assert [cell.tensor.tolist() for cell in cells] == [[2.0, 2.0]] * 2
+    held.check_versions()
+
+
+def test_a_sparse_tensor_is_kept():
+    held = HeldConstants()
+    cell = held.keep(torch.eye(2).to_sparse())
+    held.before_write(cell.tensor)
+    assert cell.tensor.to_dense().tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
 def test_caches_that_the_first_pass_fills():

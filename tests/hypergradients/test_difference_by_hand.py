@@ -261,3 +261,29 @@ def test_norm():
     half = torch.full((4,), 300.0, dtype=torch.float16)
     assert norm([half, None]) == 600.0 and norm([None]) == norm([]) == 0.0
     assert norm([scalar([3.0]), None, scalar([[4.0]])]) == 5.0
+
+
+def test_errors_of_several_radii_by_their_neighbors():
+    # Products of 1.1, 1.005 and 1.0625, with sides that differ by 18 %, 0.5 % and 6 %.
+    table = {0.01: 0.013, -0.01: -0.009, 0.04: 0.0404, -0.04: -0.04, 0.16: 0.18, -0.16: -0.16}
+
+    def taken(rounding):
+        line = Line(lambda t: table.get(round(t, 6), 0.0), 0.0, 1.0, rounding=rounding)
+        return line.difference, [line.difference._pair(radius) for radius in (0.01, 0.04, 0.16)]
+
+    difference, pairs = taken(1e-12)
+    assert [float(pair.product[0]) for pair in pairs] == pytest.approx([1.1, 1.005, 1.0625])
+    assert [pair.bend for pair in pairs] == pytest.approx([2 / 11, 0.4 / 80.4, 2 / 34])
+    gaps = [0.095, 0.0575]
+    errors = difference._errors(pairs)
+    assert errors[0] == pytest.approx(gaps[0] / 1.1)
+    # The smaller radius bends more: a quarter of the gap to it, and the one to the larger.
+    assert errors[1] == pytest.approx((gaps[0] / 4 + gaps[1] / 15) / 1.005)
+    assert errors[2] == pytest.approx(gaps[1] / 1.0625)
+    # From a smaller radius that bends less the gap itself is the error.
+    assert difference._errors(pairs[1:])[1] == pytest.approx(gaps[1] / 1.0625)
+    assert difference._errors([pairs[1], pairs[2], pairs[2]])[1] == pytest.approx(gaps[1] / 1.0625)
+    # Where values have few digits, one pair tells nothing, and sides do not count.
+    coarse, pairs = taken(1e-3)
+    assert coarse._errors(pairs[:1]) == [float("inf")]
+    assert difference._errors(pairs[:1]) == pytest.approx([2 / 11])

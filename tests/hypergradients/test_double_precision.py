@@ -141,3 +141,12 @@ def test_what_is_in_float64_stays_and_shared_tensors_are_converted_once():
     for name, parameter in model.named_parameters():
         assert (parameter, parameter.data_ptr(), parameter.dtype) == places[name]
     assert model[2].weight is model[0].weight
+
+
+def test_types_that_are_wide_or_of_integers_are_what_was_asked_for():
+    x = torch.linspace(0.0, 2.0, 3, dtype=torch.float64)
+    with DoubleArithmetic():
+        kinds = [x.to(kind).dtype for kind in (torch.int64, torch.bool, torch.float64)]
+        assert torch.arange(3, dtype=torch.int32).dtype == torch.int32
+        assert x.to(torch.complex64).dtype == torch.complex128
+    assert kinds == [torch.int64, torch.bool, torch.float64]
