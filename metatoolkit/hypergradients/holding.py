@@ -16,7 +16,7 @@ from metatoolkit.hypergradients.custom_functions import (
     points_of,
 )
 from metatoolkit.hypergradients.detached import HeldConstants
-from metatoolkit.hypergradients.pieces import PIECES
+from metatoolkit.hypergradients.kinks import PIECES
 from metatoolkit.hypergradients.torch_calls import (
     NoHandle,
     as_tuple,

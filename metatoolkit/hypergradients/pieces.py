@@ -15,9 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metatoolkit.hypergradients.torch_calls import argument, first_argument
 from metatoolkit.hypergradients.transforms import in_transform
 
 Arguments = tuple[Any, ...]
+# They take one entry of all where no dimension is given.
+_WHOLE = ("max", "min", "median", "nanmedian")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +70,6 @@ class Piece:
     hold: Callable[[Any, Any, Arguments, dict[str, Any]], Any]
 
 
-def _get(args: Arguments, kwargs: dict[str, Any], position: int, name: str, default: Any) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name, default)
-
-
-def _first(args: Arguments, kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["input"]
-
-
 def _before(
     where: Callable[[Tensor, Arguments, dict[str, Any]], Tensor],
 ) -> Callable[[Any, Arguments, dict[str, Any]], tuple[Any, Any]]:
@@ -82,14 +77,14 @@ def _before(
 
     def find(func: Any, args: Arguments, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         with torch.no_grad():
-            piece = where(_first(args, kwargs), args, kwargs)
+            piece = where(first_argument(args, kwargs), args, kwargs)
         held = Flags.of(piece) if piece.dtype == torch.bool else piece
         return func(*args, **kwargs), held
 
     return find
 
 
-def _elementwise(
+def elementwise(
     where: Callable[[Tensor, Arguments, dict[str, Any]], Tensor],
     value: Callable[[Any, Tensor, Arguments, dict[str, Any]], Tensor],
     packed: bool = False,
@@ -99,7 +94,7 @@ def _elementwise(
     def hold(piece: Any, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         if isinstance(piece, Flags) and not packed:
             piece = piece.unpack()
-        return value(piece, _first(args, kwargs), args, kwargs)
+        return value(piece, first_argument(args, kwargs), args, kwargs)
 
     return Piece(_before(where), hold)
 
@@ -131,9 +126,9 @@ def _limits(low: tuple[int, str, Any] | None, high: tuple[int, str, Any] | None)
     """Return a clamp whose limits stand at these places among the arguments."""
 
     def read(args: Arguments, kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        return tuple(None if at is None else _get(args, kwargs, *at) for at in (low, high))  # type: ignore[return-value]
+        return tuple(None if at is None else argument(args, kwargs, *at) for at in (low, high))  # type: ignore[return-value]
 
-    return _elementwise(
+    return elementwise(
         lambda x, args, kwargs: _side(x, *read(args, kwargs)),
         lambda piece, x, args, kwargs: _limited(piece, x, *read(args, kwargs)),
     )
@@ -162,7 +157,7 @@ def _pool(pool: Callable[..., Any], dimensions: int) -> Piece:
         return result, places
 
     def hold(piece: Tensor, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
-        entries = _first(args, kwargs).flatten(-dimensions)
+        entries = first_argument(args, kwargs).flatten(-dimensions)
         return entries.gather(-1, piece.flatten(-dimensions)).view(piece.shape)
 
     return Piece(find, hold)
@@ -173,24 +168,24 @@ def _choice() -> Piece:
 
     def find(func: Any, args: Arguments, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         result = func(*args, **kwargs)
-        one, other = args[0], _get(args, kwargs, 1, "other", None)
+        one, other = args[0], argument(args, kwargs, 1, "other", None)
         with torch.no_grad():
             # Of equal entries each has half of the gradient.
             return result, (result == one).to(torch.int8) - (result == other).to(torch.int8)
 
     def hold(piece: Tensor, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
-        one, other = args[0], _get(args, kwargs, 1, "other", None)
+        one, other = args[0], argument(args, kwargs, 1, "other", None)
         return torch.where(piece == 0, (one + other) / 2, torch.where(piece > 0, one, other))
 
     return Piece(find, hold)
 
 
 def _selection() -> Piece:
-    """Return ``max``, ``min``, ``sort`` or ``topk``: which entries they take is held."""
+    """Return a function that selects entries, such as ``max`` and ``sort``; which is held."""
     choice = _choice()
 
     def pair(args: Arguments, kwargs: dict[str, Any]) -> bool:
-        return isinstance(_get(args, kwargs, 1, "other", None), Tensor)
+        return isinstance(argument(args, kwargs, 1, "other", None), Tensor)
 
     def find(func: Any, args: Arguments, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         if pair(args, kwargs):
@@ -199,17 +194,19 @@ def _selection() -> Piece:
         if isinstance(result, tuple):
             return result, result[1]
         with torch.no_grad():
-            return result, (_first(args, kwargs).flatten() == result).to(torch.int8).argmax()
+            return result, (first_argument(args, kwargs).flatten() == result).to(
+                torch.int8
+            ).argmax()
 
     def hold(piece: Tensor, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
         if pair(args, kwargs):
             return choice.hold(piece, func, args, kwargs)
-        x = _first(args, kwargs)
+        x = first_argument(args, kwargs)
         name = func.__name__
-        if name in ("max", "min") and len(args) < 2 and "dim" not in kwargs:
+        if name in _WHOLE and len(args) < 2 and "dim" not in kwargs:
             return x.flatten()[piece]
-        given = -1 if name in ("sort", "topk") else 0
-        dim = _get(args, kwargs, 2 if name == "topk" else 1, "dim", given)
+        given = 0 if name in _WHOLE else -1
+        dim = argument(args, kwargs, 2 if name in ("topk", "kthvalue") else 1, "dim", given)
         dim = dim if isinstance(dim, int) and not isinstance(dim, bool) else given
         reduced = piece.dim() < x.dim()
         places = piece.unsqueeze(dim) if reduced else piece
@@ -221,11 +218,11 @@ def _selection() -> Piece:
 
 
 def _slope(args: Arguments, kwargs: dict[str, Any]) -> Any:
-    return _get(args, kwargs, 1, "negative_slope", 0.01)
+    return argument(args, kwargs, 1, "negative_slope", 0.01)
 
 
 def _prelu(piece: Tensor, x: Tensor, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
-    weight = _get(args, kwargs, 1, "weight", None)
+    weight = argument(args, kwargs, 1, "weight", None)
     if weight.numel() > 1 and x.dim() > 1:
         weight = weight.view(-1, *[1] * (x.dim() - 2))
     return torch.where(piece, x, weight * x)
@@ -240,11 +237,11 @@ def _hardsigmoid(piece: Tensor, x: Tensor, args: Arguments, kwargs: dict[str, An
 
 
 def _softshrink(piece: Tensor, x: Tensor, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
-    return piece.abs() * x - piece * _get(args, kwargs, 1, "lambd", 0.5)
+    return piece.abs() * x - piece * argument(args, kwargs, 1, "lambd", 0.5)
 
 
 def _threshold(piece: Tensor, x: Tensor, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
-    value = _get(args, kwargs, 2, "value", None)
+    value = argument(args, kwargs, 2, "value", None)
     return torch.where(piece, x, torch.as_tensor(value, dtype=x.dtype, device=x.device))
 
 
@@ -266,25 +263,25 @@ def _relu(piece: Flags, x: Tensor, args: Arguments, kwargs: dict[str, Any]) -> T
     return torch.where(piece.unpack(), x, 0.0) if in_transform() else _Masked.apply(x, piece)
 
 
-_RELU = _elementwise(lambda x, a, k: x > 0, _relu, packed=True)
-_LEAKY = _elementwise(
+_RELU = elementwise(lambda x, a, k: x > 0, _relu, packed=True)
+_LEAKY = elementwise(
     lambda x, a, k: x > 0, lambda piece, x, a, k: torch.where(piece, x, _slope(a, k) * x)
 )
 _HARDTANH = _limits((1, "min_val", -1.0), (2, "max_val", 1.0))
 _CLAMP = _limits((1, "min", None), (2, "max", None))
 _CLAMP_MIN = _limits((1, "min", None), None)
 _CLAMP_MAX = _limits(None, (1, "max", None))
-_ABS = _elementwise(lambda x, a, k: x.sign().to(torch.int8), lambda piece, x, a, k: x * piece)
-_THRESHOLD = _elementwise(lambda x, a, k: x > _get(a, k, 1, "threshold", None), _threshold)
-_PRELU = _elementwise(lambda x, a, k: x > 0, _prelu)
-_HARDSWISH = _elementwise(lambda x, a, k: _side(x, -3.0, 3.0), _hardswish)
-_HARDSIGMOID = _elementwise(lambda x, a, k: _side(x, -3.0, 3.0), _hardsigmoid)
-_SOFTSHRINK = _elementwise(
-    lambda x, a, k: _side(x, -_get(a, k, 1, "lambd", 0.5), _get(a, k, 1, "lambd", 0.5)),
+_ABS = elementwise(lambda x, a, k: x.sign().to(torch.int8), lambda piece, x, a, k: x * piece)
+_THRESHOLD = elementwise(lambda x, a, k: x > argument(a, k, 1, "threshold", None), _threshold)
+_PRELU = elementwise(lambda x, a, k: x > 0, _prelu)
+_HARDSWISH = elementwise(lambda x, a, k: _side(x, -3.0, 3.0), _hardswish)
+_HARDSIGMOID = elementwise(lambda x, a, k: _side(x, -3.0, 3.0), _hardsigmoid)
+_SOFTSHRINK = elementwise(
+    lambda x, a, k: _side(x, -argument(a, k, 1, "lambd", 0.5), argument(a, k, 1, "lambd", 0.5)),
     _softshrink,
 )
-_HARDSHRINK = _elementwise(
-    lambda x, a, k: x.abs() > _get(a, k, 1, "lambd", 0.5),
+_HARDSHRINK = elementwise(
+    lambda x, a, k: x.abs() > argument(a, k, 1, "lambd", 0.5),
     lambda piece, x, a, k: torch.where(piece, x, 0.0),
 )
 _CHOICE = _choice()
@@ -292,7 +289,7 @@ _SELECTION = _selection()
 _STEPS = _steps()
 
 
-def _named(names: Sequence[str], piece: Piece) -> dict[Any, Piece]:
+def named(names: Sequence[str], piece: Piece) -> dict[Any, Piece]:
     """Return the functions and methods of torch with these names, in place and out of it."""
     found: dict[Any, Piece] = {}
     for name in names:
@@ -305,23 +302,23 @@ def _named(names: Sequence[str], piece: Piece) -> dict[Any, Piece]:
 
 
 PIECES: dict[Any, Piece] = {
-    **_named(["relu"], _RELU),
-    **_named(["leaky_relu"], _LEAKY),
-    **_named(["hardtanh"], _HARDTANH),
-    **_named(["clamp", "clip"], _CLAMP),
-    **_named(["clamp_min"], _CLAMP_MIN),
-    **_named(["clamp_max"], _CLAMP_MAX),
-    **_named(["abs", "absolute"], _ABS),
+    **named(["relu"], _RELU),
+    **named(["leaky_relu"], _LEAKY),
+    **named(["hardtanh"], _HARDTANH),
+    **named(["clamp", "clip"], _CLAMP),
+    **named(["clamp_min"], _CLAMP_MIN),
+    **named(["clamp_max"], _CLAMP_MAX),
+    **named(["abs", "absolute"], _ABS),
     torch.Tensor.__abs__: _ABS,
-    **_named(["threshold"], _THRESHOLD),
-    **_named(["prelu"], _PRELU),
-    **_named(["hardswish"], _HARDSWISH),
-    **_named(["hardsigmoid"], _HARDSIGMOID),
-    **_named(["softshrink"], _SOFTSHRINK),
-    **_named(["hardshrink"], _HARDSHRINK),
-    **_named(["maximum", "minimum"], _CHOICE),
-    **_named(["max", "min", "sort", "topk"], _SELECTION),
-    **_named(
+    **named(["threshold"], _THRESHOLD),
+    **named(["prelu"], _PRELU),
+    **named(["hardswish"], _HARDSWISH),
+    **named(["hardsigmoid"], _HARDSIGMOID),
+    **named(["softshrink"], _SOFTSHRINK),
+    **named(["hardshrink"], _HARDSHRINK),
+    **named(["maximum", "minimum", "fmax", "fmin"], _CHOICE),
+    **named([*_WHOLE, "sort", "topk", "kthvalue", "mode", "cummax", "cummin"], _SELECTION),
+    **named(
         ["round", "floor", "ceil", "trunc", "fix", "sign", "bernoulli", "poisson", "normal"],
         _STEPS,
     ),

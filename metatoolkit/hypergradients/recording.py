@@ -24,7 +24,7 @@ from metatoolkit.hypergradients.detached import (
     place_of,
 )
 from metatoolkit.hypergradients.holding import CUTTING, READERS, SET_DATA, HoldingMode
-from metatoolkit.hypergradients.pieces import PIECES
+from metatoolkit.hypergradients.kinks import PIECES
 from metatoolkit.hypergradients.torch_calls import as_tuple, has_derivatives, tensors_in
 from metatoolkit.hypergradients.transforms import requires_gradient, taken_out
 

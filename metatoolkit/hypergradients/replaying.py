@@ -19,7 +19,7 @@ from metatoolkit.hypergradients.custom_functions import (
 )
 from metatoolkit.hypergradients.detached import DETACHING, Held, HeldConstants
 from metatoolkit.hypergradients.holding import CUTTING, READERS, HoldingMode
-from metatoolkit.hypergradients.pieces import PIECES
+from metatoolkit.hypergradients.kinks import PIECES
 from metatoolkit.hypergradients.torch_calls import (
     as_tuple,
     is_custom,

@@ -40,6 +40,31 @@ def set_random_states(states: Sequence[tuple[int | None, Tensor]]) -> None:
             torch.cuda.set_rng_state(state, index)
 
 
+def argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, default: Any
+) -> Any:
+    """Return an argument of a call.
+
+    Args:
+        args: Arguments by position.
+        kwargs: Arguments by name.
+        position: Place of the argument among the former.
+        name: Its name among the latter.
+        default: What it is where it is not given.
+    """
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the first argument of a call, which torch calls ``input``.
+
+    Args:
+        args: Arguments by position.
+        kwargs: Arguments by name.
+    """
+    return args[0] if args else kwargs["input"]
+
+
 def as_tuple(result: Any) -> tuple[Any, ...]:
     """Return the results of a function as a tuple.
 
