@@ -169,6 +169,12 @@ def test_nystrom_of_full_rank_is_the_damped_solution(rank, dtype):
         assert solution.iterations == 3
 
 
+def test_nystrom_of_full_rank_leaves_nothing_to_the_damping():
+    case = symmetric(torch.linspace(1, 2, 8, dtype=F64))
+    error = relative_error(case, Nystrom(8, 1e-14).solve(case.system).vector)
+    assert error < 1e-12
+
+
 def test_nystrom_refuses_a_damping_that_makes_the_matrix_singular():
     with pytest.raises(UnsupportedError, match=r"rank=7.*damping=0\.5.*3 variables singular"):
         Nystrom(7, 0.5).solve(symmetric([2.0, 1.0, -0.5]).system)
