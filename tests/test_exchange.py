@@ -341,21 +341,26 @@ def test_threads_take_turns():
 class Counted(nn.Module):
     """A buffer that moves before the checkpointed part reads it."""
 
-    def __init__(self, run):
+    def __init__(self, run, replaced):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
         self.register_buffer("count", torch.ones((), dtype=torch.float64))
         self.run = run
+        self.replaced = replaced
 
     def forward(self, x):
-        self.count += 1
+        if self.replaced:
+            self.count = self.count + 1
+        else:
+            self.count += 1
         return self.run(lambda x: torch.sin(self.w * x * self.count), x)
 
 
 @pytest.mark.parametrize("run", [RUNS["as it is"], plainly], ids=["as it is", "checkpointed"])
-def test_buffers_are_run_again_as_they_were_at_that_place(run):
+@pytest.mark.parametrize("replaced", [False, True])
+def test_buffers_are_run_again_as_they_were_at_that_place(run, replaced):
     problem = mt.BilevelProblem(
-        Counted(run),
+        Counted(run, replaced),
         bank.Value(1.0),
         lambda model, meta, batch: meta.value * model(batch),
         lambda model, meta, batch: model(batch),

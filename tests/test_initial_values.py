@@ -8,6 +8,7 @@ from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, ShapeError, UnknownNameError
+from metatoolkit.initial_values import check_takes_meta
 from metatoolkit.metaparameters import Initialization
 
 
@@ -92,3 +93,14 @@ def test_values_take_the_types_of_the_parameters():
     problem = problem_of(lambda meta: lambda m: {"weight": m.weight.double()})
     given = problem.initial_parameters(problem.meta_leaves())
     assert given["weight"].dtype == torch.float32 and set(given) == {"weight"}
+
+
+def test_functions_without_a_signature_and_modules_that_are_called_are_taken():
+    class Called(nn.Module):
+        def forward(self, meta):
+            return meta.values()
+
+    check_takes_meta(dict)
+    check_takes_meta(Called())
+    problem = problem_of(lambda meta: Called())
+    assert set(problem.initial_parameters(problem.meta_leaves())) == {"weight", "bias"}

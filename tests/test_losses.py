@@ -281,3 +281,12 @@ class _Pair(nn.Module):
 class _Listed(nn.Module):
     def forward(self, losses: Tensor) -> Any:
         return list(losses)
+
+
+def test_labels_elsewhere_are_not_looked_at(model: nn.Module, batch: Any) -> None:
+    inputs, labels = (part.to("meta") for part in batch)
+    losses = sample_losses(model.to("meta"), (inputs, labels))
+    assert losses.device.type == "meta" and losses.shape == (8,)
+    support, query = torch.ones(3, 2, 4, device="meta"), torch.ones(3, 5, 4, device="meta")
+    loss = episode_cross_entropy(_Nearest(), model, (support, query))
+    assert loss.device.type == "meta" and loss.shape == ()

@@ -217,3 +217,53 @@ def test_a_backward_pass_that_reads_the_module_finds_what_the_pass_found(watched
         with mt.exchange.within(value):
             (slope,) = torch.autograd.grad(value, arguments[1]["value"])
         assert float(slope) == pytest.approx(3 * 2 * 0.2)
+
+
+@pytest.mark.parametrize(
+    ("error", "noted"), [(RuntimeError, True), (IndexError, True), (ValueError, False)]
+)
+def test_an_error_of_a_loss_is_told_once_with_the_batch(error, noted):
+    runs = []
+
+    def broken(model, meta, batch):
+        runs.append(1)
+        raise error("of the loss")
+
+    problem = mt.BilevelProblem(bank.Value(0.7), bank.Value(0.2), broken, broken)
+    arguments = ({"value": torch.tensor(0.7)}, {"value": torch.tensor(2.0)}, {}, torch.ones(2), 0)
+    with pytest.raises(error, match="of the loss") as told:
+        problem.evaluate_valid(*arguments)
+    note = "while valid_loss was evaluated on a batch of: (2,) float32"
+    assert getattr(told.value, "__notes__", []) == ([note] if noted else [])
+    assert len(runs) == 1
+
+
+def test_a_pass_under_a_transform_is_not_the_first():
+    seen = []
+    case = noisy_case(seen)
+    problem, meta = case.problem, case.problem.meta_parameters()
+
+    def loss(value):
+        return problem.evaluate_train({"value": value}, meta, {}, case.valid_batch, 0)[0]
+
+    torch.func.vmap(loss)(torch.ones(2, dtype=torch.float64))
+    for _ in range(2):
+        loss(torch.ones((), dtype=torch.float64))
+    assert seen == [False, True, False]
+
+
+def test_second_derivatives_are_looked_at_once_for_each_kind_of_tensor(monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(
+        passes, "watch_second_derivatives", lambda loss, tensors: looked_at.append((loss, tensors))
+    )
+    problem = noisy_case().problem
+    one, other = [torch.ones(1)], [torch.ones(2)]
+    for _ in range(2):
+        problem.watch_second_derivatives("loss", one)
+        problem.watch_second_derivatives("loss", other, "λ")
+        problem.watch_second_derivatives("loss", one, "θ")
+    assert looked_at == [("loss", one), ("loss", other)]
+    problem.check_structure()
+    problem.watch_second_derivatives("loss", one)
+    assert len(looked_at) == 3

@@ -89,6 +89,8 @@ def test_lazy_parameters_are_an_error_until_they_have_a_shape():
         mt.BilevelProblem(model, scale(), squares, squares)
     model(torch.ones(1, 3))
     mt.BilevelProblem(model, scale(), squares, squares)
+    with pytest.raises(ConfigurationError, match=r"meta has lazy parameters"):
+        mt.BilevelProblem(model, nn.LazyLinear(2), squares, squares)
 
 
 def test_what_is_exchanged_is_restored_after_an_error():

@@ -185,3 +185,13 @@ def test_a_buffer_of_another_shape_is_copied_into_the_modules():
     problem.load_buffers({"model.1.running_mean": given})
     held = problem.model[1].running_mean
     assert held.tolist() == given.tolist() and held.data_ptr() != given.data_ptr()
+
+
+def test_a_buffer_that_is_replaced_takes_no_graph_along():
+    problem = bank.small_net().problem
+    given = torch.arange(5.0, dtype=torch.float64, requires_grad=True)
+    problem.load_buffers({"model.1.running_mean": given * 2})
+    held = problem.model[1].running_mean
+    assert not held.requires_grad and held.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
+    problem.load_buffers({"model.1.running_var": torch.full_like(given, 3.0)})
+    assert problem.model[1].running_var.tolist() == [3.0] * 5

@@ -213,3 +213,21 @@ def test_the_present_device_is_meant_where_none_is_numbered(monkeypatch):
         assert first.draw() == expected
         assert torch.equal(second.get_rng_state(), before[1])
     randomness._device_generator.cache_clear()
+
+
+def test_several_numbers_are_mixed_in_one_after_another():
+    def splitmix(state):
+        # The next number of a SplitMix64 generator that stands at a state.
+        mixed = np.uint64(state) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))
+
+    with np.errstate(over="ignore"):
+        for key in (0, 1, 1234567, 2**63 - 1):
+            assert fold_in(key, 0) == int(splitmix(key)) >> 1
+            assert fold_in(key, 0, 0) == int(splitmix(splitmix(key))) >> 1
+            assert fold_in(key, 0, 0, 0) == int(splitmix(splitmix(splitmix(key)))) >> 1
+    # Integers count modulo 2**64.
+    assert fold_in(-5, -1, 3) == fold_in(2**64 - 5, 2**64 - 1, 3 + 2**64)
+    assert fold_in(2**64 + 3) == fold_in(3) == 1
