@@ -167,9 +167,10 @@ class BatchStream:
             if isinstance(leaf, Tensor):
                 if leaf.layout is not torch.strided or leaf.is_quantized:
                     return None
-                array = leaf.detach().contiguous().view(-1).view(torch.uint8).numpy()
+                # A copy, since a view with bytes of its own needs plain strides and values.
+                plain = leaf.clone(memory_format=torch.contiguous_format)
                 found.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
-                found.update(array.tobytes())
+                found.update(plain.view(-1).view(torch.uint8).numpy())
             elif isinstance(leaf, np.ndarray) and leaf.dtype != object:
                 found.update(f"{leaf.shape} {leaf.dtype}".encode())
                 found.update(np.ascontiguousarray(leaf).tobytes())

@@ -154,7 +154,6 @@ def watch_second_derivatives(loss: Tensor, parameters: Sequence[Tensor]) -> None
                 "hypergradient. Write the normalized weight out in the module "
                 "(g * v / v.norm()), or use an estimator with first derivatives only: "
                 f"{FIRST_ORDER}.",
-                UserWarning,
                 stacklevel=2,
             )
         elif _is_once_differentiable(node):

@@ -171,7 +171,7 @@ class BilevelProblem:
                 if live.shape == value.shape:
                     live.copy_(value)
                 else:
-                    self._passes.places.replace(name, value.detach().to(live.device, copy=True))
+                    self._passes.places.replace(name, value.to(live.device, copy=True))
 
     def evaluate_train(
         self, parameters: Tensors, meta: Tensors, buffers: Tensors, batch: Any, key: int

@@ -317,6 +317,9 @@ def changed(batch):
         "type of a tensor": (torch.zeros(2, dtype=torch.int32), torch.zeros(2)),
         "bfloat16": (torch.zeros(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16)),
         "gradient": tuple(torch.tensor([x], requires_grad=True) for x in (0.0, 1.0)),
+        "conjugate": tuple(torch.tensor([1 + x * 1j]).conj() for x in (0.0, 1.0)),
+        "negative": tuple(torch.tensor([1j * x]).conj().imag for x in (0.0, 1.0)),
+        "single": (torch.arange(6.0)[::2][1:2], torch.arange(6.0)[::2][2:]),
         "strided": (torch.arange(6).view(2, 3).T, torch.arange(6).view(3, 2)),
     }[batch]
 
@@ -336,6 +339,9 @@ def changed(batch):
         "type of a tensor",
         "bfloat16",
         "gradient",
+        "conjugate",
+        "negative",
+        "single",
         "strided",
     ],
 )

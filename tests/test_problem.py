@@ -377,3 +377,13 @@ def test_an_outer_loss_of_no_scalar_is_told_by_its_name(mode):
 def test_copies_of_a_problem_have_its_identity_and_no_other_has():
     problem, other = bank.illustration().problem, bank.illustration().problem
     assert copy.deepcopy(problem).identity == problem.identity != other.identity
+
+
+def test_what_is_differentiated_is_theta_unless_it_is_said(monkeypatch):
+    problem, told = bank.illustration().problem, []
+    monkeypatch.setattr(
+        problem._passes, "watch_second_derivatives", lambda *given: told.append(given)
+    )
+    problem.watch_second_derivatives("loss", ["tensor"])
+    problem.watch_second_derivatives("loss", ["tensor"], "λ")
+    assert told == [("loss", ["tensor"], "θ"), ("loss", ["tensor"], "λ")]

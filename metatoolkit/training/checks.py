@@ -142,7 +142,6 @@ def warn_of_forgotten_start(problem: BilevelProblem, estimator: Any, episode: in
             "there, and afterwards λ gets no derivative through it. For MAML pass episode=, the "
             "number of inner steps after which θ starts over: "
             f"MetaTrainer(..., episode={estimator.horizon}).",
-            UserWarning,
             stacklevel=3,
         )
 

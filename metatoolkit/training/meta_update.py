@@ -110,7 +110,6 @@ class MetaUpdate:
             f"{_LOOKED_AT} moves of λ: no loss depends on it, or its path is cut off by detach(), "
             "torch.no_grad() or a dead unit. If that is meant, freeze it with "
             "requires_grad_(False) before the problem is made.",
-            UserWarning,
             stacklevel=2,
         )
 

@@ -67,9 +67,10 @@ class OuterStep:
         while len(self._valid) < trainer.accumulate:
             while len(self._train) < (len(self._valid) + 1) * self._horizon:
                 self._train.append(trainer.place(self._streams["train_batches"].next()))
-            batch = None
-            if trainer.estimator is not None:
-                batch = self._streams["valid_batches"].next()
+            if trainer.estimator is None:
+                self._valid.append(None)
+                continue
+            batch = self._streams["valid_batches"].next()
             self._valid.append(trainer.place(batch) if self._moves else None)
 
     def _move_meta(self, trainer: MetaTrainer) -> None:

@@ -160,7 +160,7 @@ class MetaTrainer:
                     "that it was given, so that θ would never move; leave keep_lookahead=False."
                 )
             self.state = result.state
-        valid_loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        valid_loss = torch.stack(losses).mean()
         norm = self.meta_update.move(gradients, valid_loss)
         return {"valid_loss": valid_loss, "hypergradient_norm": norm}
 

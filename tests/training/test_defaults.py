@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import metatoolkit as mt
+from metatoolkit.errors import CheckpointError
 from metatoolkit.hypergradients import Unrolled
 from metatoolkit.randomness import fold_in
 from tests import bank
@@ -32,6 +33,7 @@ def test_nothing_has_been_done_at_first():
     assert (trainer.steps_done, trainer.episodes_done, trainer.seconds) == (0, 0, 0.0)
     assert trainer.history == [] and trainer.unreported == {} and trainer.unfinished is None
     assert trainer.evaluation_due is False and trainer.device is None
+    assert trainer.begin_step().places == {}
 
 
 def test_every_step_is_reported_and_the_last_one_evaluated_and_stored(tmp_path, monkeypatch):
@@ -69,6 +71,8 @@ def test_a_bar_is_shown_unless_it_is_declined(capsys):
     told = capsys.readouterr().err
     assert "training" in told and "train_loss" in told and "2/3" in told
     assert "hypergradient_norm" not in told
+    # The bar is wiped out at the end.
+    assert told.endswith("\r")
     fit(trainer, case, 5)
     assert capsys.readouterr().err == ""
 
@@ -140,3 +144,50 @@ def test_a_device_takes_the_modules_along():
     assert case.problem.devices() == {torch.device("meta")}
     assert {tensor.device.type for tensor in trainer.state.tensors()} == {"meta"}
     assert trainer.place(torch.ones(2)).device.type == "meta"
+
+
+class Restarted(Unrolled):
+    """Counts how often it was told to begin anew."""
+
+    restarts = 0
+
+    def restart(self):
+        self.restarts += 1
+        super().restart()
+
+
+def test_an_estimator_begins_anew_with_its_trainer():
+    case = bank.small_net()
+    trainer = trainer_of(case, Restarted(1), seed=4)
+    assert trainer.estimator.restarts == 1 and trainer.seed == 4
+    fit(trainer, case, 2)
+    assert trainer.estimator.restarts == 1
+
+
+class Unreadable:
+    """Batches whose state cannot be read again."""
+
+    def __iter__(self):
+        yield from [None]
+
+    def state_dict(self):
+        return {"place": range(3)}
+
+    def load_state_dict(self, saved):
+        pass
+
+
+def test_what_cannot_be_stored_is_told_before_the_first_step(tmp_path):
+    case = bank.small_net()
+    trainer = trainer_of(case, None)
+    with pytest.raises(CheckpointError, match=r"^streams\.train_batches\.batches\.place is a"):
+        trainer.fit(Unreadable(), steps=2, checkpoint=tmp_path / "c.pt", progress=False)
+    assert trainer.steps_done == 0 and trainer.state.step == 0
+
+
+@pytest.mark.parametrize("evaluate", [None, lambda trainer: {"score": 1.0}])
+def test_no_evaluation_is_due_after_the_last(evaluate):
+    case = bank.small_net()
+    trainer = trainer_of(case)
+    fit(trainer, case, 3, evaluate=evaluate, evaluate_every=2)
+    assert trainer.evaluation_due is False

@@ -186,3 +186,33 @@ def test_a_value_must_be_better_by_more_than_the_least_difference(mode):
     one, two, three = sign * 1.0, sign * 1.75, sign * 2.5
     expected = [(one, 1, 0), (one, 1, 1), (two, 3, 0), (two, 3, 1), (two, 3, 2), (three, 6, 0)]
     assert seen == expected
+
+
+def test_what_has_seen_nothing_is_stored_and_found_again():
+    watch = Watch(mt.EarlyStopping("score"))
+    watch.load_state_dict(Watch(mt.EarlyStopping("score")).state_dict(), torch.device("cpu"))
+    assert (watch.value, watch.step, watch.waited) == (None, 0, 0)
+    assert watch.best_state(bank.ridge().problem) is None
+
+
+def test_it_looks_when_the_metric_is_reported_and_not_before():
+    case = bank.small_net()
+    trainer, _ = train(case, mt.EarlyStopping("score", 9), evaluate_every=2, steps=5)
+    assert trainer.watch.step == 5 and trainer.watch.value == 0.8
+    assert [step for name, _, step in trainer.history if name == "score"] == [2, 4, 5]
+    case = bank.small_net()
+    options = {"evaluate": None, "evaluate_every": 0, "log_every": 3}
+    trainer, _ = train(case, mt.EarlyStopping("train_loss", 9), steps=7, **options)
+    assert {step for _, _, step in trainer.history} == {3, 6, 7}
+    assert trainer.watch.step in (3, 6, 7)
+
+
+def test_it_may_begin_or_end_with_a_resume(tmp_path):
+    stopping, path = mt.EarlyStopping("score", 9), tmp_path / "c.pt"
+    train(bank.small_net(), stopping, steps=3, checkpoint=path)
+    case = bank.small_net()
+    trainer, _ = train(case, None, steps=4, checkpoint=path, resume=True)
+    assert trainer.watch is None and trainer.steps_done == 4
+    case = bank.small_net()
+    trainer, _ = train(case, stopping, steps=6, checkpoint=path, resume=True)
+    assert (trainer.watch.value, trainer.watch.step) == (0.8, 5)

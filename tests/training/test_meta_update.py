@@ -222,3 +222,35 @@ def test_all_of_lambda_moves_from_any_group():
     assert float(norm) == pytest.approx(sum(p.numel() for p in named.values()) ** 0.5)
     for index, (old, new) in enumerate(zip(before, meta_of(case), strict=True), 1):
         torch.testing.assert_close(new, old - 10.0**-index)
+
+
+def test_an_optimizer_whose_step_takes_nothing_is_taken():
+    case = bank.small_net()
+
+    class Plain(torch.optim.SGD):
+        def step(self):
+            return super().step()
+
+    before = meta_of(case)
+    optimizer = Plain(case.problem.meta.parameters(), lr=0.1)
+    fit(mt.MetaTrainer(case.problem, case.inner, Unrolled(), optimizer), case, 1)
+    assert not all(map(torch.equal, before, meta_of(case)))
+
+
+def test_names_are_told_up_to_five():
+    meta = torch.nn.ParameterDict({n: torch.nn.Parameter(torch.ones(())) for n in "abcdefg"})
+
+    def loss(model, meta, batch):
+        return model.value * meta["a"]
+
+    problem = mt.BilevelProblem(bank.Value(1.0, torch.float32), meta, loss, loss)
+    update = MetaUpdate(problem, torch.optim.SGD(meta.parameters(), lr=0.1))
+    gradients = [{name: torch.zeros(()) for name in "abcdefg"}]
+    for _ in range(9):
+        update.move(gradients, torch.tensor(0.0))
+    with pytest.warns(UserWarning, match="of a, b, c, d, e was exactly zero"):
+        update.move(gradients, torch.tensor(0.0))
+    strangers = [torch.nn.Parameter(torch.ones(size)) for size in range(1, 8)]
+    optimizer = torch.optim.SGD([*meta.parameters(), *strangers], lr=0.1)
+    with pytest.raises(ConfigurationError, match=r"shape \(4,\), one of shape \(5,\)\); make"):
+        MetaUpdate(problem, optimizer)

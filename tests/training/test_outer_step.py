@@ -1,5 +1,7 @@
 """An outer step that is cut short: what it knows of itself."""
 
+import copy
+
 import pytest
 import torch
 
@@ -31,16 +33,19 @@ class Live:
         self.state = saved
 
 
-@pytest.mark.parametrize("state", [{"place": 0}, {"deep": {"place": 0}}])
+STATES = [{"place": 0}, {"deep": {"place": 0}}, {"size": 3, "deep": {"place": 0}}]
+
+
+@pytest.mark.parametrize("state", STATES)
 def test_the_places_before_a_step_are_copies(state):
-    case = bank.small_net()
+    case, before = bank.small_net(), copy.deepcopy(state)
     trainer = trainer_of(case, None)
     streams = {"train_batches": BatchStream("train_batches", Live(case.train_batches, state))}
     step = OuterStep(trainer, streams, keeps_places=True)
     step.finish(trainer)
     place = step.places["train_batches"]
     assert place["taken"] == 0
-    assert place["batches"] in ({"place": 0}, {"deep": {"place": 0}})
+    assert place["batches"] == before != state
     assert streams["train_batches"].state_dict()["taken"] == 1
     assert OuterStep(trainer, streams, keeps_places=False).places == {}
 

@@ -145,6 +145,7 @@ def test_an_encoding_of_a_tokenizer_is_moved():
         {"x": Slotted(ONES)},
         Batch(Plain(ONES)),
         Single(ONES),
+        Plain([ONES.to(ELSEWHERE), ONES]),
     ],
 )
 def test_what_cannot_be_moved_is_refused(batch):
@@ -152,7 +153,13 @@ def test_what_cannot_be_moved_is_refused(batch):
         DataError, match=r"(Plain|Slotted|Single) whose 'inputs' is not on meta.*to\("
     ):
         placed(batch, ELSEWHERE)
-    assert placed(batch, torch.device("cpu")) is not None
+
+
+def test_what_is_there_already_need_not_be_moved():
+    for batch in (Plain(ONES), Single(ONES), [Plain({"deep": [ONES]})]):
+        assert placed(batch, torch.device("cpu")) is not None
+    batch = Plain([ONES.to(ELSEWHERE)])
+    assert placed(batch, ELSEWHERE) is batch
 
 
 def test_the_trainer_moves_batches_only_if_it_was_given_a_device():

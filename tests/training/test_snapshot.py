@@ -333,6 +333,9 @@ def test_checkpoints_of_before_are_read_as_far_as_they_go(tmp_path):
     stored = torch.load(path, weights_only=True)
     assert set(NEW) <= set(stored)
     torch.save({name: value for name, value in stored.items() if name not in NEW}, path)
+    trainer, _ = other("")
+    trainer.load_checkpoint(path)
+    assert trainer.evaluation_due is False and trainer.unreported == {}
     trainer, case = other("")
     fit(trainer, case, 5, checkpoint=path, resume=True)
     whole, expected = other("")
