@@ -170,7 +170,7 @@ class BatchStream:
                 # A copy, since a view with bytes of its own needs plain strides and values.
                 plain = leaf.clone(memory_format=torch.contiguous_format)
                 found.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
-                found.update(plain.view(-1).view(torch.uint8).numpy())
+                found.update(plain.view(-1).view(torch.uint8).numpy().data)
             elif isinstance(leaf, np.ndarray) and leaf.dtype != object:
                 found.update(f"{leaf.shape} {leaf.dtype}".encode())
                 found.update(np.ascontiguousarray(leaf).tobytes())

@@ -195,3 +195,15 @@ def test_a_buffer_that_is_replaced_takes_no_graph_along():
     assert not held.requires_grad and held.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
     problem.load_buffers({"model.1.running_var": torch.full_like(given, 3.0)})
     assert problem.model[1].running_var.tolist() == [3.0] * 5
+
+
+def test_a_buffer_that_is_replaced_stays_on_the_device_of_the_module():
+    model = nn.Linear(1, 1)
+    model.register_buffer("far", torch.ones(2, device="meta"))
+
+    def loss(model, meta, batch):
+        return model.weight.sum() * meta.value
+
+    problem = mt.BilevelProblem(model, bank.Value(1.0), loss, loss)
+    problem.load_buffers({"model.far": torch.ones(3)})
+    assert model.far.device.type == "meta" and model.far.shape == (3,)

@@ -107,7 +107,7 @@ class RepresentationTransform(nn.Module):
     @staticmethod
     def _mask(tokens: Tensor, hidden: Tensor) -> Tensor:
         missing = hidden.dim() - 1 - tokens.dim()
-        mask = tokens.reshape(*tokens.shape, *([1] * missing)) if missing > 0 else tokens
+        mask = tokens.reshape(*tokens.shape, *([1] * missing))
         try:
             return mask.expand(hidden.shape[:-1]).unsqueeze(-1)
         except RuntimeError as error:

@@ -303,3 +303,14 @@ def test_layers_without_weights_or_statistics_are_followed() -> None:
     # The first tells its type by its statistics, the second has none.
     assert [layer.scale.dtype for layer in layers.values()] == [torch.float64, torch.float32]
     assert repr(layers["0"]) == "FeatureWiseTransform(2)"
+
+
+def test_two_numbers_are_drawn_for_each_channel() -> None:
+    layer = FeatureWiseTransform(20)
+    torch.manual_seed(5)
+    beta = layer(torch.zeros(1, 20))[0]
+    following = torch.rand(())
+    torch.manual_seed(5)
+    noise = torch.randn(2, 20)
+    torch.testing.assert_close(beta, 0.5 * noise[1], rtol=1e-6, atol=1e-7)
+    assert torch.equal(following, torch.rand(()))

@@ -361,7 +361,7 @@ def test_layers_that_do_not_exist(layers, message):
 
 
 def test_models_whose_layers_cannot_be_found():
-    with pytest.raises(UnsupportedError, match="there is none"):
+    with pytest.raises(UnsupportedError, match="one ModuleList of equal layers, but there is none"):
         RepresentationTransform.attach(torch.nn.Linear(3, 3))
     albert = transformers.AlbertModel(transformers.AlbertConfig(embedding_size=8, **SMALL))
     with pytest.raises(UnsupportedError, match=r"of length 3.*stack="):
@@ -378,7 +378,8 @@ def test_models_whose_layers_cannot_be_found():
 
 def test_arguments_out_of_range():
     for arguments in ({"size": 0}, {"size": 4, "bottleneck": 0}, {"size": 4, "layers": 0}):
-        with pytest.raises(ConfigurationError, match="at least 1"):
+        name = next(reversed(arguments))
+        with pytest.raises(ConfigurationError, match=f"^{name} is 0; at least 1 is needed"):
             RepresentationTransform(**arguments)
     with pytest.raises(ShapeError, match=r"takes \(\.\.\., 4\)"):
         RepresentationTransform(4)(torch.zeros(2, 5))
@@ -445,3 +446,48 @@ def test_what_is_no_number_of_a_layer_is_refused():
     outer = torch.nn.ModuleList([torch.nn.ModuleList([_block(), _block()]) for _ in range(2)])
     model = torch.nn.ModuleDict({"deep": outer})
     assert find_layers(model) is outer
+
+
+def test_the_last_layer_is_transformed_unless_others_are_named():
+    stack = torch.nn.ModuleList([_block() for _ in range(3)])
+    transform = randomized(RepresentationTransform.attach(torch.nn.ModuleDict({"stack": stack})))
+    hidden = torch.ones(2, 3, 4)
+    off = [layer(hidden) for layer in stack]
+    with transform.active():
+        on = [layer(hidden) for layer in stack]
+    assert [torch.equal(a, b) for a, b in zip(off, on, strict=True)] == [True, True, False]
+    model = torch.nn.ModuleDict({"stack": stack})
+    assert RepresentationTransform.attach(model, bottleneck=3).networks[0][0].out_features == 3
+
+
+def test_states_of_any_number_of_dimensions_are_transformed():
+    transform = randomized(RepresentationTransform(4))
+    hidden = torch.randn(2, 3, 4)
+    expected = transform(hidden)
+    torch.testing.assert_close(transform(hidden[0, 0]), expected[0, 0])
+    torch.testing.assert_close(transform(hidden[0]), expected[0])
+    with pytest.raises(ShapeError, match=r"hidden states have shape \(\);"):
+        transform(torch.tensor(1.0))
+
+
+class _Tupled(torch.nn.Module):
+    """A layer that returns more than its hidden states."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = _block()
+
+    def forward(self, hidden):
+        return self.block(hidden), "attention", 3
+
+
+def test_what_a_layer_returns_beside_its_states_stays():
+    stack = torch.nn.ModuleList([_Tupled(), _Tupled()])
+    transform = randomized(RepresentationTransform.attach(torch.nn.ModuleDict({"stack": stack})))
+    hidden, tokens = torch.ones(2, 3, 4), torch.tensor([True, False])
+    off = stack[1](hidden)
+    with transform.active(tokens):
+        on = stack[1](hidden)
+    assert on[1:] == off[1:] == ("attention", 3)
+    torch.testing.assert_close(on[0], transform(off[0], 0, tokens))
+    assert not torch.equal(on[0][0], off[0][0]) and torch.equal(on[0][1], off[0][1])
