@@ -645,3 +645,39 @@ def test_hooks_outside_of_evaluations_are_those_of_torch():
     handle.remove()
     (w * 3).backward()
     assert [float(gradient) for gradient in seen] == [3.0]
+
+
+def test_an_error_of_a_backward_pass_is_not_hidden_by_a_buffer_that_it_filled():
+    problem = sine_problem(None)
+    model = problem.model
+    model.register_buffer("mask", None)
+    problem = mt.BilevelProblem(model, problem.meta, problem.train_loss, problem.valid_loss)
+    model.run = lambda function, x: RecomputedSine.apply(function, x, model.w)
+    w = {"w": torch.tensor(0.4, dtype=torch.float64, requires_grad=True)}
+    x = torch.tensor(1.0, dtype=torch.float64)
+    loss, _ = problem.evaluate_train(w, problem.meta_parameters(), {}, x, 0)
+    with pytest.raises(ZeroDivisionError), within(loss):
+        model.mask = torch.ones(1)
+        raise ZeroDivisionError
+    assert model.mask is None
+    with pytest.raises(UnsupportedError, match=r"fills 'model\.mask'"), within(loss):
+        model.mask = torch.ones(1)
+    assert model.mask is None
+
+
+def test_what_is_exchanged_is_a_parameter_to_all_code_but_that_of_torch():
+    seen = []
+
+    def loss(model, meta, batch):
+        seen.append([isinstance(t, nn.Parameter) for t in (model.w, meta.value, batch)])
+        # Torch would register a parameter, which would outlast the pass.
+        model.kept = model.w
+        return meta.value * model.w
+
+    problem = mt.BilevelProblem(sine_problem(None).model, bank.Value(2.0), loss, loss)
+    value = torch.tensor(3.0, dtype=torch.float64)
+    given = ({"w": value}, {"value": torch.tensor(1.0, dtype=torch.float64)}, {})
+    problem.evaluate_train(*given, torch.ones(()), 0)
+    assert seen[-1] == [True, True, False] and problem.model.kept is value
+    assert list(problem.model._parameters) == ["w"]
+    assert not isinstance(value, nn.Parameter) and isinstance(problem.model.w, nn.Parameter)
