@@ -243,3 +243,10 @@ class Unheld(OneStep):
 
     def objective(self, *arguments):
         raise UnsupportedError("nowhere")
+
+
+@pytest.mark.parametrize("given", [mt.inner.SGD, None, "SGD"])
+def test_what_is_no_inner_learner(given):
+    case = bank.ridge()
+    with pytest.raises(ConfigurationError, match="inner is "):
+        mt.check_hypergradient(case.problem, given, Unrolled(1), case.batches(1), case.valid_batch)

@@ -184,3 +184,11 @@ def test_tiny_gradients_have_a_cosine_too():
         problem, case.inner, EvoGrad(), [None], None, reference=Unrolled(1)
     )
     assert check.cosine == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("given", [mt.inner.SGD, None, "SGD"])
+def test_what_is_no_inner_learner(given):
+    case = bank.ridge()
+    case.inner = given
+    with pytest.raises(ConfigurationError, match="inner is "):
+        compare(case, [Unrolled(1)], 1)

@@ -236,3 +236,30 @@ def test_the_gradients_of_the_outer_loss_by_hand():
         assert float(loss) == 1.5 * 2.5 * 7 + 0.125 and not loss.requires_grad
         assert {name: float(g) for name, g in gradient.items()} == expected
         assert [float(g) for g in direct] == [0.75]
+
+
+@pytest.mark.parametrize("streamed", [None, True])
+def test_losses_that_hide_their_graph_are_scored_on_the_batch(streamed):
+    def train_loss(model, meta, batch):
+        slope = torch.func.grad(lambda x: (x * model.value).sin().sum())(batch)
+        return meta.value * slope.square().sum()
+
+    problem = mt.BilevelProblem(bank.Value(0.7), bank.Value(0.3), train_loss, train_loss)
+    state = mt.inner.SGD(lr=0.1).init(problem)
+    noise, batch = (0.5, -1.0, 2.0), torch.tensor([0.4, 1.1], dtype=F64)
+    copies = generation(state, noise=fixed(noise))
+    losses, kept = copies.score(problem, problem.meta_leaves(), batch, streamed)
+    points = torch.tensor([0.7 + 0.5 * e for e in noise], dtype=F64).unsqueeze(1)
+    expected = 0.3 * (points * (points * batch).cos()).square().sum(1)
+    torch.testing.assert_close(torch.stack(losses), expected, rtol=1e-12, atol=0)
+    assert not kept and not any(loss.requires_grad for loss in losses)
+
+
+def test_other_errors_of_a_loss_are_its_own():
+    def train_loss(model, meta, batch):
+        raise RuntimeError("saved nothing")
+
+    problem = mt.BilevelProblem(bank.Value(0.7), bank.Value(0.3), train_loss, train_loss)
+    copies = generation(mt.inner.SGD(lr=0.1).init(problem))
+    with pytest.raises(RuntimeError, match="saved nothing"):
+        copies.score(problem, problem.meta_leaves(), None, None)

@@ -212,3 +212,13 @@ def test_frozen_meta_parameters_are_pointed_at():
 def test_a_loss_that_just_ignores_lambda_gets_the_general_advice():
     told = message_of(Unrolled(1), Named(scale=[0.2]))
     assert "Use the `meta` that is passed to the loss" in told and "detach" in told
+
+
+def test_only_what_belongs_to_neither_module_is_told():
+    outer = Named(scale=[0.2, 0.1, 0.3])
+
+    def valid(model, meta, batch):
+        return (meta.scale.sum() * outer.scale.sum()) * plain(model, meta, batch)
+
+    told = message_of(DirectOnly(1), Named(scale=[0.2, 0.1]), valid=valid)
+    assert "valid_loss reads a tensor" in told and "(of shape (3,))" in told
