@@ -105,6 +105,7 @@ THROUGH = {
     "exchange.py": ["test_problem_purity.py", "test_in_place.py"],
     "hypergradients/central_difference.py": ["hypergradients/test_difference_by_hand.py"],
     "hypergradients/held_problem.py": ["hypergradients/test_check.py"],
+    "hypergradients/pieces.py": ["hypergradients/test_kinks.py"],
     **{
         f"hypergradients/{name}.py": [
             "hypergradients/test_detached.py",

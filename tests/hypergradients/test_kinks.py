@@ -1,5 +1,7 @@
 """More piecewise functions in finite differences: the piece is that of the point."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,3 +92,103 @@ def test_as_many_numbers_are_drawn_again():
     assert torch.rand(1) == after
     torch.testing.assert_close(held, -result)
     assert 0.1 < slopes[2] < 0.9
+
+
+# Name, further arguments, where the piece is found, and its values at (1, −1, −4).
+BY_HAND = [
+    ("relu", (), (-2.0, 0.5, 3.0), (0.0, -1.0, -4.0)),
+    ("leaky_relu", (0.1,), (-2.0, 0.5, 3.0), (0.1, -1.0, -4.0)),
+    ("leaky_relu", (), (-2.0, 0.5, 3.0), (0.01, -1.0, -4.0)),
+    ("hardtanh", (), (-2.0, 0.5, 3.0), (-1.0, -1.0, 1.0)),
+    ("hardtanh", (-0.3, 0.7), (-2.0, 0.5, 3.0), (-0.3, -1.0, 0.7)),
+    ("clamp", (-0.3, 0.7), (-2.0, 0.5, 3.0), (-0.3, -1.0, 0.7)),
+    ("clip", (-0.3, 0.7), (-2.0, 0.5, 3.0), (-0.3, -1.0, 0.7)),
+    ("clamp", (0.7, -0.3), (-2.0, 0.5, 3.0), (-0.3, -0.3, -0.3)),
+    ("clamp", (None, 0.7), (-2.0, 0.5, 3.0), (1.0, -1.0, 0.7)),
+    ("clamp", (0.0,), (-2.0, 0.5, 3.0), (0.0, -1.0, -4.0)),
+    ("clamp_min", (0.2,), (-2.0, 0.5, 3.0), (0.2, -1.0, -4.0)),
+    ("clamp_max", (0.2,), (-2.0, 0.5, 3.0), (1.0, 0.2, 0.2)),
+    ("abs", (), (-2.0, 0.5, 0.0), (-1.0, -1.0, 0.0)),
+    ("absolute", (), (-2.0, 0.5, 3.0), (-1.0, -1.0, -4.0)),
+    ("threshold", (0.2, 7.0), (-2.0, 0.5, 0.2), (7.0, -1.0, 7.0)),
+    ("prelu", (torch.tensor([0.5]),), (-2.0, 0.5, 3.0), (0.5, -1.0, -4.0)),
+    ("hardswish", (), (-4.0, 0.5, 4.0), (0.0, -1 / 3, -4.0)),
+    ("hardsigmoid", (), (-4.0, 0.5, 4.0), (0.0, 1 / 3, 1.0)),
+    ("softshrink", (), (-2.0, 0.4, 3.0), (1.5, 0.0, -4.5)),
+    ("softshrink", (0.25,), (-2.0, 0.2, 3.0), (1.25, 0.0, -4.25)),
+    ("hardshrink", (), (-2.0, 0.4, 3.0), (1.0, 0.0, -4.0)),
+    ("hardshrink", (0.25,), (-2.0, 0.4, 0.2), (1.0, -1.0, 0.0)),
+    ("maximum", (torch.tensor([0.0, 0.5, 0.0]),), (-2.0, 0.5, 3.0), (0.0, -0.25, -4.0)),
+    ("minimum", (torch.tensor([0.0, 0.5, 0.0]),), (-2.0, 0.5, 3.0), (1.0, -0.25, 0.0)),
+    ("fmax", (torch.tensor([0.0, 0.5, 0.0]),), (-2.0, 0.5, 3.0), (0.0, -0.25, -4.0)),
+    ("fmin", (torch.tensor([0.0, 0.5, 0.0]),), (-2.0, 0.5, 3.0), (1.0, -0.25, 0.0)),
+    ("max", (), (-2.0, 0.5, 3.0), -4.0),
+    ("min", (), (-2.0, 0.5, 3.0), 1.0),
+    ("median", (), (-2.0, 0.5, 3.0), -1.0),
+    ("nanmedian", (), (-2.0, 0.5, torch.nan), 1.0),
+    ("amax", (), (-2.0, 3.0, 3.0), -2.5),
+    ("amin", (), (-2.0, 0.5, -2.0), -1.5),
+    ("round", (), (-2.4, 0.4, 3.4), (-2.0, 0.0, 3.0)),
+    ("floor", (), (-2.4, 0.4, 3.4), (-3.0, 0.0, 3.0)),
+    ("ceil", (), (-2.4, 0.4, 3.4), (-2.0, 1.0, 4.0)),
+    ("trunc", (), (-2.4, 0.4, 3.4), (-2.0, 0.0, 3.0)),
+    ("fix", (), (-2.4, 0.4, 3.4), (-2.0, 0.0, 3.0)),
+    ("sign", (), (-2.4, 0.0, 3.4), (-1.0, 0.0, 1.0)),
+    ("selu", (), (0.5, 0.5, 3.0), (1.0507009873554805, -1.0507009873554805, -4.202803949421922)),
+    ("elu", (0.5,), (0.5, -0.5, 3.0), (1.0, 0.5 * (math.exp(-1.0) - 1.0), -4.0)),
+    ("remainder", (1.5,), (-2.0, 0.5, 3.5), (1.0 + 3.0, -1.0, -4.0 - 3.0)),
+    ("fmod", (1.5,), (-2.0, 0.5, 3.5), (1.0 + 1.5, -1.0, -4.0 - 3.0)),
+    ("frac", (), (-2.5, 0.5, 3.5), (1.0 + 2.0, -1.0, -4.0 - 3.0)),
+    ("l1_loss", (torch.zeros(3), 0), (-2.0, 0.5, 3.0), (-1.0, -1.0, -4.0)),
+    ("l1_loss", (torch.zeros(3), 1), (-2.0, 0.5, 3.0), -2.0),
+    ("l1_loss", (torch.zeros(3), 2), (-2.0, 0.5, 3.0), -6.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "rest", "start", "expected"),
+    BY_HAND,
+    ids=[f"{n}-{i}" for i, (n, *_) in enumerate(BY_HAND)],
+)
+def test_by_hand(name, rest, start, expected):
+    homes = (torch, torch.Tensor, torch._C._nn)
+    found = [
+        function
+        for variant in (name, f"{name}_")
+        for home in homes
+        if (function := getattr(home, variant, None)) is not None
+    ]
+    assert found
+    for function in found:
+        x, other = torch.tensor(start), torch.tensor([1.0, -1.0, -4.0])
+        value = function(x.clone(), *rest)
+        result, piece = PIECES[function].find(function, (x.clone(), *rest), {})
+        torch.testing.assert_close(result, value)
+        again = PIECES[function].hold(piece, function, (x.clone(), *rest), {})
+        torch.testing.assert_close(again, value, equal_nan=True)
+        held = PIECES[function].hold(piece, function, (other.clone(), *rest), {})
+        torch.testing.assert_close(held, torch.tensor(expected))
+
+
+PAIRS = [
+    ("max", (1,), [2.0, -4.0], [0, 1]),
+    ("min", (1,), [3.0, 5.0], [1, 0]),
+    ("median", (1,), [3.0, 5.0], [1, 0]),
+    ("nanmedian", (1,), [3.0, 5.0], [1, 0]),
+    ("mode", (), [3.0, 5.0], [1, 0]),
+    ("kthvalue", (2,), [2.0, -4.0], [0, 1]),
+    ("topk", (1,), [[2.0], [-4.0]], [[0], [1]]),
+    ("sort", (), [[3.0, 2.0], [5.0, -4.0]], [[1, 0], [0, 1]]),
+    ("cummax", (1,), [[2.0, 2.0], [5.0, -4.0]], [[0, 0], [0, 1]]),
+    ("cummin", (1,), [[2.0, 3.0], [5.0, 5.0]], [[0, 1], [0, 0]]),
+]
+
+
+@pytest.mark.parametrize(("name", "rest", "values", "places"), PAIRS, ids=[n for n, *_ in PAIRS])
+def test_selections_by_hand(name, rest, values, places):
+    start, other = torch.tensor([[1.0, -1.0], [-3.0, 4.0]]), torch.tensor([[2.0, 3.0], [5.0, -4.0]])
+    for function in (getattr(torch, name), getattr(torch.Tensor, name)):
+        result, piece = PIECES[function].find(function, (start, *rest), {})
+        held = PIECES[function].hold(piece, function, (other, *rest), {})
+        assert type(held) is type(result) is getattr(torch.return_types, name)
+        assert held[0].tolist() == values and held[1].tolist() == places
