@@ -417,3 +417,24 @@ def test_digests_are_those_of_every_version():
     content += b"(1,) int64" + bytes([2, 0, 0, 0, 0, 0, 0, 0])
     expected = hashlib.blake2b(content, digest_size=16).hexdigest()
     assert stream.state_dict()["digest"] == expected
+
+
+class Eager:
+    """Draws its order when an iteration is asked for, and nothing afterwards."""
+
+    def __iter__(self):
+        return iter([torch.tensor(float(index)) for index in numpy_order()])
+
+
+@pytest.mark.parametrize("pause", [1, 5, 7])
+def test_an_order_that_is_drawn_with_the_iterator_is_drawn_again(tmp_path, pause):
+    seed_all(1)
+    whole = take(BatchStream("train_batches", Eager()), 14)
+    seed_all(1)
+    stream = BatchStream("train_batches", Eager())
+    take(stream, pause)
+    saved = stored(tmp_path, stream.state_dict())
+    seed_all(2)
+    resumed = BatchStream("train_batches", Eager())
+    resumed.load_state_dict(saved)
+    assert all(map(torch.equal, take(resumed, 14 - pause), whole[pause:]))
