@@ -70,6 +70,7 @@ THROUGH = {
     "hypergradients/implicit.py": [
         "hypergradients/test_implicit_calls.py",
         "hypergradients/test_implicit_solvers.py",
+        "hypergradients/test_solution_share.py",
         "hypergradients/test_base.py",
         "hypergradients/test_carried.py",
         "hypergradients/test_complex.py",
