@@ -7,6 +7,7 @@ import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients import OneStep, Unrolled
 from tests import bank
+from tests.draws import recorded
 from tests.hypergradients.test_cost import Setup
 
 
@@ -127,3 +128,16 @@ def test_by_hand(lookahead, inverse):
     )
     moved = point - factor * 3.0 * 0.4
     assert float(found) == pytest.approx((moved + 1.0) ** 2 / 2 + 0.9, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"), [((), 1), ((False,), 2), ((True, "identity"), 2)], ids=str
+)
+def test_how_many_steps_the_objective_takes(arguments, steps):
+    case = recorded()
+    there = {"value": torch.tensor(0.9, dtype=torch.float64)}
+    state = case.state
+    case.seen.clear()
+    OneStep(*arguments).objective(case.problem, case.inner, state, [1.0], 0.25, there)
+    assert len(case.draws("train")) == steps and len(set(case.draws("train"))) == 1
+    assert len(case.draws("valid")) == 1
