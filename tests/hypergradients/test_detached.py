@@ -152,6 +152,13 @@ def as_a_list_written_over(losses):
 
 
 @seen
+def as_lists_in_a_list_written_over(losses):
+    values = torch.stack([losses, losses + 1.0]).tolist()
+    values[0].append(values[0].pop(0) * 2.0)
+    return torch.tensor(values, dtype=losses.dtype).sum(0)
+
+
+@seen
 def entries_without_recording(losses):
     seen = torch.ones_like(losses)
     with torch.no_grad():
@@ -409,6 +416,14 @@ def test_what_cannot_be_held_is_an_error(name, estimator):
     train_loss, message = REFUSED[name]
     with pytest.raises(UnsupportedError, match=message):
         case_of(train_loss).call(estimator)
+
+
+@pytest.mark.parametrize("name", ["a_write_by_force", "a_value_set_by_data"])
+def test_hidden_writes_are_errors_where_all_is_held(name):
+    train_loss, message = REFUSED[name]
+    guided = EvoGrad(2, 1e-5, 5.0, guided=True)
+    with pytest.raises(UnsupportedError, match=message):
+        case_of(train_loss).call(guided)
 
 
 def test_what_is_kept_has_no_graph():

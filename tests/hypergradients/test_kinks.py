@@ -92,6 +92,10 @@ def test_as_many_numbers_are_drawn_again():
     assert torch.rand(1) == after
     torch.testing.assert_close(held, -result)
     assert 0.1 < slopes[2] < 0.9
+    named = {"input": x, "lower": 0.5, "upper": 0.5}
+    result, slopes = piece.find(torch.rrelu, (), named)
+    assert result.tolist() == [-0.5, 2.0, 0.0, -1.5] and slopes.tolist() == [0.5, 1.0, 0.5, 0.5]
+    assert piece.hold(slopes, torch.rrelu, (), named).tolist() == result.tolist()
 
 
 # Name, further arguments, where the piece is found, and its values at (1, −1, −4).
