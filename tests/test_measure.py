@@ -112,3 +112,11 @@ def test_all_results_of_an_operation_count():
 def test_what_allocates_nothing_has_no_peak():
     assert peak_memory(lambda: None) == 0
     assert count_flops(lambda: None) == 0
+
+
+@on_the_cpu
+def test_operations_are_called_with_all_their_arguments():
+    kept = []
+    numbers = {"dtype": torch.float64}
+    assert peak_memory(lambda: kept.append(torch.full((MEGABYTE // 8,), 2, **numbers))) == MEGABYTE
+    assert kept[0].dtype == torch.float64 and bool((kept[0] == 2).all())
