@@ -296,3 +296,15 @@ def test_what_a_function_depends_on_is_known_without_gradients():
         ):
             with pytest.raises(ConfigurationError, match="depends on a tensor that requires"):
                 inner.init(problem)
+
+
+def test_each_part_of_a_graph_is_looked_at_once():
+    # Sixty doublings have 2⁶⁰ ways through them.
+    def rate(meta, step):
+        value = meta.raw.exp()
+        for _ in range(60):
+            value = (value + value) / 2
+        return value
+
+    problem = make_problem()
+    assert SGD(lr=rate).init(problem).step == 0
