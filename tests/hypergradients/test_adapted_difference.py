@@ -97,3 +97,17 @@ def test_a_step_of_its_own_is_refused(name, kind):
     case = bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
     with pytest.raises(UnsupportedError, match=f"has a `{name}` of its own"):
         case.call(FiniteDifference())
+
+
+def test_the_state_is_that_of_an_ordinary_step():
+    case = bank.small_net()
+    state = case.state
+    found, expected = case.call(FiniteDifference(), state).state, case.call(OneStep(), state).state
+    assert found.step == expected.step == 1
+    for one, other in zip(found.tensors(), expected.tensors(), strict=True):
+        torch.testing.assert_close(one, other)
+    for name, buffer in expected.buffers.items():
+        torch.testing.assert_close(found.buffers[name], buffer)
+    assert not torch.equal(
+        found.buffers["model.1.running_mean"], state.buffers["model.1.running_mean"]
+    )

@@ -476,3 +476,13 @@ def test_a_value_that_is_changed_in_place_later_is_held_as_it_was():
     case = case_of(train_loss)
     state = case.state
     assert relative_error(case.call(SAMA(), state), case.call(OneStep(False), state)) < 1e-7
+
+
+def test_what_is_written_over_unseen_is_an_error():
+    held = HeldConstants()
+    x = torch.ones(2)
+    held.keep(x)
+    held.check_versions()
+    x.mul_(2.0)
+    with pytest.raises(UnsupportedError, match="over a tensor that it has detached"):
+        held.check_versions()
