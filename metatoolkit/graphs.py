@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.utils._pytree import tree_leaves
 
-from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.errors import ConfigurationError, ReplayError, UnsupportedError
 from metatoolkit.state import describe
 
 FIRST_ORDER = "FiniteDifference, SAMA, EvoGrad, FirstOrder or EvolutionStrategies"
@@ -122,6 +122,34 @@ def inspect_graph(
             continue
         raise ConfigurationError(taken_outside(kind, name))
     return custom
+
+
+def kept_graph_error() -> ReplayError:
+    """Return the error for a loss that reaches the graph of an earlier evaluation."""
+    return ReplayError(
+        "an evaluation of a loss reaches the graph of another one, through a tensor that is "
+        "kept from it: a hidden state, a cache or a moving average that is no buffer, or a "
+        "variable that the loss closes over. Keep it with register_buffer, which every evaluation "
+        "begins anew with, or pass it in the batch."
+    )
+
+
+def refuse_leaves(loss: Tensor, leaves: Collection[int], given: Mapping[str, Tensor]) -> None:
+    """Raise where the graph of a loss ends at tensors that an earlier evaluation was given.
+
+    Args:
+        loss: The loss with its graph.
+        leaves: Addresses of those tensors, ``_cdata``.
+        given: Tensors that this evaluation was given, beyond which nothing is followed; by name.
+
+    Raises:
+        ReplayError: It does.
+    """
+    boundary = [tensor.grad_fn for tensor in given.values() if tensor.grad_fn is not None]
+    for node in graph_nodes([loss], boundary):
+        variable = getattr(node, "variable", None)
+        if variable is not None and variable._cdata in leaves:
+            raise kept_graph_error()
 
 
 def watch_second_derivatives(loss: Tensor, parameters: Sequence[Tensor]) -> None:

@@ -15,7 +15,7 @@ from torch.overrides import _len_torch_function_stack
 from metatoolkit.asked import Asked
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.exchange import Exchange, record, turn
-from metatoolkit.graphs import inspect_graph, watch_second_derivatives
+from metatoolkit.graphs import inspect_graph, refuse_leaves, watch_second_derivatives
 from metatoolkit.in_place import Untouched, changed_in_place
 from metatoolkit.loss_values import checked_loss
 from metatoolkit.places import Places
@@ -23,6 +23,7 @@ from metatoolkit.randomness import seeded
 from metatoolkit.state import Tensors, describe, require_grad
 
 Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
+_DONE: frozenset[int] = frozenset()
 _UNWATCHED: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
@@ -57,6 +58,8 @@ class Passes:
         self._trusted: set[str] = set()
         self._watched: set[str] = set()
         self._custom: set[str] = set()
+        # Leaves of a first evaluation, until a second one is seen to reach none of them.
+        self._leaves: dict[str, frozenset[int]] = {}
 
     def live(self, name: str) -> Tensor:
         """Return the tensor of a module itself.
@@ -183,6 +186,8 @@ class Passes:
             live = {id(self.live(name)): name for name in tensors}
             if inspect_graph(value, kind, live, tensors):
                 self._custom.add(kind)
+        if value.requires_grad and self._leaves.get(kind) != _DONE:
+            self._look_back(kind, value, tensors)
         if kind in self._custom and value.requires_grad:
             # The exchange keeps all its tensors alive.
             record(value, exchange)
@@ -201,6 +206,14 @@ class Passes:
             return _UNWATCHED
         self._trusted.add(kind)
         return _watching(tensors, kind, {name: self.live(name) for name in tensors})
+
+    def _look_back(self, kind: str, value: Tensor, tensors: Tensors) -> None:
+        """Raise where the graph of a second evaluation reaches what the first one was given."""
+        present = frozenset(t._cdata for t in tensors.values() if t.is_leaf and t.requires_grad)
+        earlier = self._leaves.setdefault(kind, present) - present
+        if earlier:
+            refuse_leaves(value, earlier, tensors)
+            self._leaves[kind] = _DONE
 
     def _note(self, kind: str, asked: Asked) -> None:
         """Keep what the first pass of a loss has shown."""

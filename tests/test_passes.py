@@ -9,11 +9,12 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import metatoolkit as mt
 from metatoolkit import passes
-from metatoolkit.errors import ShapeError
+from metatoolkit.errors import ReplayError, ShapeError
 from metatoolkit.hypergradients import EvolutionStrategies, Unrolled
 from metatoolkit.in_place import Untouched
 from metatoolkit.randomness import seeded
 from tests import bank
+from tests.hypergradients.registry import ESTIMATORS
 
 
 def noisy_case(seen=None):
@@ -267,3 +268,36 @@ def test_second_derivatives_are_looked_at_once_for_each_kind_of_tensor(monkeypat
     problem.check_structure()
     problem.watch_second_derivatives("loss", one)
     assert len(looked_at) == 3
+
+
+class Caches(torch.nn.Module):
+    """Keeps the norm of its weight from the first pass, with or without its graph."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.6, -0.8], dtype=torch.float64))
+        self.norm = None
+        self.graph = graph
+
+    def forward(self, x):
+        if self.norm is None or not self.graph:
+            self.norm = self.weight.norm()
+        return (self.weight * x).sum() * self.norm
+
+
+@pytest.mark.parametrize("name", ["Unrolled(1)", "Unrolled(3)", "FiniteDifference"])
+def test_a_graph_that_is_kept_from_an_earlier_evaluation_is_refused(name):
+    def call(graph):
+        problem = mt.BilevelProblem(
+            Caches(graph),
+            bank.Value(0.5),
+            lambda model, meta, batch: meta.value * model(batch) ** 2,
+            lambda model, meta, batch: ((model.weight - batch) ** 2).sum(),
+        )
+        batch = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        case = bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
+        return case.call(ESTIMATORS[name]())
+
+    assert bool(call(False).gradient["value"])
+    with pytest.raises(ReplayError, match="through a tensor that is kept from it"):
+        call(True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metatoolkit.errors import ReplayError
+from metatoolkit.graphs import kept_graph_error
 from metatoolkit.hypergradients.equal_losses import require_equal
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
@@ -88,12 +89,7 @@ def _no_graph_of_before() -> Iterator[None]:
     except RuntimeError as error:
         if "backward through the graph a second time" not in str(error):
             raise
-        raise ReplayError(
-            "an evaluation of a loss reaches the graph of another one, through a tensor that is "
-            "kept from it: a hidden state or a moving average that is no buffer, or a variable "
-            "that the loss closes over. Keep it with register_buffer, which every evaluation "
-            "begins anew with, or pass it in the batch."
-        ) from error
+        raise kept_graph_error() from error
 
 
 def is_due(problem: BilevelProblem, kind: str) -> bool:
