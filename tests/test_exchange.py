@@ -23,6 +23,7 @@ import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.exchange import turn, within
 from metatoolkit.hypergradients import GMRES, FiniteDifference, ForwardMode, Implicit, Unrolled
+from metatoolkit.hypergradients.base import double_backward_kernels
 from tests import bank
 from tests.hypergradients.registry import ESTIMATORS
 
@@ -681,3 +682,21 @@ def test_what_is_exchanged_is_a_parameter_to_all_code_but_that_of_torch():
     assert seen[-1] == [True, True, False] and problem.model.kept is value
     assert list(problem.model._parameters) == ["w"]
     assert not isinstance(value, nn.Parameter) and isinstance(problem.model.w, nn.Parameter)
+
+
+def test_kernels_are_put_back_also_where_threads_overlap():
+    entered, done = threading.Event(), threading.Event()
+
+    def work():
+        with double_backward_kernels():
+            entered.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=work)
+    with double_backward_kernels():
+        thread.start()
+        assert not entered.wait(0.05)
+    assert entered.wait(20)
+    done.set()
+    thread.join(20)
+    assert torch.backends.cuda.flash_sdp_enabled()

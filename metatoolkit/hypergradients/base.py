@@ -13,12 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metatoolkit.errors import (
-    CheckpointError,
-    ConfigurationError,
-    NonFiniteError,
-    UnsupportedError,
-)
+from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError, UnsupportedError
+from metatoolkit.exchange import turn
 from metatoolkit.graphs import refuse_inference_mode
 from metatoolkit.hypergradients.autograd_errors import missing_derivatives
 from metatoolkit.hypergradients.draws import Draws
@@ -345,6 +341,6 @@ def refuse_initial_state(problem: BilevelProblem, state: InnerState, who: str, w
 
 @contextlib.contextmanager
 def double_backward_kernels() -> Iterator[None]:
-    """Select attention kernels that can be differentiated twice; fused ones cannot."""
-    with sdpa_kernel(SDPBackend.MATH):
+    """Select attention kernels that can be differentiated twice, for all threads, in turn."""
+    with turn(), sdpa_kernel(SDPBackend.MATH):
         yield
