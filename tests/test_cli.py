@@ -12,7 +12,7 @@ from metatoolkit import records
 from metatoolkit.cli import main
 from metatoolkit.experiments.applications import applications
 from metatoolkit.records import address
-from metatoolkit.records.mongod import find_mongod
+from metatoolkit.records.address import find_mongod
 from metatoolkit.records.server import ManagedServer
 
 needs_mongod = pytest.mark.skipif(

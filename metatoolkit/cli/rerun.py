@@ -15,12 +15,12 @@ from typing import Any
 from metatoolkit.cli.arguments import command
 from metatoolkit.errors import ConfigurationError, RecordsError
 from metatoolkit.experiments.applications import applications
-from metatoolkit.records.handover import RERUN_VARIABLE
-from metatoolkit.records.last_words import encode_date
+from metatoolkit.records.appended_file import encode_date
 from metatoolkit.records.provenance import git_state
 from metatoolkit.records.query import connect
 from metatoolkit.records.redaction import HIDDEN
 from metatoolkit.records.run import Run, section
+from metatoolkit.records.sacred_compat import RERUN_VARIABLE
 from metatoolkit.records.terminal import text
 
 LOST = "too_large"

@@ -20,14 +20,13 @@ from metatoolkit.cli.display import print_json, print_pairs, print_table, span
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.records.comparison import compare
 from metatoolkit.records.expressions import parse_field, value_field
-from metatoolkit.records.fields import duration, flatten
+from metatoolkit.records.fields import Field, duration, flatten
 from metatoolkit.records.query import connect
 from metatoolkit.records.run import Run
 from metatoolkit.records.selection import complete
 from metatoolkit.records.settings import differing, distinguishing, ranked, settings
 from metatoolkit.records.table import few, value_of
 from metatoolkit.records.terminal import say, text
-from metatoolkit.records.terms import Field
 
 CHOICES = 3
 ESSENTIAL = ["id", "experiment", "status", "started", "duration"]

@@ -20,11 +20,11 @@ from metatoolkit.records.address import (
     open_database,
     resolve,
 )
-from metatoolkit.records.copying import copy_all
+from metatoolkit.records.edits import copy_all
 from metatoolkit.records.home import data_home
 from metatoolkit.records.importing import import_and_push
+from metatoolkit.records.pusher import BAD, sync
 from metatoolkit.records.redaction import redact
-from metatoolkit.records.replay import BAD, sync
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spool_directory, spooled_runs
 from metatoolkit.records.terminal import text

@@ -9,12 +9,11 @@ from metatoolkit.cli.arguments import add_json, command
 from metatoolkit.cli.display import heading, print_json, print_pairs, print_table, span
 from metatoolkit.errors import UnknownNameError
 from metatoolkit.records.clean import decode, decode_key
-from metatoolkit.records.fields import duration, flatten, lookup
+from metatoolkit.records.fields import Field, duration, flatten, lookup
 from metatoolkit.records.query import connect
 from metatoolkit.records.run import Artifact, Run, section
 from metatoolkit.records.selection import complete
 from metatoolkit.records.terminal import text
-from metatoolkit.records.terms import Field
 
 EVERY_METRIC = Field("metrics", "summary", "metrics")
 

@@ -60,7 +60,7 @@ def load_application(name: str) -> Any:
             f"the experiment of the application {name} is called {experiment.path!r}, so that its "
             f"runs would not be found. Write experiment = records.experiment({name!r})."
         )
-    from metatoolkit.records.observer import SpoolObserver
+    from metatoolkit.records.recorder import SpoolObserver
 
     if not any(isinstance(one, SpoolObserver) for one in experiment.observers):
         raise ConfigurationError(

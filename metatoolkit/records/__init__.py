@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from metatoolkit.records.comparison import Comparison, compare
     from metatoolkit.records.edits import delete, note, tag
     from metatoolkit.records.experiments import experiment, record
-    from metatoolkit.records.observer import mark_resumed, run_id, run_uuid
+    from metatoolkit.records.pusher import sync
     from metatoolkit.records.query import Database, connect
-    from metatoolkit.records.replay import sync
+    from metatoolkit.records.recorder import mark_resumed, run_id, run_uuid
     from metatoolkit.records.report import write_report
     from metatoolkit.records.run import Run
     from metatoolkit.records.selection import RunSet
@@ -27,15 +27,15 @@ _LOCATION = {
     "tag": "edits",
     "experiment": "experiments",
     "record": "experiments",
-    "mark_resumed": "observer",
-    "run_id": "observer",
-    "run_uuid": "observer",
+    "mark_resumed": "recorder",
+    "run_id": "recorder",
+    "run_uuid": "recorder",
     "Database": "query",
     "RunSet": "selection",
     "connect": "query",
     "write_report": "report",
     "Run": "run",
-    "sync": "replay",
+    "sync": "pusher",
 }
 
 __all__ = [

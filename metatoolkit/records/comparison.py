@@ -12,7 +12,7 @@ from metatoolkit.experiments.figures import literal
 from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run
-from metatoolkit.records.settings import check_entries, distinguishing, labels, settings
+from metatoolkit.records.settings import check_entries, differing, distinguishing, labels, settings
 from metatoolkit.records.terminal import text
 
 if TYPE_CHECKING:
@@ -88,12 +88,7 @@ class Comparison:
             The entries, each with one value per run.
         """
         configs = [flatten(run.config, "config") for run in self.runs]
-        names = list(dict.fromkeys(name for config in configs for name in config))
-        rows: dict[str, list[Any]] = {}
-        for name in names:
-            values = [config.get(name) for config in configs]
-            if any(identity(value) != identity(values[0]) for value in values):
-                rows[name] = values
+        rows = {name: [config.get(name) for config in configs] for name in differing(configs)}
         results = [
             flatten(run.result, "result") if run.result is not None else {} for run in self.runs
         ]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from metatoolkit.records.clean import decode_key, encode_key
+from metatoolkit.records.matching import TEST
 from metatoolkit.records.metric_copy import summarize
-from metatoolkit.records.operands import TEST
 
 HEAVY = ("captured_out", "fail_trace", "experiment.sources", "experiment.dependencies")
 REASON = "reason"
@@ -156,7 +156,7 @@ def steps_asked(paths: Iterable[str]) -> dict[str, list[str]]:
 
 def complete_metrics(
     document: dict[str, Any],
-    read: Callable[[str], tuple[Sequence[Any], Sequence[Any]]],
+    read: Callable[[str], Sequence[Sequence[Any]]],
     names: Iterable[str],
     steps: Mapping[str, Sequence[str]],
 ) -> None:
@@ -164,14 +164,14 @@ def complete_metrics(
 
     Args:
         document: The document, which is changed.
-        read: Returns steps and values of a metric of this run.
+        read: Returns steps and values of a metric of this run, and perhaps more.
         names: The metrics.
         steps: The steps asked for, by metric.
     """
     present = document.get("summary")
     summary = dict(present) if isinstance(present, Mapping) else {}
     for name in names:
-        at, values = read(name)
+        at, values = read(name)[:2]
         if not values:
             continue
         key = encode_key(name)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import StorageError
-from metatoolkit.records import last_words, provenance
-from metatoolkit.records.appended_file import AppendedFile
+from metatoolkit.records import provenance
+from metatoolkit.records.appended_file import AppendedFile, write_last_words
 from metatoolkit.records.clean import clean, clean_text, clean_update
 from metatoolkit.records.fields import duration
-from metatoolkit.records.processes import process_identity
+from metatoolkit.records.home import process_identity
 from metatoolkit.records.spool import RunSpool, utcnow
 from metatoolkit.records.terminal import say
 
@@ -232,7 +232,7 @@ class RunDocument:
             try:
                 self.spool.write_document(snapshot)
                 if self._words:
-                    last_words.write(self.spool.path, {})
+                    write_last_words(self.spool.path, {})
                 self._failing = self._words = False
             except StorageError as error:
                 if strict:
@@ -251,7 +251,7 @@ class RunDocument:
             if field is not None and words.pop(field, None):
                 words["missing_files"] = [*words.get("missing_files", [])[:20], field]
             try:
-                last_words.write(self.spool.path, words)
+                write_last_words(self.spool.path, words)
                 return
             except StorageError as error:
                 reason = error

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, UnknownNameError
+from metatoolkit.records.capture import Terminated
 from metatoolkit.records.fields import flatten
-from metatoolkit.records.handover import take_over
-from metatoolkit.records.observer import SpoolObserver, recorder_of
-from metatoolkit.records.options import check_options, misuse
-from metatoolkit.records.sacred_compat import import_sacred
-from metatoolkit.records.signals import Terminated
+from metatoolkit.records.recorder import SpoolObserver, recorder_of
+from metatoolkit.records.sacred_compat import check_options, import_sacred, misuse, take_over
 from metatoolkit.records.terminal import flush_output, harmless, prepare_streams, say
 
 
@@ -68,18 +66,14 @@ def record(experiment: Any, home: str | os.PathLike[str] | None = None) -> Spool
     experiment.observers.append(observer)
     experiment.option_hook(lambda options: check_options(experiment, options))
     experiment.option_hook(lambda options: take_over(experiment, options))
-    experiment.pre_run_hook(seed_everything)
+    experiment.pre_run_hook(_seed_everything)
     # First, so that the hooks of the application find seeded generators.
     experiment.pre_run_hooks.insert(0, experiment.pre_run_hooks.pop())
     return observer
 
 
-def seed_everything(_run: Any) -> None:
-    """Seed Python's, NumPy's and torch's global generators from the configuration's seed.
-
-    Args:
-        _run: The Sacred run.
-    """
+def _seed_everything(_run: Any) -> None:
+    """Seed Python's, NumPy's and torch's global generators from the configuration's seed."""
     if getattr(_run.main_function, "unobserved", False):
         return
     seed = int(_run.config["seed"])
@@ -94,7 +88,7 @@ def seed_everything(_run: Any) -> None:
     recorder = recorder_of(_run)
     if recorder is not None:
         # Only now is torch certainly loaded and able to tell what GPUs there are.
-        recorder.describe()
+        recorder.document.describe()
 
 
 @functools.cache

@@ -17,13 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError, QueryError
-from metatoolkit.records.fields import DATES, FIELDS, is_number
-from metatoolkit.records.moments import whole_day
-from metatoolkit.records.operands import TEST, Operand, Test
-from metatoolkit.records.source import Source
-from metatoolkit.records.terms import Expected as Expected
-from metatoolkit.records.terms import Field as Field
-from metatoolkit.records.terms import Terms, has_field, is_field, is_text
+from metatoolkit.records.fields import DATES, FIELDS, Expected, Field, is_number, whole_day
+from metatoolkit.records.matching import TEST, Operand, Test
+from metatoolkit.records.terms import Source, Terms, has_field, is_field, is_text
 
 DEEPEST = 40
 POINTS = ("last", "min", "max")

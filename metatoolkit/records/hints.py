@@ -8,8 +8,8 @@ from typing import Any
 
 from metatoolkit.errors import QueryError, UnknownNameError
 from metatoolkit.records.clean import decode_key
-from metatoolkit.records.expressions import Expected, Field, Query
-from metatoolkit.records.fields import FIELDS, flatten, lookup
+from metatoolkit.records.expressions import Query
+from metatoolkit.records.fields import FIELDS, Expected, Field, flatten, lookup
 from metatoolkit.records.matching import matches
 from metatoolkit.records.stores import Store
 from metatoolkit.records.terms import KINDS

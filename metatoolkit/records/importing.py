@@ -10,17 +10,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, StorageError
 from metatoolkit.records.clean import clean, clean_metric, clean_text
 from metatoolkit.records.completion import plain_objects
 from metatoolkit.records.document import FORMAT
 from metatoolkit.records.fields import duration
+from metatoolkit.records.pusher import sync
 from metatoolkit.records.query import connect
-from metatoolkit.records.replay import sync
 from metatoolkit.records.spool import DOCUMENT, METRICS, OUTPUT, RunSpool, utcnow
 from metatoolkit.records.terminal import say
+
+if TYPE_CHECKING:
+    pass
 
 TIMES = ("start_time", "stop_time", "heartbeat")
 SILENT = datetime.timedelta(minutes=2)

@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
+from metatoolkit.records.address import Pace
 from metatoolkit.records.appended_file import AppendedFile
 from metatoolkit.records.clean import count_entries
-from metatoolkit.records.identities import metric_id
-from metatoolkit.records.metric_lines import content_of, entries_of, fingerprint, moment, parse
-from metatoolkit.records.pace import Pace
+from metatoolkit.records.files import metric_id
 from metatoolkit.records.spool import RunSpool
 
 if TYPE_CHECKING:
     from pymongo.database import Database
+from metatoolkit.records.appended_file import content_of, entries_of, fingerprint, moment, parse
 
 PART = 100_000
 BATCH = 20_000
@@ -59,6 +59,17 @@ class MetricCopy:
             Their names, in alphabetical order.
         """
         return sorted({*self._stored, *self._pending})
+
+    def logged(self, name: str) -> list[list[Any]]:
+        """List the values that were read and not pushed, which are all of a copy that never was.
+
+        Args:
+            name: The metric.
+
+        Returns:
+            Step, value and time of each.
+        """
+        return self._pending.get(name, [])
 
     def documents(self, names: list[str]) -> list[dict[str, str]]:
         """List the documents that metrics are kept in.
@@ -197,7 +208,7 @@ class MetricCopy:
     def _take_in(self, name: str, step: Any, value: Any, when: datetime.datetime) -> None:
         self._pending.setdefault(name, []).append([step, value, when])
         self._assign(name, value)
-        summarize_value(self.summary, name, step, value)
+        _summarize_value(self.summary, name, step, value)
         digests = self._digests.setdefault(name, [])
         while len(digests) < len(self._parts[name]):
             digests.append(hashlib.blake2b(digest_size=16))
@@ -296,15 +307,8 @@ def metric_lengths(database: Database[dict[str, Any]], run_id: Any) -> dict[str,
     return {entry["_id"]: entry["length"] for entry in database["metrics"].aggregate(stages)}
 
 
-def summarize_value(summary: dict[str, dict[str, Any]], name: str, step: Any, value: Any) -> None:
-    """Take a value of a metric into its summary.
-
-    Args:
-        summary: Summaries by metric; changed.
-        name: The metric.
-        step: The value's step.
-        value: The value; of arrays only the number of values is kept.
-    """
+def _summarize_value(summary: dict[str, dict[str, Any]], name: str, step: Any, value: Any) -> None:
+    """Take a value of a metric into its summary."""
     entry = summary.get(name)
     if entry is None:
         entry = summary[name] = {"count": 0, "last": None, "step": None}
@@ -331,5 +335,5 @@ def summarize(steps: Sequence[Any], values: Sequence[Any]) -> dict[str, Any]:
     """
     summary: dict[str, dict[str, Any]] = {}
     for step, value in zip(steps, values, strict=False):
-        summarize_value(summary, "", step, value)
+        _summarize_value(summary, "", step, value)
     return summary.get("", {})

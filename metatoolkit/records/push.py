@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
+from metatoolkit.records.address import Pace
 from metatoolkit.records.appended_file import AppendedFile
 from metatoolkit.records.clean import encode_key
 from metatoolkit.records.fields import duration
 from metatoolkit.records.files import (
     CHUNK,
     content_digest,
+    ensure_indexes,
     file_blocks,
     holds,
+    next_id,
+    object_id,
     remove,
     upload,
 )
-from metatoolkit.records.identities import ensure_indexes, next_id, object_id
 from metatoolkit.records.metric_copy import MetricCopy
-from metatoolkit.records.pace import Pace
 from metatoolkit.records.spool import RunSpool, utcnow
 
 if TYPE_CHECKING:

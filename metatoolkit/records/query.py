@@ -24,7 +24,7 @@ from metatoolkit.records.address import (
 from metatoolkit.records.clean import clean_text
 from metatoolkit.records.expressions import Query, parse, value_field
 from metatoolkit.records.hints import check_fields
-from metatoolkit.records.replay import sync_beside
+from metatoolkit.records.pusher import sync_beside
 from metatoolkit.records.run import Run
 from metatoolkit.records.selection import RunSet, complete, nothing_found
 from metatoolkit.records.spool import spooled_runs

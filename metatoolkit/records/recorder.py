@@ -1,8 +1,9 @@
-"""What records one run: its events, values and output go into its spool, and on from there."""
+"""What records a run: its events, values and output go into its spool, and on from there."""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import mimetypes
 import os
@@ -10,13 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.errors import ConfigurationError
-from metatoolkit.records.capture import KeptInMemory, OutputTee
+from metatoolkit.errors import ConfigurationError, RecordsError
+from metatoolkit.records.capture import KeptInMemory, OutputTee, TerminationSignals
 from metatoolkit.records.clean import INT64, clean_metric, clean_text
 from metatoolkit.records.document import RunDocument
 from metatoolkit.records.push import Push
 from metatoolkit.records.pusher import BEAT_SECONDS, Pusher
-from metatoolkit.records.signals import TerminationSignals
 from metatoolkit.records.spool import RunSpool
 from metatoolkit.records.terminal import say
 
@@ -30,7 +30,7 @@ LONGEST_NAME = 1_000
 
 
 class RunRecorder:
-    """Records one run.
+    """Records one run; what ends in ``_event`` Sacred calls, and says what it passes.
 
     Args:
         run: The Sacred run.
@@ -68,20 +68,7 @@ class RunRecorder:
         meta_info: dict[str, Any],
         _id: int | None,
     ) -> int | None:
-        """Write the run's first document, take over its metrics, output and signals, push.
-
-        Args:
-            ex_info: Sacred's description of the experiment.
-            command: The command that runs.
-            host_info: Sacred's description of the host.
-            start_time: When the run started, in UTC.
-            config: The final configuration.
-            meta_info: Command-line options and the like.
-            _id: An id that was asked for; ids are given by the database alone.
-
-        Returns:
-            The run's id, or None as long as no database can be reached.
-        """
+        """Write the run's first document, take over its metrics, output and signals, push."""
         self.document.begin(ex_info, command, host_info, config)
         self._take_over()
         self._pusher.start()
@@ -138,24 +125,13 @@ class RunRecorder:
         if len(self.run.observers) > 1:
             self.run._metrics.log_scalar_metric(name, value, step)
 
-    def describe(self) -> None:
-        """Note sources and packages again, since more modules may be loaded by now."""
-        self.document.describe()
-
     def log_metrics(self, **event: Any) -> None:
         """Do nothing: the values are in the spool already; Sacred calls this."""
 
     def heartbeat_event(
         self, info: dict[str, Any], captured_out: str, beat_time: Any, result: Any
     ) -> None:
-        """Push soon; Sacred calls this.
-
-        Args:
-            info: The run's own notes; read from the run itself.
-            captured_out: What Sacred has captured, where it does the capturing.
-            beat_time: Sacred's time of the beat.
-            result: The result, once there is one.
-        """
+        """Push soon; Sacred calls this."""
         if self._finished:
             return
         self._take_output(captured_out)
@@ -165,45 +141,24 @@ class RunRecorder:
         self._pusher.wake()
 
     def completed_event(self, stop_time: Any, result: Any) -> None:
-        """Record the normal end; Sacred calls this.
-
-        Args:
-            stop_time: When the run ended.
-            result: What the main function returned.
-        """
+        """Record the normal end; Sacred calls this."""
         if not self._finished:
             self.document.put("result", result)
         self._finish("COMPLETED")
 
     def interrupted_event(self, interrupt_time: Any, status: str) -> None:
-        """Record an interruption; Sacred calls this.
-
-        Args:
-            interrupt_time: When the run ended.
-            status: INTERRUPTED, TIMEOUT, or what a custom interrupt says.
-        """
+        """Record an interruption; Sacred calls this."""
         received = self._signals.received
         self._finish(status, note=f"ended by {received}" if received else None)
 
     def failed_event(self, fail_time: Any, fail_trace: list[str]) -> None:
-        """Record an exception; Sacred calls this.
-
-        Args:
-            fail_time: When the run ended.
-            fail_trace: The formatted exception.
-        """
+        """Record an exception; Sacred calls this."""
         if not self._finished:
             self.document.put("fail_trace", fail_trace)
         self._finish("FAILED")
 
     def resource_event(self, filename: str) -> None:
-        """Record a file that the run has read, with its content's digest; Sacred calls this.
-
-        Args:
-            filename: The file.
-        """
-        import hashlib
-
+        """Record a file that the run has read, with its content's digest; Sacred calls this."""
         try:
             with open(filename, "rb") as file:
                 digest = hashlib.file_digest(file, "md5").hexdigest()
@@ -219,14 +174,7 @@ class RunRecorder:
         metadata: dict[str, Any] | None = None,
         content_type: str | None = None,
     ) -> None:
-        """Copy a file of the run into the spool; Sacred calls this.
-
-        Args:
-            name: What the artifact is called; a later one of the same name replaces it.
-            filename: The file.
-            metadata: What to store beside it.
-            content_type: Its MIME type; guessed where it is left out.
-        """
+        """Copy a file of the run into the spool; Sacred calls this."""
         content_type = content_type or mimetypes.guess_type(filename)[0]
         try:
             # Locked, so that the same content is not taken for replaced, and deleted, meanwhile.
@@ -258,13 +206,11 @@ class RunRecorder:
     def _take_output(self, captured_out: str) -> None:
         if (self._tee is not None and not self._filtered) or captured_out == self._written:
             return
-        if captured_out.startswith(self._written):
-            new = captured_out[len(self._written) :]
-            self._output.append(new.encode("utf-8", "backslashreplace"))
-        else:
+        new = captured_out.removeprefix(self._written)
+        if not captured_out.startswith(self._written):
             # A filter of the experiment has changed what had been captured before.
             os.truncate(self._output.path, 0)
-            self._output.append(captured_out.encode("utf-8", "backslashreplace"))
+        self._output.append(new.encode("utf-8", "backslashreplace"))
         self._written = captured_out
 
     def _take_last_output(self) -> None:
@@ -314,3 +260,95 @@ class RunRecorder:
         self._metrics.close()
         self._output.close()
         self.spool.unlock()
+
+
+class SpoolObserver:
+    """What is attached to an experiment; every run of it gets a recorder of its own.
+
+    Args:
+        experiment: The Sacred experiment.
+        home: The data directory; None for the user's own.
+    """
+
+    priority = 30
+
+    def __init__(self, experiment: Any, home: str | os.PathLike[str] | None = None) -> None:
+        self.experiment = experiment
+        self.home = Path(home).absolute() if home is not None else None
+
+    def started_event(self, **event: Any) -> int | None:
+        """Begin to record; Sacred calls this."""
+        run = self.experiment.current_run
+        if run is None or self not in run.observers:
+            raise RecordsError(
+                "the run does not belong to the experiment that records were attached to"
+            )
+        recorder = RunRecorder(run, self.home)
+        run_id = recorder.started_event(**event)
+        # Runs of one experiment may be nested, and Sacred's later events do not say whose they are.
+        run.observers[run.observers.index(self)] = recorder
+        return run_id
+
+    def failed_event(self, **event: Any) -> None:
+        """Do nothing: the run could not begin, and the reason is on its way; Sacred calls this."""
+
+    def interrupted_event(self, **event: Any) -> None:
+        """Do nothing: the run was interrupted before it began; Sacred calls this."""
+
+    def queued_event(self, **event: Any) -> None:
+        """Refuse, since nothing would ever start the run; Sacred calls this."""
+        raise RecordsError("queued runs are not supported: leave out the option --queue")
+
+    def join(self) -> None:
+        """Do nothing: runs that have begun have recorders of their own; Sacred calls this."""
+
+
+def recorder_of(run: Any) -> RunRecorder | None:
+    """Find what records a run.
+
+    Args:
+        run: A Sacred run.
+
+    Returns:
+        Its recorder, or None for a run that is not recorded.
+    """
+    return next((one for one in run.observers if isinstance(one, RunRecorder)), None)
+
+
+def run_uuid(run: Any) -> str | None:
+    """Say which id a run carries from its first moment on, with or without a database.
+
+    Args:
+        run: The Sacred run (``_run``).
+
+    Returns:
+        32 hexadecimal digits, or None for a run that is not recorded.
+    """
+    recorder = recorder_of(run)
+    return recorder.uuid if recorder is not None else None
+
+
+def run_id(run: Any) -> int | None:
+    """Say which number a run has in the database.
+
+    Args:
+        run: The Sacred run (``_run``).
+
+    Returns:
+        The number, or None as long as no database could be reached.
+    """
+    recorder = recorder_of(run)
+    return recorder.run_id if recorder is not None else None
+
+
+def mark_resumed(run: Any, previous: str) -> None:
+    """Note that a run continues an earlier one.
+
+    Args:
+        run: The Sacred run (``_run``) that continues.
+        previous: What :func:`run_uuid` returned in the earlier run.
+    """
+    run.meta_info["resumed_from"] = str(previous)
+    recorder = recorder_of(run)
+    if recorder is not None:
+        recorder._pusher.wake()

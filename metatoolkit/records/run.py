@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import StorageError, UnknownNameError
 from metatoolkit.records.clean import decode, decode_key
-from metatoolkit.records.processes import process_lives
+from metatoolkit.records.home import process_lives
 from metatoolkit.records.spool import utcnow
 from metatoolkit.records.stores import Store
 from metatoolkit.records.terminal import text

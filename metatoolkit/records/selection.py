@@ -6,8 +6,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.records.expressions import Field, Query, parse_field, value_field
-from metatoolkit.records.fields import identity, lookup
+from metatoolkit.records.expressions import Query, parse_field, value_field
+from metatoolkit.records.fields import Field, identity, lookup
 from metatoolkit.records.hints import check_fields, check_kinds, kind_hint, unmatched_value
 from metatoolkit.records.matching import order, with_dead
 from metatoolkit.records.run import Run, status_of

@@ -18,16 +18,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
-from metatoolkit.records.address import DATABASE, NoServerError
-from metatoolkit.records.home import (
-    HOME_VARIABLE,
-    check_owner,
-    data_home,
-    private_directory,
-    storage_error,
-)
-from metatoolkit.records.mongod import (
+from metatoolkit.records.address import (
+    DATABASE,
     PORT_VARIABLE,
+    NoServerError,
     answers,
     claim,
     command_line,
@@ -35,7 +29,16 @@ from metatoolkit.records.mongod import (
     find_mongod,
     is_locked,
 )
-from metatoolkit.records.processes import process_identity, process_lives, same_kernel
+from metatoolkit.records.home import (
+    HOME_VARIABLE,
+    check_owner,
+    data_home,
+    private_directory,
+    process_identity,
+    process_lives,
+    same_kernel,
+    storage_error,
+)
 
 if TYPE_CHECKING:
     import psutil
@@ -68,17 +71,12 @@ class ManagedServer:
         Raises:
             DatabaseUnavailableError: It does not run, or does not answer.
         """
-        state = self._state()
-        if state is None or not self._lives(state):
+        uri = self._answering()
+        if uri is None:
             raise DatabaseUnavailableError(
                 "the managed MongoDB server is not running. Start it with `metatoolkit db start`."
             )
-        if not answers(state["uri"]):
-            raise DatabaseUnavailableError(
-                f"the managed MongoDB server (pid {state['pid']}) does not answer; its log is "
-                f"{self.log}. `metatoolkit db stop` ends it."
-            )
-        return str(state["uri"])
+        return uri
 
     def start(self, port: int | None = None) -> str:
         """Start the server unless it runs already; any number of processes may call this at once.
@@ -173,7 +171,7 @@ class ManagedServer:
             return str(state["uri"])
         raise DatabaseUnavailableError(
             f"the managed MongoDB server (pid {state['pid']}) does not answer; its log is "
-            f"{self.log}"
+            f"{self.log}. `metatoolkit db stop` ends it."
         )
 
     def _launch(self, program: Path, port: int | None) -> str:

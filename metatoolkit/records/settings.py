@@ -6,12 +6,15 @@ import functools
 import itertools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import UnknownNameError
 from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.run import Run
 from metatoolkit.records.terminal import text
+
+if TYPE_CHECKING:
+    pass
 
 BOOKKEEPING = frozenset({"checkpoint", "checkpoint_every", "resume", "progress", "device"})
 """Entries that say how a run is carried out and change no number."""

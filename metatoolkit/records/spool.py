@@ -15,8 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import StorageError
-from metatoolkit.records import last_words
-from metatoolkit.records.appended_file import FORKED, AppendedFile
+from metatoolkit.records.appended_file import (
+    FORKED,
+    AppendedFile,
+    decode_date,
+    encode_date,
+    keep_room,
+    read_last_words,
+)
 from metatoolkit.records.home import (
     check_owner,
     data_home,
@@ -24,7 +30,6 @@ from metatoolkit.records.home import (
     private_directory,
     storage_error,
 )
-from metatoolkit.records.last_words import decode_date, encode_date
 
 DOCUMENT = "run.json"
 METRICS = "metrics.jsonl"
@@ -81,7 +86,7 @@ class RunSpool:
                 (hidden / FILES).mkdir(mode=0o700, parents=True)
                 spool = cls(hidden)
                 if spool.lock():
-                    last_words.keep_room(spool.path)
+                    keep_room(spool.path)
                     hidden.rename(path)
                     spool.path = path
                     _sync(base)
@@ -171,7 +176,7 @@ class RunSpool:
             raise StorageError(f"cannot read {path}: {error}") from error
         if not isinstance(document, dict) or document.get("run_uuid") != self.uuid:
             raise StorageError(f"cannot read {path}: it is not the document of this run")
-        return {**document, **last_words.read(self.path)}
+        return {**document, **read_last_words(self.path)}
 
     def open_metrics(self) -> AppendedFile:
         """Open the file that holds one line per metric value.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from typing_extensions import override
 
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.address import Address, database_errors
@@ -36,41 +37,79 @@ from metatoolkit.records.matching import matches, order
 if TYPE_CHECKING:
     from pymongo.database import Database
 
-_EPOCH = datetime.datetime(1970, 1, 1)
-
 
 class Store(Protocol):
     """Where runs are read from."""
 
     def headers(self, condition: Mapping[str, Any], paths: Iterable[str]) -> list[dict[str, Any]]:
-        """Select runs and return the named fields of each."""
+        """Select runs.
+
+        Args:
+            condition: A filter.
+            paths: Dotted paths of what is asked for.
+
+        Returns:
+            At least these fields of each run that the filter selects.
+        """
 
     def documents(self, ids: list[Any], whole: bool = False) -> list[dict[str, Any]]:
-        """Return runs by their ids, without their heavy fields unless ``whole``."""
+        """Return runs by their ids.
+
+        Args:
+            ids: Ids.
+            whole: Whether to fetch captured output and the like too.
+
+        Returns:
+            The documents in the order of the ids.
+        """
 
     def first(self, condition: Mapping[str, Any], path: str) -> dict[str, Any] | None:
-        """Return one field of any run that a filter selects; None where there is none."""
+        """Look for a run that has something.
+
+        Args:
+            condition: A filter.
+            path: A dotted path.
+
+        Returns:
+            At least this field of one such run; None where there is none.
+        """
 
     def complete(self, documents: list[dict[str, Any]], paths: Iterable[str]) -> None:
-        """Put into documents what is asked for and not, or not always, stored in them."""
+        """Put into documents what is asked for and not, or not always, stored in them.
+
+        Args:
+            documents: Documents of this store, which are changed.
+            paths: Dotted paths of what is asked for.
+        """
 
     def metric(self, document: Mapping[str, Any], name: str) -> tuple[list[Any], ...]:
-        """Return a metric's steps, values and times."""
+        """Return a metric's steps, values and times; empty lists where there is no such metric."""
 
     def metric_names(self, document: Mapping[str, Any]) -> list[str]:
         """Return the names of all metrics of a run whose document does not list them."""
 
     def has_metric(self, name: str) -> bool:
-        """Say whether any run has a metric."""
+        """Say whether any run has a metric, listed in its document or not."""
 
     def all_metric_names(self) -> set[str]:
         """Return the names of the metrics of all runs."""
 
     def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
-        """Read an artifact, block by block."""
+        """Read an artifact, block by block.
+
+        Args:
+            document: The run.
+            entry: The artifact's entry in it.
+
+        Yields:
+            Its bytes.
+
+        Raises:
+            RecordsError: It is not stored.
+        """
 
 
-class MongoStore:
+class MongoStore(Store):
     """Runs in a MongoDB database.
 
     Args:
@@ -86,16 +125,8 @@ class MongoStore:
         self.address = address
         self.home = home
 
+    @override
     def headers(self, condition: Mapping[str, Any], paths: Iterable[str]) -> list[dict[str, Any]]:
-        """Select runs and return the named fields of each.
-
-        Args:
-            condition: A filter.
-            paths: Dotted paths.
-
-        Returns:
-            Partial documents, by id.
-        """
         wanted = [*paths]
         if not needs_look(condition):
             found = self._find(condition, wanted)
@@ -114,16 +145,8 @@ class MongoStore:
         found += [document for document in rest if matches(document, condition)]
         return sorted(found, key=lambda document: order(document["_id"]))
 
+    @override
     def first(self, condition: Mapping[str, Any], path: str) -> dict[str, Any] | None:
-        """Look for a run that has something.
-
-        Args:
-            condition: A filter.
-            path: A dotted path.
-
-        Returns:
-            The id and this field of one such run; None where there is none.
-        """
         look = needs_look(condition)
         if not look or self._answerable(condition):
             own = {"$and": [condition, {"$nor": [UNLISTED]}]} if look else condition
@@ -133,13 +156,8 @@ class MongoStore:
                 return found
         return next(iter(self.headers(condition, [path])), None)
 
+    @override
     def complete(self, documents: list[dict[str, Any]], paths: Iterable[str]) -> None:
-        """Put into documents what is asked for and not, or not always, stored in them.
-
-        Args:
-            documents: Documents of this database, which are changed.
-            paths: Dotted paths of what is asked for.
-        """
         asked = list(dict.fromkeys(paths))
         if any(may_be_pickled(path) for path in asked):
             _unpickle(documents)
@@ -202,16 +220,8 @@ class MongoStore:
         paths = list(condition_paths(condition))
         return not has_test(condition) and not steps_asked(paths) and REASON not in paths
 
+    @override
     def documents(self, ids: list[Any], whole: bool = False) -> list[dict[str, Any]]:
-        """Return runs by their ids.
-
-        Args:
-            ids: Ids.
-            whole: Whether to fetch captured output and the like too.
-
-        Returns:
-            The documents in the order of the ids.
-        """
         fields = None if whole else dict.fromkeys(HEAVY, 0)
         with database_errors(self.address):
             found = {
@@ -224,79 +234,39 @@ class MongoStore:
                 document.setdefault(MARKED, True)
         return [found[identity(one)] for one in ids if identity(one) in found]
 
+    @override
     def metric(self, document: Mapping[str, Any], name: str) -> tuple[list[Any], ...]:
-        """Return a metric's steps, values and times.
-
-        Args:
-            document: The run.
-            name: The metric.
-
-        Returns:
-            Three lists, empty if there is no such metric.
-        """
-        steps: list[Any] = []
-        values: list[Any] = []
-        times: list[Any] = []
+        lists: tuple[list[Any], ...] = ([], [], [])
         with database_errors(self.address):
             condition = {"run_id": document["_id"], "name": name}
             # In the order of the parts; documents that have none come first.
             for part in self.database["metrics"].find(condition).sort("part", 1):
-                steps += part.get("steps", [])
-                values += part.get("values", [])
-                times += part.get("timestamps", [])
-        return steps, values, times
+                for one, field in zip(lists, ("steps", "values", "timestamps"), strict=True):
+                    one += part.get(field, [])
+        return lists
 
+    @override
     def metric_names(self, document: Mapping[str, Any]) -> list[str]:
-        """Return the names of all metrics of a run whose document does not list them.
-
-        Args:
-            document: The run.
-
-        Returns:
-            The names.
-        """
         with database_errors(self.address):
             found = self.database["metrics"].find({"run_id": document["_id"]}, {"name": 1})
             return sorted({str(entry.get("name")) for entry in found})
 
+    @override
     def has_metric(self, name: str) -> bool:
-        """Say whether any run has a metric.
-
-        Args:
-            name: The metric.
-
-        Returns:
-            Whether one has, listed in its document or not.
-        """
         with database_errors(self.address):
             listed = {f"summary.{encode_key(name)}": {"$exists": True}}
             if self.database["runs"].find_one(listed, {"_id": 1}) is not None:
                 return True
             return self.database["metrics"].find_one({"name": name}, {"_id": 1}) is not None
 
+    @override
     def all_metric_names(self) -> set[str]:
-        """Return the names of the metrics of all runs.
-
-        Returns:
-            The names.
-        """
         with database_errors(self.address):
             groups = self.database["metrics"].aggregate([{"$group": {"_id": "$name"}}])
             return {str(entry["_id"]) for entry in groups}
 
+    @override
     def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
-        """Read an artifact, block by block.
-
-        Args:
-            document: The run.
-            entry: The artifact's entry in it.
-
-        Yields:
-            Its bytes.
-
-        Raises:
-            RecordsError: The database does not hold the file.
-        """
         from gridfs.errors import CorruptGridFile, NoFile
 
         with database_errors(self.address):

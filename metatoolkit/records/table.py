@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import UnknownNameError
 from metatoolkit.records.clean import decode, decode_key
-from metatoolkit.records.expressions import Field, parse_field
-from metatoolkit.records.fields import duration, flatten, identity, lookup
+from metatoolkit.records.expressions import parse_field
+from metatoolkit.records.fields import Field, duration, flatten, identity, lookup
 from metatoolkit.records.matching import order
 from metatoolkit.records.run import Run, section
-from metatoolkit.records.settings import differing, distinguishing, finite, settings, without
 
 if TYPE_CHECKING:
     import pandas
+from metatoolkit.records.settings import differing, distinguishing, finite, settings, without
 
 
 def table(runs: list[Run], columns: list[str] | None = None) -> pandas.DataFrame:

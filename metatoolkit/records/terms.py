@@ -1,19 +1,27 @@
-"""The terms of an expression: fields, constants, and what is computed of them."""
+"""The text of an expression and its terms: fields, constants, and what is computed of them."""
 
 from __future__ import annotations
 
 import ast
 import datetime
 import difflib
-from dataclasses import dataclass
+import re
+import warnings
 from typing import Any, TypeGuard
 
 from metatoolkit.errors import QueryError
 from metatoolkit.records.clean import clean_text
-from metatoolkit.records.fields import DATES, FIELDS, metric_parts, stored_path
-from metatoolkit.records.moments import moment, seconds
-from metatoolkit.records.operands import Operand, compute
-from metatoolkit.records.source import Source
+from metatoolkit.records.fields import (
+    DATES,
+    FIELDS,
+    Expected,
+    Field,
+    metric_parts,
+    moment,
+    seconds,
+    stored_path,
+)
+from metatoolkit.records.matching import Operand, compute
 
 _ARITHMETIC: dict[type[ast.operator], str] = {
     ast.Add: "+",
@@ -25,36 +33,6 @@ _ARITHMETIC: dict[type[ast.operator], str] = {
 }
 KINDS: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "text"}
 _WORDS = {"true": True, "false": False, "null": None, "none": None, "nan": float("nan")}
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field that an expression names.
-
-    Args:
-        name: As it was written, for messages.
-        path: Where the database keeps it.
-        root: The first part of the name.
-    """
-
-    name: str
-    path: str
-    root: str
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What kind of value a comparison expects of a field.
-
-    Args:
-        field: The field.
-        kind: ``number``, ``text`` or ``boolean``, or ``any``.
-        strict: Whether runs are answered falsely where no run has such a value; else none is found.
-    """
-
-    field: Field
-    kind: str
-    strict: bool
 
 
 class Terms:
@@ -287,3 +265,81 @@ def is_field(node: ast.expr) -> bool:
     if isinstance(node, ast.Name):
         return node.id.lower() not in _WORDS
     return isinstance(node, ast.Attribute | ast.Subscript)
+
+
+LONGEST = 10_000
+_HINTS = {
+    r"(?<![=!<>])=(?!=)": "write == to compare",
+    r"&&|&": "write `and`",
+    r"\|\||\|": "write `or`",
+    r"<>": "write !=",
+    r"!(?!=)": "write `not`",
+    r"=~|~": "write matches(field, 'pattern')",
+}
+
+
+class Source:
+    """The text of an expression.
+
+    Args:
+        text: The text.
+    """
+
+    def __init__(self, text: str) -> None:
+        # Leading blanks would be an indentation, and line ends are blanks here.
+        self.text = " ".join(text.splitlines()).strip()
+
+    def tree(self) -> ast.expr:
+        """Read the text.
+
+        Returns:
+            Python's syntax tree of it, which is never evaluated.
+
+        Raises:
+            QueryError: It is no expression.
+        """
+        if len(self.text) > LONGEST:
+            raise QueryError(f"the expression is longer than {LONGEST} characters")
+        try:
+            with warnings.catch_warnings():
+                # Python warns of odd escapes and of `1 is 2`; here they are errors or harmless.
+                warnings.simplefilter("ignore")
+                return ast.parse(self.text, mode="eval").body
+        except SyntaxError as error:
+            raise self._syntax_error(error) from None
+        except UnicodeEncodeError:
+            raise QueryError("the expression is no valid text") from None
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise QueryError(f"the expression cannot be read: {error}") from None
+
+    def error(self, node: ast.AST, message: str) -> QueryError:
+        """Point at a part of the text.
+
+        Args:
+            node: The part.
+            message: What is wrong with it.
+
+        Returns:
+            The error to raise.
+        """
+        offset = getattr(node, "col_offset", 0)
+        return self._error_at(len(self.text.encode()[:offset].decode("utf-8", "ignore")), message)
+
+    def _syntax_error(self, error: SyntaxError) -> QueryError:
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", lambda found: " " * len(found.group()), self.text)
+        for pattern, hint in _HINTS.items():
+            found = re.search(pattern, bare)
+            if found:
+                return self._error_at(found.start(), hint)
+        if not error.offset or error.offset > len(self.text):
+            return self._error_at(len(self.text), "the expression is not complete")
+        where = len(self.text.encode()[: (error.offset or 1) - 1].decode("utf-8", "ignore"))
+        return self._error_at(where, error.msg)
+
+    def _error_at(self, position: int, message: str) -> QueryError:
+        start = max(0, position - 40)
+        excerpt = self.text[start : position + 40]
+        return QueryError(
+            f"at character {position + 1} of the expression, {message}:\n"
+            f"    {excerpt}\n    {' ' * (position - start)}^"
+        )

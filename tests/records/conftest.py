@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metatoolkit.records import address
-from metatoolkit.records.mongod import find_mongod
+from metatoolkit.records.address import find_mongod
 from metatoolkit.records.server import ManagedServer
 
 

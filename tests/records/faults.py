@@ -15,7 +15,7 @@ import pymongo
 
 from metatoolkit import records
 from metatoolkit.records import pusher
-from metatoolkit.records.replay import sync
+from metatoolkit.records.pusher import sync
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spooled_runs
 

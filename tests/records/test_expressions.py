@@ -180,7 +180,7 @@ def test_times_may_be_relative():
 def test_a_day_is_all_of_its_hours():
     import datetime
 
-    from metatoolkit.records.moments import WEEKDAYS
+    from metatoolkit.records.fields import WEEKDAYS
 
     def at(day, *clock):
         moment = datetime.datetime.combine(day, datetime.time(*clock)).astimezone()

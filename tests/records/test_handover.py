@@ -8,8 +8,7 @@ import pytest
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.records.clean import clean
-from metatoolkit.records.handover import RERUN_VARIABLE
-from metatoolkit.records.sacred_compat import import_sacred
+from metatoolkit.records.sacred_compat import RERUN_VARIABLE, import_sacred
 
 CONFIG = {
     "table": {1: "one", 2: {3: 0.5}, "1": "text", None: 1, 2.5: "half"},

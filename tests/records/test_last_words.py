@@ -8,8 +8,8 @@ import pytest
 
 from metatoolkit import cli, records
 from metatoolkit.errors import StorageError
-from metatoolkit.records import last_words
-from metatoolkit.records.replay import sync
+from metatoolkit.records import appended_file
+from metatoolkit.records.pusher import sync
 from metatoolkit.records.spool import RunSpool, spooled_runs, utcnow
 
 from .conftest import kill_server
@@ -24,13 +24,13 @@ def test_words_are_written_into_room_that_is_there(home):
     assert spool.read_document() == document
     now = utcnow()
     for words in ({"status": "FAILED", "fail_trace": ["x" * 5000]}, {"stop_time": now}):
-        last_words.write(spool.path, words)
+        appended_file.write_last_words(spool.path, words)
         assert spool.read_document() == {**document, **words}
-    assert (spool.path / "last").stat().st_size == last_words.ROOM
-    last_words.write(spool.path, {})
+    assert (spool.path / "last").stat().st_size == appended_file.ROOM
+    appended_file.write_last_words(spool.path, {})
     assert spool.read_document() == document
     with pytest.raises(StorageError, match="No space left"):
-        last_words.write(spool.path, {"result": "x" * last_words.ROOM})
+        appended_file.write_last_words(spool.path, {"result": "x" * appended_file.ROOM})
     (spool.path / "last").write_bytes(b'{"status": "FAI')
     assert spool.read_document() == document
     (spool.path / "last").unlink()

@@ -12,9 +12,9 @@ import torch
 
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, StorageError
-from metatoolkit.records import address, observer
-from metatoolkit.records.observer import RunRecorder
-from metatoolkit.records.replay import sync
+from metatoolkit.records import address
+from metatoolkit.records.pusher import sync
+from metatoolkit.records.recorder import RunRecorder, recorder_of
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spool_directory
 
@@ -196,7 +196,7 @@ def test_a_data_directory_that_cannot_be_written_is_an_error(tmp_path, monkeypat
 
 def test_a_full_disk_keeps_the_values_in_memory_and_pushes_them(home, database, capsys):
     def main(_run):
-        recorder = observer.recorder_of(_run)
+        recorder = recorder_of(_run)
         full = os.open("/dev/full", os.O_WRONLY | os.O_APPEND)
         files = (recorder._metrics, recorder._output)
         real = [file._descriptor for file in files]
@@ -281,7 +281,7 @@ def test_without_any_server_the_spool_holds_the_run(home, monkeypatch, capsys):
         assert found.uuid == records.run_uuid(done)
         assert len(found.metrics["loss"]) == 20
         assert connection[found.id].status == "COMPLETED"
-    assert isinstance(observer.recorder_of(done), RunRecorder)
+    assert isinstance(recorder_of(done), RunRecorder)
     assert not ManagedServer(home).status()["running"]
 
 

@@ -5,8 +5,8 @@ import pytest
 from metatoolkit import records
 from metatoolkit.cli import main
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.records.options import check_options, misuse
 from metatoolkit.records.recorder import CAPTURED_BY_US
+from metatoolkit.records.sacred_compat import check_options, misuse
 
 from .experiments import make
 

@@ -5,8 +5,8 @@ import sys
 import psutil
 import pytest
 
-from metatoolkit.records import processes
-from metatoolkit.records.processes import process_identity, process_lives, same_kernel
+from metatoolkit.records import home as processes
+from metatoolkit.records.home import process_identity, process_lives, same_kernel
 
 
 def test_a_process_lives_until_it_ends_whatever_the_clock_says():

@@ -2,8 +2,8 @@ import pytest
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from metatoolkit.errors import RecordsError
-from metatoolkit.records import identities, metric_copy
-from metatoolkit.records.identities import metric_id, next_id
+from metatoolkit.records import files, metric_copy
+from metatoolkit.records.files import metric_id, next_id
 from metatoolkit.records.push import Push, shorten
 from metatoolkit.records.spool import RunSpool, utcnow
 
@@ -227,7 +227,7 @@ def test_numbers_are_given_whatever_stands_in_the_database(database, monkeypatch
     for odd in (2**63 - 1, 1e300, float("nan"), "text", 5.0, -3):
         database["runs"].insert_one({"_id": odd})
     assert [next_id(database) for _ in range(6)] == [1, 2, 3, 4, 6, 7]
-    monkeypatch.setattr(identities, "ATTEMPTS", 3)
+    monkeypatch.setattr(files, "ATTEMPTS", 3)
     database["runs"].insert_many([{"_id": float(number)} for number in range(8, 20)])
     with pytest.raises(RecordsError, match="are taken"):
         next_id(database)

@@ -12,7 +12,7 @@ import pytest
 
 from metatoolkit import records
 from metatoolkit.cli import main, rerun
-from metatoolkit.records.handover import RERUN_VARIABLE
+from metatoolkit.records.sacred_compat import RERUN_VARIABLE
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import utcnow
 

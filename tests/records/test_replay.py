@@ -8,11 +8,11 @@ import time
 import pytest
 
 from metatoolkit import records
-from metatoolkit.records import query, replay
-from metatoolkit.records.observer import recorder_of
-from metatoolkit.records.processes import process_identity
+from metatoolkit.records import pusher, query
+from metatoolkit.records.home import process_identity
 from metatoolkit.records.push import Push
-from metatoolkit.records.replay import sync
+from metatoolkit.records.pusher import sync
+from metatoolkit.records.recorder import recorder_of
 from metatoolkit.records.spool import RunSpool, spool_directory, spooled_runs, utcnow
 
 from .experiments import count_up, make, run, stored
@@ -169,9 +169,9 @@ def planted(home, count=1):
 
 def test_a_query_does_not_wait_for_a_replay(home, database, monkeypatch):
     planted(home)
-    release = replay.threading.Event()
+    release = pusher.threading.Event()
     monkeypatch.setattr(query, "REPLAY_SECONDS", 0.2)
-    monkeypatch.setattr(replay, "_replay", lambda *arguments: release.wait(60) and None)
+    monkeypatch.setattr(pusher, "_replay", lambda *arguments: release.wait(60) and None)
     try:
         with records.connect() as connection:
             assert [one.status for one in connection.find()] == ["PROBABLY_DEAD"]
@@ -186,17 +186,17 @@ def test_a_query_does_not_fail_by_a_replay_nor_move_a_run_aside(home, database, 
     for _ in range(5):
         with records.connect() as connection:
             assert len(connection.find()) <= 1
-    assert spool.path.exists() and not (spool_directory(home) / replay.BAD).exists()
+    assert spool.path.exists() and not (spool_directory(home) / pusher.BAD).exists()
     assert capsys.readouterr().err.count("earlier runs stay in the spool") == 5
     # Who asks for it by name moves it after three attempts.
     for _ in range(3):
         assert sync(home).failed
-    assert not spool.path.exists() and (spool_directory(home) / replay.BAD).exists()
+    assert not spool.path.exists() and (spool_directory(home) / pusher.BAD).exists()
 
 
 def test_a_planted_document_stops_no_query(home, database, monkeypatch):
     (spool,) = planted(home)
-    monkeypatch.setattr(replay, "_replay", lambda *arguments: None)
+    monkeypatch.setattr(pusher, "_replay", lambda *arguments: None)
     database["runs"].insert_one({"_id": 1, "run_uuid": [spool.uuid, {"a": 1}], "status": "FAILED"})
     with records.connect() as connection:
         assert [one.id for one in connection.find("status == 'FAILED'")] == [1]

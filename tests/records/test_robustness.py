@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from metatoolkit import records
-from metatoolkit.records import observer, push, pusher
+from metatoolkit.records import push, pusher
 from metatoolkit.records.document import _without_secrets
-from metatoolkit.records.replay import sync
+from metatoolkit.records.pusher import sync
+from metatoolkit.records.recorder import recorder_of
 from metatoolkit.records.spool import spool_directory, spooled_runs
 
 from .experiments import count_up, make, run, stored
@@ -72,7 +73,7 @@ def test_replaced_artifacts_do_not_pile_up(home, database, tmp_path, monkeypatch
     kept = []
 
     def main(_run):
-        recorder = observer.recorder_of(_run)
+        recorder = recorder_of(_run)
         for number in range(8):
             path.write_bytes(b"%d" % number * 300_000)
             _run.add_artifact(path)
@@ -216,7 +217,7 @@ def test_a_forked_child_neither_hangs_nor_ends_the_run(home, database):
             stop.set()
             thread.join()
         # From the spool: so much chatter may be cut in the middle of the run's document.
-        printed.append(observer.recorder_of(_run)._output.read(0))
+        printed.append(recorder_of(_run)._output.read(0))
         reader, writer = os.pipe()
         lingering = os.fork()
         if lingering == 0:
@@ -226,7 +227,7 @@ def test_a_forked_child_neither_hangs_nor_ends_the_run(home, database):
         try:
             os.read(reader, 1)
             assert not next(spooled_runs(home)).lock()
-            observer.recorder_of(_run).spool.unlock()
+            recorder_of(_run).spool.unlock()
             assert next(spooled_runs(home)).lock()
         finally:
             os.kill(lingering, signal.SIGKILL)

@@ -16,10 +16,9 @@ import pytest
 
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
-from metatoolkit.records import mongod as serving
-from metatoolkit.records.address import NoServerError
+from metatoolkit.records import address as serving
+from metatoolkit.records.address import NoServerError, answers, find_mongod
 from metatoolkit.records.home import check_owner, data_home
-from metatoolkit.records.mongod import answers, find_mongod
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spooled_runs
 
