@@ -22,12 +22,12 @@ from metatoolkit.records.address import (
 )
 from metatoolkit.records.edits import copy_all
 from metatoolkit.records.home import data_home
-from metatoolkit.records.importing import import_and_push
+from metatoolkit.records.importing import import_folder
 from metatoolkit.records.pusher import BAD, sync
 from metatoolkit.records.redaction import redact
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spool_directory, spooled_runs
-from metatoolkit.records.terminal import text
+from metatoolkit.records.terminal import say, text
 
 # Omniboard listens on every interface, without a password; this keeps it on this machine.
 LOOPBACK_ONLY = (
@@ -174,7 +174,9 @@ def import_records(options: argparse.Namespace) -> int:
     Returns:
         0, or 1 if a folder could not be read.
     """
-    done = import_and_push(options.folder)
+    done = import_folder(options.folder)
+    for place, reason in sync().failed.items():
+        say(f"{place} stays in the spool: {reason}")
     print(f"imported: {len(done.added)} runs; there already: {len(done.present)}")
     for path in done.live:
         print(f"still running: {text(path)}")

@@ -64,22 +64,11 @@ class KeptInMemory:
         self._data = bytearray()
 
     def append(self, data: bytes) -> None:
-        """Add output.
-
-        Args:
-            data: The bytes.
-        """
+        """Add output."""
         self._data += data
 
     def read(self, offset: int) -> bytes:
-        """Return the output from a place on.
-
-        Args:
-            offset: The place.
-
-        Returns:
-            The bytes.
-        """
+        """Return the output from a place on."""
         return bytes(self._data[offset:])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ FIELDS: dict[str, tuple[str, bool]] = {
     "comment": ("meta.comment", False),
 }
 DATES = frozenset({"start_time", "stop_time", "heartbeat"})
+MISSING = object()
 
 
 STATISTICS = ("last", "min", "max", "count", "step", "min_step", "max_step")
@@ -145,21 +146,31 @@ def lookup(document: Any, path: str) -> list[Any]:
     Returns:
         Every value there; none if the path does not exist.
     """
-    values = [document]
-    for part in path.split("."):
-        following = []
-        for value in values:
-            if isinstance(value, Mapping):
-                if part in value:
-                    following.append(value[part])
-            elif isinstance(value, list):
-                if part.isdigit() and int(part) < len(value):
-                    following.append(value[int(part)])
-                following += [
-                    entry[part] for entry in value if isinstance(entry, Mapping) and part in entry
-                ]
-        values = following
-    return values
+    return [value for value in walk(document, path.split(".")) if value is not MISSING]
+
+
+def walk(value: Any, parts: Sequence[str]) -> Iterator[Any]:
+    """Follow a path, through lists as MongoDB does: into every entry, and to the one of a number.
+
+    Args:
+        value: A document, or a part of one.
+        parts: What is left of the path.
+
+    Yields:
+        Every value there, and ``MISSING`` for every way that ends before.
+    """
+    if not parts:
+        yield value
+    elif isinstance(value, Mapping) and parts[0] in value:
+        yield from walk(value[parts[0]], parts[1:])
+    elif isinstance(value, list):
+        for entry in value:
+            if isinstance(entry, Mapping):
+                yield from walk(entry, parts)
+        if parts[0].isdigit() and int(parts[0]) < len(value):
+            yield from walk(value[int(parts[0])], parts[1:])
+    else:
+        yield MISSING
 
 
 def duration(document: Mapping[str, Any]) -> float | None:

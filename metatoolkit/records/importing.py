@@ -17,7 +17,6 @@ from metatoolkit.records.clean import clean, clean_metric, clean_text
 from metatoolkit.records.completion import plain_objects
 from metatoolkit.records.document import FORMAT
 from metatoolkit.records.fields import duration
-from metatoolkit.records.pusher import sync
 from metatoolkit.records.query import connect
 from metatoolkit.records.spool import DOCUMENT, METRICS, OUTPUT, RunSpool, utcnow
 from metatoolkit.records.terminal import say
@@ -199,20 +198,3 @@ def _inside(base: Path, name: str) -> Path | None:
         return file
     say(f"{base} holds no file {name!r}, which is left out")
     return None
-
-
-def import_and_push(folder: str | os.PathLike[str], home: Path | None = None) -> Imported:
-    """Import runs, and push them at once.
-
-    Args:
-        folder: The observer's folder, or that of one run.
-        home: The data directory; by default the user's own.
-
-    Returns:
-        What was done.
-    """
-    done = import_folder(folder, home)
-    report = sync(home)
-    for place, reason in report.failed.items():
-        say(f"{place} stays in the spool: {reason}")
-    return done

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metatoolkit.records.fields import identity, lookup
-
-MISSING = object()
+from metatoolkit.records.fields import MISSING, identity, lookup, walk
 
 
 def matches(document: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
@@ -82,31 +80,12 @@ def _holds(document: Mapping[str, Any], key: str, wanted: Any) -> bool:
         return not any(matches(document, entry) for entry in wanted)
     if key == TEST:
         return bool(wanted.holds(document))
-    candidates = list(_candidates(document, key.split(".")))
+    candidates = list(walk(document, key.split(".")))
+    # As MongoDB does: in lists, every entry too.
+    candidates += [entry for one in candidates if isinstance(one, list) for entry in one]
     if isinstance(wanted, Mapping):
         return all(_compare(operator, candidates, given) for operator, given in wanted.items())
     return _compare("$eq", candidates, wanted)
-
-
-def _candidates(value: Any, parts: list[str]) -> Iterator[Any]:
-    """Find what a condition is held against, as MongoDB does: in lists, every entry too."""
-    if not parts:
-        yield value
-        if isinstance(value, list):
-            yield from value
-    elif isinstance(value, Mapping):
-        if parts[0] in value:
-            yield from _candidates(value[parts[0]], parts[1:])
-        else:
-            yield MISSING
-    elif isinstance(value, list):
-        for entry in value:
-            if isinstance(entry, Mapping):
-                yield from _candidates(entry, parts)
-        if parts[0].isdigit() and int(parts[0]) < len(value):
-            yield from _candidates(value[int(parts[0])], parts[1:])
-    else:
-        yield MISSING
 
 
 def _compare(operator: str, candidates: list[Any], given: Any) -> bool:
@@ -149,14 +128,7 @@ def _ordered(operator: str, value: Any, given: Any) -> bool:
     if isinstance(value, list):
         value, given = _place(value), _place(given)
     try:
-        return bool(
-            {
-                "$gt": value > given,
-                "$gte": value >= given,
-                "$lt": value < given,
-                "$lte": value <= given,
-            }[operator]
-        )
+        return bool(_ORDERS[operator](value, given))
     except TypeError:
         return False
 

@@ -43,7 +43,6 @@ class RunRecorder:
         self.run = run
         self.spool = RunSpool.create(home)
         self.uuid = self.spool.uuid
-        self._home = home
         self._metrics = self.spool.open_metrics()
         self._output = self.spool.open_output()
         self._tee: OutputTee | None = None
@@ -107,9 +106,8 @@ class RunRecorder:
         elif type(step) is not int:
             step = clean_metric(f"{name}, step", step)
             if isinstance(step, list):
-                raise ConfigurationError(
-                    f"the step of the metric {name!r} is one number, not {step}"
-                )
+                told = f"the step of the metric {name!r} is one number, not {step}"
+                raise ConfigurationError(told)
         if type(step) is int and not -INT64 <= step < INT64:
             raise ConfigurationError(
                 f"the step of the metric {name!r} has up to 64 bits, and {step} has more. Log a "
@@ -289,18 +287,14 @@ class SpoolObserver:
         run.observers[run.observers.index(self)] = recorder
         return run_id
 
-    def failed_event(self, **event: Any) -> None:
-        """Do nothing: the run could not begin, and the reason is on its way; Sacred calls this."""
+    def join(self, **event: Any) -> None:
+        """Do nothing: runs that have begun have recorders of their own; Sacred calls this."""
 
-    def interrupted_event(self, **event: Any) -> None:
-        """Do nothing: the run was interrupted before it began; Sacred calls this."""
+    failed_event = interrupted_event = join
 
     def queued_event(self, **event: Any) -> None:
         """Refuse, since nothing would ever start the run; Sacred calls this."""
         raise RecordsError("queued runs are not supported: leave out the option --queue")
-
-    def join(self) -> None:
-        """Do nothing: runs that have begun have recorders of their own; Sacred calls this."""
 
 
 def recorder_of(run: Any) -> RunRecorder | None:
