@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from metatoolkit.records.address import database_errors
 from metatoolkit.records.clean import clean_text
 from metatoolkit.records.files import (
     ATTEMPTS,
-    complete,
+    content_digest,
     download,
     ensure_indexes,
     holds,
@@ -308,17 +307,10 @@ def _copy_file(
     if not there:
         kept = {key: value for key, value in entry.items() if key not in ("_id", "length")}
         upload(target, file_id, download(source, file_id), kept)
-    digests = [_digest(database, file_id) for database in (source, target)]
-    if digests[0] != digests[1] or not complete(target, [file_id]):
+    found = [content_digest(one, file_id, entry.get("length", 0)) for one in (source, target)]
+    if found[0] != found[1] or not found[0]:
         raise RecordsError(f"run {document['_id']}: the file {file_id} differs in the target")
     return 0 if there else 1
-
-
-def _digest(database: Database[dict[str, Any]], file_id: Any) -> bytes:
-    digest = hashlib.sha256()
-    for block in download(database, file_id):
-        digest.update(block)
-    return digest.digest()
 
 
 def _compare(found: Any, wanted: dict[str, Any], what: str, document: dict[str, Any]) -> None:

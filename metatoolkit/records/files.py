@@ -173,27 +173,6 @@ def remove(database: Database[dict[str, Any]], ids: Iterable[Any]) -> None:
         database["fs.chunks"].delete_many({"files_id": {"$in": gone}})
 
 
-def complete(database: Database[dict[str, Any]], ids: Iterable[Any]) -> bool:
-    """Say whether files are stored with all their bytes.
-
-    Args:
-        database: The database.
-        ids: The files' ids.
-
-    Returns:
-        Whether every one is.
-    """
-    wanted = set(ids)
-    files = database["fs.files"].find({"_id": {"$in": [*wanted]}}, {"length": 1, "chunkSize": 1})
-    needed = {file["_id"]: -(-file["length"] // file["chunkSize"]) for file in files}
-    stages: list[dict[str, Any]] = [
-        {"$match": {"files_id": {"$in": [*wanted]}}},
-        {"$group": {"_id": "$files_id", "count": {"$sum": 1}}},
-    ]
-    found = {entry["_id"]: entry["count"] for entry in database["fs.chunks"].aggregate(stages)}
-    return wanted == set(needed) and all(found.get(one, 0) == needed[one] for one in wanted)
-
-
 ATTEMPTS = 1_000
 # Somebody may have given a run the largest of all: what comes after it is none.
 LARGEST = 2**53
