@@ -4,6 +4,7 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas
 import pytest
@@ -305,3 +306,10 @@ def test_help_of_an_application_shows_what_was_typed(capsys):
     with pytest.raises(SystemExit):
         main(["run", "label_noise", "--help"])
     assert "  metatoolkit run label_noise [(with UPDATE...)]" in capsys.readouterr().out
+
+
+def test_records_know_neither_the_command_line_nor_experiments():
+    folder = Path(records.__file__).parent
+    imported = re.compile(r"^\s*(?:from|import) metatoolkit\.(\w+)", re.MULTILINE)
+    found = {name for path in folder.glob("*.py") for name in imported.findall(path.read_text())}
+    assert found == {"records", "errors"}

@@ -6,23 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metatoolkit.records.comparison import literal
+
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
-
-
-def literal(words: str) -> str:
-    """Keep matplotlib from reading a text as a formula, or from leaving it out of a legend.
-
-    Args:
-        words: Any text.
-
-    Returns:
-        The text to draw.
-    """
-    # A label that begins with an underscore is a hidden one.
-    hidden = "\u200b" if words.startswith("_") else ""
-    return hidden + words.replace("$", r"\$")
 
 
 def draw_curves(history: Iterable[tuple[str, float, int]], path: Path) -> Path:

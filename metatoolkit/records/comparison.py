@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError, RecordsError, StorageError, UnknownNameError
-from metatoolkit.experiments.figures import literal
 from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run
@@ -213,6 +212,20 @@ class Comparison:
                 label = label or text(run.experiment)
             groups.setdefault(key, (label, []))[1].append(run.key)
         return [(label, table[columns]) for label, columns in groups.values()]
+
+
+def literal(words: str) -> str:
+    """Keep matplotlib from reading a text as a formula, or from leaving it out of a legend.
+
+    Args:
+        words: Any text.
+
+    Returns:
+        The text to draw.
+    """
+    # A label that begins with an underscore is a hidden one.
+    hidden = "\u200b" if words.startswith("_") else ""
+    return hidden + words.replace("$", r"\$")
 
 
 def _colors(count: int) -> list[Any]:

@@ -179,18 +179,11 @@ def _record(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "meta": decode(section(document, "meta")),
         "metrics": metrics,
     }
-    return {name: _marked(value) for name, value in record.items() if value not in (None, {})}
-
-
-def _marked(value: Any) -> Any:
-    """Write data as JSON can hold it, NaN and infinity told from text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"(number)": str(value)}
-    if isinstance(value, list):
-        return [_marked(entry) for entry in value]
-    if isinstance(value, dict):
-        return {str(key): _marked(entry) for key, entry in value.items()}
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return {
+        name: _plain(value, marked=True)
+        for name, value in record.items()
+        if value not in (None, {})
+    }
 
 
 def _milliseconds(value: Any) -> float | None:
@@ -199,17 +192,18 @@ def _milliseconds(value: Any) -> float | None:
     return value.replace(tzinfo=datetime.UTC).timestamp() * 1000
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | str):
-        return value
+def _plain(value: Any, marked: bool = False) -> Any:
+    """Write data as JSON can hold it; if ``marked``, NaN and infinity are told from text."""
+    if isinstance(value, list):
+        return [_plain(entry, marked) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(entry, marked) for key, entry in value.items()}
     if isinstance(value, int | float):
+        if marked:
+            return value if math.isfinite(value) else {"(number)": str(value)}
         # JSON has no NaN, and JavaScript no integers beyond 2^53.
         return value if math.isfinite(value) and abs(value) <= 2**53 else str(value)
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    return str(value)
+    return value if value is None or isinstance(value, str) else str(value)
 
 
 def _thin(steps: list[Any], values: list[Any], points: int) -> dict[str, list[Any]] | None:

@@ -2,13 +2,7 @@ import pandas
 import pytest
 from matplotlib.figure import Figure
 
-from metatoolkit.experiments.figures import draw_curves, draw_rows, literal
-
-
-def test_no_text_is_read_as_a_formula_or_left_out():
-    assert literal("a $x$ b") == r"a \$x\$ b"
-    assert literal("_hidden") == "\u200b_hidden"
-    assert literal("plain_name") == "plain_name"
+from metatoolkit.experiments.figures import draw_curves, draw_rows
 
 
 @pytest.mark.parametrize("name", ["$loss", "$a$_loss", "_$x"])

@@ -5,9 +5,15 @@ import pytest
 from matplotlib.image import imread
 
 from metatoolkit.errors import UnknownNameError
-from metatoolkit.records.comparison import Comparison
+from metatoolkit.records.comparison import Comparison, literal
 
 from .fakes import fake_run
+
+
+def test_no_text_is_read_as_a_formula_or_left_out():
+    assert literal("a $x$ b") == r"a \$x\$ b"
+    assert literal("_hidden") == "\u200b_hidden"
+    assert literal("plain_name") == "plain_name"
 
 
 def study(methods=("plain", "second_order", "evograd", "evograd2"), seeds=range(5), **more):
