@@ -3,7 +3,8 @@
 Puts another application together as its configuration says, and measures peak memory and
 floating-point operations of one hypergradient and of one step of the inner learner on the same
 batches. Estimators: ``second_order`` (the exact one-step hypergradient), ``evograd`` (all copies'
-graphs held at once) and ``evograd_streamed`` (one copy at a time). Nothing is trained. Where λ
+graphs held at once), ``evograd_streamed`` (one copy at a time), and any registered one by its name,
+with ``options``: ``estimator=Unrolled options.steps=5``. Nothing is trained. Where λ
 enters the weights of the losses alone, a copy's graph holds nothing of the network, and the two
 forms of EvoGrad hardly differ in memory.
 """
@@ -15,18 +16,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from metatoolkit import records
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.experiments.configuration import (
     DEVICE,
     FLAG,
     TEXT,
     Rules,
     check_configuration,
+    component,
     integer,
     list_of,
     one_of,
 )
 from metatoolkit.experiments.jobs import Job, resolve
 from metatoolkit.experiments.run import configuration_digest, measure_costs
+from metatoolkit.hypergradients import estimators
 
 ESTIMATORS = ("second_order", "evograd", "evograd_streamed")
 APPLICATIONS = ("label_noise", "rotation", "cross_domain_few_shot", "cross_lingual")
@@ -34,7 +38,8 @@ APPLICATIONS = ("label_noise", "rotation", "cross_domain_few_shot", "cross_lingu
 RULES: Rules = {
     "application": one_of(*APPLICATIONS),
     "settings": list_of(TEXT),
-    "estimator": one_of(*ESTIMATORS),
+    "estimator": one_of(*ESTIMATORS) | component(estimators),
+    "options": {},
     "candidates": integer(2),
     "device": DEVICE,
     "progress": FLAG,
@@ -47,6 +52,8 @@ experiment.add_config(
         # What would stand behind `with` on the application's own command line.
         "settings": [],
         "estimator": "evograd_streamed",
+        # Those of an estimator that is chosen by its registered name.
+        "options": {},
         "candidates": 2,
         "device": "cpu",
         "progress": False,
@@ -70,7 +77,14 @@ def job_of(config: Mapping[str, Any]) -> Job:
 
     updates, named = get_config_updates(list(config["settings"]))
     updates["device"] = config["device"]
-    if config["estimator"] == "second_order":
+    if config["estimator"] in estimators:
+        updates["estimator"] = {"name": config["estimator"], **config["options"]}
+    elif config["options"]:
+        raise ConfigurationError(
+            f"options.{next(iter(config['options']))} is given, but estimator is "
+            f"{config['estimator']!r}; name a registered one: {', '.join(estimators)}."
+        )
+    elif config["estimator"] == "second_order":
         updates["method"] = "second_order"
     else:
         streamed = config["estimator"] == "evograd_streamed"
@@ -78,6 +92,9 @@ def job_of(config: Mapping[str, Any]) -> Job:
         updates |= {"method": "evograd", "evograd": {**updates.get("evograd", {}), **own}}
     module = f"applications.{config['application']}.experiment"
     return Job(module, config["application"], config["seed"], updates, tuple(named))
+
+
+experiment.open_entries = ("options",)
 
 
 @experiment.config_hook

@@ -127,7 +127,7 @@ def configuration_digest(config: Mapping[str, Any]) -> str:
 def _lasting(config: Mapping[str, Any]) -> str:
     """Return the entries that change numbers, as JSON."""
     # A component that is not chosen by name is the application's own, as where there is no choice.
-    unchosen = {name for name, value in COMPONENT_SETTINGS.items() if config.get(name) == value}
+    unchosen = {name for name, value in config.items() if value == COMPONENT_SETTINGS.get(name, {})}
     lasting = {n: value for n, value in config.items() if n not in _PASSING and n not in unchosen}
     return json.dumps(lasting, sort_keys=True, default=str)
 

@@ -13,10 +13,12 @@ QUIET = {"--loglevel": "ERROR"}
 SMALLER = {"label_noise": ["batch_size=16", "meta_batch_size=16"]}
 
 
-def measure(application, estimator, candidates=2):
+def measure(application, estimator, candidates=2, options=None):
     updates = {"application": application, "seed": 1}
     updates["settings"] = [*SIZES[application].get("settings", []), *SMALLER.get(application, [])]
     updates |= {"estimator": estimator, "candidates": candidates}
+    if options:
+        updates["options"] = options
     return experiment.run(config_updates=updates, options=QUIET).result
 
 
@@ -35,6 +37,16 @@ def test_streamed_evograd_needs_the_memory_of_a_base_step(application):
     assert many["flops"] > few["flops"]
     second = measure(application, "second_order")
     assert second["peak_memory_bytes"] > 1.3 * few["peak_memory_bytes"]
+
+
+def test_an_estimator_is_measured_by_its_registered_name():
+    second = measure("rotation", "second_order")
+    named = measure("rotation", "Unrolled")
+    longer = measure("rotation", "Unrolled", options={"steps": 3})
+    assert named["flops"] == second["flops"]
+    assert longer["flops"] > 2 * named["flops"]
+    with pytest.raises(ConfigurationError, match=r"options\.steps is given, but estimator is 'evo"):
+        measure("rotation", "evograd", options={"steps": 3})
 
 
 @pytest.mark.parametrize(
