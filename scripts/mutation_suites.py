@@ -131,7 +131,11 @@ THROUGH = {
     "checkpoints.py": ["training/test_trainer.py"],
     "training/checks.py": ["training/test_trainer.py"],
     "training/snapshot.py": ["training/test_trainer.py"],
-    "hypergradients/evograd.py": ["hypergradients/test_guided.py", "hypergradients/test_prefix.py"],
+    "hypergradients/evograd.py": [
+        "hypergradients/test_guided.py",
+        "hypergradients/test_prefix.py",
+        "metaparameters/test_initialization.py",
+    ],
 }
 
 

@@ -15,7 +15,6 @@ from applications.cross_lingual.experiment import assemble, experiment, load_tas
 from applications.cross_lingual.losses import TransferLoss, encode_all
 from applications.cross_lingual.settings import (
     DEFAULT,
-    META_METHODS,
     METHODS,
     NAMED,
     TUNED,
@@ -25,6 +24,7 @@ from applications.cross_lingual.study import STUDIES
 from applications.cross_lingual.tuning import SEARCH
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
+from metatoolkit.experiments.configuration import META_METHODS
 from metatoolkit.experiments.jobs import Job, resolve
 from metatoolkit.experiments.tuning import trials
 from metatoolkit.hypergradients import EvoGrad, Unrolled

@@ -75,12 +75,12 @@ def test_of_an_exact_estimator_it_is_the_outer_loss_after_the_steps():
 
 def reading(meta, loss=lambda value: value.sum()):
     """An objective whose outer loss reads the live parameter of meta, whatever it is given."""
-    live = meta.value
+    live = meta.value.detach().numpy()
     problem = mt.BilevelProblem(
         bank.Value(0.0),
         meta,
         lambda model, _, batch: model.value.square(),
-        lambda model, _, batch: model.value + loss(live.detach()),
+        lambda model, _, batch: model.value + loss(torch.tensor(live)),
     )
     return objective_of(problem, Mute(1), holds=False)
 

@@ -173,5 +173,5 @@ def test_betas_are_a_pair_in_groups_too():
     assert inner.groups == [{"parameters": ["p"], "lr": 0.3, "beta1": 0.5, "beta2": 0.25}]
     assert groups == [{"parameters": ["p"], "betas": [0.5, 0.25], "lr": 0.3}]
     for betas in ((0.9,), (0.9, 0.99, 0.999), None):
-        with pytest.raises(ConfigurationError, match="a pair of two decay rates"):
+        with pytest.raises(ConfigurationError, match="a pair is needed, of beta1 and beta2"):
             Adam(betas=betas)
