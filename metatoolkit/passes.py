@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import _len_torch_function_stack
+from torch.utils.weak import TensorWeakRef
 
 from metatoolkit.asked import Asked
 from metatoolkit.errors import ConfigurationError, UnsupportedError
@@ -23,7 +24,7 @@ from metatoolkit.randomness import seeded
 from metatoolkit.state import Tensors, describe, require_grad
 
 Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
-_DONE: frozenset[int] = frozenset()
+_DONE: tuple[TensorWeakRef, ...] = ()
 _UNWATCHED: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
@@ -59,7 +60,7 @@ class Passes:
         self._watched: set[str] = set()
         self._custom: set[str] = set()
         # Leaves of a first evaluation, until a second one is seen to reach none of them.
-        self._leaves: dict[str, frozenset[int]] = {}
+        self._leaves: dict[str, tuple[TensorWeakRef, ...]] = {}
 
     def live(self, name: str) -> Tensor:
         """Return the tensor of a module itself.
@@ -209,9 +210,14 @@ class Passes:
 
     def _look_back(self, kind: str, value: Tensor, tensors: Tensors) -> None:
         """Raise where the graph of a second evaluation reaches what the first one was given."""
-        present = frozenset(t._cdata for t in tensors.values() if t.is_leaf and t.requires_grad)
-        earlier = self._leaves.setdefault(kind, present) - present
-        if earlier:
+        leaves = [tensor for tensor in tensors.values() if tensor.is_leaf and tensor.requires_grad]
+        if kind not in self._leaves:
+            self._leaves[kind] = tuple(map(TensorWeakRef, leaves))
+            return
+        # A graph that is kept keeps its leaves; of others, a new tensor may have the address.
+        alive = {leaf._cdata for ref in self._leaves[kind] if (leaf := ref()) is not None}
+        earlier = alive - {leaf._cdata for leaf in leaves}
+        if earlier or not alive:
             refuse_leaves(value, earlier, tensors)
             self._leaves[kind] = _DONE
 

@@ -301,3 +301,19 @@ def test_a_graph_that_is_kept_from_an_earlier_evaluation_is_refused(name):
     assert bool(call(False).gradient["value"])
     with pytest.raises(ReplayError, match="through a tensor that is kept from it"):
         call(True)
+
+
+def test_a_loss_may_make_tensors_where_the_leaves_of_another_evaluation_lay():
+    meta = bank.Value(1.0)
+
+    def loss(model, meta, batch):
+        own = [nn.Parameter(torch.ones((), dtype=torch.float64)) for _ in range(8)]
+        return model.value * meta.value + sum(own)
+
+    for _ in range(20):
+        problem = mt.BilevelProblem(bank.Value(1.0), meta, loss, loss)
+        for _ in range(3):
+            leaves = {"value": torch.ones((), dtype=torch.float64, requires_grad=True)}
+            value = problem.evaluate_valid(leaves, problem.meta_leaves(), {}, None, 0)
+            assert float(value.detach()) == 9.0
+            del leaves, value
