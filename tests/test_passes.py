@@ -313,7 +313,8 @@ def test_a_loss_may_make_tensors_where_the_leaves_of_another_evaluation_lay():
     for _ in range(20):
         problem = mt.BilevelProblem(bank.Value(1.0), meta, loss, loss)
         for _ in range(3):
-            leaves = {"value": torch.ones((), dtype=torch.float64, requires_grad=True)}
-            value = problem.evaluate_valid(leaves, problem.meta_leaves(), {}, None, 0)
-            assert float(value.detach()) == 9.0
-            del leaves, value
+            # The next leaf is made while the former one lives, whose place is then free.
+            leaf = torch.ones((), dtype=torch.float64, requires_grad=True)
+            given = {"value": leaf}, problem.meta_leaves()
+            value = float(problem.evaluate_valid(*given, {}, None, 0).detach())
+            assert value == 9.0
