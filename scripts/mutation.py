@@ -32,7 +32,7 @@ CORE = ["problem.py", "passes.py", "exchange.py", "places.py", "in_place.py", "g
 CORE += ["initial_values.py", "loss_values.py"]
 CORE += ["state.py", "randomness.py", "global_generators.py", "measure.py", "losses.py"]
 CORE += ["checkpoints.py", "batch_stream.py", "training", "inner", "hypergradients"]
-CORE += ["metaparameters"]
+CORE += ["metaparameters", "components"]
 GIB = 2**30
 # Packages that the process of the tests finds imported.
 HEAVY = {"torch", "numpy", "scipy", "sympy", "pandas", "matplotlib", "PIL", "sklearn", "psutil"}

@@ -94,6 +94,15 @@ THROUGH = {
     "inner/base.py": ["inner/test_sgd.py", "inner/test_hyperparameters.py"],
     "inner/slots.py": ["inner/test_sgd.py"],
     "inner/torch_optimizers.py": ["inner/test_torch_options.py"],
+    "components/options.py": ["components/test_registry.py"],
+    "hypergradients/__init__.py": ["components/test_registry.py"],
+    "hypergradients/registry.py": ["components/test_registry.py"],
+    "hypergradients/linear_solvers/__init__.py": ["components/test_registry.py"],
+    "hypergradients/linear_solvers/registry.py": ["components/test_registry.py"],
+    "inner/__init__.py": ["components/test_registry.py"],
+    "inner/registry.py": ["components/test_registry.py"],
+    "metaparameters/__init__.py": ["components/test_registry.py"],
+    "metaparameters/registry.py": ["components/test_registry.py"],
     "metaparameters/placement.py": ["metaparameters/test_initialization.py"],
     "problem.py": ["test_problem_purity.py"],
     "passes.py": [
@@ -152,7 +161,7 @@ def suites_of(path: str) -> list[list[str]]:
     if inside.parts[0] == "training":
         names = every
     elif "linear_solvers" in inside.parts:
-        names = ["tests/hypergradients/test_solver_edges.py"]
+        names = [*mirrors, "tests/hypergradients/test_solver_edges.py"]
         names += ["tests/hypergradients/test_linear_solvers.py"]
         names += ["tests/hypergradients/test_solver_progress.py"]
     else:

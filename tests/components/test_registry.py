@@ -158,3 +158,24 @@ def test_comparison_and_listing_read_the_registry(monkeypatch):
     assert [type(one) for one in named.values()] == [Strange, mt.hypergradients.OneStep]
     with pytest.raises(UnknownNameError, match="OneStep"):
         name_estimators(["OneStp"])
+
+
+@pytest.mark.parametrize(
+    ("package", "registry"),
+    [
+        (mt.hypergradients, mt.hypergradients.estimators),
+        (mt.inner, mt.inner.learners),
+        (solvers, solvers.solvers),
+        (mt.metaparameters, mt.metaparameters.modules),
+    ],
+)
+def test_a_package_builds_and_registers_in_its_own_registry(package, registry, monkeypatch):
+    monkeypatch.setattr(registry, "_components", dict(registry._components))
+
+    @package.register("Made")
+    class Made:
+        def __init__(self, size: int = 1) -> None:
+            self.size = size
+
+    assert isinstance(package.build("Made", size=3), Made)
+    assert registry.build("Made").size == 1
