@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 import re
@@ -93,6 +94,10 @@ def test_a_mapping_with_a_name_is_built_first():
             lambda: mt.hypergradients.build("Unrolled", steps=1, product="forward_over_revers"),
             "Did you mean 'forward_over_reverse'?",
         ),
+        (
+            lambda: mt.hypergradients.build("Unrolled", steps=1, truncation="x"),
+            "option truncation of estimator 'Unrolled' is 'x'; accepted: int or None.",
+        ),
         (lambda: mt.inner.build("SGD"), "inner learner 'SGD' needs the option lr; give it."),
         (
             lambda: mt.hypergradients.build("Implicit", solver={"name": "GMRS"}),
@@ -179,3 +184,19 @@ def test_a_package_builds_and_registers_in_its_own_registry(package, registry, m
 
     assert isinstance(package.build("Made", size=3), Made)
     assert registry.build("Made").size == 1
+
+
+def test_modules_of_the_package_are_found_without_being_imported(tmp_path, monkeypatch):
+    package = tmp_path / "package_of_things"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from metatoolkit.components import Registry\n"
+        "things = Registry('thing', 'package_of_things', 'nobody.joins')\n"
+    )
+    (package / "first.py").write_text(
+        "from package_of_things import things\n\n\n@things.register()\ndef seven():\n    return 7\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    things = importlib.import_module("package_of_things").things
+    assert list(things) == ["seven"]
+    assert things.build("seven") == 7
