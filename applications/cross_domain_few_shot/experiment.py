@@ -41,12 +41,8 @@ from applications.cross_domain_few_shot.training_parts import (
 from metatoolkit import records
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.evaluation import domain_accuracy
-from metatoolkit.experiments.configuration import (
-    build_estimator,
-    build_inner,
-    check_at_most,
-    settle,
-)
+from metatoolkit.experiments.components import build_estimator, build_inner, settle
+from metatoolkit.experiments.configuration import check_at_most
 from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled, resumes
 from metatoolkit.randomness import fold_in
 from metatoolkit.tasks import Domain
@@ -115,12 +111,9 @@ def inner_learner(config: dict[str, Any]) -> mt.inner.InnerLearner:
     """
     boundaries = [round(fraction * config["steps"]) for fraction in config["milestones"]]
     lr = mt.inner.multistep(config["lr"], boundaries)
-
-    def own() -> mt.inner.InnerLearner:
-        adam = config["optimizer"] == "adam"
-        return mt.inner.Adam(lr=lr) if adam else mt.inner.SGD(lr=lr, momentum=0.9)
-
-    return build_inner(config, lr, own)
+    adam = config["optimizer"] == "adam"
+    own = mt.inner.Adam(lr=lr) if adam else mt.inner.SGD(lr=lr, momentum=0.9)
+    return build_inner(config, lr) or own
 
 
 def check_test(config: dict[str, Any], unseen: Domain) -> None:

@@ -42,14 +42,14 @@ from applications.cross_lingual.settings import (
 )
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
-from metatoolkit.experiments.configuration import (
+from metatoolkit.experiments.components import (
     META_METHODS,
     build_estimator,
     build_inner,
-    check_at_most,
     settle,
     tuned_as,
 )
+from metatoolkit.experiments.configuration import check_at_most
 from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
 from metatoolkit.metaparameters.representation_transform import (
     RepresentationTransform,
@@ -256,9 +256,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
     problem = mt.BilevelProblem(model, meta, train_loss=loss, valid_loss=loss)
     steps, warmup = config["steps"], config["warmup"]
     lr = mt.inner.warmup_linear(config["lr"], steps, warmup)
-    inner = build_inner(
-        config, lr, lambda: mt.inner.Adam(lr=lr, weight_decay=config["weight_decay"])
-    )
+    inner = build_inner(config, lr) or mt.inner.Adam(lr=lr, weight_decay=config["weight_decay"])
     shared = config["evograd"]["prefix"] and not inside
     estimator = build_estimator(config, prefix=encode_all if shared else None)
     optimizer = None

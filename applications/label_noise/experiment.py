@@ -29,13 +29,8 @@ from applications.label_noise.settings import DEFAULT, NAMED, RULES, TUNED, UNTU
 from baselines import frozen_weights, plain, uniform_weights
 from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
-from metatoolkit.experiments.configuration import (
-    build_estimator,
-    build_inner,
-    check_at_most,
-    settle,
-    tuned_as,
-)
+from metatoolkit.experiments.components import build_estimator, build_inner, settle, tuned_as
+from metatoolkit.experiments.configuration import check_at_most
 from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
 
 experiment = records.experiment("label_noise")
@@ -114,7 +109,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
     boundaries = [round(fraction * config["steps"]) for fraction in config["milestones"]]
     lr = mt.inner.multistep(config["lr"], boundaries)
     own = {name: config[name] for name in ("momentum", "nesterov", "weight_decay")}
-    inner = build_inner(config, lr, lambda: mt.inner.SGD(lr=lr, **own))
+    inner = build_inner(config, lr) or mt.inner.SGD(lr=lr, **own)
     estimator: mt.hypergradients.Estimator | None = build_estimator(config)
     if config["method"] == "learn2learn":
         estimator = Learn2LearnSecondOrder()

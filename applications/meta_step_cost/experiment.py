@@ -17,13 +17,13 @@ from typing import Any
 
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.experiments.components import component
 from metatoolkit.experiments.configuration import (
     DEVICE,
     FLAG,
     TEXT,
     Rules,
     check_configuration,
-    component,
     integer,
     list_of,
     one_of,

@@ -23,7 +23,7 @@ import torch
 import metatoolkit as mt
 from applications.rotation.settings import DEFAULT, NAMED, RULES
 from metatoolkit import records
-from metatoolkit.experiments.configuration import build_estimator, build_inner, settle
+from metatoolkit.experiments.components import build_estimator, build_inner, settle
 from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
 
 experiment = records.experiment("rotation")
@@ -90,7 +90,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
         optimizer = torch.optim.Adam(meta.parameters(), lr=config["meta_lr"])
     trainer = mt.MetaTrainer(
         problem,
-        build_inner(config, config["lr"], lambda: mt.inner.Adam(lr=config["lr"])),
+        build_inner(config, config["lr"]) or mt.inner.Adam(lr=config["lr"]),
         estimator,
         optimizer,
         order="inner_first",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from metatoolkit.experiments.components import COMPONENT_RULES, COMPONENT_SETTINGS
 from metatoolkit.experiments.configuration import (
-    COMPONENT_RULES,
-    COMPONENT_SETTINGS,
     COUNT,
     EVOGRAD_RULES,
     FLAG,

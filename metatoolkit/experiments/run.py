@@ -17,8 +17,8 @@ import torch
 from metatoolkit import records
 from metatoolkit.batch_stream import Stateful
 from metatoolkit.errors import CheckpointError, ConfigurationError
+from metatoolkit.experiments.components import COMPONENT_SETTINGS
 from metatoolkit.experiments.configuration import (
-    COMPONENT_SETTINGS,
     COUNT,
     DEVICE,
     FLAG,

@@ -24,7 +24,7 @@ from applications.cross_lingual.study import STUDIES
 from applications.cross_lingual.tuning import SEARCH
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
-from metatoolkit.experiments.configuration import META_METHODS
+from metatoolkit.experiments.components import META_METHODS
 from metatoolkit.experiments.jobs import Job, resolve
 from metatoolkit.experiments.tuning import trials
 from metatoolkit.hypergradients import EvoGrad, Unrolled
