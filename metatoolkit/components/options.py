@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, Union
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError
@@ -31,15 +31,30 @@ def check_options(component: Callable[..., Any], what: str, options: Mapping[str
     parameters = inspect.signature(component).parameters
     variable = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
     named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    for name in options:
-        if name not in named and not variable:
-            raise UnknownNameError(f"option of {what}:", name, named)
+    if not variable:
+        refuse_unknown(what, options, named)
     missing = [n for n, p in named.items() if p.default is p.empty and n not in options]
     if missing:
         raise ConfigurationError(f"{what} needs the option {missing[0]}; give it.")
     for name, annotation in _annotations(component).items():
         if name in options:
             _check_value(f"option {name} of {what}", options[name], annotation)
+
+
+def refuse_unknown(what: str, options: Iterable[str], accepted: Collection[str]) -> None:
+    """Raise unless all options are among the accepted ones.
+
+    Args:
+        what: What they are for, in the error.
+        options: Names of the options.
+        accepted: Names of those that there are.
+
+    Raises:
+        UnknownNameError: One is not; the nearest name is told.
+    """
+    for name in options:
+        if name not in accepted:
+            raise UnknownNameError(f"option of {what}:", name, accepted)
 
 
 def _annotations(component: Callable[..., Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from metatoolkit.components.options import check_options
+from metatoolkit.components.options import check_options, refuse_unknown
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 
 T = TypeVar("T")
@@ -139,6 +139,27 @@ class Registry(Generic[T], Mapping[str, Callable[..., T]]):
         built = {key: self._part(value, what) for key, value in options.items()}
         check_options(component, what, built)
         return component(**built)
+
+    def build_for(self, name: str, given: Mapping[str, Any], **options: Any) -> T:
+        """Build a component some of whose arguments data determine, as those of a network.
+
+        Args:
+            name: The component's name.
+            given: What data determine, by the name of the argument; a component takes what its
+                signature names.
+            **options: Its other arguments.
+
+        Returns:
+            The component.
+
+        Raises:
+            UnknownNameError: As :meth:`build`; or an option is one that data determine.
+            ConfigurationError: As :meth:`build`.
+        """
+        arguments = self.options(name)
+        own = [one for one in arguments if one not in given]
+        refuse_unknown(f"{self.kind} {name!r}", options, own)
+        return self.build(name, **{n: v for n, v in given.items() if n in arguments}, **options)
 
     def _part(self, value: Any, what: str) -> Any:
         if not (isinstance(value, Mapping) and "name" in value):

@@ -1,4 +1,4 @@
-"""Networks and backbones by name."""
+"""Networks, backbones and metric heads by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from metatoolkit.components.registry import Registry
-from metatoolkit.errors import ShapeError, UnknownNameError
+from metatoolkit.errors import ShapeError
 
 NETWORKS: Registry[nn.Module] = Registry("network", "metatoolkit.networks", "metatoolkit.networks")
 """Classifiers; those of their arguments that data determine are ``classes``, ``inputs``,
@@ -18,6 +18,10 @@ BACKBONES: Registry[nn.Module] = Registry(
     "backbone", "metatoolkit.networks", "metatoolkit.backbones"
 )
 """Encoders of images; data determine ``channels``."""
+METRIC_HEADS: Registry[nn.Module] = Registry(
+    "metric head", "metatoolkit.networks.metric_heads", "metatoolkit.metric_heads"
+)
+"""Heads of few-shot networks; data determine ``feature_shape``, ``size`` and ``ways``."""
 
 
 def build_network(name: str, classes: int, input_shape: Sequence[int], **options: Any) -> nn.Module:
@@ -38,27 +42,20 @@ def build_network(name: str, classes: int, input_shape: Sequence[int], **options
         ShapeError: The network does not take inputs of this shape.
     """
     arguments = NETWORKS.options(name)
-    _refuse_unknown(f"option of network {name!r}:", options, arguments)
-    if "classes" in arguments:
-        options["classes"] = classes
-    if "inputs" in arguments:
-        options["inputs"] = math.prod(input_shape)
-        return NETWORKS.build(name, **options)
-    if len(input_shape) != 3:
-        raise ShapeError(
-            f"input_shape is {tuple(input_shape)}; the network {name!r} needs (channels, height, "
-            "width)."
-        )
-    channels, height, width = input_shape
-    if "channels" in arguments:
-        options["channels"] = channels
-    if "size" in arguments:
-        if height != width:
+    given = dict.fromkeys(("channels", "size")) | {"classes": classes}
+    given["inputs"] = math.prod(input_shape)
+    if "inputs" not in arguments:
+        if len(input_shape) != 3:
             raise ShapeError(
-                f"the network {name!r} takes square images, but they are {height}×{width}."
+                f"input_shape is {tuple(input_shape)}; the network {name!r} needs (channels, "
+                "height, width)."
             )
-        options["size"] = height
-    return NETWORKS.build(name, **options)
+        given["channels"], height, given["size"] = input_shape
+        if "size" in arguments and height != given["size"]:
+            raise ShapeError(
+                f"the network {name!r} takes square images, but they are {height}×{given['size']}."
+            )
+    return NETWORKS.build_for(name, given, **options)
 
 
 def build_backbone(name: str, channels: int = 3, **options: Any) -> nn.Module:
@@ -76,12 +73,4 @@ def build_backbone(name: str, channels: int = 3, **options: Any) -> nn.Module:
         UnknownNameError: There is no such backbone, or it has no such option.
         ConfigurationError: An option is out of range.
     """
-    _refuse_unknown(f"option of backbone {name!r}:", options, BACKBONES.options(name))
-    return BACKBONES.build(name, channels=channels, **options)
-
-
-def _refuse_unknown(what: str, options: dict[str, Any], accepted: Any) -> None:
-    own = [name for name in accepted if name not in ("classes", "inputs", "channels", "size")]
-    for option in options:
-        if option not in own:
-            raise UnknownNameError(what, option, own)
+    return BACKBONES.build_for(name, {"channels": channels}, **options)

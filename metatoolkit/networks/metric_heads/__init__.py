@@ -7,19 +7,18 @@ class.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from metatoolkit.errors import UnknownNameError
 from metatoolkit.networks.metric_heads.graph import GraphHead
 from metatoolkit.networks.metric_heads.matching import MatchingHead
 from metatoolkit.networks.metric_heads.prototypical import PrototypicalHead
 from metatoolkit.networks.metric_heads.relation import RelationHead
 from metatoolkit.networks.metric_heads.shapes import query_labels
+from metatoolkit.networks.registry import METRIC_HEADS
 
 __all__ = [
     "METRIC_HEADS",
@@ -30,13 +29,6 @@ __all__ = [
     "build_metric_head",
     "query_labels",
 ]
-
-METRIC_HEADS: dict[str, Callable[..., nn.Module]] = {
-    "graph": GraphHead,
-    "matching": MatchingHead,
-    "prototypical": PrototypicalHead,
-    "relation": RelationHead,
-}
 
 
 def build_metric_head(
@@ -59,13 +51,5 @@ def build_metric_head(
         ConfigurationError: An option is out of range.
         ShapeError: The features do not suit the head.
     """
-    if name not in METRIC_HEADS:
-        raise UnknownNameError("metric head", name, METRIC_HEADS)
-    build = METRIC_HEADS[name]
     given = {"feature_shape": tuple(feature_shape), "size": math.prod(feature_shape), "ways": ways}
-    parameters = inspect.signature(build).parameters
-    accepted = [key for key in parameters if key not in given and key not in ("args", "kwargs")]
-    for option in options:
-        if option not in accepted:
-            raise UnknownNameError(f"option of metric head {name!r}:", option, accepted)
-    return build(**{key: given[key] for key in parameters if key in given}, **options)
+    return METRIC_HEADS.build_for(name, given, **options)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from metatoolkit.errors import ShapeError
 from metatoolkit.networks.arguments import check_positive
 from metatoolkit.networks.metric_heads.shapes import vectors
+from metatoolkit.networks.registry import METRIC_HEADS
 
 
+@METRIC_HEADS.register("graph")
 class GraphHead(nn.Module):
     """Logits of a graph network over the support examples and one query.
 

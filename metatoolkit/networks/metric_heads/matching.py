@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from metatoolkit.errors import ShapeError
 from metatoolkit.networks.arguments import check_positive
 from metatoolkit.networks.metric_heads.shapes import vectors
+from metatoolkit.networks.registry import METRIC_HEADS
 
 
+@METRIC_HEADS.register("matching")
 class MatchingHead(nn.Module):
     """Logits log Σ_{i of class c} a(q, x_i), a the softmax of scaled cosines over the support.
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from metatoolkit.networks.metric_heads.shapes import vectors
+from metatoolkit.networks.registry import METRIC_HEADS
 
 
+@METRIC_HEADS.register("prototypical")
 class PrototypicalHead(nn.Module):
     """Logits −‖q − p_c‖², with p_c the mean of the support features of class c.
 

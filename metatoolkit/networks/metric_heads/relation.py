@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from metatoolkit.errors import ShapeError
 from metatoolkit.networks.arguments import check_positive
 from metatoolkit.networks.metric_heads.shapes import check_features
+from metatoolkit.networks.registry import METRIC_HEADS
 
 
+@METRIC_HEADS.register("relation")
 class RelationHead(nn.Module):
     """Logits of a learned comparison of a query's feature map with each class's mean map.
 
