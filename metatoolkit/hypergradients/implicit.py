@@ -35,7 +35,7 @@ from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.solution_share import checked_share
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.traits import is_said_of
+from metatoolkit.inner.traits import is_linear_in_gradient
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
@@ -307,7 +307,7 @@ def _symmetric_factor(
     problem: BilevelProblem, inner: InnerLearner, state: InnerState, estimator: Implicit
 ) -> list[Tensor]:
     """Return D of a step θ − D g(θ), by parameter, or raise where the step is another map."""
-    told = inner.linear_in_gradient and is_said_of(inner, "linear_in_gradient")
+    told = is_linear_in_gradient(inner)
     carries = bool(state.optimizer)
     if not told or (carries and estimator.through == "state"):
         raise UnsupportedError(

@@ -15,7 +15,7 @@ from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import add_gradients, check_finite, double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, as_real, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.traits import is_own, is_said_of
+from metatoolkit.inner.traits import is_linear_in_gradient, is_own
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
@@ -255,7 +255,7 @@ def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerSta
     Raises:
         UnsupportedError: The learner's step is not linear in the gradient, or a learning rate is 0.
     """
-    if not (inner.linear_in_gradient and is_said_of(inner, "linear_in_gradient")):
+    if not is_linear_in_gradient(inner):
         raise UnsupportedError(
             f"the step of {type(inner).__name__} is no gradient step with a learning rate; use "
             "SGD, or FixedPoint, NormalEquationCG or GMRES in Implicit, which take any map."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner.base import InnerLearner
@@ -73,6 +74,7 @@ class Adadelta(InnerLearner):
         square = rho * slots["square_average"] + (1.0 - rho) * gradient.square()
         return square, root(slots["step_square_average"] + eps), root(square + eps)
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -81,15 +83,7 @@ class Adadelta(InnerLearner):
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter and its running means after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its running means, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one; not read.
-        """
+        """Return the parameter and its running means after one step."""
         del step
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         square, numerator, denominator = self._roots(gradient, slots, hyperparameters)
@@ -99,6 +93,7 @@ class Adadelta(InnerLearner):
         after = {"square_average": square, "step_square_average": moved}
         return add_scaled(parameter, direction, -hyperparameters["lr"]), after
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -107,15 +102,7 @@ class Adadelta(InnerLearner):
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its running means before the step, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one; not read.
-        """
+        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`."""
         del step
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         _, numerator, denominator = self._roots(gradient, slots, hyperparameters)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner.base import InnerLearner
@@ -88,6 +89,7 @@ initial_accumulator_value=0.0, groups=0)
     def _rate(hyperparameters: dict[str, float | Tensor], step: int) -> float | Tensor:
         return hyperparameters["lr"] / (1.0 + step * hyperparameters["lr_decay"])
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -96,21 +98,14 @@ initial_accumulator_value=0.0, groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter and its sum of squares after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its sum of squares, of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return the parameter and its sum of squares after one step."""
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         total = torch.addcmul(slots["square_sum"], gradient, gradient)
         denominator = root(total) + hyperparameters["eps"]
         rate = self._rate(hyperparameters, step)
         return add_quotient(parameter, gradient, denominator, -rate), {"square_sum": total}
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -119,15 +114,7 @@ initial_accumulator_value=0.0, groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its sum of squares before the step, of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`."""
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         length = root(slots["square_sum"] + gradient.square())
         denominator = length + hyperparameters["eps"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay
 from metatoolkit.inner.moments import MomentLearner, move, move_sensitivity, next_moments
@@ -56,6 +57,7 @@ maximize=False, groups=1)
     ) -> None:
         super().__init__(lr, betas, eps, weight_decay, groups, amsgrad=amsgrad, maximize=maximize)
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -64,19 +66,12 @@ maximize=False, groups=1)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter and its moments after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its moments, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return the parameter and its moments after one step."""
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         moments = next_moments(gradient, slots, hyperparameters)
         return parameter + move(moments, hyperparameters, step), moments
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -85,14 +80,6 @@ maximize=False, groups=1)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its moments before the step, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`."""
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         return move_sensitivity(gradient, slots, hyperparameters, step)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay, add_quotient
@@ -72,6 +73,7 @@ groups=0)
         }
         return moments, newest
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -80,21 +82,14 @@ groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter, its momentum and its largest gradient after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its momentum and largest gradient, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return the parameter, its momentum and its largest gradient after one step."""
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         moments, _ = self._next(gradient, slots, hyperparameters)
         rate = -unbiased_rate(hyperparameters, step)
         first, largest = moments["first_moment"], moments["largest_gradient"]
         return add_quotient(parameter, first, largest, rate), moments
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -103,15 +98,7 @@ groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its momentum and largest gradient before the step, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`."""
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         moments, newest = self._next(gradient, slots, hyperparameters)
         largest = moments["largest_gradient"]

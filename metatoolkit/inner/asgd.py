@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay, add_scaled
@@ -77,6 +78,7 @@ class ASGD(InnerLearner):
     ) -> float | Tensor:
         return hyperparameters["lr"] if step == 0 else slots["rate"]
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -85,15 +87,7 @@ class ASGD(InnerLearner):
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter, its average and its next rate after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its average, of the same shape, and its rate.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return the parameter, its average and its next rate after one step."""
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         lr, lambd, start = (hyperparameters[name] for name in ("lr", "lambd", "t0"))
         rate = self._rate(slots, hyperparameters, step)
@@ -106,6 +100,7 @@ class ASGD(InnerLearner):
         rates = torch.zeros_like(slots["rate"]) + following
         return moved, {"average": average, "rate": rates}
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -114,15 +109,7 @@ class ASGD(InnerLearner):
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g, which is −η; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient; not read.
-            slots: Its rate.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return ∂θ⁺/∂g, which is −η; see :class:`InnerLearner`."""
         del gradient
         slope = parameter.new_ones(()) * -self._rate(slots, hyperparameters, step)
         return slope.to(parameter.dtype)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner.base import InnerLearner
@@ -84,6 +85,7 @@ class Clipped(WrappingLearner):
         """
         return self.inner.init_slots(parameters)
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -92,15 +94,7 @@ class Clipped(WrappingLearner):
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what the learner makes of a gradient that is already clipped.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its clipped gradient, of the same shape.
-            slots: Its optimizer state, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return what the learner makes of a gradient that is already clipped."""
         return self.inner.update(parameter, gradient, slots, hyperparameters, step)
 
     def apply(

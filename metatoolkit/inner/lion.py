@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, is_used, split_pairs
@@ -77,6 +78,7 @@ groups=0)
         weight = hyperparameters[name]
         return weight * slots["momentum"] + (1.0 - weight) * gradient
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -85,15 +87,7 @@ groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter and its momentum after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its momentum, of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one; not read.
-        """
+        """Return the parameter and its momentum after one step."""
         del step
         rate, smoothing = hyperparameters["lr"], hyperparameters["smoothing"]
         mixture = self._mixture(gradient, slots, hyperparameters, "beta1")
@@ -104,6 +98,7 @@ groups=0)
         momentum = self._mixture(gradient, slots, hyperparameters, "beta2")
         return kept * parameter - rate * direction, {"momentum": momentum}
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -112,15 +107,7 @@ groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g in closed form, zero without smoothing; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its momentum before the step, of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one; not read.
-        """
+        """Return ∂θ⁺/∂g in closed form, zero without smoothing; see :class:`InnerLearner`."""
         del step
         smoothing = hyperparameters["smoothing"]
         if not is_used(smoothing):

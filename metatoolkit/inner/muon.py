@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner.base import InnerLearner
@@ -126,6 +127,7 @@ class Muon(InnerLearner):
                 )
         return zero_slots(parameters, "momentum")
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -134,15 +136,7 @@ class Muon(InnerLearner):
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter and its momentum after one step.
-
-        Args:
-            parameter: The parameter, a matrix.
-            gradient: Its gradient, of the same shape.
-            slots: Its momentum, of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one; not read.
-        """
+        """Return the parameter and its momentum after one step."""
         del step
         rate, factor = hyperparameters["lr"], hyperparameters["momentum"]
         momentum = factor * slots["momentum"] + (1.0 - factor) * gradient

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter
@@ -101,6 +102,7 @@ momentum_decay=0.004, decoupled_weight_decay=False, maximize=False, groups=0)
         product = slots["momentum_product"] * present
         return product, (1.0 - present) / (1.0 - product), following / (1.0 - product * following)
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -109,15 +111,7 @@ momentum_decay=0.004, decoupled_weight_decay=False, maximize=False, groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter, its moments and its product of momenta after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its moments, each of the same shape, and its product of momenta.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return the parameter, its moments and its product of momenta after one step."""
         parameter, gradient = decayed(parameter, gradient, hyperparameters)
         moments = next_moments(gradient, slots, hyperparameters)
         product, first, second = self._weights(slots, hyperparameters, step)
@@ -126,6 +120,7 @@ momentum_decay=0.004, decoupled_weight_decay=False, maximize=False, groups=0)
         after = parameter - hyperparameters["lr"] * direction
         return after, moments | {"momentum_product": product}
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -134,15 +129,7 @@ momentum_decay=0.004, decoupled_weight_decay=False, maximize=False, groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its moments and product of momenta before the step.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`."""
         _, gradient = decayed(parameter, gradient, hyperparameters)
         moments = next_moments(gradient, slots, hyperparameters)
         _, first, second = self._weights(slots, hyperparameters, step)

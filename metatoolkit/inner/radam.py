@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter
@@ -80,6 +81,7 @@ decoupled_weight_decay=False, maximize=False, groups=0)
         ratio = ratio / ((limit - 4.0) * (limit - 2.0) * length)
         return rate, (ratio * correction) ** 0.5
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -88,15 +90,7 @@ decoupled_weight_decay=False, maximize=False, groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter and its moments after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its moments, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return the parameter and its moments after one step."""
         parameter, gradient = decayed(parameter, gradient, hyperparameters)
         moments = next_moments(gradient, slots, hyperparameters)
         rate, rectified = self._rates(hyperparameters, step)
@@ -106,6 +100,7 @@ decoupled_weight_decay=False, maximize=False, groups=0)
             direction = rectified * (direction / (length + hyperparameters["eps"]))
         return parameter - rate * direction, moments
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -114,15 +109,7 @@ decoupled_weight_decay=False, maximize=False, groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its moments before the step, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`."""
         _, gradient = decayed(parameter, gradient, hyperparameters)
         rate, rectified = self._rates(hyperparameters, step)
         slope = 1.0 - hyperparameters["beta1"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import (
@@ -123,6 +124,7 @@ maximize=False, groups=0)
         held = variance.detach().clamp_min(0.0).sqrt()
         return after, torch.where(noise, held, root(variance.masked_fill(noise, 0.0))), noise
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -131,15 +133,7 @@ maximize=False, groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter, its running means and its velocity after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its running means and velocity, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one; not read.
-        """
+        """Return the parameter, its running means and its velocity after one step."""
         del step
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         after, length, _ = self._averages(gradient, slots, hyperparameters)
@@ -150,6 +144,7 @@ maximize=False, groups=0)
         velocity = add_quotient(momentum * slots["velocity"], gradient, denominator, 1.0)
         return add_scaled(parameter, velocity, rate), after | {"velocity": velocity}
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -158,15 +153,7 @@ maximize=False, groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its running means before the step, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one; not read.
-        """
+        """Return ∂θ⁺/∂g in closed form; see :class:`InnerLearner`."""
         del step
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         after, length, held = self._averages(gradient, slots, hyperparameters)

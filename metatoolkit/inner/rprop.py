@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner.base import InnerLearner
@@ -82,6 +83,7 @@ maximize=False, groups=0)
         """
         return zero_slots(parameters, "last_gradient", "step_size")
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -90,15 +92,7 @@ maximize=False, groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter, the gradient that counted and the step sizes after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its last gradient and step sizes, each of the same shape.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return the parameter, the gradient that counted and the step sizes after one step."""
         names = ("eta_minus", "eta_plus", "least_step", "largest_step")
         minus, plus, least, largest = (hyperparameters[name] for name in names)
         size = slots["step_size"] + hyperparameters["lr"] if step == 0 else slots["step_size"]
@@ -112,6 +106,7 @@ maximize=False, groups=0)
         gradient = gradient.masked_fill(turned, 0.0)
         return parameter - gradient.sign() * size, {"last_gradient": gradient, "step_size": size}
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -120,14 +115,6 @@ maximize=False, groups=0)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g, which is 0; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient; not read.
-            slots: Its last gradient and step sizes; not read.
-            hyperparameters: Values that hold for this parameter at this step; not read.
-            step: Number of steps that this parameter took before this one; not read.
-        """
+        """Return ∂θ⁺/∂g, which is 0; see :class:`InnerLearner`."""
         del gradient, slots, hyperparameters, step
         return parameter.new_zeros(())

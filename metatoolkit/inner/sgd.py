@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner.base import InnerLearner
@@ -94,6 +95,7 @@ groups=1)
         """
         return zero_slots(parameters, "velocity") if self.has_momentum else {}
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -102,15 +104,7 @@ groups=1)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the parameter and its velocity after one step.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient, of the same shape.
-            slots: Its velocity, where there is momentum.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return the parameter and its velocity after one step."""
         momentum = hyperparameters["momentum"]
         gradient = add_decay(gradient, parameter, hyperparameters["weight_decay"])
         if not is_used(momentum):
@@ -142,6 +136,7 @@ groups=1)
         """Return the factor of the gradient in the velocity."""
         return 1.0 if step == 0 else 1.0 - hyperparameters["dampening"]
 
+    @override
     def sensitivity(
         self,
         parameter: Tensor,
@@ -150,15 +145,7 @@ groups=1)
         hyperparameters: dict[str, float | Tensor],
         step: int,
     ) -> Tensor:
-        """Return ∂θ⁺/∂g, which is the same for all coordinates; see :class:`InnerLearner`.
-
-        Args:
-            parameter: The parameter, of any shape.
-            gradient: Its gradient; not read.
-            slots: Its velocity; not read.
-            hyperparameters: Values that hold for this parameter at this step.
-            step: Number of steps that this parameter took before this one.
-        """
+        """Return ∂θ⁺/∂g, which is the same for all coordinates; see :class:`InnerLearner`."""
         del gradient, slots
         factor: float | Tensor = 1.0
         if is_used(hyperparameters["momentum"]):

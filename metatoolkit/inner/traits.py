@@ -45,3 +45,12 @@ def tells_sensitivity(inner: Any, base: type) -> bool:
         base: The class that all learners derive from, which has no closed form.
     """
     return is_own(inner, base, "sensitivity") and is_said_of(inner, "sensitivity")
+
+
+def is_linear_in_gradient(inner: Any) -> bool:
+    """Return whether a step is θ − D g plus what no gradient of the step moves.
+
+    Args:
+        inner: The learner.
+    """
+    return inner.linear_in_gradient and is_said_of(inner, "linear_in_gradient")
