@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,15 @@ def unreached_error(batch: Any) -> UnsupportedError:
     )
 
 
+def nodes_of(tensors: Iterable[Tensor]) -> list[Any]:
+    """Return the nodes of a graph that computed tensors, where there are any.
+
+    Args:
+        tensors: The tensors.
+    """
+    return [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+
+
 def graph_nodes(
     outputs: Sequence[Tensor], boundary: Collection[Any] = ()
 ) -> Iterator[torch.autograd.graph.Node]:
@@ -75,10 +84,7 @@ def graph_nodes(
         The nodes, those of the boundary included.
     """
     seen = set(boundary)
-    stack: list[Any] = []
-    for output in outputs:
-        if output.grad_fn is not None:
-            stack.append(output.grad_fn)
+    stack = nodes_of(outputs)
     yielded = set()
     while stack:
         node = stack.pop()
@@ -113,8 +119,7 @@ def inspect_graph(
     """
     custom = False
     accepted = {id(tensor) for tensor in given.values()}
-    boundary = [tensor.grad_fn for tensor in given.values() if tensor.grad_fn is not None]
-    for node in graph_nodes([loss], boundary):
+    for node in graph_nodes([loss], nodes_of(given.values())):
         custom = custom or isinstance(node, BackwardCFunction)
         variable = getattr(node, "variable", None)
         name = live.get(id(variable)) if variable is not None else None
@@ -145,8 +150,7 @@ def refuse_leaves(loss: Tensor, leaves: Collection[int], given: Mapping[str, Ten
     Raises:
         ReplayError: It does.
     """
-    boundary = [tensor.grad_fn for tensor in given.values() if tensor.grad_fn is not None]
-    for node in graph_nodes([loss], boundary):
+    for node in graph_nodes([loss], nodes_of(given.values())):
         variable = getattr(node, "variable", None)
         if variable is not None and variable._cdata in leaves:
             raise kept_graph_error()
@@ -168,7 +172,7 @@ def watch_second_derivatives(loss: Tensor, parameters: Sequence[Tensor]) -> None
             follows, a custom one that cuts its second derivative.
     """
     ends = {id(tensor) for tensor in parameters if tensor.grad_fn is None}
-    boundary = [tensor.grad_fn for tensor in parameters if tensor.grad_fn is not None]
+    boundary = nodes_of(parameters)
     for node in graph_nodes([loss], boundary):
         custom = isinstance(node, BackwardCFunction)
         if not custom and not node.name().startswith(_WEIGHT_NORM):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatoolkit.hypergradients.pieces import PIECES as _PLAIN
 from metatoolkit.hypergradients.pieces import (
+    PLAIN_PIECES,
     Arguments,
     Flags,
     Piece,
@@ -139,7 +139,7 @@ def _norm() -> Piece:
 
 
 PIECES: dict[Any, Piece] = {
-    **_PLAIN,
+    **PLAIN_PIECES,
     **named(["selu"], elementwise(lambda x, a, k: x > 0, _selu)),
     **named(["elu"], elementwise(lambda x, a, k: x > 0, _elu)),
     **named(["rrelu"], _random_slopes()),

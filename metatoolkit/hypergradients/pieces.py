@@ -301,7 +301,7 @@ def named(names: Sequence[str], piece: Piece) -> dict[Any, Piece]:
     return found
 
 
-PIECES: dict[Any, Piece] = {
+PLAIN_PIECES: dict[Any, Piece] = {
     **named(["relu"], _RELU),
     **named(["leaky_relu"], _LEAKY),
     **named(["hardtanh"], _HARDTANH),
@@ -329,4 +329,4 @@ PIECES: dict[Any, Piece] = {
     F.adaptive_max_pool2d: _pool(F.adaptive_max_pool2d, 2),
     F.adaptive_max_pool3d: _pool(F.adaptive_max_pool3d, 3),
 }
-"""The functions that are known, as :class:`torch.overrides.TorchFunctionMode` tells them."""
+"""A part of the functions that are known; :mod:`metatoolkit.hypergradients.kinks` has all."""
