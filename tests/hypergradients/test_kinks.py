@@ -6,10 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, OneStep
 from metatoolkit.hypergradients.kinks import PIECES
-from tests.hypergradients.test_detached import relative_error
-from tests.hypergradients.test_pieces import case_of
+from tests.hypergradients.test_pieces import assert_keeps_its_piece
 
 FUNCTIONS = {
     "selu": F.selu,
@@ -53,16 +51,7 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_keeps_its_piece(name):
-    case = case_of(FUNCTIONS[name])
-    state = case.state
-    exact = case.call(OneStep(), state)
-    # A radius at which many entries change sides.
-    for estimator, limit in ((FiniteDifference(), 1e-6), (FiniteDifference(0.02), 2e-2)):
-        assert relative_error(case.call(estimator, state), exact) < limit
-    exact = case.call(OneStep(False), state)
-    assert relative_error(case.call(SAMA(), state), exact) < 1e-6
-    guided = EvoGrad(2, 1e-5, 5.0, guided=True, rescale=1.0)
-    assert relative_error(case.call(guided, state), exact) < 1e-3
+    assert_keeps_its_piece(FUNCTIONS[name])
 
 
 @pytest.mark.parametrize("name", ["selu", "elu"])
