@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from metatoolkit.exchange import Again
-from metatoolkit.hypergradients.custom_functions import (
-    is_own,
-    points_of,
-)
+from metatoolkit.hypergradients.composed import COMPOSED
+from metatoolkit.hypergradients.custom_functions import is_own, points_of
 from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.kinks import PIECES
 from metatoolkit.hypergradients.torch_calls import (
@@ -70,8 +68,10 @@ class HoldingMode(Again):
             hook = checked_hook(args[1] if len(args) > 1 else kwargs["hook"])
             seen = requires_gradient(args[0]) or self.held.everything
             return func(args[0], hook) if seen else NoHandle()
-        if func not in PIECES and func not in self._open:
-            body = body_of(func)
+        if func not in self._open:
+            body = COMPOSED.get(func)
+            if body is None and func not in PIECES:
+                body = body_of(func)
             if body is not None:
                 self._open.append(func)
                 try:
