@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError, MissingDependencyError
+from metatoolkit.errors import ConfigurationError, optional_import
 from metatoolkit.hypergradients.base import Cost, Estimator, Hypergradient, fill_gradients
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.sgd import SGD
@@ -31,13 +31,8 @@ class Learn2LearnSecondOrder(Estimator):
     """
 
     def __init__(self) -> None:
-        try:
+        with optional_import("Learn2LearnSecondOrder"):
             import learn2learn
-        except ImportError as error:
-            raise MissingDependencyError(
-                "learn2learn is not installed; run `pip install --no-deps -r "
-                "requirements-learn2learn.txt` in the repository."
-            ) from error
         self._maml = learn2learn.algorithms.MAML
 
     def estimate(

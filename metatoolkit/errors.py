@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import importlib.util
+import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+# The extra of setup.cfg that brings each optional module.
+EXTRAS = {
+    "records": "bson docopt gridfs pandas platformdirs psutil pydantic pymongo rich sacred scipy",
+    "vision": "PIL sklearn torchvision",
+    "text": "datasets huggingface_hub requests seqeval tokenizers transformers",
+    "learn2learn": "cloudpickle cvxpy gym learn2learn qpth",
+    "plots": "matplotlib",
+}
+_EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules.split()}
+# What an extra cannot say: pins to NumPy 1 and an option of the build.
+_THEN = {
+    "learn2learn": ", then pip install --no-deps -r requirements-learn2learn.txt in a clone of the "
+    "repository"
+}
 
 
 def brief(error: BaseException) -> str:
@@ -117,3 +135,50 @@ class StorageError(RecordsError, OSError):
 
 class QueryError(RecordsError, ValueError):
     """A query expression is not understood."""
+
+
+@contextlib.contextmanager
+def optional_import(purpose: str) -> Iterator[None]:
+    """Say which extra brings an optional module that is imported inside and missing.
+
+    Args:
+        purpose: What needs the module, at the beginning of the message.
+
+    Raises:
+        MissingDependencyError: A module of an extra is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in _EXTRA_OF:
+            raise
+        raise _missing(purpose, str(error.name)) from error
+
+
+def check_installed(purpose: str, *modules: str) -> None:
+    """Check that optional modules are installed, without importing them.
+
+    Args:
+        purpose: What needs them, at the beginning of the message.
+        *modules: Top-level modules of extras.
+
+    Raises:
+        MissingDependencyError: One of them is not installed.
+    """
+    for module in modules:
+        if module in sys.modules:
+            found = sys.modules[module] is not None
+        else:
+            found = importlib.util.find_spec(module) is not None
+        if not found:
+            raise _missing(purpose, module)
+
+
+def _missing(purpose: str, module: str) -> MissingDependencyError:
+    top = module.partition(".")[0]
+    extra = _EXTRA_OF[top]
+    return MissingDependencyError(
+        f"{purpose} needs {top}, which is not installed: "
+        f'pip install "metatoolkit[{extra}]"{_THEN.get(extra, "")}.',
+        name=module,
+    )

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.errors import DataError, brief
+from metatoolkit.errors import DataError, brief, optional_import
 
 _SECONDS = 5
 
@@ -22,8 +22,9 @@ def check_connection(name: str | os.PathLike[str], remedy: str) -> None:
         DataError: There is no connection within 5 seconds. In offline mode (``HF_HUB_OFFLINE=1``)
             nothing is tried.
     """
-    import requests
-    from huggingface_hub import constants
+    with optional_import(f"loading {name}"):
+        import requests
+        from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return
@@ -50,7 +51,8 @@ def load_pretrained(loader: Any, name: str, kind: str) -> Any:
     Raises:
         DataError: It cannot be loaded.
     """
-    from huggingface_hub import constants
+    with optional_import(f"loading {name}"):
+        from huggingface_hub import constants
 
     remedy = (
         f"Give a folder that holds the {kind}, as save_pretrained writes it, get it with a "

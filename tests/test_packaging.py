@@ -264,7 +264,7 @@ def test_setup_is_done_once_and_again_when_requirements_change(tmp_path: Path) -
 
     assert run_script(repository, folder).returncode == 0
     first = calls.read_text()
-    assert ".[mongod,test]" in first
+    assert ".[all,test]" in first
     assert "--no-deps -r requirements-learn2learn.txt" in first
 
     again = run_script(repository, folder)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from metatoolkit.cli import applications, edit, estimators, export, rerun, runs, service, show, tail
+from metatoolkit.errors import optional_import
 from metatoolkit.records.terminal import answer
 
 
@@ -54,7 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _carry_out(words: list[str]) -> int:
     options = build_parser().parse_args(_joined(words))
-    code: int = options.handler(options)
+    with optional_import("this command"):
+        code: int = options.handler(options)
     return code
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from metatoolkit.errors import DataError, ShapeError
+from metatoolkit.errors import DataError, ShapeError, optional_import
 from metatoolkit.evaluation.mode import evaluation_mode
 from metatoolkit.tasks.languages import TokenDataset, evaluation_token_batches
 
@@ -42,9 +42,11 @@ def span_f1(
     Raises:
         ConfigurationError: ``batch_size`` is less than 1.
         DataError: The data set holds documents, or no span.
+        MissingDependencyError: seqeval is not installed.
         ShapeError: The predictions have another shape.
     """
-    from seqeval.metrics import f1_score
+    with optional_import("span_f1"):
+        from seqeval.metrics import f1_score
 
     true, predicted = tag_sequences(predict, dataset, batch_size, device=device)
     if all(tag == "O" for tags in true for tag in tags):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -19,10 +20,12 @@ from metatoolkit.errors import (
     ConfigurationError,
     DataError,
     MetatoolkitError,
+    check_installed,
+    optional_import,
 )
 from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Cost, Estimator
-from metatoolkit.hypergradients.comparison_display import draw, print_table
+from metatoolkit.hypergradients.comparison_display import align, draw, print_table
 from metatoolkit.hypergradients.registry import estimators as registered
 from metatoolkit.hypergradients.unrolled import Unrolled
 from metatoolkit.inner.base import InnerLearner
@@ -36,29 +39,49 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
+_COLUMNS = (
+    *("cosine", "relative_error", "mean_cosine", "mean_relative_error"),
+    *(field.name for field in dataclasses.fields(Cost)),
+    *("flops", "peak_bytes", "seconds", "note"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class EstimatorComparison:
     """What :func:`compare_estimators` found.
 
     Attributes:
-        table: A row for each estimator, by name. ``cosine`` and ``relative_error`` compare one
-            call with the reference (averaged over the calls of a random estimator),
+        rows: What is known of each estimator, by its name. ``cosine`` and ``relative_error``
+            compare one call with the reference (averaged over the calls of a random estimator),
             ``mean_cosine`` and ``mean_relative_error`` the mean of its calls. ``forward``,
             ``backward``, ``jvp`` and ``hvp`` count passes; ``flops`` are floating-point
             operations in units of one forward pass over a training batch; ``peak_bytes`` is
             memory beyond what was there before, ``seconds`` the least time of a call.
             ``residual`` and ``iterations`` are the solver's. ``note`` tells why a row, or a part of
             one, is empty.
-        figure: Error, operations, memory and time as bars.
     """
 
-    table: pandas.DataFrame
-    figure: Figure
+    rows: dict[str, dict[str, Any]]
+
+    @functools.cached_property
+    def table(self) -> pandas.DataFrame:
+        """The rows as a table of pandas, which the extra ``records`` installs."""
+        with optional_import("the table of a comparison"):
+            import pandas
+        return pandas.DataFrame.from_dict(self.rows, orient="index", columns=list(_COLUMNS))
+
+    @functools.cached_property
+    def figure(self) -> Figure:
+        """Error, operations, memory and time as bars; the extra ``plots`` installs what draws."""
+        return draw(self.rows)
 
     def __str__(self) -> str:
-        """Return the table as text."""
-        return self.table.to_string(float_format=lambda value: f"{value:.3g}", na_rep="")
+        """Return the rows as text."""
+        body = [
+            [name, *(_short(row.get(column)) for column in _COLUMNS)]
+            for name, row in self.rows.items()
+        ]
+        return "\n".join(align([["", *_COLUMNS], *body]))
 
 
 def compare_estimators(
@@ -94,20 +117,21 @@ def compare_estimators(
             closed form; by default the exact derivative through all ``train_batches``.
         draws: Calls of an estimator whose traits say that it is random, each with another key.
         repeats: Calls that are timed.
-        path: File to write the figure to.
+        path: File to write the figure to, which takes the extra ``plots``.
         show: Whether to print the table.
         progress: Whether to show a progress bar.
 
     Returns:
-        Table and figure.
+        What was found; its table takes the extra ``records``, its figure ``plots``.
 
     Raises:
         ConfigurationError: There is no estimator, one is none, a number is below 1, or there are
             fewer batches than a horizon needs.
         DataError: The reference does not fit the meta-parameters.
+        MissingDependencyError: ``path`` is given and nothing that draws is installed.
     """
-    import pandas
-
+    if path is not None:
+        check_installed("the figure of a comparison", "matplotlib")
     named = dict(estimators) if isinstance(estimators, Mapping) else name_estimators(estimators)
     for name, estimator in named.items():
         require_estimator(f"estimators: {name!r}", estimator)
@@ -133,7 +157,7 @@ def compare_estimators(
     # What is found out in the first pass of a loss is no part of the unit.
     forward()
     unit = count_flops(forward)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, estimator in tqdm(
         named.items(), desc="estimators", disable=not progress, leave=False, dynamic_ncols=True
     ):
@@ -143,15 +167,11 @@ def compare_estimators(
         except Exception as error:  # A row of its own, whatever it is: the others go on.
             known = isinstance(error, MetatoolkitError)
             rows[name] = {"note": str(error) if known else f"{type(error).__name__}: {error}"}
-    columns = ["cosine", "relative_error", "mean_cosine", "mean_relative_error"]
-    columns += [field.name for field in dataclasses.fields(Cost)]
-    columns += ["flops", "peak_bytes", "seconds", "note"]
-    table = pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
-    comparison = EstimatorComparison(table, draw(table))
+    comparison = EstimatorComparison(rows)
     if path is not None:
         comparison.figure.savefig(path, dpi=120)
     if show:
-        print_table(table)
+        print_table(rows)
     return comparison
 
 
@@ -276,6 +296,12 @@ def _flatten(problem: BilevelProblem, gradient: Mapping[str, Tensor]) -> Tensor:
     if shapes != given:
         raise DataError(f"reference has the shapes {given}; the meta-parameters have {shapes}.")
     return torch.cat([gradient[name].detach().double().flatten().cpu() for name in meta])
+
+
+def _short(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _synchronize() -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from metatoolkit.errors import ConfigurationError, ShapeError
+from metatoolkit.errors import ConfigurationError, ShapeError, optional_import
 from metatoolkit.hub import load_pretrained
 from metatoolkit.networks.arguments import check_positive
 
@@ -121,8 +121,10 @@ def build_encoder(
     Raises:
         ConfigurationError: A number is out of range.
         DataError: The encoder cannot be loaded.
+        MissingDependencyError: The package transformers is not installed.
     """
-    import transformers
+    with optional_import("a text encoder"):
+        import transformers
 
     if pretrained is not None:
         model = load_pretrained(transformers.AutoModel, pretrained, "encoder")

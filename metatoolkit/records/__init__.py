@@ -64,6 +64,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    from metatoolkit.errors import check_installed
+
+    check_installed(f"{__name__}.{name}", "pandas", "platformdirs", "psutil", "pymongo", "sacred")
     value = getattr(import_module(f"{__name__}.{_LOCATION[name]}"), name)
     globals()[name] = value
     return value

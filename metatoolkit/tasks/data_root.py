@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from metatoolkit.errors import MissingDependencyError
+from metatoolkit.errors import optional_import
 
 DATA_VARIABLE = "METATOOLKIT_DATA"
 
@@ -23,12 +23,7 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     given = root if root is not None else os.environ.get(DATA_VARIABLE)
     if given:
         return Path(given).expanduser().absolute()
-    try:
+    with optional_import(f"a folder of data sets that neither root nor {DATA_VARIABLE} names"):
         import platformdirs
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"no folder for data sets is known: pass root, set {DATA_VARIABLE}, or pip install "
-            "platformdirs."
-        ) from error
     base = platformdirs.user_data_dir("metatoolkit", appauthor=False)
     return Path(base).absolute() / "datasets"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from metatoolkit.errors import ConfigurationError, MissingDependencyError, UnknownNameError
+from metatoolkit.errors import ConfigurationError, UnknownNameError, optional_import
 from metatoolkit.tasks.array_parts import held_out_mask
 from metatoolkit.tasks.classification import Classification as Classification
 from metatoolkit.tasks.classification import Split as Split
@@ -71,12 +71,8 @@ def load_dataset(
 
 
 def _load_digits(test_fraction: float) -> Classification:
-    try:
+    with optional_import("the data set 'digits'"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the data set 'digits' needs scikit-learn: pip install scikit-learn."
-        ) from error
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).to(torch.float32).div(16).unsqueeze(1)
     labels = torch.from_numpy(bunch.target).to(torch.int64)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from metatoolkit.errors import ConfigurationError, MissingDependencyError, UnknownNameError
+from metatoolkit.errors import ConfigurationError, UnknownNameError, optional_import
 from metatoolkit.tasks import drawn_images
 from metatoolkit.tasks.domains import Domain, ImageSet, check_names, domain_of
 from metatoolkit.tasks.omniglot import omniglot_archives, omniglot_domain
@@ -69,12 +69,8 @@ def default_domains(
 
 @functools.cache
 def _digits(size: int) -> Domain:
-    try:
+    with optional_import("the domain 'digits'"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the domain 'digits' needs scikit-learn: pip install scikit-learn."
-        ) from error
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images).to(torch.float32).div(16).unsqueeze(1)
     pixels = interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False)
@@ -110,12 +106,8 @@ def _textures(size: int) -> Domain:
 @functools.cache
 def _photos(size: int) -> Domain:
     """Cut two photographs into cells: a class is a cell, an image a part of it."""
-    try:
+    with optional_import("the domain 'photos'"):
         from sklearn.datasets import load_sample_images
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the domain 'photos' needs scikit-learn: pip install scikit-learn."
-        ) from error
     rows, columns, per_class = 7, 10, 40
     rng = np.random.default_rng(0)
     images, names = [], []

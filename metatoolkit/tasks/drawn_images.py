@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import MissingDependencyError
+from metatoolkit.errors import optional_import
 from metatoolkit.randomness import fold_in
 from metatoolkit.tasks.domains import ImageSet
 
@@ -123,13 +123,9 @@ def letters(size: int = 28, per_class: int = 40, seed: int = 0) -> ImageSet:
     Raises:
         MissingDependencyError: Matplotlib, whose fonts are taken, or Pillow is not installed.
     """
-    try:
+    with optional_import("the domain 'letters'"):
         import matplotlib
         from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        raise MissingDependencyError(
-            "printed letters need Matplotlib's fonts and Pillow: pip install matplotlib pillow."
-        ) from error
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     faces = sorted(p for p in folder.glob("DejaVuS*.ttf") if "Display" not in p.name)
     rng = np.random.default_rng(fold_in(seed, 0))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metatoolkit.errors import DataError, MissingDependencyError
+from metatoolkit.errors import DataError, optional_import
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,10 +65,8 @@ def read_image(file: Path, size: tuple[int, int] | None, grayscale: bool) -> np.
         DataError: The file cannot be read as an image.
         MissingDependencyError: Pillow is not installed.
     """
-    try:
+    with optional_import("a folder of images"):
         from PIL import Image, ImageOps
-    except ImportError as error:
-        raise MissingDependencyError("image folders need Pillow: pip install pillow.") from error
     with _image_errors(file), Image.open(file) as opened:
         image = ImageOps.exif_transpose(_eight_bits(opened))
         image = image.convert("L" if grayscale else "RGB")

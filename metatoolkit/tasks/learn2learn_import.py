@@ -6,7 +6,7 @@ import contextlib
 import io
 from typing import Any
 
-from metatoolkit.errors import MissingDependencyError
+from metatoolkit.errors import optional_import
 
 
 def import_learn2learn() -> Any:
@@ -15,13 +15,7 @@ def import_learn2learn() -> Any:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    try:
-        # gym, which learn2learn imports, writes that it is unmaintained.
-        with contextlib.redirect_stderr(io.StringIO()):
-            import learn2learn
-    except ImportError as error:
-        raise MissingDependencyError(
-            "learn2learn is not installed; run `pip install --no-deps -r "
-            "requirements-learn2learn.txt` in the repository."
-        ) from error
+    # gym, which learn2learn imports, writes that it is unmaintained.
+    with optional_import("this part"), contextlib.redirect_stderr(io.StringIO()):
+        import learn2learn
     return learn2learn

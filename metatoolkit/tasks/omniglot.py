@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from metatoolkit.errors import DataError, MissingDependencyError, UnknownNameError
+from metatoolkit.errors import DataError, UnknownNameError, optional_import
 from metatoolkit.tasks.data_root import DATA_VARIABLE, data_root
 from metatoolkit.tasks.domains import Domain, ImageSet, domain_of
 
@@ -70,10 +70,8 @@ def omniglot_archives(root: str | os.PathLike[str] | None = None) -> list[Path]:
 
 @functools.lru_cache(maxsize=4)
 def _read_archives(archives: tuple[Path, ...], size: int) -> ImageSet:
-    try:
+    with optional_import("Omniglot"):
         from PIL import Image
-    except ImportError as error:
-        raise MissingDependencyError("Omniglot needs Pillow: pip install pillow.") from error
     drawings: dict[str, dict[str, np.ndarray]] = {}
     for archive, entry, content in _entries(archives):
         path = PurePosixPath(entry)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError, MissingDependencyError, ShapeError
+from metatoolkit.errors import ConfigurationError, ShapeError, optional_import
 from metatoolkit.randomness import seeded
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -44,12 +44,8 @@ class PhotoTransform:
             raise ConfigurationError(f"size is {size!r}; an integer from 1 on is needed.")
         if min(std) <= 0:
             raise ConfigurationError(f"std is {tuple(std)}; each value must be positive.")
-        try:
+        with optional_import("PhotoTransform"):
             from torchvision.transforms import v2
-        except ImportError as error:
-            raise MissingDependencyError(
-                "PhotoTransform needs torchvision: pip install torchvision."
-            ) from error
         self.size, self.augment = size, augment
         self.mean, self.std = tuple(mean), tuple(std)
         if augment:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metatoolkit.errors import DataError, MissingDependencyError
+from metatoolkit.errors import DataError, optional_import
 from metatoolkit.tasks.array_parts import channels_first
 from metatoolkit.tasks.classification import Classification
 from metatoolkit.tasks.data_root import DATA_VARIABLE
@@ -34,12 +34,8 @@ def load_torchvision(name: str, root: Path, download: bool = True) -> Classifica
         DataError: They are missing, cannot be downloaded or cannot be read.
         MissingDependencyError: torchvision is not installed.
     """
-    try:
+    with optional_import(f"the data set {name!r}"):
         from torchvision import datasets
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the data set {name!r} needs torchvision: pip install torchvision."
-        ) from error
     sources = {
         "cifar10": datasets.CIFAR10,
         "cifar100": datasets.CIFAR100,

@@ -3,7 +3,6 @@
 import inspect
 import math
 
-import pandas
 import pytest
 import torch
 
@@ -160,12 +159,16 @@ def test_the_gradient_of_a_reference_must_fit():
 
 
 def test_the_text_of_a_comparison():
-    table = pandas.DataFrame({"cosine": [0.123456, math.nan], "note": [math.nan, "no"]}, ["a", "b"])
-    assert str(EstimatorComparison(table, None)).splitlines() == [
-        "   cosine note",
-        "a   0.123     ",
-        "b           no",
-    ]
+    rows = {"first": {"cosine": 0.123456, "forward": 12, "residual": None}, "b": {"note": "no"}}
+    head, *lines = str(EstimatorComparison(rows)).splitlines()
+    names = list(EstimatorComparison(rows).table.columns)
+    assert head.split() == names
+    assert [line.split() for line in lines] == [["first", "0.123", "12"], ["b", "no"]]
+    # Numbers stand below the ends of their headings.
+    for heading, value in (("cosine", "0.123"), ("forward", "12")):
+        end = head.index(f" {heading} ") + 1 + len(heading)
+        assert lines[0][:end].endswith(f" {value}")
+    assert len({len(line) for line in (head, *lines)}) == 1
 
 
 def test_tiny_gradients_have_a_cosine_too():

@@ -259,7 +259,7 @@ def test_names_of_domains_and_sizes_are_checked(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigurationError, match="names is 'digits'"):
         default_domains("digits")
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(MissingDependencyError, match="pip install scikit-learn"):
+    with pytest.raises(MissingDependencyError, match=r"needs sklearn.*metatoolkit\[vision\]"):
         default_domains(["digits"], size=9)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.errors import DataError, MissingDependencyError
+from metatoolkit.errors import DataError, optional_import
 from metatoolkit.hub import check_connection
 from metatoolkit.tasks.languages.corpus import Corpus, Document, Sentence, bio_labels
 
@@ -99,12 +99,8 @@ def load_amazon_reviews(
 
 def _load(path: str | os.PathLike[str], language: str) -> dict[str, Any]:
     """Return the rows of each split, by the names that a corpus uses."""
-    try:
+    with optional_import(f"reading {path}"):
         import datasets
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{path} is read by the package datasets: pip install datasets."
-        ) from error
     folder = Path(path).expanduser()
     try:
         if folder.is_dir():

@@ -11,6 +11,7 @@ from metatoolkit.errors import (
     ConfigurationError,
     DataError,
     UnsupportedError,
+    optional_import,
 )
 from metatoolkit.hub import load_pretrained
 from metatoolkit.tasks.languages.corpus import (
@@ -59,19 +60,21 @@ def train_tokenizer(
     Raises:
         ConfigurationError: ``vocabulary`` is too small for the bytes and the special tokens.
         DataError: There is no corpus.
+        MissingDependencyError: The package transformers is not installed.
         UnknownNameError: A corpus lacks a split.
     """
-    from tokenizers import (
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
-    from transformers import PreTrainedTokenizerFast
+    with optional_import("a tokenizer"):
+        from tokenizers import (
+            Regex,
+            Tokenizer,
+            decoders,
+            models,
+            normalizers,
+            pre_tokenizers,
+            processors,
+            trainers,
+        )
+        from transformers import PreTrainedTokenizerFast
 
     given = list(corpora.values() if isinstance(corpora, Mapping) else corpora)
     if not given:
@@ -127,9 +130,11 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
 
     Raises:
         DataError: It cannot be loaded; without a network that is said at once.
+        MissingDependencyError: The package transformers is not installed.
         UnsupportedError: It is not fast, or has no padding token.
     """
-    import transformers
+    with optional_import("a tokenizer"):
+        import transformers
 
     tokenizer: PreTrainedTokenizerBase = load_pretrained(
         transformers.AutoTokenizer, pretrained, "tokenizer"

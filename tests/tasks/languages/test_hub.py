@@ -145,5 +145,5 @@ def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingDependencyError, match="pip install datasets"):
+    with pytest.raises(MissingDependencyError, match=r"needs datasets.*metatoolkit\[text\]"):
         load_wikiann("qu")
