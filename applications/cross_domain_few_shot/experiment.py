@@ -20,7 +20,6 @@ Expected on the default: see docs/cross_domain_few_shot.md.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,7 @@ from torch import nn
 
 import metatoolkit as mt
 from applications.cross_domain_few_shot import figures
-from applications.cross_domain_few_shot.settings import DEFAULT, NAMED, RULES
+from applications.cross_domain_few_shot.settings import NAMED, FewShotSettings
 from applications.cross_domain_few_shot.training_parts import (
     AuxiliaryBatches,
     add_auxiliary_head,
@@ -41,19 +40,16 @@ from applications.cross_domain_few_shot.training_parts import (
 from metatoolkit import records
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.evaluation import domain_accuracy
-from metatoolkit.experiments.components import build_estimator, build_inner, settle
+from metatoolkit.experiments.components import build_estimator, build_inner
 from metatoolkit.experiments.configuration import check_at_most
-from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled, resumes
+from metatoolkit.experiments.configured import configure
+from metatoolkit.experiments.run import Assembly, fit_recorded, resumes
 from metatoolkit.randomness import fold_in
 from metatoolkit.tasks import Domain
 from metatoolkit.tasks.labeled_batches import LabeledBatches
 
 experiment = records.experiment("cross_domain_few_shot")
-experiment.add_config(DEFAULT)
-for _name, _updates in NAMED.items():
-    experiment.add_named_config(_name, _updates)
-settings_of = functools.partial(settle, rules=RULES)
-record_filled(experiment, settings_of)
+settings_of = configure(experiment, FewShotSettings, NAMED)
 
 # Test episodes are the same for all seeds and methods.
 _EPISODE_SEED = 2020

@@ -2,134 +2,128 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from metatoolkit.experiments.components import COMPONENT_RULES, COMPONENT_SETTINGS
+from pydantic import Field
+
 from metatoolkit.experiments.configuration import (
-    COUNT,
-    EVOGRAD_RULES,
-    FLAG,
-    MILESTONES,
-    NONE,
-    NOT_NEGATIVE,
-    POSITIVE,
-    TEXT,
-    Rules,
-    integer,
-    list_of,
-    number,
-    one_of,
+    Among,
+    Count,
+    CountOrZero,
+    Milestones,
+    NotNegative,
+    Positive,
+    Settings,
+    Text,
+    entry,
 )
-from metatoolkit.experiments.run import RUN_RULES, RUN_SETTINGS
+from metatoolkit.experiments.settings import EvoGradSettings, TrainingSettings
 from metatoolkit.networks import BACKBONES
 from metatoolkit.networks.metric_heads import METRIC_HEADS
 
 METHODS = ("no_transform", "fixed_transform", "second_order", "evograd")
 
-DEFAULT: dict[str, Any] = {
-    "method": "evograd",
-    # Learned on all domains but the unseen one, whose test classes are reported.
-    "domains": ["digits", "glyphs", "letters", "photos", "textures"],
-    "unseen": "letters",
-    # "small": gray images that need no download; "photos": folders of photographs.
-    "source": "small",
-    "data_root": None,
-    "image_size": 20,
-    "augment": False,
-    # An option that is None keeps what the network has by default.
-    "backbone": {"name": "conv4", "width": 16, "pools": None, "stem": None},
-    "head": {"name": "prototypical", "running_statistics": None, "context": None},
-    "ways": 5,
-    "shots": 5,
-    "queries": 5,
-    # Episodes for which a pair of pseudo-seen and pseudo-unseen domain stays.
-    "period": 1,
-    # Placement None follows every BatchNorm of the encoder.
-    "transform": {"where": None, "scale": 0.3, "shift": 0.5},
-    "optimizer": "adam",
-    "lr": 1e-3,
-    # Fractions of the training after which the learning rate falls to a tenth.
-    "milestones": [0.75],
-    "meta_lr": 1e-2,
-    "meta_weight_decay": 0.0,
-    "order": "inner_first",
-    "evograd": {
-        "candidates": 2,
-        # At ten times as much, one copy gets all the weight, and the gradient through it vanishes.
-        "sigma": 1e-3,
-        "temperature": 0.05,
-        "noise": "sign",
-        "rescale": True,
-        "perturb": None,
-        "streamed": None,
-        # Two copies along the outer gradient; σ is then the norm of their perturbation.
-        "guided": False,
-    },
-    # Weight of a classification loss beside that of the episodes, and its decay over the training.
-    "auxiliary": {"domain": None, "weight": 1.0, "batch_size": 16, "decay": 0.9, "decays": 20},
-    # Training of the encoder as a classifier before: steps, or a file of its parameters.
-    "warm_up": {"domain": None, "steps": 0, "batch_size": 16, "lr": 1e-3, "checkpoint": None},
-    "steps": 400,
-    "test_queries": 15,
-    "test_episodes": 1000,
-    "tuning_episodes": 200,
-    **COMPONENT_SETTINGS,
-    **RUN_SETTINGS,
-    "evaluate_every": 100,
-}
 
-RULES: Rules = {
-    "method": one_of("meta", *METHODS),
-    "domains": list_of(TEXT, 3),
-    "unseen": TEXT,
-    "source": one_of("photos", "small"),
-    "data_root": TEXT | NONE,
-    "image_size": integer(8),
-    "augment": FLAG,
-    "backbone": {
-        "name": one_of(*BACKBONES),
-        "width": COUNT | NONE,
-        "pools": integer(0, 4) | NONE,
-        "stem": one_of("large", "small") | NONE,
-    },
-    "head": {
-        "name": one_of(*METRIC_HEADS),
-        "running_statistics": FLAG | NONE,
-        "context": FLAG | NONE,
-    },
-    "ways": integer(2),
-    "shots": COUNT,
-    "queries": COUNT,
-    "period": COUNT,
-    "transform": {"where": list_of(TEXT, 1) | NONE, "scale": number(), "shift": number()},
-    "optimizer": one_of("adam", "sgd"),
-    "lr": POSITIVE,
-    "milestones": MILESTONES,
-    "meta_lr": POSITIVE,
-    "meta_weight_decay": NOT_NEGATIVE,
-    "order": one_of("inner_first", "meta_first"),
-    "evograd": {**EVOGRAD_RULES, "guided": FLAG},
-    "auxiliary": {
-        "domain": TEXT | NONE,
-        "weight": NOT_NEGATIVE,
-        "batch_size": COUNT,
-        "decay": NOT_NEGATIVE,
-        "decays": integer(0),
-    },
-    "warm_up": {
-        "domain": TEXT | NONE,
-        "steps": integer(0),
-        "batch_size": COUNT,
-        "lr": POSITIVE,
-        "checkpoint": TEXT | NONE,
-    },
-    "test_queries": COUNT,
+class Backbone(Settings):
+    """Encoder; an option that is None keeps its own default."""
+
+    name: Annotated[str, Among(BACKBONES)] = entry("conv4", "Encoder.")
+    width: Count | None = entry(16, "Width; None for the encoder's own.")
+    pools: Annotated[int, Field(ge=0, le=4)] | None = entry(None, "Blocks that halve the side.")
+    stem: Literal["large", "small"] | None = entry(None, "First layer of a ResNet.")
+
+
+class Head(Settings):
+    """Metric head; an option that is None keeps its own default."""
+
+    name: Annotated[str, Among(METRIC_HEADS)] = entry("prototypical", "Metric head.")
+    running_statistics: bool | None = entry(
+        None, "Whether tests use running statistics; None for the head's own."
+    )
+    context: bool | None = entry(None, "Whether a matching head embeds in context.")
+
+
+class Transform(Settings):
+    """Feature-wise transforms."""
+
+    where: Annotated[list[Text], Field(min_length=1)] | None = entry(
+        None, "Patterns of the layers that they follow; None for every BatchNorm of the encoder."
+    )
+    scale: float = entry(0.3, "Where λ of the scale starts.")
+    shift: float = entry(0.5, "Where λ of the shift starts.")
+
+
+class FewShotEvoGradSettings(EvoGradSettings):
+    """Options of EvoGrad; at σ = 1e-2 one copy gets all the weight, and the gradient vanishes."""
+
+    guided: bool = entry(
+        False, "Two copies along the outer gradient; σ is then the norm of what they differ by."
+    )
+
+
+class Auxiliary(Settings):
+    """A classification loss beside that of the episodes."""
+
+    domain: Text | None = entry(None, "Domain that is classified; None for no such loss.")
+    weight: NotNegative = entry(1.0, "Weight of the loss.")
+    batch_size: Count = entry(16, "Images of a step.")
+    decay: NotNegative = entry(0.9, "Factor of the weight at each decay.")
+    decays: CountOrZero = entry(20, "Decays over the training.")
+
+
+class WarmUp(Settings):
+    """Training of the encoder as a classifier before."""
+
+    domain: Text | None = entry(None, "Domain that is classified.")
+    steps: CountOrZero = entry(0, "Steps; 0 for no warm-up.")
+    batch_size: Count = entry(16, "Images of a step.")
+    lr: Positive = entry(1e-3, "Learning rate.")
+    checkpoint: Text | None = entry(None, "File of the encoder's parameters in its place.")
+
+
+class FewShotSettings(TrainingSettings):
+    """Configuration of the application."""
+
+    method: Literal["meta", "no_transform", "fixed_transform", "second_order", "evograd"] = entry(
+        "evograd", "How the transforms are learned, if there are any."
+    )
+    domains: Annotated[list[Text], Field(min_length=3)] = entry(
+        ["digits", "glyphs", "letters", "photos", "textures"], "Domains, `unseen` among them."
+    )
+    unseen: Text = entry("letters", "Domain that is not learned on, and tested on.")
+    source: Literal["photos", "small"] = entry(
+        "small", "Gray images that need no download, or folders of photographs."
+    )
+    data_root: Text | None = entry(None, "Folder of the data; None for METATOOLKIT_DATA.")
+    image_size: Annotated[int, Field(ge=8)] = entry(20, "Side of the images.")
+    augment: bool = entry(False, "Whether training images are augmented.")
+    backbone: Backbone = entry(Backbone(), "Encoder.")
+    head: Head = entry(Head(), "Metric head.")
+    ways: Annotated[int, Field(ge=2)] = entry(5, "Classes of an episode.")
+    shots: Count = entry(5, "Support images of a class.")
+    queries: Count = entry(5, "Query images of a class.")
+    period: Count = entry(1, "Episodes for which a pair of pseudo-seen and -unseen domain stays.")
+    transform: Transform = entry(Transform(), "Feature-wise transforms.")
+    optimizer: Literal["adam", "sgd"] = entry("adam", "Optimizer of the network.")
+    lr: Positive = entry(1e-3, "Learning rate of the network.")
+    milestones: Milestones = entry(
+        [0.75], "Fractions of the training after which the rate falls to a tenth."
+    )
+    meta_lr: Positive = entry(1e-2, "Learning rate of the transforms.")
+    meta_weight_decay: NotNegative = entry(0.0, "Their weight decay.")
+    order: Literal["inner_first", "meta_first"] = entry("inner_first", "What a step does first.")
+    evograd: FewShotEvoGradSettings = entry(FewShotEvoGradSettings(), "Options of EvoGrad.")
+    auxiliary: Auxiliary = entry(Auxiliary(), "A classification loss beside the episodes'.")
+    warm_up: WarmUp = entry(WarmUp(), "Training of the encoder before.")
+    steps: Count = entry(400, "Steps of training.")
+    test_queries: Count = entry(15, "Query images of a class in evaluations and tests.")
     # An interval takes two.
-    "test_episodes": integer(2),
-    "tuning_episodes": integer(2),
-    **COMPONENT_RULES,
-    **RUN_RULES,
-}
+    test_episodes: Annotated[int, Field(ge=2)] = entry(1000, "Episodes of the test.")
+    tuning_episodes: Annotated[int, Field(ge=2)] = entry(200, "Episodes of an evaluation.")
+    evaluate_every: CountOrZero = entry(100, "Steps between evaluations; 0 for the last alone.")
+
+
+DEFAULT = FewShotSettings.defaults()
 
 _PAPER: dict[str, Any] = {
     "source": "photos",

@@ -33,12 +33,11 @@ from applications.cross_lingual import figures
 from applications.cross_lingual.batches import TransferBatches
 from applications.cross_lingual.losses import TransferLoss, encode_all
 from applications.cross_lingual.settings import (
-    DEFAULT,
     LANGUAGES,
     NAMED,
-    RULES,
     TUNED,
     UNTUNED,
+    CrossLingualSettings,
 )
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
@@ -46,23 +45,17 @@ from metatoolkit.experiments.components import (
     META_METHODS,
     build_estimator,
     build_inner,
-    settle,
     tuned_as,
 )
 from metatoolkit.experiments.configuration import check_at_most
-from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
+from metatoolkit.experiments.configured import configure
+from metatoolkit.experiments.run import Assembly, fit_recorded
 from metatoolkit.metaparameters.representation_transform import (
     RepresentationTransform,
     find_layers,
 )
 from metatoolkit.networks.text_classifier import TextClassifier, build_encoder, check_positions
 from metatoolkit.tasks.data_root import data_root
-
-experiment = records.experiment("cross_lingual")
-
-experiment.add_config(DEFAULT)
-for _name, _updates in NAMED.items():
-    experiment.add_named_config(_name, _updates)
 
 
 @dataclass(frozen=True)
@@ -93,18 +86,16 @@ class Transfer:
         return "f1" if self.target.is_tagging else "accuracy"
 
 
-def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with what was left open filled in.
+def fill(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with what was left open filled in.
 
     Args:
-        config: The run's configuration.
+        config: The configuration, checked.
 
     Raises:
-        UnknownNameError: A name is unknown, for instance that of the method.
-        ConfigurationError: An entry is out of range, the languages of CoNLL folders are not given,
-            or source and target are the same.
+        ConfigurationError: The languages of CoNLL folders are not given, or source and target are
+            the same.
     """
-    config = settle(config, RULES)
     data, evograd = dict(config["data"]), dict(config["evograd"])
     if data["name"] == "auto":
         found = (data_root(data["root"]) / "masakhaner").is_dir()
@@ -132,7 +123,8 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **filled, "data": data, "evograd": evograd}
 
 
-record_filled(experiment, settings_of)
+experiment = records.experiment("cross_lingual")
+settings_of = configure(experiment, CrossLingualSettings, NAMED, fill)
 
 
 def load_corpora(data: dict[str, Any]) -> list[mt.tasks.Corpus]:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from metatoolkit.experiments.components import COMPONENT_RULES, COMPONENT_SETTINGS
+from pydantic import Field
+
 from metatoolkit.experiments.configuration import (
-    COUNT,
-    EVOGRAD_RULES,
-    FLAG,
-    NONE,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    TEXT,
-    Rules,
-    integer,
-    list_of,
-    number,
-    one_of,
+    Count,
+    CountOrZero,
+    NotNegative,
+    Seed,
+    Settings,
+    Share,
+    ShareBelowOne,
+    Text,
+    entry,
 )
-from metatoolkit.experiments.run import RUN_RULES, RUN_SETTINGS
+from metatoolkit.experiments.settings import TunedEvoGradSettings, TunedSettings
 
 METHODS = ("target_only", "joint", "frozen", "second_order", "evograd")
 
@@ -54,125 +51,100 @@ LANGUAGES = {
     "conll": (None, None),
 }
 
-DEFAULT: dict[str, Any] = {
-    "method": "evograd",
-    "data": {
-        # MasakhaNER where METATOOLKIT_DATA holds it, else generated languages.
-        "name": "auto",
-        # The data folder, that of CoNLL folders, or a copy of the hub's data set.
-        "root": None,
-        "source": None,
-        "target": None,
-        "source_examples": 2000,
-        "target_examples": 100,
-        # Seed of the samples of both languages, the paper's; None for that of the run.
-        "sample_seed": 42,
-        "labels": "equal",
-        "max_length": 48,
-        "vocabulary": 3000,
-        "generated": {
-            "seed": 0,
-            "cognates": 0.2,
-            "shared_names": 0.4,
-            "word_order": 0.3,
-            "train": 2000,
-            "dev": 300,
-            "test": 600,
-        },
-    },
-    "encoder": {
-        # A name on the hub, or None for a small encoder with random weights.
-        "pretrained": None,
-        "size": 48,
-        "layers": 2,
-        "heads": 4,
-        "feed_forward": 96,
-        # Rows of the embedding; None for as many as the tokenizer has tokens.
-        "embeddings": None,
-        "dropout": 0.1,
-        "attention_dropout": 0.0,
-    },
-    "head_dropout": 0.1,
-    "transform": {"layers": [-1], "bottleneck": None},
-    "steps": 300,
-    # Of the target sentences of a step meta-learning trains on one half and validates on the other.
-    "batch_size": 12,
-    "target_batch_size": 24,
-    "warmup": 0.1,
-    "weight_decay": 0.0,
-    "tuned": True,
-    "lr": None,
-    "meta_lr": None,
-    "meta_weight_decay": 0.0,
-    "evograd": {
-        # The paper has 2; where copies share the hidden states, more cost little.
-        "candidates": 8,
-        "sigma": None,
-        "temperature": 0.05,
-        "noise": "sign",
-        "rescale": True,
-        "perturb": ["classifier.*"],
-        "streamed": None,
-        "guided": False,
-        # Whether the copies of the head share the encoder's hidden states.
-        "prefix": True,
-    },
-    **COMPONENT_SETTINGS,
-    **RUN_SETTINGS,
-    "evaluate_every": 100,
-    "checkpoint_every": 100,
-}
 
-_SHARE = number(0, 1)
-_DROPOUT = number(0, below=1)
+class Generated(Settings):
+    """Generated languages."""
 
-RULES: Rules = {
-    "method": one_of("meta", *METHODS),
-    "data": {
-        "name": one_of("auto", *LANGUAGES),
-        "root": TEXT | NONE,
-        "source": TEXT | NONE,
-        "target": TEXT | NONE,
-        "source_examples": COUNT,
-        "target_examples": COUNT,
-        "sample_seed": SEED | NONE,
-        "labels": one_of("equal", "union"),
-        "max_length": COUNT,
-        "vocabulary": COUNT,
-        "generated": {
-            "seed": SEED,
-            "cognates": _SHARE,
-            "shared_names": _SHARE,
-            "word_order": _SHARE,
-            "train": COUNT,
-            "dev": COUNT,
-            "test": COUNT,
-        },
-    },
-    "encoder": {
-        "pretrained": TEXT | NONE,
-        "size": COUNT,
-        "layers": COUNT,
-        "heads": COUNT,
-        "feed_forward": COUNT,
-        "embeddings": COUNT | NONE,
-        "dropout": _DROPOUT,
-        "attention_dropout": _DROPOUT,
-    },
-    "head_dropout": _DROPOUT,
-    "transform": {"layers": list_of(integer(), 1), "bottleneck": COUNT | NONE},
-    "batch_size": COUNT,
-    "target_batch_size": COUNT,
-    "warmup": _SHARE,
-    "weight_decay": NOT_NEGATIVE,
-    "tuned": FLAG,
-    "lr": POSITIVE | NONE,
-    "meta_lr": POSITIVE | NONE,
-    "meta_weight_decay": NOT_NEGATIVE,
-    "evograd": {**EVOGRAD_RULES, "sigma": POSITIVE | NONE, "guided": FLAG, "prefix": FLAG},
-    **COMPONENT_RULES,
-    **RUN_RULES,
-}
+    seed: Seed = entry(0, "Seed of the languages.")
+    cognates: Share = entry(0.2, "Share of words that they have in common.")
+    shared_names: Share = entry(0.4, "Share of names that they have in common.")
+    word_order: Share = entry(0.3, "How much their word order differs.")
+    train: Count = entry(2000, "Training sentences of each.")
+    dev: Count = entry(300, "Development sentences of each.")
+    test: Count = entry(600, "Test sentences of each.")
+
+
+class Data(Settings):
+    """Source and target language."""
+
+    name: Literal[
+        "auto", "masakhaner", "generated", "generated_reviews", "wikiann", "amazon_reviews", "conll"
+    ] = entry(
+        "auto", "Data set; auto is MasakhaNER where METATOOLKIT_DATA holds it, else generated."
+    )
+    root: Text | None = entry(
+        None, "Data folder, that of CoNLL folders, or a copy of the hub's data set."
+    )
+    source: Text | None = entry(None, "Source language; None for the data set's usual one.")
+    target: Text | None = entry(None, "Target language; None for the data set's usual one.")
+    source_examples: Count = entry(2000, "Training examples of the source.")
+    target_examples: Count = entry(100, "Training examples of the target.")
+    sample_seed: Seed | None = entry(
+        42, "Seed of the samples of both, by default the paper's; None for that of the run."
+    )
+    labels: Literal["equal", "union"] = entry("equal", "How labels of both go together.")
+    max_length: Count = entry(48, "Tokens of an example at most.")
+    vocabulary: Count = entry(3000, "Tokens of a tokenizer that is trained here.")
+    generated: Generated = entry(Generated(), "Generated languages.")
+
+
+class Encoder(Settings):
+    """Encoder, of the hub or small and random."""
+
+    pretrained: Text | None = entry(None, "Name on the hub; None for a small random encoder.")
+    size: Count = entry(48, "Width of the small one.")
+    layers: Count = entry(2, "Its layers.")
+    heads: Count = entry(4, "Its attention heads.")
+    feed_forward: Count = entry(96, "Width of its feed-forward layers.")
+    embeddings: Count | None = entry(None, "Rows of its embedding; None for the tokenizer's.")
+    dropout: ShareBelowOne = entry(0.1, "Its dropout.")
+    attention_dropout: ShareBelowOne = entry(0.0, "Dropout of its attention.")
+
+
+class Transform(Settings):
+    """Representation transformation network."""
+
+    layers: Annotated[list[int], Field(min_length=1)] = entry([-1], "Layers that it follows.")
+    bottleneck: Count | None = entry(None, "Its width; None for its own default.")
+
+
+class TransferEvoGradSettings(TunedEvoGradSettings):
+    """Options of EvoGrad; the paper has two copies, but more that share the encoder cost little."""
+
+    candidates: Annotated[int, Field(ge=2)] = entry(8, "Copies of the parameters.")
+    perturb: Annotated[list[Text], Field(min_length=1)] | None = entry(
+        ["classifier.*"], "Patterns of the parameters that copies differ in; None for all."
+    )
+    guided: bool = entry(
+        False, "Two copies along the outer gradient; σ is then the norm of what they differ by."
+    )
+    prefix: bool = entry(True, "Whether copies of the head share the encoder's hidden states.")
+
+
+class CrossLingualSettings(TunedSettings):
+    """Configuration of the application."""
+
+    method: Literal["meta", "target_only", "joint", "frozen", "second_order", "evograd"] = entry(
+        "evograd", "How the transformation is learned, if there is any."
+    )
+    data: Data = entry(Data(), "Source and target language.")
+    encoder: Encoder = entry(Encoder(), "Encoder.")
+    head_dropout: ShareBelowOne = entry(0.1, "Dropout of the head.")
+    transform: Transform = entry(Transform(), "Representation transformation network.")
+    steps: Count = entry(300, "Steps of training.")
+    batch_size: Count = entry(12, "Source examples of a step.")
+    target_batch_size: Count = entry(
+        24, "Target examples of a step; meta-learning trains on one half, validates on the other."
+    )
+    warmup: Share = entry(0.1, "Share of the steps in which the learning rates rise.")
+    weight_decay: NotNegative = entry(0.0, "Weight decay of the classifier.")
+    meta_weight_decay: NotNegative = entry(0.0, "Weight decay of the transformation.")
+    evograd: TransferEvoGradSettings = entry(TransferEvoGradSettings(), "Options of EvoGrad.")
+    evaluate_every: CountOrZero = entry(100, "Steps between evaluations; 0 for the last alone.")
+    checkpoint_every: CountOrZero = entry(100, "Steps between checkpoints; 0 for the last alone.")
+
+
+DEFAULT = CrossLingualSettings.defaults()
 
 UNTUNED = {"lr": 1e-3, "meta_lr": 1e-3, "sigma": 1e-3}
 

@@ -21,14 +21,12 @@ import torch
 
 from applications.illustration import estimators, replay
 from applications.illustration.problem import mean_limit_estimate, true_hypergradient
-from applications.illustration.settings import DEFAULT, NAMED, RULES
+from applications.illustration.settings import NAMED, IllustrationSettings
 from metatoolkit import records
-from metatoolkit.experiments.configuration import check_configuration
+from metatoolkit.experiments.configured import configure
 
 experiment = records.experiment("illustration")
-experiment.add_config(DEFAULT)
-for _name, _updates in NAMED.items():
-    experiment.add_named_config(_name, _updates)
+settings_of = configure(experiment, IllustrationSettings, NAMED)
 
 
 def run_gradients(run: Any, config: dict[str, Any]) -> dict[str, float]:
@@ -162,8 +160,7 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
     Returns:
         The figures that sum it up.
     """
-    config = dict(_config)
-    check_configuration(config, RULES)
+    config = settings_of(_config)
     parts = {
         "gradients": run_gradients,
         "trajectories": run_trajectories,

@@ -25,33 +25,21 @@ import torch
 
 import metatoolkit as mt
 from applications.label_noise import figures
-from applications.label_noise.settings import DEFAULT, NAMED, RULES, TUNED, UNTUNED
-from baselines import frozen_weights, plain, uniform_weights
+from applications.label_noise.settings import NAMED, TUNED, UNTUNED, LabelNoiseSettings
 from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
-from metatoolkit.experiments.components import build_estimator, build_inner, settle, tuned_as
+from metatoolkit.experiments.components import build_estimator, build_inner, tuned_as
 from metatoolkit.experiments.configuration import check_at_most
-from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
-
-experiment = records.experiment("label_noise")
-
-
-experiment.add_config(DEFAULT)
-for _name, _updates in NAMED.items():
-    experiment.add_named_config(_name, _updates)
+from metatoolkit.experiments.configured import configure
+from metatoolkit.experiments.run import Assembly, fit_recorded
 
 
-def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with what was left open filled in for the method.
+def fill(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with what was left open filled in for the method.
 
     Args:
-        config: The run's configuration.
-
-    Raises:
-        ConfigurationError: An entry is out of range.
-        UnknownNameError: A name is unknown, for instance that of the method.
+        config: The configuration, checked.
     """
-    config = settle(config, RULES)
     tuned = TUNED[tuned_as(config["method"])] if config["tuned"] else {}
     own = {**UNTUNED, **tuned}
     filled = {
@@ -65,7 +53,8 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **filled, "evograd": evograd}
 
 
-record_filled(experiment, settings_of)
+experiment = records.experiment("label_noise")
+settings_of = configure(experiment, LabelNoiseSettings, NAMED, fill)
 
 
 def assemble(config: dict[str, Any]) -> Assembly:
@@ -99,11 +88,11 @@ def assemble(config: dict[str, Any]) -> Assembly:
         config["network"]["name"], task.classes, task.input_shape, **options
     )
     meta = mt.metaparameters.WeightNet(**config["weight_net"])
-    losses = {"plain": plain, "uniform_weights": uniform_weights, "frozen_weights": frozen_weights}
+    weighted = config["method"] not in ("plain", "uniform_weights")
     problem = mt.BilevelProblem(
         model,
         meta,
-        train_loss=losses.get(config["method"], mt.losses.weighted_cross_entropy),
+        train_loss=mt.losses.weighted_cross_entropy if weighted else mt.losses.cross_entropy,
         valid_loss=mt.losses.cross_entropy,
     )
     boundaries = [round(fraction * config["steps"]) for fraction in config["milestones"]]

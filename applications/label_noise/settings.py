@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from metatoolkit.experiments.components import COMPONENT_RULES, COMPONENT_SETTINGS
+from pydantic import Field
+
 from metatoolkit.experiments.configuration import (
-    COUNT,
-    EVOGRAD_RULES,
-    FLAG,
-    MILESTONES,
-    NONE,
-    NOT_NEGATIVE,
-    POSITIVE,
-    TEXT,
-    Rules,
-    integer,
-    list_of,
-    number,
-    one_of,
+    Among,
+    Count,
+    CountOrZero,
+    Milestones,
+    NotNegative,
+    Settings,
+    Share,
+    ShareBelowOne,
+    Text,
+    entry,
 )
-from metatoolkit.experiments.run import RUN_RULES, RUN_SETTINGS
+from metatoolkit.experiments.settings import TunedSettings
 from metatoolkit.networks import NETWORKS
 
 METHODS = ("plain", "uniform_weights", "frozen_weights", "second_order", "evograd")
@@ -49,76 +47,66 @@ UNTUNED: dict[str, Any] = {
     "sigma": 1e-3,
 }
 
-# A network's option that is None keeps the network's own default. What UNTUNED names and is None
-# here is what was tuned for the method.
-DEFAULT: dict[str, Any] = {
-    "method": "evograd",
-    "dataset": "digits",
-    "data_root": None,
-    "resize": None,
-    "noise": {"kind": "flip", "probability": 0.4},
-    "meta_per_class": 10,
-    "tuning_per_class": 10,
-    "network": {"name": "mlp", "hidden": None, "width": None, "depth": None, "dropout": None},
-    "weight_net": {"hidden": 100, "layers": 1},
-    "steps": 1500,
-    "batch_size": 100,
-    "meta_batch_size": 100,
-    "augment": False,
-    "tuned": True,
-    "lr": None,
-    "momentum": None,
-    "nesterov": None,
-    "weight_decay": 5e-4,
-    "milestones": [0.67, 0.83],
-    "meta_optimizer": "adam",
-    "meta_lr": None,
-    "meta_weight_decay": 0.0,
-    "evograd": {
-        "candidates": 2,
-        "sigma": None,
-        "temperature": 0.05,
-        "noise": "sign",
-        "rescale": True,
-        "perturb": None,
-        "streamed": None,
-    },
-    **COMPONENT_SETTINGS,
-    **RUN_SETTINGS,
-}
 
-RULES: Rules = {
-    "method": one_of("meta", *METHODS, "learn2learn"),
-    "dataset": TEXT,
-    "data_root": TEXT | NONE,
-    "resize": COUNT | NONE,
-    "noise": {"kind": one_of("uniform", "flip", "flip2"), "probability": number(0, 1)},
-    "meta_per_class": COUNT,
-    "tuning_per_class": integer(0),
-    "network": {
-        "name": one_of(*NETWORKS),
-        "hidden": list_of(COUNT) | NONE,
-        "width": COUNT | NONE,
-        "depth": COUNT | NONE,
-        "dropout": number(0, below=1) | NONE,
-    },
-    "weight_net": {"hidden": COUNT | list_of(COUNT, 1), "layers": COUNT},
-    "batch_size": COUNT,
-    "meta_batch_size": COUNT,
-    "augment": FLAG,
-    "tuned": FLAG,
-    "lr": POSITIVE | NONE,
-    "momentum": number(0, below=1) | NONE,
-    "nesterov": FLAG | NONE,
-    "weight_decay": NOT_NEGATIVE,
-    "milestones": MILESTONES,
-    "meta_optimizer": one_of("adam", "sgd"),
-    "meta_lr": POSITIVE | NONE,
-    "meta_weight_decay": NOT_NEGATIVE,
-    "evograd": {**EVOGRAD_RULES, "sigma": POSITIVE | NONE},
-    **COMPONENT_RULES,
-    **RUN_RULES,
-}
+class Noise(Settings):
+    """Corruption of the training labels."""
+
+    kind: Literal["uniform", "flip", "flip2"] = entry("flip", "How labels are corrupted.")
+    probability: Share = entry(0.4, "Share of the labels that are corrupted.")
+
+
+class Network(Settings):
+    """Classifier; an option that is None keeps the network's own default."""
+
+    name: Annotated[str, Among(NETWORKS)] = entry("mlp", "Network.")
+    hidden: list[Count] | None = entry(None, "Widths of hidden layers; None for its own.")
+    width: Count | None = entry(None, "Width, or its factor; None for the network's own.")
+    depth: Count | None = entry(None, "Depth; None for the network's own.")
+    dropout: ShareBelowOne | None = entry(None, "Dropout; None for the network's own.")
+
+
+class WeightNetSettings(Settings):
+    """Network that weights examples by their losses."""
+
+    hidden: Count | Annotated[list[Count], Field(min_length=1)] = entry(100, "Width or widths.")
+    layers: Count = entry(1, "Hidden layers.")
+
+
+class LabelNoiseSettings(TunedSettings):
+    """Configuration of the application; what UNTUNED names and is None here was tuned."""
+
+    method: Literal[
+        "meta",
+        "plain",
+        "uniform_weights",
+        "frozen_weights",
+        "second_order",
+        "evograd",
+        "learn2learn",
+    ] = entry("evograd", "How the weights of examples are learned, if at all.")
+    dataset: Text = entry("digits", "Data set, such as digits, cifar10 or cifar100.")
+    data_root: Text | None = entry(None, "Folder of the data; None for METATOOLKIT_DATA.")
+    resize: Count | None = entry(None, "Side that images are resized to; None to keep them.")
+    noise: Noise = entry(Noise(), "Corruption of the training labels.")
+    meta_per_class: Count = entry(10, "Clean examples of a class in the meta set.")
+    tuning_per_class: CountOrZero = entry(10, "Clean examples of a class to choose settings on.")
+    network: Network = entry(Network(), "Classifier.")
+    weight_net: WeightNetSettings = entry(WeightNetSettings(), "Weight network.")
+    steps: Count = entry(1500, "Steps of training.")
+    batch_size: Count = entry(100, "Training examples of a step.")
+    meta_batch_size: Count = entry(100, "Meta examples of a step.")
+    augment: bool = entry(False, "Whether training images are shifted and flipped.")
+    momentum: ShareBelowOne | None = entry(None, "Momentum; None for what was tuned.")
+    nesterov: bool | None = entry(None, "Whether it is Nesterov's; None for what was tuned.")
+    weight_decay: NotNegative = entry(5e-4, "Weight decay of the network.")
+    milestones: Milestones = entry(
+        [0.67, 0.83], "Fractions of the training after which the rate falls to a tenth."
+    )
+    meta_optimizer: Literal["adam", "sgd"] = entry("adam", "Optimizer of the weight network.")
+    meta_weight_decay: NotNegative = entry(0.0, "Weight decay of the weight network.")
+
+
+DEFAULT = LabelNoiseSettings.defaults()
 
 _PAPER: dict[str, Any] = {
     "network": {"name": "resnet32", "width": 1},

@@ -13,52 +13,46 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.experiments.components import component
 from metatoolkit.experiments.configuration import (
-    DEVICE,
-    FLAG,
-    TEXT,
-    Rules,
-    check_configuration,
-    integer,
-    list_of,
-    one_of,
+    Among,
+    Device,
+    OpenSettings,
+    Seed,
+    Settings,
+    Text,
+    entry,
 )
+from metatoolkit.experiments.configured import configure
 from metatoolkit.experiments.jobs import Job, resolve
 from metatoolkit.experiments.run import configuration_digest, measure_costs
 from metatoolkit.hypergradients import estimators
 
-ESTIMATORS = ("second_order", "evograd", "evograd_streamed")
-APPLICATIONS = ("label_noise", "rotation", "cross_domain_few_shot", "cross_lingual")
 
-RULES: Rules = {
-    "application": one_of(*APPLICATIONS),
-    "settings": list_of(TEXT),
-    "estimator": one_of(*ESTIMATORS) | component(estimators),
-    "options": {},
-    "candidates": integer(2),
-    "device": DEVICE,
-    "progress": FLAG,
-}
+class CostSettings(Settings):
+    """Configuration of the application."""
+
+    seed: Seed = entry(..., "Seed of the application; drawn where it is not given.")
+    application: Literal["label_noise", "rotation", "cross_domain_few_shot", "cross_lingual"] = (
+        entry("rotation", "Whose step is measured.")
+    )
+    settings: list[Text] = entry([], "What would stand behind `with` on its own command line.")
+    estimator: (
+        Literal["second_order", "evograd", "evograd_streamed"] | Annotated[str, Among(estimators)]
+    ) = entry("evograd_streamed", "Estimator.")
+    options: OpenSettings = entry(OpenSettings(), "Options of a registered estimator.")
+    candidates: Annotated[int, Field(ge=2)] = entry(2, "Copies of EvoGrad.")
+    device: Device = entry("cpu", "Where to measure.")
+    progress: bool = entry(False, "Without effect; all applications have it.")
+    measured: str | None = entry(None, "Digest of the application's own configuration.")
+
 
 experiment = records.experiment("meta_step_cost")
-experiment.add_config(
-    {
-        "application": "rotation",
-        # What would stand behind `with` on the application's own command line.
-        "settings": [],
-        "estimator": "evograd_streamed",
-        # Those of an estimator that is chosen by its registered name.
-        "options": {},
-        "candidates": 2,
-        "device": "cpu",
-        "progress": False,
-    }
-)
 
 
 def job_of(config: Mapping[str, Any]) -> Job:
@@ -71,7 +65,7 @@ def job_of(config: Mapping[str, Any]) -> Job:
         ConfigurationError: An entry is out of range.
         UnknownNameError: There is no such application or estimator.
     """
-    check_configuration(config, RULES)
+    CostSettings.check(config)
     # Only now, since `records` prepares Sacred for its import.
     from sacred.arg_parser import get_config_updates
 
@@ -94,22 +88,16 @@ def job_of(config: Mapping[str, Any]) -> Job:
     return Job(module, config["application"], config["seed"], updates, tuple(named))
 
 
-experiment.open_entries = ("options",)
-
-
-@experiment.config_hook
-def name_configuration(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
+def fill(config: dict[str, Any]) -> dict[str, Any]:
     """Add the name of the application's own configuration, which its defaults are a part of.
 
     Args:
-        config: The configuration so far.
-        command_name: Not used.
-        logger: Not used.
-
-    Returns:
-        The entry ``measured``.
+        config: The configuration, checked.
     """
-    return {"measured": configuration_digest(resolve(job_of(config)))}
+    return {**config, "measured": configuration_digest(resolve(job_of(config)))}
+
+
+configure(experiment, CostSettings, fill=fill)
 
 
 @experiment.main

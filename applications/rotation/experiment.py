@@ -15,25 +15,19 @@ Expected on the default, scikit-learn's digits: see docs/rotation.md.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 
 import metatoolkit as mt
-from applications.rotation.settings import DEFAULT, NAMED, RULES
+from applications.rotation.settings import NAMED, RotationSettings
 from metatoolkit import records
-from metatoolkit.experiments.components import build_estimator, build_inner, settle
-from metatoolkit.experiments.run import Assembly, fit_recorded, record_filled
+from metatoolkit.experiments.components import build_estimator, build_inner
+from metatoolkit.experiments.configured import configure
+from metatoolkit.experiments.run import Assembly, fit_recorded
 
 experiment = records.experiment("rotation")
-experiment.add_config(DEFAULT)
-for _name, _updates in NAMED.items():
-    experiment.add_named_config(_name, _updates)
-
-
-settings_of = functools.partial(settle, rules=RULES)
-record_filled(experiment, settings_of)
+settings_of = configure(experiment, RotationSettings, NAMED)
 
 
 def build_task(config: dict[str, Any]) -> mt.tasks.RotatedClassification:

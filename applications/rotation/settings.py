@@ -2,81 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from metatoolkit.experiments.components import COMPONENT_RULES, COMPONENT_SETTINGS
 from metatoolkit.experiments.configuration import (
-    COUNT,
-    EVOGRAD_RULES,
-    FLAG,
-    NONE,
-    POSITIVE,
-    TEXT,
-    Rules,
-    integer,
-    number,
-    one_of,
+    Among,
+    Count,
+    CountOrZero,
+    Positive,
+    Settings,
+    Text,
+    entry,
 )
-from metatoolkit.experiments.run import RUN_RULES, RUN_SETTINGS
+from metatoolkit.experiments.settings import EvoGradSettings, TrainingSettings
 from metatoolkit.networks import NETWORKS
 
 METHODS = ("baseline", "second_order", "evograd")
 
-DEFAULT: dict[str, Any] = {
-    "method": "evograd",
-    "dataset": "digits",
-    "data_root": None,
-    # The digits fill the middle 14 × 14 of 20 × 20 pixels, in the proportion of MNIST, so that a
-    # rotation by 30° cuts nothing off. None keeps the images.
-    "resize": {"side": 14, "padding": 3},
-    "degrees": 30.0,
-    "interpolation": "bilinear",
-    "valid_examples": 240,
-    "tuning_examples": 240,
-    "shuffle_split": True,
-    "network": {"name": "lenet"},
-    "steps": 300,
-    "batch_size": 64,
-    "valid_batch_size": 64,
-    "lr": 1e-3,
-    "meta_lr": 1e-2,
-    # Two copies, as published, need more steps than these: see docs/rotation.md.
-    "evograd": {
-        "candidates": 4,
-        "sigma": 1e-3,
-        "temperature": 0.05,
-        "noise": "sign",
-        "rescale": True,
-        "perturb": None,
-        "streamed": None,
-    },
-    # Steps between evaluations of accuracy; the angle is recorded at every `evaluate_every`.
-    "accuracy_every": 100,
-    **COMPONENT_SETTINGS,
-    **RUN_SETTINGS,
-    "evaluate_every": 10,
-}
 
-RULES: Rules = {
-    "method": one_of("meta", *METHODS),
-    "dataset": TEXT,
-    "data_root": TEXT | NONE,
-    "resize": {"side": COUNT | NONE, "padding": integer(0)},
-    "degrees": number(),
-    "interpolation": one_of("bilinear", "nearest"),
-    "valid_examples": COUNT,
-    "tuning_examples": integer(0),
-    "shuffle_split": FLAG,
-    "network": {"name": one_of(*NETWORKS)},
-    "batch_size": COUNT,
-    "valid_batch_size": COUNT,
-    "lr": POSITIVE,
-    "meta_lr": POSITIVE,
-    "evograd": EVOGRAD_RULES,
-    "accuracy_every": COUNT,
-    **COMPONENT_RULES,
-    **RUN_RULES,
-}
+class Resize(Settings):
+    """Size of the images.
+
+    The digits fill the middle 14 × 14 of 20 × 20 pixels, in the proportion of MNIST, so that a
+    rotation by 30° cuts nothing off.
+    """
+
+    side: Count | None = entry(14, "Side that images are resized to; None to keep them.")
+    padding: CountOrZero = entry(3, "Pixels of background around them.")
+
+
+class Network(Settings):
+    """Classifier."""
+
+    name: Annotated[str, Among(NETWORKS)] = entry("lenet", "Network.")
+
+
+class RotationSettings(TrainingSettings):
+    """Configuration of the application."""
+
+    method: Literal["meta", "baseline", "second_order", "evograd"] = entry(
+        "evograd", "How the angle is learned, if at all."
+    )
+    dataset: Text = entry("digits", "Data set, such as digits or mnist.")
+    data_root: Text | None = entry(None, "Folder of the data; None for METATOOLKIT_DATA.")
+    resize: Resize = entry(Resize(), "Size of the images.")
+    degrees: float = entry(30.0, "Angle of validation and test images.")
+    interpolation: Literal["bilinear", "nearest"] = entry("bilinear", "How they are rotated.")
+    valid_examples: Count = entry(240, "Images for the outer loss.")
+    tuning_examples: CountOrZero = entry(240, "Images to choose settings on.")
+    shuffle_split: bool = entry(True, "Whether the seed draws which images these are.")
+    network: Network = entry(Network(), "Classifier.")
+    steps: Count = entry(300, "Steps of training.")
+    batch_size: Count = entry(64, "Training images of a step.")
+    valid_batch_size: Count = entry(64, "Validation images of a step.")
+    lr: Positive = entry(1e-3, "Learning rate of the network.")
+    meta_lr: Positive = entry(1e-2, "Learning rate of the angle.")
+    # Two copies, as published, need more steps than these: see docs/rotation.md.
+    evograd: EvoGradSettings = entry(EvoGradSettings(candidates=4), "Options of EvoGrad.")
+    accuracy_every: Count = entry(100, "Steps between evaluations of accuracy.")
+    evaluate_every: CountOrZero = entry(10, "Steps between values of the angle.")
+
+
+DEFAULT = RotationSettings.defaults()
 
 NAMED: dict[str, dict[str, Any]] = {
     # The paper's protocol: 40,000 upright images, the last 10,000 rotated for validation, 5 epochs.

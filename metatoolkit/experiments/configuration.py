@@ -1,211 +1,215 @@
-"""Checks of a run's configuration, and components from entries that applications have in common."""
+"""The typed definition of a configuration: default, type, range and help of each entry, once."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
+import copy
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, core_schema
 
-from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What values an entry of a configuration may have; ``a | b`` accepts what either does.
+class Words:
+    """What a type accepts, as errors and help say it, where its own parts do not tell.
 
     Attributes:
-        words: What is accepted, as an error says it.
-        accepts: Whether a value is accepted.
-        names: Names that are accepted, where an error shall tell the nearest one.
+        words: Such as ``"a list of increasing numbers"``.
     """
 
     words: str
-    accepts: Callable[[Any], bool]
-    names: Collection[str] = ()
 
-    def __or__(self, other: Rule) -> Rule:
-        """Return the rule that accepts what this one or the other one does."""
-        return Rule(
-            f"{self.words} or {other.words}",
-            lambda value: self.accepts(value) or other.accepts(value),
-            (*self.names, *other.names),
-        )
 
-    def check(self, entry: str, value: Any) -> None:
-        """Raise unless a value is accepted.
+@dataclass(frozen=True, eq=False)
+class Among:
+    """Lets an entry accept the names of a registry: ``Annotated[str, Among(NETWORKS)]``.
+
+    Attributes:
+        names: The names, asked for anew at each check.
+    """
+
+    names: Collection[str]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Return what pydantic does with a value.
 
         Args:
-            entry: Name of the entry, for the error.
-            value: Its value.
-
-        Raises:
-            UnknownNameError: It is another name than those accepted.
-            ConfigurationError: It is anything else that is not accepted.
+            source: The type that this stands beside.
+            handler: Knows what to do with the type.
         """
-        if self.accepts(value):
-            return
-        if self.names and isinstance(value, str):
-            raise UnknownNameError(entry, value, self.names)
-        raise ConfigurationError(f"{entry} is {value!r}; {self.words} is needed.")
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def _known(self, name: str) -> str:
+        if name not in self.names:
+            raise ValueError(f"{name!r} is unknown")
+        return name
 
 
-Rules = Mapping[str, "Rule | Rules"]
-
-NONE = Rule("None", lambda value: value is None)
-FLAG = Rule("True or False", lambda value: isinstance(value, bool))
-TEXT = Rule("a text", lambda value: isinstance(value, str) and value != "")
-
-
-def integer(least: int | None = None, most: int | None = None) -> Rule:
-    """Return the rule of an integer.
-
-    Args:
-        least: Smallest value that is accepted; ``None`` for no bound.
-        most: Largest one; ``None`` for no bound.
-    """
-    lower = "" if least is None else f" from {least}"
-    upper = (" on" if lower else "") if most is None else f" to {most}"
-    return Rule(
-        f"an integer{lower}{upper}",
-        lambda value: (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and (least is None or value >= least)
-            and (most is None or value <= most)
-        ),
-    )
+def _increasing(values: list[float]) -> list[float]:
+    if values != sorted(values):
+        raise ValueError("it does not increase")
+    return values
 
 
-def number(
-    least: float | None = None,
-    most: float | None = None,
-    *,
-    above: float | None = None,
-    below: float | None = None,
-) -> Rule:
-    """Return the rule of a finite number.
-
-    Args:
-        least: Smallest value that is accepted.
-        most: Largest one.
-        above: What the value must be above of.
-        below: What the value must be below of.
-    """
-    bounds = {"of at least": least, "of at most": most, "above": above, "below": below}
-    told = [f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None]
-    return Rule(
-        " ".join(["a finite number", " and ".join(told)]).strip(),
-        lambda value: (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and (least is None or value >= least)
-            and (most is None or value <= most)
-            and (above is None or value > above)
-            and (below is None or value < below)
-        ),
-    )
-
-
-def one_of(*names: str) -> Rule:
-    """Return the rule of a name.
-
-    Args:
-        names: The names that are accepted.
-    """
-    known = tuple(names)
-    words = f"one of {', '.join(map(repr, known))}"
-    return Rule(words, lambda value: isinstance(value, str) and value in known, known)
-
-
-def list_of(rule: Rule, least: int = 0, most: int | None = None) -> Rule:
-    """Return the rule of a list.
-
-    Args:
-        rule: Rule of each of its elements.
-        least: Smallest length.
-        most: Largest length; ``None`` for no bound.
-    """
-    length = f" of at least {least}" if least else ""
-    if most is not None:
-        length = f" of {most}" if least == most else f" of {least} to {most}"
-    return Rule(
-        f"a list{length}, each {rule.words},",
-        lambda value: (
-            isinstance(value, list | tuple)
-            and len(value) >= least
-            and (most is None or len(value) <= most)
-            and all(rule.accepts(element) for element in value)
-        ),
-    )
-
-
-def _can_be_used(device: Any) -> bool:
+def _usable(device: str) -> str:
     try:
         kind = torch.device(device).type
         if kind == "cuda" and not torch.cuda.is_available():
-            return False
+            raise ValueError("there is no GPU")
         torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError):
-        return False
-    return kind != "meta"
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"it cannot be used: {error}") from None
+    if kind == "meta":
+        raise ValueError("it holds no values")
+    return device
 
 
-DEVICE = Rule(
-    "'cpu', or 'cuda' where PyTorch finds a GPU,",
-    lambda value: isinstance(value, str) and _can_be_used(value),
-)
-SEED = integer(0, 2**32 - 1)
-COUNT = integer(1)
-POSITIVE = number(above=0)
-NOT_NEGATIVE = number(0)
-MILESTONES = Rule(
-    "a list of increasing numbers from 0 to 1",
-    lambda value: list_of(number(0, 1)).accepts(value) and list(value) == sorted(value),
-)
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Milestones = Annotated[
+    list[Share], AfterValidator(_increasing), Words("a list of increasing numbers from 0 to 1")
+]
+Device = Annotated[
+    str, AfterValidator(_usable), Words("'cpu', or 'cuda' where PyTorch finds a GPU,")
+]
 
 
-EVOGRAD_RULES: dict[str, Rule] = {
-    "candidates": integer(2),
-    "sigma": POSITIVE,
-    "temperature": POSITIVE,
-    "noise": one_of("sign", "gaussian"),
-    "rescale": FLAG,
-    "perturb": list_of(TEXT, 1) | NONE,
-    "streamed": FLAG | NONE,
-}
-"""Rules of the options of :class:`metatoolkit.hypergradients.EvoGrad` in a configuration."""
-
-
-def check_configuration(config: Mapping[str, Any], rules: Rules, prefix: str = "") -> None:
-    """Raise unless every entry of a configuration has a value that its rule accepts.
+def entry(default: Any, help: str) -> Any:
+    """Return an entry of :class:`Settings`.
 
     Args:
-        config: The configuration; it may have more entries than there are rules.
-        rules: Rules by entry; those of nested entries nested alike.
-        prefix: What stands before the names of the entries, for the error.
-
-    Raises:
-        ConfigurationError: An entry is missing, or its value is not accepted; the message names
-            it, what was given and what is accepted.
-        UnknownNameError: A name is unknown.
+        default: Its value by default; ``...`` where a run must give it.
+        help: What it is, in one line.
     """
-    for name, rule in rules.items():
-        entry = f"{prefix}{name}"
-        if name not in config:
-            raise ConfigurationError(f"{entry} is missing in the configuration; give it.")
-        value = config[name]
-        if isinstance(rule, Rule):
-            rule.check(entry, value)
-        elif isinstance(value, Mapping):
-            check_configuration(value, rule, f"{entry}.")
-        else:
-            raise ConfigurationError(
-                f"{entry} is {value!r}; a mapping with the entries {', '.join(rule)} is needed."
-            )
+    return Field(default, description=help)
+
+
+class Settings(BaseModel):
+    """Definition of a configuration: one typed field an entry, made by :func:`entry`.
+
+    A field whose type is a class of settings is a group of entries. Types are those of Python and
+    pydantic, of which values are taken as they are: 1 is no text, ``True`` is not 1, and no number
+    is NaN or infinite::
+
+        class MySettings(Settings):
+            steps: Count = entry(100, "Steps of training.")
+            optimizer: Literal["adam", "sgd"] = entry("adam", "What moves the parameters.")
+
+    Configurations stay dictionaries, of which this class knows defaults and what they may hold.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return the configuration by default, without the entries that a run must give."""
+        return {
+            name: _dumped(field.default)
+            for name, field in cls.model_fields.items()
+            if not field.is_required()
+        }
+
+    @classmethod
+    def check(cls, config: Mapping[str, Any]) -> None:
+        """Raise unless every entry of a configuration has a value that its type accepts.
+
+        Args:
+            config: The configuration.
+
+        Raises:
+            ConfigurationError: An entry is missing, or its value is not accepted; the message names
+                it, what was given and what is accepted.
+            UnknownNameError: A name is unknown, of an entry or in its value.
+        """
+        from metatoolkit.experiments.accepted import explained
+
+        try:
+            checked = cls.model_validate(_plain(config))
+        except ValidationError as error:
+            raise explained(cls, config, error.errors()[0]) from None
+        for name in _missing(checked):
+            raise ConfigurationError(f"{name} is missing in the configuration; give it.")
+
+    @classmethod
+    def settle(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a configuration and return it with what follows from its entries filled in.
+
+        Args:
+            config: The configuration.
+
+        Raises:
+            ConfigurationError: As in :meth:`check`.
+            UnknownNameError: As in :meth:`check`.
+        """
+        cls.check(config)
+        return dict(config)
+
+    @classmethod
+    def open_groups(cls) -> tuple[str, ...]:
+        """Return the groups that take more entries than they have by default."""
+        return tuple(
+            name for name, group in cls.groups() if group.model_config.get("extra") == "allow"
+        )
+
+    @classmethod
+    def groups(cls) -> Iterator[tuple[str, type[Settings]]]:
+        """Iterate over the fields that are groups of entries, with their classes."""
+        for name, field in cls.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+                yield name, field.annotation
+
+
+class OpenSettings(Settings):
+    """A group that takes more entries than it has by default, such as options of a component."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def _dumped(value: Any) -> Any:
+    if not isinstance(value, Settings):
+        return copy.deepcopy(value)
+    return {name: _dumped(getattr(value, name)) for name in type(value).model_fields}
+
+
+def _missing(checked: Settings, prefix: str = "") -> Iterator[str]:
+    """Iterate over entries that have their defaults because they were not given."""
+    for name in type(checked).model_fields:
+        value = getattr(checked, name)
+        if name not in checked.model_fields_set:
+            yield f"{prefix}{name}"
+        elif isinstance(value, Settings):
+            yield from _missing(value, f"{prefix}{name}.")
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings as dictionaries and tuples as lists, as the record stores them."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value
 
 
 def check_at_most(entry: str, value: int, most: int, what: str) -> None:

@@ -18,45 +18,11 @@ from metatoolkit import records
 from metatoolkit.batch_stream import Stateful
 from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.experiments.components import COMPONENT_SETTINGS
-from metatoolkit.experiments.configuration import (
-    COUNT,
-    DEVICE,
-    FLAG,
-    NONE,
-    SEED,
-    TEXT,
-    Rule,
-    integer,
-)
 from metatoolkit.experiments.figures import draw_curves
 from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.records.home import data_home
 from metatoolkit.records.terminal import say
 from metatoolkit.training import Evaluate, MetaTrainer
-
-RUN_SETTINGS: dict[str, Any] = {
-    "device": "cpu",
-    "evaluate_every": 250,
-    "log_every": 10,
-    "checkpoint_every": 250,
-    "checkpoint": None,
-    "resume": False,
-    "progress": True,
-}
-"""Configuration entries that :func:`fit_recorded` reads, beside ``steps``, ``seed``, ``method``."""
-
-RUN_RULES: dict[str, Rule] = {
-    "seed": SEED,
-    "steps": COUNT,
-    "device": DEVICE,
-    "evaluate_every": integer(0),
-    "log_every": COUNT,
-    "checkpoint_every": integer(0),
-    "checkpoint": TEXT | NONE,
-    "resume": FLAG,
-    "progress": FLAG,
-}
-"""Rules of these entries, for :func:`metatoolkit.experiments.configuration.check_configuration`."""
 
 _PASSING = {"checkpoint", "checkpoint_every", "resume", "progress", "device"}
 
@@ -76,40 +42,6 @@ class Assembly:
     train_batches: Iterable[Any]
     valid_batches: Iterable[Any] | None = None
     task: Any = None
-
-
-def record_filled(experiment: Any, fill: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
-    """Let the configuration of every run hold what is filled in where an entry was left open.
-
-    What is recorded and compared is then what was used, such as a tuned learning rate, and not the
-    ``None`` that stands for it. Components that are chosen by name take options that are no entries
-    by default.
-
-    Args:
-        experiment: The Sacred experiment.
-        fill: Takes a configuration and returns it with open entries filled in.
-    """
-
-    def hook(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
-        # Sacred draws the seed only after this, where none is given.
-        return _changed(config, fill({"seed": 0, **config}))
-
-    experiment.config_hook(hook)
-    experiment.open_entries = tuple(COMPONENT_SETTINGS)
-
-
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries that differ, nested ones alone."""
-    changed: dict[str, Any] = {}
-    for name, value in after.items():
-        former = before.get(name)
-        if isinstance(value, Mapping) and isinstance(former, Mapping):
-            inner = _changed(former, value)
-            if inner:
-                changed[name] = inner
-        elif (former is None and value is not None) or (name in before and former != value):
-            changed[name] = value
-    return changed
 
 
 def configuration_digest(config: Mapping[str, Any]) -> str:
@@ -213,7 +145,8 @@ def fit_recorded(
     configuration with ``resume=True`` goes on from it bitwise.
 
     Args:
-        run: The Sacred run. Its configuration holds ``steps``, ``seed`` and :data:`RUN_SETTINGS`.
+        run: The Sacred run. Its configuration has the entries of
+            :class:`metatoolkit.experiments.settings.RunSettings`.
         assembly: What to train.
         evaluate: Called with the trainer whenever an evaluation is due; returns metrics.
         write_artifacts: Called with a folder after training; returns the files it wrote there,

@@ -10,7 +10,7 @@ import random
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,9 +120,11 @@ def _experiment_class() -> Any:
         Attributes:
             open_entries: Entries whose parts a run may name without their being there by default,
                 such as the options of a component.
+            entries_help: Returns the part of the help on the configuration; ``None`` for none.
         """
 
         open_entries: tuple[str, ...] = ()
+        entries_help: Callable[[], str] | None = None
         _from_command_line = False
         _program: str | None = None
 
@@ -204,12 +206,17 @@ def _experiment_class() -> Any:
         def get_usage(self, program_name: str | None = None) -> Any:
             """Return the usage; under the command `metatoolkit` with what was typed there."""
             if program_name is not None or self._program is None:
-                return super().get_usage(program_name)
-            # Sacred shows the path from the experiment's folder, quoted.
-            program_name = os.path.join(self.base_dir, self._program)
-            short, long, internal = super().get_usage(program_name)
-            shown = shlex.quote(self._program)
-            return short.replace(shown, self._program), long.replace(shown, self._program), internal
+                short, long, internal = super().get_usage(program_name)
+            else:
+                # Sacred shows the path from the experiment's folder, quoted.
+                program_name = os.path.join(self.base_dir, self._program)
+                short, long, internal = super().get_usage(program_name)
+                shown = shlex.quote(self._program)
+                short, long = (text.replace(shown, self._program) for text in (short, long))
+            if self.entries_help is not None:
+                before, options, after = long.partition("\nOptions:\n")
+                long = f"{before}\n{self.entries_help()}\n{options}{after}"
+            return short, long, internal
 
         def run(self, *args: Any, **kwargs: Any) -> Any:
             """Run; see Sacred. ``--loglevel`` holds for this run, not for the process."""

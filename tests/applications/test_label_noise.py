@@ -9,6 +9,7 @@ import pandas
 import pytest
 import torch
 
+import metatoolkit as mt
 from applications.label_noise.experiment import assemble, build_estimator, experiment, settings_of
 from applications.label_noise.settings import DEFAULT, METHODS, TUNED, UNTUNED
 from applications.label_noise.study import COMPARISON, SCALING
@@ -45,6 +46,15 @@ def test_every_method_runs_and_records(method):
     meta_learns = method in ("evograd", "second_order")
     assert (run.result["lambda_distance"] > 0) == meta_learns
     assert ("peak_memory_bytes" in run.info) == meta_learns
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_are_weighted_where_the_method_weights(method):
+    problem = assemble({**DEFAULT, "seed": 0, "method": method}).trainer.problem
+    weighted = method not in ("plain", "uniform_weights")
+    losses = mt.losses.cross_entropy, mt.losses.weighted_cross_entropy
+    assert problem.train_loss is losses[weighted]
+    assert problem.valid_loss is mt.losses.cross_entropy
 
 
 def test_figures_and_checkpoint_are_in_the_database(tmp_path):

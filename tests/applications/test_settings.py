@@ -1,4 +1,4 @@
-"""Every entry of every application's configuration has a rule, and wrong values are answered."""
+"""Every entry of every application's configuration is defined, and wrong values are answered."""
 
 import copy
 import importlib
@@ -7,15 +7,26 @@ import math
 import pytest
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.experiments.configuration import Rule, check_configuration
+from metatoolkit.experiments.accepted import entries_of, help_of
 
 # What a resolved configuration has beside the application's own entries.
 SEED = {"seed": 1}
-NAMES = ("cross_domain_few_shot", "cross_lingual", "illustration", "label_noise", "rotation")
+DEFINITIONS = {
+    "cross_domain_few_shot": "FewShotSettings",
+    "cross_lingual": "CrossLingualSettings",
+    "illustration": "IllustrationSettings",
+    "label_noise": "LabelNoiseSettings",
+    "rotation": "RotationSettings",
+}
+NAMES = tuple(DEFINITIONS)
 
 
 def _settings(name):
     return importlib.import_module(f"applications.{name}.settings")
+
+
+def _definition(name):
+    return getattr(_settings(name), DEFINITIONS[name])
 
 
 def _merged(config, *changes):
@@ -36,30 +47,42 @@ def _entries(tree, *path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_entry_has_a_rule_that_all_named_configurations_follow(name):
+def test_every_entry_is_defined_once_and_all_named_configurations_follow(name):
     settings = _settings(name)
+    definition = _definition(name)
     default = _merged(settings.DEFAULT, SEED)
-    assert set(_entries(settings.RULES)) == set(_entries(default))
+    given = dict(entries_of(definition))
+    assert set(given) == {".".join(path) for path in _entries(default)}
+    assert all(field.description and field.description[-1] == "." for field in given.values())
     for chosen in ({}, *settings.NAMED.values()):
-        check_configuration(_merged(default, chosen), settings.RULES)
+        definition.check(_merged(default, chosen))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_tells_each_entry_with_its_default(name):
+    settings, definition = _settings(name), _definition(name)
+    told = help_of(definition, settings.NAMED)
+    for path in _entries(settings.DEFAULT):
+        value = settings.DEFAULT
+        for part in path:
+            value = value[part]
+        assert f"\n  {'.'.join(path)}={value}" in told
+    assert all(len(line) <= 100 for line in told.splitlines())
+    assert all(chosen in told for chosen in settings.NAMED)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_entry_takes_what_makes_no_sense_anywhere(name):
     settings = _settings(name)
     default = _merged(settings.DEFAULT, SEED)
-    for path in _entries(settings.RULES):
-        rule = settings.RULES
-        for part in path:
-            rule = rule[part]
-        assert isinstance(rule, Rule)
+    for path in _entries(default):
         for value in (math.nan, math.inf, "", {}, [None], -0.5j):
             change = value
             for part in reversed(path):
                 change = {part: change}
             wrong = _merged(default, change)
             with pytest.raises(ConfigurationError, match=path[-1]):
-                check_configuration(wrong, settings.RULES)
+                _definition(name).check(wrong)
 
 
 @pytest.mark.parametrize(

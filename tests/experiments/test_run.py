@@ -7,7 +7,6 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.experiments.run import (
-    RUN_SETTINGS,
     Assembly,
     checkpoint_path,
     configuration_digest,
@@ -16,6 +15,7 @@ from metatoolkit.experiments.run import (
     peek,
     resumes,
 )
+from metatoolkit.experiments.settings import RunSettings
 
 
 def assembly(estimator=None, batches=None):
@@ -75,7 +75,7 @@ class Run(SimpleNamespace):
     def __init__(self, **config):
         own = {"seed": 0, "steps": 4, "progress": False, "log_every": 1, "checkpoint_every": 1}
         super().__init__(
-            config={**RUN_SETTINGS, **own, **config},
+            config={**RunSettings.defaults(), **own, **config},
             experiment_info={"name": "some"},
             info={},
             logged=[],
