@@ -18,15 +18,19 @@ def add(commands: Any) -> None:
         "run",
         help="run an application",
         description="Run an application; what follows its name is Sacred's command line.",
-        epilog="example: metatoolkit run label_noise with method=evograd seed=3",
+        epilog="examples: metatoolkit run label_noise with method=evograd seed=3, "
+        "metatoolkit run path/to/my_app.py --help",
     )
-    run.add_argument("application", help=f"one of: {', '.join(applications()) or 'none found'}")
+    run.add_argument(
+        "application",
+        help=f"a file or folder, or one of: {', '.join(applications()) or 'none found'}",
+    )
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="for instance: with seed=3")
     run.set_defaults(handler=run_application)
 
 
 def run_application(options: argparse.Namespace) -> int:
-    """Run a Sacred experiment out of the package ``applications``.
+    """Run the Sacred experiment of an application.
 
     Args:
         options: The command line.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.experiments.applications import applications, check_experiment
+from metatoolkit.experiments.applications import applications, check_experiment, module_of
 from metatoolkit.experiments.jobs import exit_code, run_jobs
 
 if TYPE_CHECKING:
@@ -33,10 +33,11 @@ def find_studies() -> dict[str, Any]:
     """Return the studies of all applications by name, in the order of the applications."""
     found = {}
     for application in applications():
-        package = importlib.util.find_spec(f"applications.{application}")
-        if package is None or package.submodule_search_locations is None:
+        package = module_of(application)
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.submodule_search_locations is None:
             continue
-        name = f"applications.{application}.study"
+        name = f"{package}.study"
         if importlib.util.find_spec(name) is not None:
             for study in importlib.import_module(name).STUDIES:
                 found[study.name] = study

@@ -53,7 +53,6 @@ def test_the_rules_of_applications_are_checked_before_anything_runs(
     make, home, monkeypatch, capsys, name, called, parts, told
 ):
     ran = make(name, called, **parts)
-    monkeypatch.setattr(module, "applications", lambda: [name])
     assert main(["run", name]) == 2
     assert told in capsys.readouterr().err
     with pytest.raises(ConfigurationError, match=told.partition("'")[0]):
@@ -63,7 +62,6 @@ def test_the_rules_of_applications_are_checked_before_anything_runs(
 
 def test_an_application_that_follows_them_runs(make, home, monkeypatch):
     ran = make("made_well", "made_well")
-    monkeypatch.setattr(module, "applications", lambda: ["made_well"])
     assert main(["run", "made_well", "-u", "-l", "CRITICAL"]) == 0
     assert ran.exists()
 
