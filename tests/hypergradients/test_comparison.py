@@ -1,6 +1,7 @@
 """The comparison of estimators: figures that are known, rows that say why they are empty."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from metatoolkit.cli import main
 from metatoolkit.errors import (
     ConfigurationError,
     DataError,
+    MissingDependencyError,
     NonFiniteError,
     UnsupportedError,
 )
@@ -107,6 +109,21 @@ def test_the_table_is_printed(capsys):
     compare(bank.learned_rates(), [EvoGrad(), Unrolled(1), Unrolled(2)], show=True)
     told = capsys.readouterr().out
     assert "Unrolled 2" in told and "left out: EvoGrad" in told
+
+
+def test_a_comparison_needs_neither_pandas_nor_matplotlib(capsys, monkeypatch, tmp_path):
+    for module in ("pandas", "matplotlib", "matplotlib.figure", "rich"):
+        monkeypatch.setitem(sys.modules, module, None)
+    found = compare(bank.ridge(), [Unrolled(1), EvoGrad()], 1, show=True, draws=2)
+    assert "Unrolled" in capsys.readouterr().out and "EvoGrad" in str(found)
+    assert found.rows["Unrolled"]["relative_error"] == 0
+    with pytest.raises(MissingDependencyError, match=r"metatoolkit\[records\]"):
+        found.table  # noqa: B018
+    with pytest.raises(MissingDependencyError, match=r"metatoolkit\[plots\]"):
+        found.figure  # noqa: B018
+    # Nothing is computed for a figure that cannot be drawn.
+    with pytest.raises(MissingDependencyError, match=r"metatoolkit\[plots\]"):
+        compare(bank.ridge(), [Failing(KeyboardInterrupt())], 1, path=tmp_path / "figure.png")
 
 
 def test_everything_stays_as_it_was():
