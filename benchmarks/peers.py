@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import types
-import warnings
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from baselines.peer import Peer, Result
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients import Cost, Estimator, Hypergradient, Traits
-from metatoolkit.inner import SGD, InnerLearner
+from metatoolkit.inner import InnerLearner
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in, seeded
 from metatoolkit.state import InnerState, Tensors
-
-Result = tuple[Tensor, Sequence[Tensor]]
-"""The outer loss, detached, and its gradient in each parameter of λ."""
 
 
 def installed(module: str) -> bool:
@@ -86,91 +79,6 @@ def torchopt_hypergradient(
     return loss.detach(), torch.autograd.grad(loss, list(problem.meta.parameters()))
 
 
-class Peer(Estimator):
-    """Reverse mode through plain SGD by another library, from a private copy of the problem.
-
-    The copy is made before the measured call where it can be; hyper-parameters must be numbers.
-
-    Args:
-        steps: Number of inner steps.
-    """
-
-    traits = Traits(
-        kind="exact",
-        computes="derivative through T inner steps",
-        assumes="plain SGD",
-        passes="as the library has it",
-        memory="the graph of all steps",
-        paper="a peer",
-    )
-
-    def __init__(self, steps: int = 1) -> None:
-        self.horizon = steps
-
-    def estimate(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-    ) -> Hypergradient:
-        """Return the peer's hypergradient.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Plain SGD.
-            state: State to start from.
-            train_batches: Training batches.
-            valid_batch: Batch for the outer loss.
-        """
-        if not isinstance(inner, SGD) or inner.has_momentum or inner.groups:
-            raise UnsupportedError("peers are compared on plain SGD alone.")
-        lr = inner.hyperparameters["lr"]
-        if not isinstance(lr, float):
-            raise UnsupportedError("peers are compared on a fixed learning rate alone.")
-        own = copy.deepcopy(problem)
-        own.load(state)
-        with seeded(fold_in(state.key, state.step)), warnings.catch_warnings():
-            # What a peer's sources warn of is no news here.
-            warnings.simplefilter("ignore")
-            loss, gradients = self._run(own, lr, train_batches, valid_batch)
-        names = own.meta_parameter_names
-        return Hypergradient(
-            gradient=dict(zip(names, gradients, strict=True)),
-            valid_loss=loss,
-            state=state,
-            cost=Cost(),  # peers count nothing; their FLOPs are measured
-        )
-
-    @abstractmethod
-    def _run(
-        self, problem: BilevelProblem, lr: float, train_batches: Sequence[Any], valid_batch: Any
-    ) -> Result:
-        """Return the outer loss and its gradient in λ; the problem is a copy to be changed."""
-
-    def objective(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-        meta: Tensors,
-    ) -> Tensor:
-        """Refuse: peers are measured, not checked.
-
-        Args:
-            problem: Not used.
-            inner: Not used.
-            state: Not used.
-            train_batches: Not used.
-            valid_batch: Not used.
-            meta: Not used.
-        """
-        raise UnsupportedError("a peer has no objective of its own; check Unrolled instead.")
-
-
 class Higher(Peer):
     """higher's ``innerloop_ctx``."""
 
@@ -203,6 +111,27 @@ class ImplicitPeer(Peer):
         self.method = method
         self.iterations = iterations
         self.scale = scale
+
+    def objective(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+        meta: Tensors,
+    ) -> Tensor:
+        """Refuse: a fixed point is not the state after the inner steps.
+
+        Args:
+            problem: Not used.
+            inner: Not used.
+            state: Not used.
+            train_batches: Not used.
+            valid_batch: Not used.
+            meta: Not used.
+        """
+        raise UnsupportedError("this peer has no objective of its own; check Implicit instead.")
 
 
 class Betty(ImplicitPeer):

@@ -45,6 +45,29 @@ def test_equals_unrolled_and_leaves_no_trace():
 def test_other_inner_learners_are_refused():
     estimator = _estimator()
     problem, (train, valid) = _problem()
-    inner = mt.inner.SGD(lr=torch.tensor(0.1))
-    with pytest.raises(ConfigurationError, match="plain SGD"):
-        estimator(problem, inner, inner.init(problem), [train], valid)
+    for inner in (
+        mt.inner.SGD(lr=torch.tensor(0.1)),
+        mt.inner.SGD(lr=0.1, momentum=0.9),
+        mt.inner.Adam(lr=0.1),
+    ):
+        with pytest.raises(ConfigurationError, match="plain SGD"):
+            estimator(problem, inner, inner.init(problem), [train], valid)
+
+
+def test_the_definition_is_that_of_one_unrolled_step():
+    estimator = _estimator()
+    problem, (train, valid) = _problem()
+    inner = mt.inner.SGD(lr=mt.inner.multistep(0.3, [5]))
+    state = inner.init(problem)
+    found = estimator(problem, inner, state, [train], valid)
+    live = problem.meta_parameters()
+    along = {name: torch.randn_like(tensor) for name, tensor in live.items()}
+
+    def moved(radius):
+        meta = {name: (live[name] + radius * along[name]).detach() for name in live}
+        return estimator.objective(problem, inner, state, [train], valid, meta)
+
+    torch.testing.assert_close(found.valid_loss, moved(0.0).detach())
+    slope = sum((found.gradient[name] * along[name]).sum() for name in live)
+    difference = (moved(1e-6) - moved(-1e-6)) / 2e-6
+    torch.testing.assert_close(slope, difference.detach(), rtol=1e-5, atol=0)

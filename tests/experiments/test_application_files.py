@@ -61,6 +61,10 @@ def assemble(config):
 @experiment.main
 def main(_run, _config):
     return fit_recorded(_run, assemble(_config))
+
+
+if __name__ == "__main__":
+    experiment.run_commandline()
 '''
 
 
@@ -98,6 +102,24 @@ def test_a_file_runs_by_its_path_and_its_record_names_its_source(tmp_path, capsy
     assert config["method"] == "meta" and config["hidden"] == 16 and config["seed"] == 3
     assert config["estimator"] == {"name": "Unrolled", "steps": 2}
     assert result["lambda_distance"] > 0
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(path), "with", "estimator.name=Reptile", "seed=1", "progress=False"])
+    assert "Reptile moves an initial state that λ sets" in capsys.readouterr().err
+
+
+def test_a_recorded_run_is_repeated_by_the_script_that_is_trusted(tmp_path, capfd):
+    path = _write(tmp_path / "own_repeated.py", "own_repeated")
+    words = "with seed=3 progress=False steps=1 hidden=4"
+    assert main(["run", str(path), *words.split()]) == 0
+    with records.connect() as database:
+        (run,) = database.find("experiment == 'own_repeated'")
+    again = ["runs", "rerun", str(run.id)]
+    assert main(again) == 2
+    assert f"{path}: name the script that you trust with --script" in capfd.readouterr().err
+    assert main([*again, "--script", str(path), "--with", "seed=4"]) == 0
+    with records.connect() as database:
+        (run,) = database.find("experiment == 'own_repeated' and config.seed == 4")
+    assert run.config["hidden"] == 4
 
 
 def test_a_relative_path_tells_its_entries_and_what_is_wrong(tmp_path, monkeypatch, capsys):
