@@ -166,12 +166,10 @@ def check_installed(purpose: str, *modules: str) -> None:
         MissingDependencyError: One of them is not installed.
     """
     for module in modules:
-        if module in sys.modules:
-            found = sys.modules[module] is not None
-        else:
-            found = importlib.util.find_spec(module) is not None
-        if not found:
-            raise _missing(purpose, module)
+        with optional_import(purpose):
+            loaded = module in sys.modules
+            if (sys.modules[module] if loaded else importlib.util.find_spec(module)) is None:
+                raise _missing(purpose, module)
 
 
 def _missing(purpose: str, module: str) -> MissingDependencyError:

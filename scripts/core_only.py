@@ -51,6 +51,14 @@ found = [one.name for one in pkgutil.walk_packages(metatoolkit.__path__, "metato
 for name in found:
     importlib.import_module(name)
 assert len(found) > 100, found
+for name in metatoolkit.__all__:
+    getattr(metatoolkit, name)
+try:
+    metatoolkit.records.connect
+except metatoolkit.errors.MissingDependencyError as error:
+    assert 'pip install "metatoolkit[records]"' in str(error), error
+else:
+    raise AssertionError("records need no extra here")
 print(f"{len(found)} modules import")
 """
 

@@ -52,6 +52,16 @@ def test_a_module_that_is_no_extra_of_ours_is_missing_as_it_is():
         raise ImportError("broken")
 
 
+def test_a_module_whose_search_fails_is_missing_too(monkeypatch):
+    def find_spec(name):
+        raise ModuleNotFoundError(f"no {name}", name=name)
+
+    monkeypatch.delitem(sys.modules, "sacred", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
+    with pytest.raises(MissingDependencyError, match=r"metatoolkit\[records\]"):
+        check_installed("a part", "sacred")
+
+
 def test_what_is_installed_is_not_imported_to_be_checked():
     loaded = set(sys.modules)
     check_installed("a part", "torch", "numpy")
@@ -67,3 +77,12 @@ def test_the_extra_of_a_module_installs_it(extra, module):
     listed = config["options.extras_require"][extra].split("\n")
     names = {re.split(r"[^\w-]", line.strip())[0] for line in listed if line.strip()}
     assert module in UNLISTED or DISTRIBUTIONS.get(module, module) in names
+
+
+def test_all_extras_are_one():
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[1] / "setup.cfg")
+    (everything,) = config["options.extras_require"]["all"].split()
+    assert everything == f"metatoolkit[{','.join(sorted({*EXTRAS, 'mongod'}))}]"
+    names = re.findall(r"^\s*([\w-]+)", config["options"]["install_requires"], re.MULTILINE)
+    assert names == ["numpy", "torch", "tqdm"]

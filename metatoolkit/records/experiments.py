@@ -78,11 +78,9 @@ def _seed_everything(_run: Any) -> None:
         return
     seed = int(_run.config["seed"])
     random.seed(seed)
-    try:
-        import numpy
-        import torch
-    except ImportError:
-        return
+    import numpy
+    import torch
+
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     recorder = recorder_of(_run)
