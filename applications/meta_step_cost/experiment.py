@@ -19,6 +19,7 @@ from pydantic import Field
 
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.experiments.applications import assembling
 from metatoolkit.experiments.configuration import (
     Among,
     Device,
@@ -38,9 +39,7 @@ class CostSettings(Settings):
     """Configuration of the application."""
 
     seed: Seed = entry(..., "Seed of the application; drawn where it is not given.")
-    application: Literal["label_noise", "rotation", "cross_domain_few_shot", "cross_lingual"] = (
-        entry("rotation", "Whose step is measured.")
-    )
+    application: Text = entry("rotation", "Whose step is measured, by its name or its path.")
     settings: list[Text] = entry([], "What would stand behind `with` on its own command line.")
     estimator: (
         Literal["second_order", "evograd", "evograd_streamed"] | Annotated[str, Among(estimators)]
@@ -62,7 +61,7 @@ def job_of(config: Mapping[str, Any]) -> Job:
         config: A configuration of this experiment.
 
     Raises:
-        ConfigurationError: An entry is out of range.
+        ConfigurationError: An entry is out of range, or the application assembles nothing.
         UnknownNameError: There is no such application or estimator.
     """
     CostSettings.check(config)
@@ -84,8 +83,8 @@ def job_of(config: Mapping[str, Any]) -> Job:
         streamed = config["estimator"] == "evograd_streamed"
         own = {"candidates": config["candidates"], "streamed": streamed}
         updates |= {"method": "evograd", "evograd": {**updates.get("evograd", {}), **own}}
-    module = f"applications.{config['application']}.experiment"
-    return Job(module, config["application"], config["seed"], updates, tuple(named))
+    name = config["application"]
+    return Job(assembling(name), name, config["seed"], updates, tuple(named))
 
 
 def fill(config: dict[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,27 @@ def load_application(name: str) -> Any:
     return experiment
 
 
+def assembling(name: str) -> str:
+    """Return the module of an application that has its ``assemble``.
+
+    Args:
+        name: The application's name, or the path of its file or folder.
+
+    Raises:
+        UnknownNameError: There is no such application.
+        ConfigurationError: It does not follow the rules, or assembles nothing.
+    """
+    load_application(name)
+    place = module_of(name)
+    for module in (f"{place}.experiment", place):
+        if hasattr(sys.modules.get(module), "assemble"):
+            return module
+    raise ConfigurationError(
+        f"the application {name} has no function assemble(config), which returns an Assembly; "
+        "name one that trains by a trainer."
+    )
+
+
 def check_experiment(module: str) -> None:
     """See that a module belongs to an application that follows the rules, if to any.
 

@@ -63,6 +63,12 @@ def test_unknown_names_are_answered(entry):
         experiment.run(config_updates={entry: "rotatio", "seed": 1}, options=QUIET)
 
 
+def test_an_application_that_assembles_nothing_is_refused():
+    for application in ("illustration", "meta_step_cost"):
+        with pytest.raises(ConfigurationError, match=f"{application} has no function assemble"):
+            experiment.run(config_updates={"application": application, "seed": 1}, options=QUIET)
+
+
 def test_figure_is_drawn_of_the_runs_that_there_are(tmp_path, drawn):
     (study,) = STUDIES
     names = ["row", *(column.header for column in study.columns)]

@@ -14,7 +14,12 @@ from metatoolkit import records
 from metatoolkit.cli import main
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.experiments import applications as module
-from metatoolkit.experiments.applications import applications, load_application, module_of
+from metatoolkit.experiments.applications import (
+    applications,
+    assembling,
+    load_application,
+    module_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,6 +162,18 @@ def test_a_folder_runs_by_its_path(tmp_path, given):
     assert experiment.path == "own_folder"
     words = "seed=1 progress=False steps=1 method=plain"
     assert main(["run", f"{tmp_path}/{given}", "with", *words.split()]) == 0
+
+
+def test_its_meta_step_is_measured_like_that_of_any_other(tmp_path):
+    from applications.meta_step_cost.experiment import experiment
+
+    path = _write(tmp_path / "own_measured.py", "own_measured")
+    assert assembling(str(path)) == "own_measured"
+    config = {"application": str(path), "estimator": "Unrolled", "options": {"steps": 2}, "seed": 1}
+    result = experiment.run(config_updates=config, options={"--loglevel": "ERROR"}).result
+    # Points forward and the gradient of the weights; the weight network forward.
+    assert result["base_flops"] == 2 * (2 * 16 * 2 * 2) + 2 * 16 * (8 + 8)
+    assert result["flops"] > 2 * result["base_flops"]
 
 
 def test_the_checkouts_own_are_found_by_their_paths_too():

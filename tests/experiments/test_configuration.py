@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, create_model, model_validator
 
 from metatoolkit.components import Registry
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.experiments.accepted import entries_of, help_of, words_of
+from metatoolkit.experiments.accepted import entries_of
 from metatoolkit.experiments.configuration import (
     Among,
     Count,
@@ -20,7 +20,6 @@ from metatoolkit.experiments.configuration import (
     Text,
     entry,
 )
-from metatoolkit.inner import learners
 
 PAIR = Annotated[list[float], Field(min_length=2, max_length=2)]
 
@@ -73,30 +72,6 @@ def test_values_are_taken_as_they_are(annotation, accepted, refused):
     for value in refused:
         with pytest.raises(ConfigurationError, match="entry"):
             settings.check({"entry": value})
-
-
-@pytest.mark.parametrize(
-    ("annotation", "words"),
-    [
-        (int, "an integer"),
-        (Count, "an integer from 1 on"),
-        (Annotated[int, Field(le=4)], "an integer to 4"),
-        (Annotated[int, Field(ge=1, le=4)], "an integer from 1 to 4"),
-        (float, "a finite number"),
-        (ShareBelowOne, "a finite number of at least 0 and below 1"),
-        (Positive | None, "a finite number above 0 or None"),
-        (bool | None, "True or False or None"),
-        (PAIR, "a list of 2, each a finite number,"),
-        (list[Text], "a list, each a text,"),
-        (Literal["a", "b"] | Count, "one of 'a', 'b' or an integer from 1 on"),
-        (Annotated[str, Among(["a"])], "one of 'a'"),
-        (Annotated[str, Among(learners)], "the name of a registered inner learner"),
-    ],
-)
-def test_what_a_type_accepts_is_said(annotation, words):
-    assert words_of(annotation) == words
-    field = _of(annotation).model_fields["entry"]
-    assert words_of(field.annotation, field.metadata) == words
 
 
 def test_defaults_are_a_dictionary_of_their_own():
@@ -195,15 +170,3 @@ def test_checks_that_an_application_adds_are_told():
     Pair.check({"low": 1, "high": 2})
     with pytest.raises(ConfigurationError, match=r"^low is 3, above high; lower it\.$"):
         Pair.check({"low": 3, "high": 2})
-
-
-def test_help_shows_own_entries_first():
-    class Own(Whole):
-        depth: Count = entry(2, "Depth of the network.")
-        lr: Positive = entry(0.5, "Rate of mine.")
-
-    lines = help_of(Own, ["smoke"]).splitlines()
-    assert lines[1].split(None, 1) == ["depth=2", "Depth of the network. An integer from 1 on."]
-    assert lines[2].split(None, 1) == ["lr=0.5", "Rate of mine. A finite number above 0."]
-    assert "  inner.OPTION=VALUE              Options of the learner." in lines
-    assert lines[-1] == "  smoke"
