@@ -227,7 +227,7 @@ class _Tasks:
     def __init__(self, domain: Domain, split: str, ways: int, images_per_class: int) -> None:
         images = domain.split(split)
         members = _members(domain.name, split, images, ways, images_per_class)
-        data = import_learn2learn().data
+        data = import_learn2learn("EpisodeBatches").data
         dataset = data.MetaDataset(_Places(len(images.labels)), labels_to_indices=members)
         self._chosen: list[int] = []
 

@@ -99,7 +99,7 @@ def learn2learn_domain(
     """
     if name not in _NAMES:
         raise UnknownNameError("data set of learn2learn", name, _NAMES)
-    learn2learn = import_learn2learn()
+    learn2learn = import_learn2learn(f"the data set {name!r}")
     folder = data_root() / "learn2learn" if root is None else data_root(root)
     folder.mkdir(parents=True, exist_ok=True)
     parts = {}

@@ -9,13 +9,16 @@ from typing import Any
 from metatoolkit.errors import optional_import
 
 
-def import_learn2learn() -> Any:
+def import_learn2learn(purpose: str) -> Any:
     """Return the package ``learn2learn``.
+
+    Args:
+        purpose: What needs it, at the beginning of the message where it is missing.
 
     Raises:
         MissingDependencyError: It is not installed.
     """
     # gym, which learn2learn imports, writes that it is unmaintained.
-    with optional_import("this part"), contextlib.redirect_stderr(io.StringIO()):
+    with optional_import(purpose), contextlib.redirect_stderr(io.StringIO()):
         import learn2learn
     return learn2learn

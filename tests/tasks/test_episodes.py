@@ -163,7 +163,10 @@ def test_the_import_is_quick_and_no_banner_is_seen() -> None:
 
 def test_a_missing_learn2learn_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "learn2learn", None)
-    with pytest.raises(MissingDependencyError, match=r"requirements-learn2learn\.txt"):
+    with pytest.raises(
+        MissingDependencyError,
+        match=r"EpisodeBatches needs learn2learn.*requirements-learn2learn\.txt",
+    ):
         EpisodeBatches(domains(), "train", 2, 1, 2)
 
 
