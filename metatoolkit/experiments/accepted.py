@@ -169,7 +169,7 @@ def _rows(
         if name not in groups:
             words = words_of(field.annotation, field.metadata).rstrip(",")
             text = f"{field.description} {words[0].upper()}{words[1:]}."
-            default = "(given)" if field.is_required() else defaults[name]
+            default = "..." if field.is_required() else defaults[name]
             yield from _row(f"{entry}={default}", text, width)
             continue
         yield from _rows(groups[name], defaults[name], f"{entry}.", width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def configure(
 
     It takes the entries of the definition with their defaults, ``--help`` prints them, and they are
     checked before anything runs. What is recorded and compared holds what was used, such as a tuned
-    learning rate, and not the ``None`` that stands for it.
+    learning rate, and not the ``None`` that stands for it; a seed that is not given is drawn.
 
     Args:
         experiment: What :func:`metatoolkit.records.experiment` returned.
@@ -38,8 +39,9 @@ def configure(
         return checked if fill is None else fill(checked)
 
     def hook(config: Config, command_name: str, logger: Any) -> Config:
-        # Sacred draws the seed only after this, where none is given.
-        return _changed(config, settled({"seed": 0, **config}))
+        # Sacred would draw one only after this, when it is too late for what follows from it.
+        drawn = {"seed": secrets.randbelow(2**31)} if config.get("seed") is None else {}
+        return _changed(config, settled({**config, **drawn}))
 
     named = named or {}
     experiment.add_config(settings.defaults())

@@ -55,6 +55,18 @@ def test_what_is_left_open_is_recorded_as_it_was_used(made):
     assert experiment.run(named_configs=["fast"], config_updates=given).config["lr"] == 2.0
 
 
+def test_a_seed_that_is_not_given_is_drawn_and_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("METATOOLKIT_HOME", str(tmp_path))
+    monkeypatch.setenv("METATOOLKIT_MONGOD", "")
+    experiment, filled = records.experiment("mine"), []
+    configure(experiment, Mine, fill=lambda config: filled.append(config["seed"]) or config)
+    experiment.main(lambda _config: _config["seed"])
+    first, second = experiment.run(), experiment.run()
+    assert first.result != second.result
+    assert [first.result, second.result] == filled == [first.config["seed"], second.config["seed"]]
+    assert experiment.run(config_updates={"seed": 7}).result == 7
+
+
 def test_wrong_entries_are_answered_before_anything_runs(made):
     experiment, settled = made
     experiment.main(lambda: pytest.fail("it ran"))
