@@ -150,7 +150,10 @@ def _of_package() -> list[str]:
             return []
         sys.path.append(str(roots[0]))
         importlib.invalidate_caches()
-    found = pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
+        spec = importlib.util.find_spec(PACKAGE)
+    # Nothing of the package is run only to list it.
+    places = getattr(sys.modules.get(PACKAGE), "__path__", spec and spec.submodule_search_locations)
+    found = pkgutil.iter_modules(list(places or ()))
     return [module.name for module in found if not module.name.startswith("_")]
 
 

@@ -241,7 +241,7 @@ def test_those_of_the_checkout_or_of_the_working_directory_are_found(tmp_path):
     empty.mkdir()
     assert "label_noise" in _found_from(empty).split()
     _write(own / "applications" / "own_third.py", "own_third")
-    (own / "applications" / "__init__.py").touch()
+    (own / "applications" / "__init__.py").write_text("raise SystemExit('it was run')\n")
     assert _found_from(own) == "own_third"
 
 
