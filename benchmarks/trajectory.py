@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import metatoolkit as mt
 from benchmarks.machine import processor
 from benchmarks.peers import higher_hypergradient, installed, torchopt_hypergradient
+from metatoolkit.diagnostics.measure import peak_memory
 from metatoolkit.hypergradients import ForwardMode, Unrolled
-from metatoolkit.measure import peak_memory
 
 BATCH = 64
 LR, MOMENTUM = 0.01, 0.9

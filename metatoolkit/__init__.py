@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metatoolkit import diagnostics as diagnostics
     from metatoolkit import errors as errors
     from metatoolkit import evaluation as evaluation
     from metatoolkit import hypergradients as hypergradients
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from metatoolkit import networks as networks
     from metatoolkit import records as records
     from metatoolkit import tasks as tasks
-    from metatoolkit.hypergradients import check_hypergradient as check_hypergradient
-    from metatoolkit.hypergradients import compare_estimators as compare_estimators
+    from metatoolkit.diagnostics import check_hypergradient as check_hypergradient
+    from metatoolkit.diagnostics import compare_estimators as compare_estimators
     from metatoolkit.problem import BilevelProblem as BilevelProblem
     from metatoolkit.state import InnerState as InnerState
     from metatoolkit.training import EarlyStopping as EarlyStopping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = (
+    "diagnostics",
     "errors",
     "evaluation",
     "hypergradients",
@@ -43,8 +45,8 @@ _NAMES = {
     "EarlyStopping": "metatoolkit.training",
     "InnerState": "metatoolkit.state",
     "MetaTrainer": "metatoolkit.training",
-    "check_hypergradient": "metatoolkit.hypergradients",
-    "compare_estimators": "metatoolkit.hypergradients",
+    "check_hypergradient": "metatoolkit.diagnostics",
+    "compare_estimators": "metatoolkit.diagnostics",
 }
 
 __all__ = ["__version__", *_MODULES, *_NAMES]

@@ -13,10 +13,10 @@ from torch.nn.parameter import is_lazy
 from metatoolkit.errors import (
     ConfigurationError,
 )
-from metatoolkit.exchange import Exchange, turn
-from metatoolkit.initial_values import check_takes_meta, checked_initial
-from metatoolkit.passes import Loss, Passes
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.exchange import Exchange, turn
+from metatoolkit.stateless.initial_values import check_takes_meta, checked_initial
+from metatoolkit.stateless.passes import Loss, Passes
 
 
 class BilevelProblem:
@@ -274,7 +274,7 @@ class BilevelProblem:
         """Look at a training loss before its gradient is taken with a graph of its own.
 
         It is done once for each call of an estimator; see
-        :func:`metatoolkit.graphs.watch_second_derivatives`.
+        :func:`metatoolkit.stateless.graphs.watch_second_derivatives`.
 
         Args:
             loss: The loss with its graph.

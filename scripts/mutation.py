@@ -28,11 +28,8 @@ import pytest
 from scripts.mutation_report import Mutant, equivalents, write_report
 from scripts.mutation_suites import fingerprint, suites_of
 
-CORE = ["problem.py", "passes.py", "exchange.py", "places.py", "in_place.py", "graphs.py"]
-CORE += ["initial_values.py", "loss_values.py"]
-CORE += ["state.py", "randomness.py", "global_generators.py", "measure.py", "losses.py"]
-CORE += ["checkpoints.py", "batch_stream.py", "training", "inner", "hypergradients"]
-CORE += ["metaparameters", "components"]
+CORE = ["problem.py", "state.py", "randomness.py", "losses.py", "stateless", "training", "inner"]
+CORE += ["hypergradients", "diagnostics", "metaparameters", "components"]
 GIB = 2**30
 # Packages that the process of the tests finds imported.
 HEAVY = {"torch", "numpy", "scipy", "sympy", "pandas", "matplotlib", "PIL", "sklearn", "psutil"}

@@ -105,16 +105,16 @@ THROUGH = {
     "metaparameters/registry.py": ["components/test_registry.py"],
     "metaparameters/placement.py": ["metaparameters/test_initialization.py"],
     "problem.py": ["test_problem_purity.py"],
-    "passes.py": [
-        "test_places.py",
+    "stateless/passes.py": [
+        "stateless/test_places.py",
         "test_problem.py",
-        "test_global_generators.py",
-        "test_in_place.py",
-        "test_graphs.py",
+        "stateless/test_global_generators.py",
+        "stateless/test_in_place.py",
+        "stateless/test_graphs.py",
     ],
-    "exchange.py": ["test_problem_purity.py", "test_in_place.py"],
+    "stateless/exchange.py": ["test_problem_purity.py", "stateless/test_in_place.py"],
     "hypergradients/central_difference.py": ["hypergradients/test_difference_by_hand.py"],
-    "hypergradients/held_problem.py": ["hypergradients/test_check.py"],
+    "diagnostics/held_problem.py": ["diagnostics/test_check.py"],
     "hypergradients/pieces.py": ["hypergradients/test_kinks.py"],
     **{
         f"hypergradients/{name}.py": [
@@ -125,19 +125,19 @@ THROUGH = {
         for name in ("holding", "recording", "replaying", "torch_calls")
     },
     "hypergradients/equal_losses.py": ["hypergradients/test_replay_check.py"],
-    "hypergradients/check.py": ["hypergradients/test_check_verdicts.py"],
-    "hypergradients/checked_objective.py": [
-        "hypergradients/test_check.py",
-        "hypergradients/test_check_verdicts.py",
+    "diagnostics/check.py": ["diagnostics/test_check_verdicts.py"],
+    "diagnostics/checked_objective.py": [
+        "diagnostics/test_check.py",
+        "diagnostics/test_check_verdicts.py",
     ],
-    "hypergradients/comparison.py": ["hypergradients/test_comparison_figures.py"],
-    "hypergradients/comparison_display.py": ["hypergradients/test_comparison.py"],
+    "diagnostics/comparison.py": ["diagnostics/test_comparison_figures.py"],
+    "diagnostics/comparison_display.py": ["diagnostics/test_comparison.py"],
     "hypergradients/base.py": [
         "hypergradients/test_unused.py",
         "hypergradients/test_complex.py",
     ],
-    "batch_stream.py": ["training/test_trainer.py"],
-    "checkpoints.py": ["training/test_trainer.py"],
+    "training/batch_stream.py": ["training/test_trainer.py"],
+    "training/checkpoints.py": ["training/test_trainer.py"],
     "training/checks.py": ["training/test_trainer.py"],
     "training/snapshot.py": ["training/test_trainer.py"],
     "hypergradients/evograd.py": [

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from metatoolkit.checkpoints import load_tensors
 from metatoolkit.errors import CheckpointError, brief
 from metatoolkit.evaluation import evaluation_mode
 from metatoolkit.losses import episode_cross_entropy
 from metatoolkit.tasks import Episode, EpisodeBatches
 from metatoolkit.tasks.labeled_batches import LabeledBatches
+from metatoolkit.training.checkpoints import load_tensors
 
 
 class AuxiliaryBatches:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from metatoolkit import records
-from metatoolkit.batch_stream import Stateful
+from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.experiments.components import COMPONENT_SETTINGS
 from metatoolkit.experiments.figures import draw_curves
-from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.records.home import data_home
 from metatoolkit.records.terminal import say
 from metatoolkit.training import Evaluate, MetaTrainer
+from metatoolkit.training.batch_stream import Stateful
 
 _PASSING = {"checkpoint", "checkpoint_every", "resume", "progress", "device"}
 

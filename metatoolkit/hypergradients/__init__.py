@@ -4,10 +4,6 @@ from metatoolkit.hypergradients.base import Cost as Cost
 from metatoolkit.hypergradients.base import Estimator as Estimator
 from metatoolkit.hypergradients.base import Hypergradient as Hypergradient
 from metatoolkit.hypergradients.base import Traits as Traits
-from metatoolkit.hypergradients.check import HypergradientCheck as HypergradientCheck
-from metatoolkit.hypergradients.check import check_hypergradient as check_hypergradient
-from metatoolkit.hypergradients.comparison import EstimatorComparison as EstimatorComparison
-from metatoolkit.hypergradients.comparison import compare_estimators as compare_estimators
 from metatoolkit.hypergradients.evograd import EvoGrad as EvoGrad
 from metatoolkit.hypergradients.evolution_strategies import (
     EvolutionStrategies as EvolutionStrategies,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
-from metatoolkit.graphs import unreached_error
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -27,10 +26,11 @@ from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_j
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
-from metatoolkit.loss_values import refuse_sparse
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors, require_grad
+from metatoolkit.stateless.graphs import unreached_error
+from metatoolkit.stateless.loss_values import refuse_sparse
 
 _AMPLIFIED = 1000.0
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from metatoolkit.errors import MetatoolkitError, UnsupportedError, brief
-from metatoolkit.graphs import FIRST_ORDER
+from metatoolkit.stateless.graphs import FIRST_ORDER
 
 _WITHOUT = f"an estimator with first derivatives only: {FIRST_ORDER}"
 _FORWARD = (

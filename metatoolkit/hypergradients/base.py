@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError, UnsupportedError
-from metatoolkit.exchange import turn
-from metatoolkit.graphs import refuse_inference_mode
 from metatoolkit.hypergradients.autograd_errors import missing_derivatives
 from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.products import refuse_complex
@@ -25,6 +23,8 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.exchange import turn
+from metatoolkit.stateless.graphs import refuse_inference_mode
 
 
 @dataclasses.dataclass(frozen=True)

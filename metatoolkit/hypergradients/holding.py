@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metatoolkit.exchange import Again
 from metatoolkit.hypergradients.composed import COMPOSED
 from metatoolkit.hypergradients.custom_functions import is_own, points_of
 from metatoolkit.hypergradients.detached import HeldConstants
@@ -24,6 +23,7 @@ from metatoolkit.hypergradients.torch_calls import (
     tensors_in,
 )
 from metatoolkit.hypergradients.transforms import requires_gradient
+from metatoolkit.stateless.exchange import Again
 
 READERS = frozenset(
     "item tolist numpy equal allclose is_nonzero __array__ __float__ __int__ __bool__ __index__ "

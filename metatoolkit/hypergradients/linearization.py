@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
-from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import add_gradients, check_finite, double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, as_real, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient, is_own
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.exchange import within
 
 Through = Literal["state", "parameters"]
 

@@ -14,7 +14,6 @@ from torch.autograd import forward_ad
 from torch.nn.functional import mse_loss
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.exchange import Again
 from metatoolkit.hypergradients.autograd_errors import forward_mode_error
 from metatoolkit.hypergradients.base import add_gradients, double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
@@ -23,6 +22,7 @@ from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.exchange import Again
 
 
 class _NoTangents(Again):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
-from metatoolkit.exchange import carry
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -27,6 +26,7 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.exchange import carry
 
 _VALID = -4
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.exchange import within
-from metatoolkit.loss_values import refuse_sparse
+from metatoolkit.stateless.exchange import within
+from metatoolkit.stateless.loss_values import refuse_sparse
 
 Adjoint = list[Tensor | None]
 """One tensor for each of several variables, in their order; ``None`` stands for zero."""

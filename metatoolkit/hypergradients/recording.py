@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.graphs import graph_nodes
 from metatoolkit.hypergradients.custom_functions import is_observed, is_own, name_of, points_of
 from metatoolkit.hypergradients.detached import (
     DETACHING,
@@ -27,6 +26,7 @@ from metatoolkit.hypergradients.holding import CUTTING, READERS, SET_DATA, Holdi
 from metatoolkit.hypergradients.kinks import PIECES
 from metatoolkit.hypergradients.torch_calls import as_tuple, has_derivatives, tensors_in
 from metatoolkit.hypergradients.transforms import requires_gradient, taken_out
+from metatoolkit.stateless.graphs import graph_nodes
 
 # What they return does not depend on the values they are given.
 _NEUTRAL = frozenset(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,16 +18,30 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metatoolkit.errors import ReplayError
-from metatoolkit.graphs import kept_graph_error
 from metatoolkit.hypergradients.equal_losses import require_equal
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
-from metatoolkit.measure import measuring
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.graphs import kept_graph_error
 
 Arguments = tuple[Tensors, Tensors, Tensors, Any, int]
 """Parameters, meta-parameters, buffers, batch and key of an evaluation."""
+_left_out: ContextVar[bool] = ContextVar("left_out", default=False)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Leave the checks out, so that a call costs what each but the first one does.
+
+    Yields:
+        Nothing.
+    """
+    token = _left_out.set(True)
+    try:
+        yield
+    finally:
+        _left_out.reset(token)
 
 
 @contextlib.contextmanager
@@ -60,7 +75,7 @@ def replay_checked(
     # Then a key tells a step apart, unless a step of this learner evaluates the loss several times.
     repeats_steps &= not any(is_own(inner, InnerLearner, part) for part in ("step", "gradients"))
     due = [kind for kind in kinds if repeats_steps or is_due(problem, kind)]
-    if not due or problem.watch is not None or measuring():
+    if not due or problem.watch is not None or _left_out.get():
         with _no_graph_of_before():
             yield
         return
@@ -99,7 +114,7 @@ def is_due(problem: BilevelProblem, kind: str) -> bool:
         problem: The bilevel problem.
         kind: ``"train_loss"`` or ``"valid_loss"``.
     """
-    return not measuring() and _signature(problem, kind) not in problem.replayed
+    return not _left_out.get() and _signature(problem, kind) not in problem.replayed
 
 
 def mark_checked(problem: BilevelProblem, kind: str) -> None:
@@ -109,7 +124,7 @@ def mark_checked(problem: BilevelProblem, kind: str) -> None:
         problem: The bilevel problem.
         kind: ``"train_loss"`` or ``"valid_loss"``.
     """
-    if not measuring():
+    if not _left_out.get():
         # The loss is kept, so that no other one gets its identity.
         problem.replayed[_signature(problem, kind)] = getattr(problem, kind)
 

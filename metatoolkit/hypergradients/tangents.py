@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import double_backward_kernels
 from metatoolkit.hypergradients.products import (
     Adjoint,
@@ -23,6 +22,7 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.exchange import within
 
 Directions = Callable[[int, int], list[Tensor]]
 """Returns the directions ``first`` to ``last`` in λ: (last − first, *shape) per meta-parameter."""

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatoolkit.exchange import within
 from metatoolkit.hypergradients.base import check_finite, double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.exchange import within
 
 Visit = tuple[InnerState, Tensors | None]
 """A state, and the gradient of the training loss there where it is known."""

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.exchange import within
-from metatoolkit.graphs import refuse_inference_mode, unreached_error
 from metatoolkit.inner.hyperparameters import (
     Group,
     Hyperparameter,
@@ -22,10 +20,12 @@ from metatoolkit.inner.hyperparameters import (
 )
 from metatoolkit.inner.slots import refuse_complex, slots_of, update_parameter
 from metatoolkit.inner.traits import tells_sensitivity
-from metatoolkit.loss_values import refuse_sparse
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.exchange import within
+from metatoolkit.stateless.graphs import refuse_inference_mode, unreached_error
+from metatoolkit.stateless.loss_values import refuse_sparse
 
 
 class InnerLearner(ABC):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.metaparameters.image_rotation import rotate
 from metatoolkit.metaparameters.registry import modules
-from metatoolkit.tasks.image_rotation import rotate
 
 
 @modules.register()

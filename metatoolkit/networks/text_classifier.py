@@ -8,8 +8,8 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError, ShapeError, optional_import
-from metatoolkit.hub import load_pretrained
 from metatoolkit.networks.arguments import check_positive
+from metatoolkit.networks.hub import load_pretrained
 
 
 class TextClassifier(nn.Module):

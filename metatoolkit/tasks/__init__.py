@@ -1,5 +1,6 @@
 """Sources of tasks: data sets, text in several languages, label corruption and batches."""
 
+from metatoolkit.metaparameters.image_rotation import rotate
 from metatoolkit.tasks.batches import Batches, evaluation_batches
 from metatoolkit.tasks.classification import Classification, Split
 from metatoolkit.tasks.datasets import load_dataset
@@ -7,7 +8,6 @@ from metatoolkit.tasks.default_domains import default_domains
 from metatoolkit.tasks.domains import Domain, ImageSet, LabeledImages, domain_of, split_classes
 from metatoolkit.tasks.episodes import Episode, EpisodeBatches, pseudo_domains
 from metatoolkit.tasks.image_folders import ImageFiles, image_folder_domain, photo_domains
-from metatoolkit.tasks.image_rotation import rotate
 from metatoolkit.tasks.image_transforms import ImageTransform
 from metatoolkit.tasks.label_corruption import (
     CorruptedLabels,

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError, optional_import
-from metatoolkit.tasks import drawn_images
 from metatoolkit.tasks.domains import Domain, ImageSet, check_names, domain_of
 from metatoolkit.tasks.omniglot import omniglot_archives, omniglot_domain
+from metatoolkit.tasks.synthetic import drawn_images
 
 # Digits of one split are no digits of another, in whatever orientation.
 _DIGITS = {"train": (0, 3, 6, 9), "valid": (1, 4, 7), "test": (2, 5, 8)}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, DataError
+from metatoolkit.metaparameters.image_rotation import Interpolation, rotate
 from metatoolkit.randomness import fold_in
 from metatoolkit.tasks.classification import Classification, Split
-from metatoolkit.tasks.image_rotation import Interpolation, rotate
 
 _SPLIT = -11
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metatoolkit.batch_stream import BatchStream
+from metatoolkit.training.batch_stream import BatchStream
 
 if TYPE_CHECKING:
     from metatoolkit.training.trainer import MetaTrainer

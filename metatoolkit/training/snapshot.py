@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.batch_stream import Stateful
-from metatoolkit.checkpoints import refuse_unreadable
 from metatoolkit.errors import CheckpointError
 from metatoolkit.state import InnerState
+from metatoolkit.training.batch_stream import Stateful
+from metatoolkit.training.checkpoints import refuse_unreadable
 
 if TYPE_CHECKING:
     from metatoolkit.training.trainer import MetaTrainer

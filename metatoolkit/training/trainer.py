@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from metatoolkit.batch_stream import BatchStream, Stateful
-from metatoolkit.checkpoints import read_checkpoint, write_checkpoint
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.graphs import refuse_inference_mode
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState
+from metatoolkit.stateless.graphs import refuse_inference_mode
+from metatoolkit.training.batch_stream import BatchStream, Stateful
+from metatoolkit.training.checkpoints import read_checkpoint, write_checkpoint
 from metatoolkit.training.checks import (
     check_components,
     check_rhythm,

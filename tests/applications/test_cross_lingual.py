@@ -23,12 +23,12 @@ from applications.cross_lingual.settings import (
 from applications.cross_lingual.study import STUDIES
 from applications.cross_lingual.tuning import SEARCH
 from metatoolkit import records
+from metatoolkit.diagnostics.measure import count_flops
 from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
 from metatoolkit.experiments.components import META_METHODS
 from metatoolkit.experiments.jobs import Job, resolve
 from metatoolkit.experiments.tuning import trials
 from metatoolkit.hypergradients import EvoGrad, Unrolled
-from metatoolkit.measure import count_flops
 from tests.drawings import bars
 
 QUIET = {"progress": False}

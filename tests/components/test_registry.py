@@ -151,7 +151,7 @@ def test_an_entry_point_joins_and_is_loaded_when_it_is_asked_for(registry, monke
 
 
 def test_comparison_and_listing_read_the_registry(monkeypatch):
-    from metatoolkit.hypergradients.comparison import name_estimators
+    from metatoolkit.diagnostics.comparison import name_estimators
     from metatoolkit.hypergradients.listing import all_estimators
 
     class Strange(mt.hypergradients.OneStep):

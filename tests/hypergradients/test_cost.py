@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import metatoolkit as mt
+from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.hypergradients import EvoGrad, Unrolled
-from metatoolkit.measure import count_flops, peak_memory
 
 
 class Shift(nn.Module):

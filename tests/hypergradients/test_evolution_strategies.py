@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import metatoolkit as mt
+from metatoolkit.diagnostics.measure import count_flops
 from metatoolkit.errors import (
     CheckpointError,
     ConfigurationError,
@@ -19,7 +20,6 @@ from metatoolkit.hypergradients import (
     Unrolled,
 )
 from metatoolkit.hypergradients.noise import standard_noise
-from metatoolkit.measure import count_flops
 from metatoolkit.randomness import fold_in
 from tests import bank
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import metatoolkit as mt
+from metatoolkit.diagnostics.measure import count_flops
 from metatoolkit.errors import (
     ConfigurationError,
     NonFiniteError,
@@ -11,7 +12,6 @@ from metatoolkit.errors import (
     UnusedMetaParameterError,
 )
 from metatoolkit.hypergradients import FirstOrder, Reptile, Unrolled
-from metatoolkit.measure import count_flops
 from metatoolkit.metaparameters import Initialization
 from tests import bank
 from tests.hypergradients.test_cost import Setup

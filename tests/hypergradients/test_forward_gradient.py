@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from metatoolkit.diagnostics.measure import peak_memory
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import ForwardGradient, ForwardMode, Unrolled
-from metatoolkit.measure import peak_memory
 from tests import bank
 from tests.hypergradients.test_unrolled import Plain, error, flat
 

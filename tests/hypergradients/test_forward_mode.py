@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import metatoolkit as mt
+from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients import ForwardMode, Unrolled
 from metatoolkit.inner import SGD
-from metatoolkit.measure import count_flops, peak_memory
 from tests import bank
 from tests.hypergradients.test_mixed_mode import Attention, Recurrent, with_model
 from tests.hypergradients.test_unrolled import (

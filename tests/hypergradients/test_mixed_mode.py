@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import metatoolkit as mt
+from metatoolkit.diagnostics import check_hypergradient
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients import Unrolled, check_hypergradient
+from metatoolkit.hypergradients import Unrolled
 from metatoolkit.hypergradients.mixed_mode import (
     MixedStep,
     forward_over_reverse,

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
+from metatoolkit.diagnostics.measure import peak_memory
 from metatoolkit.hypergradients.noise import standard_noise, stream_noise
-from metatoolkit.measure import peak_memory
 
 KINDS = ["sign", "gaussian"]
 kinds = pytest.mark.parametrize("kind", KINDS)

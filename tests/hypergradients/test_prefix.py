@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import metatoolkit as mt
+from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import EvoGrad
 from metatoolkit.hypergradients.prefix import _refuse_dependence
-from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.metaparameters.representation_transform import RepresentationTransform
 
 F64 = torch.float64

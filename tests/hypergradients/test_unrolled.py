@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import metatoolkit as mt
-from metatoolkit.hypergradients import Unrolled, check_hypergradient
+from metatoolkit.diagnostics import check_hypergradient
+from metatoolkit.diagnostics.measure import count_flops, peak_memory
+from metatoolkit.hypergradients import Unrolled
 from metatoolkit.inner import SGD, Adam, AdamW, RMSprop
-from metatoolkit.measure import count_flops, peak_memory
 from metatoolkit.randomness import fold_in, seeded
 from tests import bank
 

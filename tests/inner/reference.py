@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import metatoolkit as mt
-from metatoolkit.hypergradients import Unrolled, check_hypergradient
+from metatoolkit.diagnostics import check_hypergradient
+from metatoolkit.hypergradients import Unrolled
 from tests import bank
 
 F64 = torch.float64

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from metatoolkit.batch_stream import BatchStream
 from metatoolkit.hypergradients import Unrolled
+from metatoolkit.training.batch_stream import BatchStream
 from metatoolkit.training.outer_step import OuterStep
 from tests import bank
 from tests.training.assembled import trainer_of

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import metatoolkit as mt
-from metatoolkit.batch_stream import BatchStream
 from metatoolkit.errors import CheckpointError
 from metatoolkit.hypergradients import EvoGrad, Penalty, Unrolled
+from metatoolkit.training.batch_stream import BatchStream
 from metatoolkit.training.early_stopping import Watch
 from metatoolkit.training.snapshot import restore, snapshot
 from tests import bank

@@ -9,15 +9,15 @@ from metatoolkit.tasks.languages.corpus import (
     common_labels,
 )
 from metatoolkit.tasks.languages.encoding import TokenDataset, encode
-from metatoolkit.tasks.languages.generated import generated_languages
-from metatoolkit.tasks.languages.generated_reviews import generated_reviews
-from metatoolkit.tasks.languages.hub import load_amazon_reviews, load_wikiann
+from metatoolkit.tasks.languages.hub_datasets import load_amazon_reviews, load_wikiann
 from metatoolkit.tasks.languages.token_batches import TokenBatches, evaluation_token_batches
 from metatoolkit.tasks.languages.tokenization import (
     check_tokenizer,
     load_tokenizer,
     train_tokenizer,
 )
+from metatoolkit.tasks.synthetic.news import generated_languages
+from metatoolkit.tasks.synthetic.reviews import generated_reviews
 
 __all__ = [
     "Corpus",

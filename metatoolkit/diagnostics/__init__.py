@@ -1,0 +1,8 @@
+"""Diagnostics: is a hypergradient right, what does it cost, and how do estimators compare?"""
+
+from metatoolkit.diagnostics.check import HypergradientCheck as HypergradientCheck
+from metatoolkit.diagnostics.check import check_hypergradient as check_hypergradient
+from metatoolkit.diagnostics.comparison import EstimatorComparison as EstimatorComparison
+from metatoolkit.diagnostics.comparison import compare_estimators as compare_estimators
+from metatoolkit.diagnostics.measure import count_flops as count_flops
+from metatoolkit.diagnostics.measure import peak_memory as peak_memory

@@ -1,0 +1,1 @@
+"""Evaluation of modules and losses as functions of given tensors, and of nothing else."""

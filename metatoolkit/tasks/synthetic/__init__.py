@@ -1,0 +1,1 @@
+"""Data that are generated or drawn, each a function of its seed."""
