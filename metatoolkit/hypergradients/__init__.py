@@ -1,5 +1,9 @@
 """Hypergradient estimators: how the derivative of the outer loss in λ is obtained."""
 
+import importlib
+import warnings
+from typing import Any
+
 from metatoolkit.hypergradients.base import Cost as Cost
 from metatoolkit.hypergradients.base import Estimator as Estimator
 from metatoolkit.hypergradients.base import Hypergradient as Hypergradient
@@ -33,3 +37,22 @@ from metatoolkit.hypergradients.unrolled import Unrolled as Unrolled
 
 build = estimators.build
 register = estimators.register
+
+_MOVED = (
+    "EstimatorComparison",
+    "HypergradientCheck",
+    "check_hypergradient",
+    "compare_estimators",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        f"metatoolkit.hypergradients.{name} is metatoolkit.diagnostics.{name} now; the former name "
+        "goes with the next release.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return getattr(importlib.import_module("metatoolkit.diagnostics"), name)
