@@ -108,7 +108,7 @@ THROUGH = {
     "stateless/passes.py": [
         "stateless/test_places.py",
         "test_problem.py",
-        "stateless/test_global_generators.py",
+        "randomness/test_global_generators.py",
         "stateless/test_in_place.py",
         "stateless/test_graphs.py",
     ],

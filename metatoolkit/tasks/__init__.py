@@ -27,8 +27,6 @@ from metatoolkit.tasks.languages import (
     check_tokenizer,
     common_labels,
     encode,
-    generated_languages,
-    generated_reviews,
     load_amazon_reviews,
     load_conll,
     load_masakhaner,
@@ -41,6 +39,8 @@ from metatoolkit.tasks.omniglot import omniglot_domain
 from metatoolkit.tasks.photo_transform import PhotoTransform
 from metatoolkit.tasks.resizing import resize_dataset
 from metatoolkit.tasks.rotated_images import RotatedClassification, rotation_task
+from metatoolkit.tasks.synthetic.news import generated_languages
+from metatoolkit.tasks.synthetic.reviews import generated_reviews
 
 __all__ = [
     "Batches",

@@ -16,8 +16,6 @@ from metatoolkit.tasks.languages.tokenization import (
     load_tokenizer,
     train_tokenizer,
 )
-from metatoolkit.tasks.synthetic.news import generated_languages
-from metatoolkit.tasks.synthetic.reviews import generated_reviews
 
 __all__ = [
     "Corpus",
@@ -30,8 +28,6 @@ __all__ = [
     "common_labels",
     "encode",
     "evaluation_token_batches",
-    "generated_languages",
-    "generated_reviews",
     "load_amazon_reviews",
     "load_conll",
     "load_masakhaner",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.random import mtrand
 
-from metatoolkit.stateless.global_generators import GLOBAL_GENERATORS, Saved
+from metatoolkit.randomness.global_generators import GLOBAL_GENERATORS, Saved
 
 Place = tuple[torch.Tensor, Saved | None, list[tuple[Any, torch.Tensor]]]
 """States of torch's generator of the CPU, those of Python and NumPy, and those of devices."""

@@ -7,8 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from metatoolkit.stateless import global_generators
-from metatoolkit.stateless.global_generators import GLOBAL_GENERATORS, GlobalGenerators
+from metatoolkit.randomness import global_generators
+from metatoolkit.randomness.global_generators import GLOBAL_GENERATORS, GlobalGenerators
 
 WAYS = {"memory": GLOBAL_GENERATORS, "functions": GlobalGenerators(direct=False)}
 ways = pytest.mark.parametrize("generators", WAYS.values(), ids=WAYS.keys())

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from metatoolkit import randomness
 from metatoolkit.randomness import (
     fold_in,
     go_to,
     go_to_portable,
     has_moved,
+    keys,
     place,
     portable,
     seeded,
@@ -87,7 +87,7 @@ def test_the_generator_of_each_device_is_seeded_and_restored(monkeypatch, listed
     device, module = torch.device("mps", 0), Module()
     known = types.SimpleNamespace(default_generators=(module.generator,)) if listed else module
     monkeypatch.setattr(torch, "get_device_module", lambda device: known)
-    randomness._device_generator.cache_clear()
+    keys._device_generator.cache_clear()
     module.draw()
     before = module.get_rng_state()
     found = []
@@ -96,7 +96,7 @@ def test_the_generator_of_each_device_is_seeded_and_restored(monkeypatch, listed
             found.append(module.draw())
         assert torch.equal(module.get_rng_state(), before)
     assert found[0] == found[2] != found[1]
-    randomness._device_generator.cache_clear()
+    keys._device_generator.cache_clear()
 
 
 def test_a_device_without_a_generator_is_left_out():
@@ -203,7 +203,7 @@ def test_the_present_device_is_meant_where_none_is_numbered(monkeypatch):
         default_generators=(first.generator, second.generator), current_device=lambda: 1
     )
     monkeypatch.setattr(torch, "get_device_module", lambda device: known)
-    randomness._device_generator.cache_clear()
+    keys._device_generator.cache_clear()
     before = first.get_rng_state(), second.get_rng_state()
     with seeded(3, [torch.device("mps")]):
         assert torch.equal(first.get_rng_state(), before[0])
@@ -212,7 +212,7 @@ def test_the_present_device_is_meant_where_none_is_numbered(monkeypatch):
     with seeded(3, [torch.device("mps", 0)]):
         assert first.draw() == expected
         assert torch.equal(second.get_rng_state(), before[1])
-    randomness._device_generator.cache_clear()
+    keys._device_generator.cache_clear()
 
 
 def test_several_numbers_are_mixed_in_one_after_another():
