@@ -11,6 +11,9 @@ import pytest
 from metatoolkit import records
 from metatoolkit.cli import main, rerun
 from metatoolkit.records.files import upload
+from tests.records.conftest import database, home, mongod, server
+
+__all__ = ["database", "home", "mongod", "server"]
 
 SCRIPT = """
     from metatoolkit import records

@@ -14,7 +14,7 @@ from metatoolkit.diagnostics.check import HypergradientCheck
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients import EvoGrad, OneStep, Unrolled
 from tests import bank
-from tests.hypergradients import checked
+from tests.diagnostics import checked
 
 EXACT = {
     "Unrolled(1)": lambda: Unrolled(1),

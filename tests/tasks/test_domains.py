@@ -29,12 +29,12 @@ from metatoolkit.tasks import (
     ImageSet,
     default_domains,
     domain_of,
-    drawn_images,
     learn2learn_domain,
     omniglot_domain,
     split_classes,
 )
 from metatoolkit.tasks.domains import SPLITS
+from metatoolkit.tasks.synthetic import drawn_images
 from tests.tasks.images import numbered_domain
 
 COMPUTED = ("digits", "glyphs", "letters", "textures", "photos")
