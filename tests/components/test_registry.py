@@ -16,6 +16,7 @@ from metatoolkit.components import Registry
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.hypergradients import GMRES, Implicit, Unrolled, estimators
 from metatoolkit.hypergradients import linear_solvers as solvers
+from metatoolkit.inner.registry import schedules
 
 REGISTRIES = {
     "estimators": mt.hypergradients.estimators,
@@ -163,6 +164,67 @@ def test_comparison_and_listing_read_the_registry(monkeypatch):
     assert [type(one) for one in named.values()] == [Strange, mt.hypergradients.OneStep]
     with pytest.raises(UnknownNameError, match="OneStep"):
         name_estimators(["OneStp"])
+
+
+@pytest.mark.parametrize(
+    ("registry", "kind", "package", "group"),
+    [
+        ("estimators", "estimator", "hypergradients", "estimators"),
+        ("learners", "inner learner", "inner", "inner"),
+        ("schedules", "schedule", "inner", "schedules"),
+        ("solvers", "linear solver", "hypergradients.linear_solvers", "solvers"),
+        ("modules", "meta-parameter module", "metaparameters", "metaparameters"),
+        ("networks", "network", "networks", "networks"),
+        ("backbones", "backbone", "networks", "backbones"),
+        ("heads", "metric head", "networks.metric_heads", "metric_heads"),
+    ],
+)
+def test_another_distribution_joins_each_registry_by_its_group(
+    registry, kind, package, group, monkeypatch
+):
+    found = {
+        **REGISTRIES,
+        "schedules": schedules,
+        "heads": mt.networks.metric_heads.METRIC_HEADS,
+    }[registry]
+    monkeypatch.setattr(found, "_components", dict(found._components))
+    entry = importlib.metadata.EntryPoint("Theirs", "collections:OrderedDict", group)
+    asked = []
+
+    def entry_points(*, group):
+        asked.append(group)
+        return importlib.metadata.EntryPoints([entry])
+
+    monkeypatch.setattr("metatoolkit.components.registry.entry_points", entry_points)
+    assert found["Theirs"].__name__ == "OrderedDict"
+    assert set(asked) == {f"metatoolkit.{group}"}
+    assert found._package == f"metatoolkit.{package}"
+    with pytest.raises(UnknownNameError, match=f"^unknown {kind} 'Theirz'"):
+        found["Theirz"]
+
+
+def test_a_component_is_made_of_its_own_kind_where_the_registry_says_so():
+    made = Registry("thing", "collections", "nobody.joins")
+    nested = Registry("thing", "collections", "nobody.joins", nested=True)
+    for registry in (made, nested):
+        registry.register("Leaf")(lambda size=1: ("leaf", size))
+        registry.register("Pair")(lambda left=None: ("pair", left))
+    leaf = {"name": "Leaf", "size": 3}
+    assert nested.build("Pair", left=leaf) == ("pair", ("leaf", 3))
+    with pytest.raises(UnknownNameError, match="unknown part of thing 'Pair': 'Leaf'"):
+        made.build("Pair", left=leaf)
+
+
+@pytest.mark.parametrize(
+    "package",
+    [mt.metaparameters, mt.networks, mt.tasks, mt.evaluation],
+    ids=lambda package: package.__name__,
+)
+def test_every_name_that_a_package_lists_is_there(package):
+    assert all(hasattr(package, name) for name in package.__all__)
+    namespace = {}
+    exec(f"from {package.__name__} import *", namespace)
+    assert set(package.__all__) <= set(namespace)
 
 
 @pytest.mark.parametrize(

@@ -266,3 +266,22 @@ def test_small_residuals_are_relative_too():
     for through in ("slots", "STATE", "", None):
         with pytest.raises(ConfigurationError, match=r"through is .*'state', 'parameters'"):
             check_through(through)
+
+
+def test_a_product_without_meta_takes_no_derivative_in_it(monkeypatch):
+    case = bank.CASES["inside_model"]()
+    step = linearized(case, case.state)
+    vector, asked = torch.ones(step.size, dtype=F64), []
+    grad = torch.autograd.grad
+
+    def counted(outputs, inputs, *args, **kwargs):
+        asked.extend(inputs)
+        return grad(outputs, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    step.transposed_product(vector)
+    alone = len(asked)
+    asked.clear()
+    step.pull_back(vector)
+    # Once through the step and once through the gradient that it takes.
+    assert len(asked) == alone + 2 * len(case.problem.meta_leaves()) > alone > 0

@@ -17,7 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import metatoolkit as mt
 from metatoolkit.errors import NonFiniteError, ReplayError, UnsupportedError
-from metatoolkit.hypergradients import EvoGrad, FiniteDifference, Penalty, Reptile, Unrolled
+from metatoolkit.hypergradients import (
+    EvoGrad,
+    FiniteDifference,
+    Penalty,
+    Reptile,
+    Unrolled,
+    replay_check,
+)
 from tests import bank
 from tests.hypergradients.registry import ESTIMATORS
 
@@ -589,3 +596,12 @@ def test_another_thread_is_not_watched_where_one_loss_is_repeated():
     case.problem.evaluate_valid = between
     case.call(FiniteDifference(), state)
     assert calls and calls[0] <= 1
+
+
+def test_what_is_kept_for_a_second_evaluation_holds_no_graph():
+    root = torch.tensor(2.0, requires_grad=True)
+    kept = replay_check._leaves({"moved": root * 3, "fixed": torch.tensor(1.0)})
+    assert [(t.is_leaf, t.requires_grad, t.item()) for t in kept.values()] == [
+        (True, True, 6.0),
+        (True, False, 1.0),
+    ]

@@ -254,3 +254,21 @@ def test_a_loss_that_is_a_method_of_the_model_is_named_once():
     model = Model()
     problem = problem_of(model, train_loss=model.loss)
     assert changed_by(problem, lambda: model.loss(None, None, None)) == ["model.calls (a number)"]
+
+
+def test_a_variable_without_a_value_hides_no_other():
+    def make():
+        seen = []
+
+        def loss(model, meta, batch):
+            seen.append(batch)
+            return absent if batch else torch.zeros(())
+
+        if COUNTER < 0:
+            absent = None
+        return loss
+
+    loss = make()
+    assert loss.__code__.co_freevars == ("absent", "seen")
+    changed = changed_by(problem_of(train_loss=loss), lambda: loss(None, None, 0))
+    assert [name.split(" ")[0] for name in changed] == ["'seen'"]

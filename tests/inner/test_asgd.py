@@ -106,7 +106,7 @@ def test_a_rate_for_each_entry():
     rates = torch.tensor([0.1, 0.3], dtype=torch.float64)
     problem, batches = reference.make_problem(), reference.make_batches(3)
     inner = ASGD(lr=0.1, lambd=0.2, groups=[{"parameters": ["head.bias"], "lr": rates}])
-    check = hg.check_hypergradient(problem, inner, hg.Unrolled(2), batches[:2], batches[2])
+    check = mt.check_hypergradient(problem, inner, hg.Unrolled(2), batches[:2], batches[2])
     assert check.relative_error < 1e-6, check
     state, _ = inner.step(problem, inner.init(problem), problem.meta_parameters(), batches[0])
     expected = rates / (1 + 0.2 * rates) ** 0.75
@@ -121,3 +121,21 @@ def test_arguments_out_of_range():
         ASGD(lambd=-1)
     with pytest.raises(ConfigurationError, match=r"t0 is inf"):
         ASGD(t0=float("inf"))
+
+
+def test_starts_of_the_average_are_taken_as_a_batch():
+    inner, step = ASGD(lr=0.1), 3
+    parameter, gradient = torch.tensor([2.0, 3.0]), torch.tensor([1.0, -1.0])
+    slots = {"average": torch.tensor([1.0, 1.0]), "rate": torch.full((2,), 0.1)}
+    options = {"lr": 0.1, "lambd": 0.0, "alpha": 0.75, "weight_decay": 0.0}
+
+    def average(start):
+        return inner.update(parameter, gradient, slots, {**options, "t0": start}, step)[1][
+            "average"
+        ]
+
+    starts = torch.tensor([-1.0, 1.0, 2.5, 7.0])
+    moved = parameter - 0.1 * gradient
+    # The mean over the steps since the start, at least one.
+    expected = [1 + (moved - 1) / count for count in (4.0, 2.0, 1.0, 1.0)]
+    torch.testing.assert_close(torch.func.vmap(average)(starts), torch.stack(expected))

@@ -93,7 +93,7 @@ def test_estimators_that_differentiate_the_step_see_the_norm(estimator):
     batches = reference.make_batches(estimator.horizon + 1)
     inner = Clipped(SGD(lr=0.1), max_norm=0.3)
     problem = reference.make_problem()
-    check = hg.check_hypergradient(problem, inner, estimator, batches[:-1], batches[-1])
+    check = mt.check_hypergradient(problem, inner, estimator, batches[:-1], batches[-1])
     assert check.relative_error < 1e-6, check
 
 

@@ -55,7 +55,7 @@ def test_each_learner_moves_its_parameters_as_in_torch():
 def test_hypergradients(estimator):
     inner = Combined(AdamW(lr=0.05), {"head.*": SGD(lr=0.1, momentum=0.5), "scale": SGD(lr=0.2)})
     batches = reference.make_batches(estimator.horizon + 1)
-    check = hg.check_hypergradient(
+    check = mt.check_hypergradient(
         reference.make_problem(), inner, estimator, batches[:-1], batches[-1]
     )
     assert check.relative_error < (1e-4 if isinstance(estimator, hg.FiniteDifference) else 1e-6)

@@ -85,7 +85,7 @@ def test_what_requires_a_gradient_but_is_no_meta_parameter_is_an_error(make, how
     with pytest.raises(ConfigurationError, match=message):
         inner.init(problem)
     with pytest.raises(ConfigurationError, match=message):
-        hg.check_hypergradient(problem, inner, hg.Unrolled(1), [None], None)
+        mt.check_hypergradient(problem, inner, hg.Unrolled(1), [None], None)
     state = SGD(lr=0.1).init(problem)
     if how not in ("group", "beta"):
         for estimator in (hg.Unrolled(1), hg.EvolutionStrategies(1, 2, 0.1), hg.ForwardMode(1)):

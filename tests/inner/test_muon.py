@@ -97,7 +97,7 @@ def test_hypergradients_equal_finite_differences(nesterov, product):
     )
     batches = reference.make_batches(4)
     for estimator in (hg.Unrolled(3, product=product), hg.ForwardMode(3)):
-        check = hg.check_hypergradient(problem, inner, estimator, batches[:3], batches[3])
+        check = mt.check_hypergradient(problem, inner, estimator, batches[:3], batches[3])
         assert check.relative_error < 1e-6, check
         assert float(check.estimate.abs().min()) > 1e-4
 

@@ -180,7 +180,7 @@ def test_estimators_of_real_meta_parameters_refuse_complex_ones(estimator):
     with pytest.raises(UnsupportedError, match=r"'value' is complex"):
         estimator(problem, inner, inner.init(problem), [None], None)
     with pytest.raises(UnsupportedError, match="a meta-parameter is complex"):
-        hg.check_hypergradient(problem, inner, hg.Unrolled(1), [None], None)
+        mt.check_hypergradient(problem, inner, hg.Unrolled(1), [None], None)
 
 
 def test_unrolled_follows_complex_meta_parameters_as_autograd_does():

@@ -331,8 +331,8 @@ def assert_refused(problem, given, message):
         lambda: mt.MetaTrainer(problem, given, hg.Unrolled(1), optimizer),
         lambda: hg.Unrolled(1)(problem, given, state, batches, valid_batch),
         lambda: hg.EvoGrad(2, 0.1, 0.5)(problem, given, state, batches, valid_batch),
-        lambda: hg.check_hypergradient(problem, given, hg.Unrolled(1), batches, valid_batch),
-        lambda: hg.compare_estimators(
+        lambda: mt.check_hypergradient(problem, given, hg.Unrolled(1), batches, valid_batch),
+        lambda: mt.compare_estimators(
             problem, given, {"one": hg.Unrolled(1)}, batches, valid_batch
         ),
     ):

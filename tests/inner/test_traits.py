@@ -7,7 +7,12 @@ import pytest
 import metatoolkit as mt
 from metatoolkit.inner import SGD
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.traits import is_own, is_said_of, tells_sensitivity
+from metatoolkit.inner.traits import (
+    is_linear_in_gradient,
+    is_own,
+    is_said_of,
+    tells_sensitivity,
+)
 
 
 class Renamed(mt.inner.SGD):
@@ -30,6 +35,16 @@ def test_a_statement_holds_until_a_part_of_the_step_is_overridden():
     assert not is_said_of(Halved(0.1), "linear_in_gradient")
     assert is_said_of(Said(0.1), "linear_in_gradient")
     assert not mt.inner.Adam(0.1).linear_in_gradient
+
+
+def test_a_step_is_linear_where_its_class_says_so_and_nothing_newer_overrides():
+    class Bent(Said):
+        linear_in_gradient = False
+
+    assert is_linear_in_gradient(mt.inner.SGD(0.1)) and is_linear_in_gradient(Said(0.1))
+    assert not is_linear_in_gradient(Halved(0.1))
+    assert is_said_of(Bent(0.1), "linear_in_gradient") and not is_linear_in_gradient(Bent(0.1))
+    assert not is_linear_in_gradient(mt.inner.Adam(0.1))
 
 
 def test_an_instance_that_overrides_takes_a_statement_back():

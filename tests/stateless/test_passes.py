@@ -318,3 +318,29 @@ def test_a_loss_may_make_tensors_where_the_leaves_of_another_evaluation_lay():
             given = {"value": leaf}, problem.meta_leaves()
             value = float(problem.evaluate_valid(*given, {}, None, 0).detach())
             assert value == 9.0
+
+
+def test_only_the_first_pass_without_a_graph_is_given_one():
+    recorded = []
+
+    def loss(model, meta, batch):
+        recorded.append(torch.is_grad_enabled())
+        return (model.value * batch - meta.value).square().mean()
+
+    def problem():
+        recorded.clear()
+        return mt.BilevelProblem(bank.Value(0.7), bank.Value(0.2), loss, loss)
+
+    made, theta = problem(), torch.tensor([0.1, 0.2], dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(3):
+            made.evaluate_train({"value": theta[0]}, made.meta_parameters(), {}, 1.0, 0)
+    assert recorded == [True, False, False]
+    # A transform of torch.func keeps its own record.
+    made = problem()
+    with torch.no_grad():
+        values = torch.func.vmap(
+            lambda one: made.evaluate_train({"value": one}, made.meta_parameters(), {}, 1.0, 0)[0]
+        )(theta)
+    assert recorded == [False]
+    torch.testing.assert_close(values, (theta - 0.2).square())
