@@ -186,7 +186,7 @@ def _with_mode(problem: BilevelProblem, start: Callable[[], Any]) -> BilevelProb
     def under_mode(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
         mode = start()
         mode.modules = (model, meta)
-        with warnings.catch_warnings(), observed(mode.observe):
+        with warnings.catch_warnings(), observed(mode.observe), mode.saving():
             # Dynamo looks at all attributes of the tensors that it is given.
             warnings.filterwarnings(
                 "ignore", r"The \.grad attribute of a Tensor that is not a leaf"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metatoolkit.hypergradients.backward_hooks import CheckedNode, checked_hook, lossless
 from metatoolkit.hypergradients.composed import COMPOSED
 from metatoolkit.hypergradients.custom_functions import is_own, points_of
 from metatoolkit.hypergradients.detached import HeldConstants
@@ -18,7 +20,6 @@ from metatoolkit.hypergradients.torch_calls import (
     NoHandle,
     as_tuple,
     body_of,
-    checked_hook,
     is_custom,
     tensors_in,
 )
@@ -32,6 +33,7 @@ READERS = frozenset(
 """Functions that return numbers read from tensors."""
 CUTTING = frozenset(("tensor", "as_tensor", "new_tensor", "detach_", "histc"))
 """Functions that copy without a graph."""
+_NODE = vars(torch._C.TensorBase)["grad_fn"].__get__
 SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 """The function by which a tensor is given the memory of another one."""
 # They end in an underscore, and write no values.
@@ -68,6 +70,9 @@ class HoldingMode(Again):
             hook = checked_hook(args[1] if len(args) > 1 else kwargs["hook"])
             seen = requires_gradient(args[0]) or self.held.everything
             return func(args[0], hook) if seen else NoHandle()
+        if func == _NODE:
+            node = func(*args, **kwargs)
+            return CheckedNode(node) if node is not None and _may_hook() else node
         if func not in self._open:
             body = COMPOSED.get(func)
             if body is None and func not in PIECES:
@@ -91,6 +96,10 @@ class HoldingMode(Again):
         for target in targets:
             self.held.before_write(target)
         return self.call(func, args, kwargs, targets)
+
+    def saving(self) -> contextlib.AbstractContextManager[None]:
+        """Return what looks at hooks for saved tensors while a loss runs."""
+        return lossless()
 
     @abstractmethod
     def call(self, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> Any:
@@ -135,3 +144,15 @@ class HoldingMode(Again):
     @abstractmethod
     def finish(self, loss: Any) -> None:
         """End a pass with what the loss returned."""
+
+
+def _may_hook() -> bool:
+    """Return whether who asks for a node may set hooks on it that change gradients.
+
+    Functions of torch hand nodes to its engine, but for those that call the hooks of modules.
+    """
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__", "").startswith("metatoolkit.") and frame.f_back:
+        frame = frame.f_back
+    asker = frame.f_globals.get("__name__", "")
+    return asker == "torch.utils.hooks" or asker.split(".")[0] != "torch"

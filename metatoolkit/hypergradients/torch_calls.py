@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -125,28 +125,6 @@ class NoHandle:
 
     def remove(self) -> None:
         """Do nothing."""
-
-
-def checked_hook(hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
-    """Return a hook on a tensor that may look at its gradient, and not change it.
-
-    Args:
-        hook: The hook.
-
-    Raises:
-        UnsupportedError: When called, if the hook changes the gradient.
-    """
-
-    def checked(gradient: Tensor) -> Tensor | None:
-        changed = hook(gradient)
-        if changed is not None and not torch.equal(changed, gradient):
-            raise UnsupportedError(
-                "the training loss registers a hook that changes the gradient of a tensor, so that "
-                f"its gradient is not the derivative of its values. {REMEDY}"
-            )
-        return changed
-
-    return checked
 
 
 def is_custom(func: Any) -> bool:

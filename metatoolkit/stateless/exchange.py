@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +35,7 @@ class _Active(threading.local):
 
     def __init__(self) -> None:
         self.stack: list[Exchange] = []
+        self.saving: Callable[..., Any] | None = None
 
 
 _active = _Active()
@@ -257,6 +258,23 @@ class within:
             ) from error
 
 
+@contextlib.contextmanager
+def saved_by(wrap: Callable[..., Any]) -> Iterator[None]:
+    """Put other hooks in the place of those that an evaluation sets for saved tensors.
+
+    Args:
+        wrap: Takes the hooks that pack and unpack, and returns those that take their places.
+
+    Yields:
+        Nothing.
+    """
+    former, _active.saving = _active.saving, wrap
+    try:
+        yield
+    finally:
+        _active.saving = former
+
+
 def _install() -> None:
     """Let hooks, reentrant checkpoints and the class of parameters ask for the exchange.
 
@@ -273,12 +291,13 @@ def _install() -> None:
         if not _active.stack:
             enter(self)
             return
-        unpack = self.unpack_hook
+        hooks = self.pack_hook, self.unpack_hook
+        self.pack_hook, unpack = hooks if _active.saving is None else _active.saving(*hooks)
         self.unpack_hook = _replayed(unpack, True)
         try:
             enter(self)
         finally:
-            self.unpack_hook = unpack
+            self.pack_hook, self.unpack_hook = hooks
 
     def check_reentrant(inputs: Any) -> None:
         if any(exchange.differentiable for exchange in _active.stack):

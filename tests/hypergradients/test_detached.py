@@ -302,7 +302,7 @@ def refused(message):
     return keep
 
 
-@refused("hook that changes the gradient")
+@refused("a hook on a tensor, a node")
 def a_hook_that_scales(model, meta, batch):
     outputs = model(batch[0])
     outputs.register_hook(lambda gradient: 0.1 * gradient)

@@ -112,12 +112,12 @@ def test_dropout_masks_are_common_to_the_passes(rate, radius, estimator, limit_o
 @pytest.mark.parametrize(("where", "passes"), [("loss", 8.0), ("input", 12.0)])
 def test_at_most_three_passes_beyond_the_base_step(where, passes, estimator, limit_of):
     setup = Setup(where, 2)
-    base = mt.measure.count_flops(setup.base_step)
-    total = mt.measure.count_flops(lambda: setup.call(estimator()))
+    base = mt.diagnostics.measure.count_flops(setup.base_step)
+    total = mt.diagnostics.measure.count_flops(lambda: setup.call(estimator()))
     assert total - base <= 3 * base
     # At the input λ needs less than a whole backward pass.
     lower = passes - (0.1 if where == "loss" else 3)
-    assert lower < total / mt.measure.count_flops(setup.forward) <= passes
+    assert lower < total / mt.diagnostics.measure.count_flops(setup.forward) <= passes
     cost = bank.ridge().call(estimator()).cost
     assert (cost.forward, cost.backward, cost.hvp) == (4, 4, 0)
 

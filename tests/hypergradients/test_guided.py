@@ -212,10 +212,10 @@ def test_what_the_loss_detaches_is_a_constant(how):
 @pytest.mark.parametrize(("where", "passes"), [("loss", 5.1), ("input", 9.1)])
 def test_at_most_three_passes(where, passes):
     setup = Setup(where, 2)
-    base = mt.measure.count_flops(setup.base_step)
-    total = mt.measure.count_flops(lambda: setup.call(guided(1e-2)))
+    base = mt.diagnostics.measure.count_flops(setup.base_step)
+    total = mt.diagnostics.measure.count_flops(lambda: setup.call(guided(1e-2)))
     assert total <= 3 * base
-    assert total / mt.measure.count_flops(setup.forward) < passes
+    assert total / mt.diagnostics.measure.count_flops(setup.forward) < passes
     cost = bank.ridge().call(guided(1e-2)).cost
     assert (cost.forward, cost.backward, cost.hvp) == (3, 3, 0)
 

@@ -342,7 +342,7 @@ def test_the_first_call_takes_one_evaluation_more_at_most(make):
     assert first - second == more
     # What is measured is each call, the first one included.
     case = build(initial=case.problem.initial is not None)
-    assert mt.measure.count_flops(lambda: case.call(make(), state)) == second
+    assert mt.diagnostics.measure.count_flops(lambda: case.call(make(), state)) == second
 
 
 def test_another_loss_and_another_mode_are_checked_again():

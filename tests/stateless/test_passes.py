@@ -12,6 +12,7 @@ from metatoolkit.errors import ReplayError, ShapeError
 from metatoolkit.hypergradients import EvolutionStrategies, Unrolled
 from metatoolkit.randomness import seeded
 from metatoolkit.stateless import passes
+from metatoolkit.stateless.exchange import within
 from metatoolkit.stateless.in_place import Untouched
 from tests import bank
 from tests.hypergradients.registry import ESTIMATORS
@@ -215,7 +216,7 @@ def test_a_backward_pass_that_reads_the_module_finds_what_the_pass_found(watched
     arguments = (given, problem.meta_leaves(), {}, None, 0)
     for _ in range(watched):
         value, _ = problem.evaluate_train(*arguments)
-        with mt.exchange.within(value):
+        with within(value):
             (slope,) = torch.autograd.grad(value, arguments[1]["value"])
         assert float(slope) == pytest.approx(3 * 2 * 0.2)
 
