@@ -6,6 +6,7 @@ margin losses, distances, quantiles. A pass that records or replays computes the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 _MEAN, _SUM = 1, 2
+_BILINEAR, _NEAREST = 0, 1
+_ZEROS, _REFLECTION = 0, 2
 
 
 def _reduced(losses: Tensor, reduction: int) -> Tensor:
@@ -200,6 +203,48 @@ def _division(name: str, home: Any) -> Callable[..., Tensor]:
     return division
 
 
+def _grid_sampler(
+    input: Tensor, grid: Tensor, interpolation: int, padding: int, align_corners: bool
+) -> Tensor:
+    if interpolation == _NEAREST:
+        return torch.grid_sampler(input, grid.detach(), interpolation, padding, align_corners)
+    if interpolation != _BILINEAR or len(input) != len(grid) or input.dim() != grid.dim():
+        return torch.grid_sampler(input, grid, interpolation, padding, align_corners)
+    sizes = input.shape[2:]
+    # The first coordinate of a grid belongs to the last dimension of the images.
+    places = [
+        _unnormalized(place, size, padding, align_corners)
+        for place, size in zip(grid.unbind(-1), reversed(sizes), strict=True)
+    ][::-1]
+    flat, result = input.flatten(2), torch.zeros((), dtype=input.dtype, device=input.device)
+    lows = [place.floor() for place in places]
+    for corner in itertools.product((0, 1), repeat=len(sizes)):
+        index = torch.zeros(grid.shape[:-1], dtype=torch.int64, device=grid.device)
+        weight = torch.ones_like(places[0])
+        for place, low, upper, size in zip(places, lows, corner, sizes, strict=True):
+            cell = low.long() + upper
+            index = index * size + cell.clamp(0, size - 1)
+            share = place - low if upper else 1 - (place - low)
+            weight = weight * torch.where((cell >= 0) & (cell < size), share, 0.0)
+        values = flat.gather(2, index.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1))
+        result = result + values.unflatten(2, grid.shape[1:-1]) * weight.unsqueeze(1)
+    return result
+
+
+def _unnormalized(place: Tensor, size: int, padding: int, align_corners: bool) -> Tensor:
+    """Return coordinates in pixels, those outside brought inside as the padding says."""
+    least, span = (0.0, size - 1.0) if align_corners else (-0.5, float(size))
+    pixels = least + (place + 1) / 2 * span
+    if padding == _REFLECTION:
+        if span == 0:
+            return torch.zeros_like(pixels)
+        distance = (pixels - least).abs()
+        turns = (distance / span).floor()
+        rest = distance - turns * span
+        pixels = least + torch.where(turns % 2 == 0, rest, span - rest)
+    return pixels if padding == _ZEROS else pixels.clamp(0, size - 1)
+
+
 def _both(name: str, body: Callable[..., Any]) -> dict[Any, Callable[..., Any]]:
     homes: Sequence[Any] = (torch, torch.Tensor, torch._C._nn)
     return {getattr(home, name): body for home in homes if hasattr(home, name)}
@@ -221,6 +266,7 @@ COMPOSED: dict[Any, Callable[..., Any]] = {
     **_both("msort", _msort),
     **_both("quantile", _ranked(skip=False)),
     **_both("nanquantile", _ranked(skip=True)),
+    torch.grid_sampler: _grid_sampler,
     torch.div: _division("div", torch),
     torch.Tensor.div: _division("div", torch.Tensor),
 }

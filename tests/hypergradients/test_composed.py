@@ -26,6 +26,13 @@ def cosine(x):
     return F.cosine_embedding_loss(x, x.roll(1, 1), target, 0.1, reduction="none")[:, None] * x
 
 
+def sampled(x, mode, padding="zeros", align=False):
+    # Coordinates in the images and beyond their borders.
+    grid = 1.3 * torch.stack([x.sin(), x.flip(1).cos() - 0.3], -1)[None]
+    images = torch.linspace(-1, 1, 20, dtype=x.dtype).square().view(1, 1, 4, 5)
+    return F.grid_sample(images, grid, mode, padding, align)[0, 0] + 0.1 * x
+
+
 INF = math.inf
 FUNCTIONS = {
     "margin ranking": lambda x: F.margin_ranking_loss(x, x.flip(1), signs(x), 0.1) * x,
@@ -49,6 +56,10 @@ FUNCTIONS = {
     "nanquantile": lambda x: x.nanquantile(0.3, 1, keepdim=True) * x,
     "aminmax": lambda x: x.aminmax(dim=1, keepdim=True).max * x,
     "msort": lambda x: x.msort() * x,
+    "sampled at the nearest": lambda x: sampled(x, "nearest"),
+    "sampled between four": lambda x: sampled(x, "bilinear"),
+    "sampled, border": lambda x: sampled(x, "bilinear", "border", True),
+    "sampled, reflected": lambda x: sampled(x, "bilinear", "reflection"),
     "division to steps": lambda x: torch.div(4 * x, 0.5, rounding_mode="floor") * x + x,
 }
 
@@ -135,3 +146,32 @@ def test_losses_without_a_second_derivative_keep_their_piece():
     case = case_of(of_torch)
     for radius, limit in ((None, 1e-6), (0.02, 2e-2)):
         assert relative_error(case.call(FiniteDifference(radius), case.state), exact) < limit
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
+@pytest.mark.parametrize("sizes", [(4, 5), (1, 3), (3, 4, 2)])
+def test_samples_of_grids_are_those_of_torch(sizes, mode, padding, align):
+    if mode == "bicubic" and len(sizes) == 3:
+        pytest.skip("torch has none")
+    generator = torch.Generator().manual_seed(len(padding))
+    options = {"generator": generator, "dtype": torch.float64}
+    images = torch.randn(2, 3, *sizes, **options).requires_grad_()
+    shape = (2, 7, 6, 2) if len(sizes) == 2 else (2, 3, 4, 5, 3)
+    grid = (2 * torch.randn(*shape, **options)).requires_grad_()
+    expected = F.grid_sample(images, grid, mode, padding, align)
+    numbers = [
+        ("bilinear", "nearest", "bicubic").index(mode),
+        ("zeros", "border", "reflection").index(padding),
+    ]
+    found = COMPOSED[torch.grid_sampler](images, grid, *numbers, align)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(expected.shape, **options)
+    both = [
+        torch.autograd.grad((y * weights).sum(), [images, grid], materialize_grads=True)
+        if mode != "nearest"
+        else torch.autograd.grad((y * weights).sum(), [images])
+        for y in (found, expected)
+    ]
+    torch.testing.assert_close(*both)
