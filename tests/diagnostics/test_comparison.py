@@ -241,6 +241,8 @@ def test_a_class_in_the_place_of_an_estimator(options):
         compare(bank.ridge(), steps=1, **arguments)
     with pytest.raises(ConfigurationError, match="estimators: 'mine' is 'Unrolled'"):
         compare(bank.ridge(), {"mine": "Unrolled"}, 1)
+    with pytest.raises(ConfigurationError, match=r"^reference is 'OneStep'"):
+        compare(bank.ridge(), [Unrolled(1)], 1, reference="OneStep")
 
 
 def test_losses_that_differentiate_inside_themselves():

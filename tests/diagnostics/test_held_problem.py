@@ -50,6 +50,16 @@ def test_later_series_are_given_what_the_first_held_in_order():
         assert validated(problem, 2.0, 4.0) == 80.0 + 15.0
 
 
+def test_each_of_three_evaluations_is_given_its_own():
+    problem = held_problem()
+    problem.begin(recording=True)
+    for theta in (1.0, 2.0, 3.0):
+        trained(problem, theta, 1.0)
+    problem.begin(recording=False)
+    # θλ + θ₀²
+    assert [trained(problem, 5.0, 1.0) for _ in range(3)] == [6.0, 9.0, 14.0]
+
+
 def test_a_new_series_that_is_recorded_forgets_the_old_one():
     problem = held_problem()
     for meta in (3.0, 5.0):

@@ -114,6 +114,7 @@ def test_a_guess_tells_what_matters_too():
         # Differences of ±η are 2ᵏ η; for independent errors of variance 1, √(2k)! / k!.
         (1e-6, 1.0, 0.0, (8e-6 / math.sqrt(20)) ** (1 / 3)),
         (1e-6, 0.1, 2.0, (4e-6 / math.sqrt(20)) ** (1 / 3)),
+        (1e-6, 0.1, -2.0, (4e-6 / math.sqrt(20)) ** (1 / 3)),
         (1e-6, -4.0, 2.0, (2e-6 / math.sqrt(20)) ** (1 / 3)),
         (1e-17, 1.0, 0.0, 1e-5),
         (0.3, 1.0, 0.0, 0.05),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
@@ -111,3 +112,29 @@ def test_the_state_is_that_of_an_ordinary_step():
     assert not torch.equal(
         found.buffers["model.1.running_mean"], state.buffers["model.1.running_mean"]
     )
+
+
+@pytest.mark.parametrize(
+    "estimators",
+    [(FiniteDifference(), OneStep()), (SAMA(), OneStep(False))],
+    ids=["FiniteDifference", "SAMA"],
+)
+def test_what_the_outer_loss_does_not_reach_moves_nothing(estimators):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = bank.Value(0.7), bank.Value(-0.4)
+
+    def train_loss(model, meta, batch):
+        return (meta.value * model.one.value + model.other.value).square()
+
+    def valid_loss(model, meta, batch):
+        return (model.one.value - 2).square()
+
+    problem = mt.BilevelProblem(Two(), bank.Value(0.3), train_loss, valid_loss)
+    inner = mt.inner.SGD(lr=0.1)
+    state = inner.init(problem)
+    calls = [
+        estimator(problem, inner, state, [None], None).gradient["value"] for estimator in estimators
+    ]
+    torch.testing.assert_close(*calls, rtol=1e-6, atol=0.0)

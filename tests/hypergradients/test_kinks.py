@@ -87,6 +87,16 @@ def test_as_many_numbers_are_drawn_again():
     assert piece.hold(slopes, torch.rrelu, (), named).tolist() == result.tolist()
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5), (3,)])
+def test_a_slope_for_each_channel(shape):
+    x = torch.linspace(-1, 1, math.prod(shape)).sin().view(shape)
+    weight = torch.tensor([0.1, 0.2, 0.3])[: 3 if len(shape) > 1 else 1]
+    piece = PIECES[torch.prelu]
+    result, sides = piece.find(torch.prelu, (x, weight), {})
+    assert torch.equal(result, torch.prelu(x, weight))
+    assert torch.equal(piece.hold(sides, torch.prelu, (x, weight), {}), result)
+
+
 # Name, further arguments, where the piece is found, and its values at (1, −1, −4).
 BY_HAND = [
     ("relu", (), (-2.0, 0.5, 3.0), (0.0, -1.0, -4.0)),
