@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import re
+import sys
 from functools import partial
 
 import pytest
@@ -217,7 +219,7 @@ def test_a_component_is_made_of_its_own_kind_where_the_registry_says_so():
 
 @pytest.mark.parametrize(
     "package",
-    [mt.metaparameters, mt.networks, mt.tasks, mt.evaluation],
+    [mt.metaparameters, mt.networks, mt.tasks, mt.tasks.languages, mt.evaluation],
     ids=lambda package: package.__name__,
 )
 def test_every_name_that_a_package_lists_is_there(package):
@@ -225,6 +227,12 @@ def test_every_name_that_a_package_lists_is_there(package):
     namespace = {}
     exec(f"from {package.__name__} import *", namespace)
     assert set(package.__all__) <= set(namespace)
+    public = {
+        name
+        for name, value in vars(package).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public - {"annotations"} <= set(package.__all__)
 
 
 @pytest.mark.parametrize(
@@ -262,3 +270,23 @@ def test_modules_of_the_package_are_found_without_being_imported(tmp_path, monke
     things = importlib.import_module("package_of_things").things
     assert list(things) == ["seven"]
     assert things.build("seven") == 7
+
+
+@pytest.mark.parametrize(
+    ("module", "component"),
+    [
+        ("hypergradients.registry", "hypergradients.base"),
+        ("hypergradients.linear_solvers.registry", "hypergradients.linear_solvers.base"),
+        ("inner.registry", "inner.base"),
+    ],
+)
+def test_a_registry_imports_none_of_its_components(module, component, monkeypatch):
+    spec = importlib.util.find_spec(f"metatoolkit.{module}")
+    # An entry of None makes an import of the module fail.
+    monkeypatch.setitem(sys.modules, f"metatoolkit.{component}", None)
+    with pytest.raises(ModuleNotFoundError, match=component):
+        importlib.import_module(f"metatoolkit.{component}")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    found = [value for value in vars(loaded).values() if type(value) is Registry]
+    assert found
