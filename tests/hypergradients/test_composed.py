@@ -175,3 +175,17 @@ def test_samples_of_grids_are_those_of_torch(sizes, mode, padding, align):
         for y in (found, expected)
     ]
     torch.testing.assert_close(*both)
+
+
+@pytest.mark.parametrize("p", [1, 1.0, INF, 0.5, 2.0, 3.0])
+def test_distances_with_pieces_are_no_single_operators(p):
+    given = X.clone().requires_grad_()
+    for function, args in ((torch.pdist, (given, p)), (torch.cdist, (given, X.flip(1), p))):
+        waiting, names = [COMPOSED[function](*args).grad_fn], set()
+        while waiting:
+            node = waiting.pop()
+            names.add(node.name())
+            waiting += [after for after, _ in node.next_functions if after is not None]
+        single = any("dist" in name.lower() for name in names)
+        # The pieces of a sum and of a maximum of sizes are those of their parts.
+        assert single == (p not in (1, INF)), names
