@@ -121,7 +121,7 @@ def _through_initial_state(
         return (
             "λ sets the initial state, which counts in steps from a state of step 0 alone, and "
             f"this one is of step {state.step}. For MAML begin each task anew: "
-            "MetaTrainer(episode=...) with the estimator's number of inner steps, or "
+            "MetaTrainer(reset_every=...) with the estimator's number of inner steps, or "
             "inner.init(problem) before each call."
         )
     with torch.enable_grad():

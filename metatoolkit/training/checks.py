@@ -62,7 +62,7 @@ def check_rhythm(
     meta_every: int,
     order: str,
     keep_lookahead: bool,
-    episode: int | None,
+    reset_every: int | None,
     accumulate: int,
 ) -> None:
     """Raise unless the arguments that say when λ and θ move go together.
@@ -72,7 +72,7 @@ def check_rhythm(
         meta_every: Outer steps from one move of λ to the next.
         order: What moves first.
         keep_lookahead: Whether the estimator's state is taken over.
-        episode: Inner steps until θ starts over, or ``None``.
+        reset_every: Inner steps until θ starts over, or ``None``.
         accumulate: Meta batches for each move of λ.
 
     Raises:
@@ -81,8 +81,8 @@ def check_rhythm(
     for name, number in (("meta_every", meta_every), ("accumulate", accumulate)):
         if number < 1:
             raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
-    if episode is not None and episode < 1:
-        raise ConfigurationError(f"episode is {episode}; at least 1 inner step is needed.")
+    if reset_every is not None and reset_every < 1:
+        raise ConfigurationError(f"reset_every is {reset_every}; at least 1 inner step is needed.")
     if order not in ("meta_first", "inner_first"):
         raise ConfigurationError(f"order is {order!r}; accepted: 'meta_first', 'inner_first'.")
     if keep_lookahead and order == "inner_first":
@@ -128,20 +128,22 @@ def check_stopping(stopping: EarlyStopping | None, evaluates: bool, evaluate_eve
         )
 
 
-def warn_of_forgotten_start(problem: BilevelProblem, estimator: Any, episode: int | None) -> None:
+def warn_of_forgotten_start(
+    problem: BilevelProblem, estimator: Any, reset_every: int | None
+) -> None:
     """Warn where λ sets an initial state that a training leaves for good with its first step.
 
     Args:
         problem: The bilevel problem.
         estimator: Hypergradient estimator, or ``None``.
-        episode: Inner steps until θ starts over, or ``None``.
+        reset_every: Inner steps until θ starts over, or ``None``.
     """
-    if problem.initial is not None and estimator is not None and episode is None:
+    if problem.initial is not None and estimator is not None and reset_every is None:
         warnings.warn(
-            "λ sets the initial state, but without episodes the first outer step alone begins "
-            "there, and afterwards λ gets no derivative through it. For MAML pass episode=, the "
-            "number of inner steps after which θ starts over: "
-            f"MetaTrainer(..., episode={estimator.horizon}).",
+            "λ sets the initial state, but without resets the first outer step alone begins "
+            "there, and afterwards λ gets no derivative through it. For MAML pass reset_every=, "
+            "the number of inner steps after which θ starts over: "
+            f"MetaTrainer(..., reset_every={estimator.horizon}).",
             stacklevel=3,
         )
 
@@ -204,3 +206,25 @@ def resolve_device(device: torch.device | str | None) -> torch.device | None:
             f"device is {device!r}, but no GPU can be used here; pass device='cpu'."
         )
     return resolved
+
+
+def taken_from_episode(reset_every: int | None, episode: int | None) -> int | None:
+    """Return ``reset_every`` from its former name, with a warning, where that was given.
+
+    Args:
+        reset_every: What was given under the present name.
+        episode: What was given under the former one.
+
+    Raises:
+        ConfigurationError: Both were given.
+    """
+    if episode is None:
+        return reset_every
+    if reset_every is not None:
+        raise ConfigurationError("episode is the former name of reset_every; pass reset_every.")
+    warnings.warn(
+        "MetaTrainer(episode=...) is reset_every= now; the former name goes with the next release.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return episode

@@ -34,7 +34,7 @@ def snapshot(trainer: MetaTrainer, streams: Mapping[str, Stateful]) -> dict[str,
         "watch": trainer.watch and trainer.watch.state_dict(),
         "state": trainer.state.state_dict(),
         "start": trainer.start and trainer.start.state_dict(),
-        "episodes_done": trainer.episodes_done,
+        "episodes_done": trainer.resets_done,
         "meta": trainer.problem.meta.state_dict(),
         "meta_optimizer": trainer.meta_optimizer and trainer.meta_optimizer.state_dict(),
         "meta_scheduler": trainer.meta_scheduler and trainer.meta_scheduler.state_dict(),
@@ -83,8 +83,8 @@ def restore(
         raise CheckpointError(f"{source} belongs to other meta-parameters: {error}") from error
     device = next(iter(trainer.state.parameters.values())).device
     trainer.state = saved.to(device)
-    trainer.episodes_done = content["episodes_done"]
-    if trainer.episode is not None and content["start"] is not None:
+    trainer.resets_done = content["episodes_done"]
+    if trainer.reset_every is not None and content["start"] is not None:
         trainer.start = InnerState.from_state_dict(content["start"]).to(device)
     if trainer.meta_optimizer is not None:
         try:

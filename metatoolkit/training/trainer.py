@@ -26,6 +26,7 @@ from metatoolkit.training.checks import (
     check_rhythm,
     check_stopping,
     resolve_device,
+    taken_from_episode,
     warn_of_forgotten_start,
 )
 from metatoolkit.training.early_stopping import EarlyStopping, Watch
@@ -35,7 +36,7 @@ from metatoolkit.training.outer_step import OuterStep
 from metatoolkit.training.placement import placed
 from metatoolkit.training.snapshot import restore, snapshot
 
-_EPISODE = -8
+_RESET = -8
 
 
 class MetaTrainer:
@@ -68,9 +69,10 @@ class MetaTrainer:
         keep_lookahead: Take over the state that the estimator reached, instead of base steps of
             its own, in outer steps where λ moves; for unrolled horizons without a second pass. It
             needs an estimator that takes inner steps from the state it is given.
-        episode: Number of inner steps after which θ starts over from where the trainer found it,
-            with a random key of its own, rounded up to whole outer steps; ``None`` trains θ on and
-            on. λ and its optimizer stay.
+        reset_every: Number of inner steps after which θ starts over from where the trainer found
+            it, with a random key of its own, rounded up to whole outer steps; ``None`` trains θ on
+            and on. λ and its optimizer stay.
+        episode: The former name of ``reset_every``, which warns.
 
     Raises:
         ConfigurationError: Arguments contradict each other.
@@ -91,11 +93,13 @@ class MetaTrainer:
         accumulate: int = 1,
         order: Literal["meta_first", "inner_first"] = "meta_first",
         keep_lookahead: bool = False,
+        reset_every: int | None = None,
         episode: int | None = None,
     ) -> None:
         refuse_inference_mode()
+        reset_every = taken_from_episode(reset_every, episode)
         check_components(inner, estimator, meta_optimizer, meta_scheduler)
-        check_rhythm(estimator, meta_every, order, keep_lookahead, episode, accumulate)
+        check_rhythm(estimator, meta_every, order, keep_lookahead, reset_every, accumulate)
         self.meta_update = None
         if meta_optimizer is not None:
             self.meta_update = MetaUpdate(problem, meta_optimizer, meta_scheduler, clip_norm)
@@ -111,16 +115,14 @@ class MetaTrainer:
             estimator.restart()
         self.meta_optimizer = meta_optimizer
         self.meta_scheduler = meta_scheduler
-        self.meta_every = meta_every
-        self.accumulate = accumulate
+        self.meta_every, self.accumulate = meta_every, accumulate
         self.order = order
         self.keep_lookahead = keep_lookahead
         self.seed = seed
-        self.episode = episode
+        self.reset_every = reset_every
         self.state: InnerState = inner.init(problem, seed)
-        self.start = None if episode is None else self.state
-        self.episodes_done = 0
-        self.steps_done = 0
+        self.start = None if reset_every is None else self.state
+        self.resets_done = self.steps_done = 0
         self.seconds = 0.0
         self.history: list[tuple[str, float, int]] = []
         self.unreported: dict[str, Tensor | float] = {}
@@ -257,7 +259,7 @@ class MetaTrainer:
                 f"steps={self.steps_done + steps}."
             )
         if steps > 1:
-            warn_of_forgotten_start(self.problem, self.estimator, self.episode)
+            warn_of_forgotten_start(self.problem, self.estimator, self.reset_every)
         plan = Plan(
             steps=steps,
             log=log,
@@ -289,10 +291,10 @@ class MetaTrainer:
             The losses, 0-d tensors, by name.
         """
         if self.unfinished is None:
-            if self.episode is not None and self.state.step >= self.episode:
+            if self.reset_every is not None and self.state.step >= self.reset_every:
                 assert self.start is not None
-                self.episodes_done += 1
-                key = fold_in(self.start.key, _EPISODE, self.episodes_done)
+                self.resets_done += 1
+                key = fold_in(self.start.key, _RESET, self.resets_done)
                 self.state = dataclasses.replace(self.start, key=key)
             self.begin_step()
         assert self.unfinished is not None

@@ -190,7 +190,7 @@ def test_episodes_of_a_trainer_are_what_a_fixed_draw_gives(make):
             case.inner,
             estimator,
             torch.optim.SGD(case.problem.meta.parameters(), lr=0.01),
-            episode=2 * estimator.horizon,
+            reset_every=2 * estimator.horizon,
         )
         trainer.fit(case.train_batches, [case.valid_batch], steps=7, progress=False)
         found.append(case.problem.meta.value.detach().clone())

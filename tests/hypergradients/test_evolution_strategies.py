@@ -218,7 +218,7 @@ def test_episodes_begin_anew_and_resume_bitwise(tmp_path, estimator):
             case.inner,
             estimator(2, 2, 0.1),
             torch.optim.Adam(case.problem.meta.parameters(), lr=0.01),
-            episode=6,
+            reset_every=6,
         )
         trainer.fit(
             case.train_batches,
@@ -232,7 +232,7 @@ def test_episodes_begin_anew_and_resume_bitwise(tmp_path, estimator):
         return trainer, logged
 
     whole, expected = train(tmp_path / "a.pt", 8, False)
-    assert whole.state.step == 4 and whole.episodes_done == 2
+    assert whole.state.step == 4 and whole.resets_done == 2
     train(tmp_path / "b.pt", 5, False)
     resumed, logged = train(tmp_path / "b.pt", 8, True)
     assert logged == expected

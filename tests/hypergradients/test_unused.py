@@ -109,15 +109,15 @@ def test_an_initialization_that_the_problem_does_not_know():
 def test_maml_without_episodes():
     options = {"initial": lambda meta: meta.values()}
     told = message_of(Unrolled(2), Named(value=[0.3, 0.1]), steps=2, **options)
-    assert "step 0 alone, and this one is of step 2" in told and "episode=" in told
+    assert "step 0 alone, and this one is of step 2" in told and "reset_every=" in told
     trainer_case = mt.BilevelProblem(
         bank.Value([0.3, 0.1]), Named(value=[0.3, 0.1]), plain, plain, **options
     )
     optimizer = torch.optim.SGD(trainer_case.meta.parameters(), lr=0.1)
     trainer = mt.MetaTrainer(trainer_case, mt.inner.SGD(lr=0.1), Unrolled(1), optimizer)
     with (
-        pytest.warns(UserWarning, match=r"first outer step alone.*episode=1\)"),
-        pytest.raises(UnusedMetaParameterError, match=r"MetaTrainer\(episode="),
+        pytest.warns(UserWarning, match=r"first outer step alone.*reset_every=1\)"),
+        pytest.raises(UnusedMetaParameterError, match=r"MetaTrainer\(reset_every="),
     ):
         trainer.fit([None], [None], 3, progress=False)
     assert trainer.steps_done == 1

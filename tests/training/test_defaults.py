@@ -18,7 +18,7 @@ def test_lambda_moves_first_and_in_every_step():
     case, asked = bank.small_net(), bank.small_net()
     fit(trainer_of(case), case, 4)
     options = {"order": "meta_first", "meta_every": 1, "accumulate": 1, "seed": 0}
-    fit(trainer_of(asked, **options, keep_lookahead=False, episode=None), asked, 4)
+    fit(trainer_of(asked, **options, keep_lookahead=False, reset_every=None), asked, 4)
     assert same(tensors_of(case.problem), tensors_of(asked.problem))
     trainer = trainer_of(bank.small_net())
     assert trainer.state.key == case.inner.init(case.problem, seed=0).key
@@ -30,7 +30,7 @@ def test_lambda_moves_first_and_in_every_step():
 def test_nothing_has_been_done_at_first():
     trainer = trainer_of(bank.small_net(), None)
     assert trainer.meta_update is None and trainer.watch is None and trainer.start is None
-    assert (trainer.steps_done, trainer.episodes_done, trainer.seconds) == (0, 0, 0.0)
+    assert (trainer.steps_done, trainer.resets_done, trainer.seconds) == (0, 0, 0.0)
     assert trainer.history == [] and trainer.unreported == {} and trainer.unfinished is None
     assert trainer.evaluation_due is False and trainer.device is None
     assert trainer.begin_step().places == {}
@@ -104,7 +104,7 @@ def test_the_training_loss_is_the_mean_over_the_base_steps():
 
 def test_numbers_of_episodes_are_those_of_every_version():
     case = bank.ridge()
-    trainer = trainer_of(case, episode=1)
+    trainer = trainer_of(case, reset_every=1)
     keys = []
     for steps in (1, 2, 3):
         fit(trainer, case, steps)

@@ -232,12 +232,12 @@ def test_another_precision_is_another_model(tmp_path):
 def test_everything_that_moves_is_stored_and_found_again(tmp_path):
     path = tmp_path / "c.pt"
     case = bank.small_net()
-    trainer = trainer_of(case, EvoGrad(2, 0.1, 0.5), episode=2, seed=4)
+    trainer = trainer_of(case, EvoGrad(2, 0.1, 0.5), reset_every=2, seed=4)
     fit(trainer, case, 5, checkpoint=path)
     other_case = bank.small_net()
-    found = trainer_of(other_case, EvoGrad(2, 0.1, 0.5), episode=2, seed=9)
+    found = trainer_of(other_case, EvoGrad(2, 0.1, 0.5), reset_every=2, seed=9)
     found.load_checkpoint(path)
-    assert (found.steps_done, found.episodes_done) == (5, 2)
+    assert (found.steps_done, found.resets_done) == (5, 2)
     assert found.seconds == trainer.seconds > 0
     assert found.history == trainer.history
     assert (found.state.step, found.state.key) == (trainer.state.step, trainer.state.key)
@@ -250,7 +250,7 @@ def test_everything_that_moves_is_stored_and_found_again(tmp_path):
 def test_episodes_resume_bitwise(tmp_path):
     def train(path, steps, resume):
         case = bank.small_net()
-        trainer = trainer_of(case, Unrolled(2), episode=4, accumulate=2, clip_norm=0.01)
+        trainer = trainer_of(case, Unrolled(2), reset_every=4, accumulate=2, clip_norm=0.01)
         fit(trainer, case, steps, checkpoint=path, resume=resume)
         return tensors_of(case.problem), trainer.state.key
 
@@ -285,7 +285,7 @@ def full_trainer():
         Penalty(3.0),
         optimizer,
         meta_scheduler=torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
-        episode=3,
+        reset_every=3,
     )
     trainer.watch = Watch(mt.EarlyStopping("valid_loss", patience=9))
     return case, trainer
@@ -353,9 +353,9 @@ def test_checkpoints_of_before_are_read_as_far_as_they_go(tmp_path):
 
 def test_a_training_comes_back_to_the_device_where_it_runs(tmp_path):
     case = bank.small_net()
-    trainer = trainer_of(case, episode=2)
+    trainer = trainer_of(case, reset_every=2)
     fit(trainer, case, 1, checkpoint=tmp_path / "c.pt")
-    again = trainer_of(bank.small_net(), episode=2)
+    again = trainer_of(bank.small_net(), reset_every=2)
     again.state = again.state.to("meta")
     again.load_checkpoint(tmp_path / "c.pt")
     for state in (again.state, again.start):
@@ -381,14 +381,14 @@ def test_buffers_that_are_not_stored_stay(tmp_path):
 def test_episodes_may_begin_with_a_resume(tmp_path):
     case = bank.small_net()
     fit(trainer_of(case), case, 2, checkpoint=tmp_path / "c.pt")
-    again = trainer_of(bank.small_net(), episode=3)
+    again = trainer_of(bank.small_net(), reset_every=3)
     start = again.start
     again.load_checkpoint(tmp_path / "c.pt")
-    assert again.start is start and again.state.step == 2 and again.episodes_done == 0
+    assert again.start is start and again.state.step == 2 and again.resets_done == 0
     without = trainer_of(bank.small_net())
-    fit(trainer_of(case, episode=1), case, 2, checkpoint=tmp_path / "d.pt")
+    fit(trainer_of(case, reset_every=1), case, 2, checkpoint=tmp_path / "d.pt")
     without.load_checkpoint(tmp_path / "d.pt")
-    assert without.start is None and without.episodes_done == 1
+    assert without.start is None and without.resets_done == 1
 
 
 @pytest.mark.parametrize("change", ["buffer", "parameter"])

@@ -176,7 +176,7 @@ def test_an_episode_starts_over_with_a_key_of_its_own():
             entered.append((state.step, state.key))
             return super().estimate(problem, inner, state, train_batches, valid_batch)
 
-    trainer = trainer_of(case, Noted(2), lr=0.0, episode=3)
+    trainer = trainer_of(case, Noted(2), lr=0.0, reset_every=3)
     losses = []
     batch = case.train_batches[0]
     trainer.fit(
@@ -190,14 +190,14 @@ def test_an_episode_starts_over_with_a_key_of_its_own():
     assert [step for step, _ in entered] == [0, 2, 0, 2, 0, 2]
     keys = [key for _, key in entered[::2]]
     assert len(set(keys)) == 3 and keys[0] == trainer.start.key
-    assert trainer.episodes_done == 2
+    assert trainer.resets_done == 2
     # Nothing moves: what differs between the episodes are the dropout masks alone.
     assert len(set(losses)) == 6
 
 
 def test_an_episode_starts_where_the_trainer_found_theta():
     case = bank.ridge()
-    trainer = trainer_of(case, episode=1)
+    trainer = trainer_of(case, reset_every=1)
     start = case.problem.model.value.detach().clone()
     stepped = case.inner.init(case.problem)
     meta = {n: p.detach().clone() for n, p in case.problem.meta_parameters().items()}
@@ -234,10 +234,10 @@ def test_base_steps_are_taken_where_there_is_no_lookahead_to_keep(meta_every):
 
 def test_an_initial_state_that_is_left_for_good_is_told():
     case = bank.adapted()
-    with pytest.warns(UserWarning, match=r"λ sets the initial state.*episode=2\)"):
+    with pytest.warns(UserWarning, match=r"λ sets the initial state.*reset_every=2\)"):
         fit(trainer_of(case, Unrolled(2)), case, 2)
     case = bank.adapted()
-    trainer = trainer_of(case, Unrolled(2), lr=0.5, episode=2)
+    trainer = trainer_of(case, Unrolled(2), lr=0.5, reset_every=2)
     fit(trainer, case, 1)
     before = case.problem.meta.start.values()["0.weight"].detach().clone()
     fit(trainer, case, 2)
@@ -300,7 +300,7 @@ def test_arguments_that_contradict():
         ("meta_scheduler needs a meta_optimizer", (), {"meta_scheduler": scheduler}),
         ("clip_norm needs an estimator", (), {"clip_norm": 1.0}),
         ("accumulate is 0", (Unrolled(), optimizer), {"accumulate": 0}),
-        ("episode is 0", (Unrolled(), optimizer), {"episode": 0}),
+        ("reset_every is 0", (Unrolled(), optimizer), {"reset_every": 0}),
         (
             "keep_lookahead=True needs accumulate=1, but accumulate is 2",
             (Unrolled(), optimizer),
@@ -353,3 +353,11 @@ def test_the_seed_is_that_of_the_trajectory_and_other_batches_begin_at_their_fir
         trainer.fit(given, steps=steps, progress=False)
     # The same list goes on where it was, another one begins.
     assert [one.batch for one in case.seen] == [1.0, 2.0, 3.0, 5.0, 6.0, 1.0]
+
+
+def test_the_former_name_of_resets_warns():
+    case = bank.small_net()
+    with pytest.warns(DeprecationWarning, match="reset_every= now"):
+        assert trainer_of(case, episode=3).reset_every == 3
+    with pytest.raises(ConfigurationError, match="the former name of reset_every"):
+        trainer_of(case, episode=3, reset_every=3)
