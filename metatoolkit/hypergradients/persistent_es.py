@@ -38,7 +38,7 @@ class PersistentES(AntitheticEvaluations):
     A call at a state whose step number is not above that of the call before, or whose random key
     is another, begins the inner problem anew, at that state; ``MetaTrainer(reset_every=...)`` does
     so by itself. Between, the given state is not read: the trajectories go on from their own, and
-    see the batches of the calls alone, so that ``MetaTrainer`` takes it with ``meta_every=1`` alone.
+    see the batches of the calls alone, so that ``MetaTrainer`` takes it with ``meta_every=1``.
 
     Cost with F one forward pass: N pairs take 2N (3T + 1) F for T steps. Memory: 2N inner states
     and an ordinary inner step.

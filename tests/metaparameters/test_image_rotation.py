@@ -108,7 +108,7 @@ def test_errors_tell_what_is_accepted() -> None:
     images = torch.zeros(2, 3, 8, 8)
     with pytest.raises(ShapeError, match=r"\(3, 8, 8\); \(batch, channels, height, width\)"):
         rotate(images[0], 0.1)
-    with pytest.raises(DataError, match=r"uint8; floating-point.*transform"):
+    with pytest.raises(DataError, match=r"^images are uint8; floating-point.*transform"):
         rotate(images.to(torch.uint8), 0.1)
     with pytest.raises(ShapeError, match=r"angle has shape \(2,\)"):
         rotate(images, torch.zeros(2))
