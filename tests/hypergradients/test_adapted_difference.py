@@ -119,7 +119,8 @@ def test_the_state_is_that_of_an_ordinary_step():
     [(FiniteDifference(), OneStep()), (SAMA(), OneStep(False))],
     ids=["FiniteDifference", "SAMA"],
 )
-def test_what_the_outer_loss_does_not_reach_moves_nothing(estimators):
+@pytest.mark.parametrize("clipped", [False, True])
+def test_what_the_outer_loss_does_not_reach_moves_nothing(estimators, clipped):
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -132,7 +133,9 @@ def test_what_the_outer_loss_does_not_reach_moves_nothing(estimators):
         return (model.one.value - 2).square()
 
     problem = mt.BilevelProblem(Two(), bank.Value(0.3), train_loss, valid_loss)
-    inner = mt.inner.SGD(lr=0.1)
+    # The norm of the whole gradient mixes what is reached with what is not.
+    sgd = mt.inner.SGD(lr=0.1)
+    inner = mt.inner.Clipped(sgd, max_norm=0.1) if clipped else sgd
     state = inner.init(problem)
     calls = [
         estimator(problem, inner, state, [None], None).gradient["value"] for estimator in estimators
