@@ -95,7 +95,10 @@ THROUGH = {
     "inner/slots.py": ["inner/test_sgd.py"],
     "inner/torch_optimizers.py": ["inner/test_torch_options.py"],
     "components/options.py": ["components/test_registry.py"],
-    "hypergradients/__init__.py": ["components/test_registry.py"],
+    "hypergradients/__init__.py": [
+        "components/test_registry.py",
+        "diagnostics/test_former_names.py",
+    ],
     "hypergradients/registry.py": ["components/test_registry.py"],
     "hypergradients/linear_solvers/__init__.py": ["components/test_registry.py"],
     "hypergradients/linear_solvers/registry.py": ["components/test_registry.py"],

@@ -8,7 +8,13 @@ from torch.autograd.graph import Node, saved_tensors_hooks
 
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, OneStep
+from metatoolkit.hypergradients import (
+    SAMA,
+    EvoGrad,
+    FiniteDifference,
+    OneStep,
+    backward_hooks,
+)
 from metatoolkit.hypergradients.backward_hooks import CheckedNode, checked_hook
 from tests import bank
 from tests.hypergradients.test_detached import relative_error
@@ -187,3 +193,15 @@ def test_a_checked_node_passes_for_its_node():
     following = checked.next_functions
     assert [place for _, place in following] == [place for _, place in node.next_functions]
     assert following[0][0].variable is leaf and following[1][0] is None
+
+
+def test_what_is_saved_is_told_by_its_bits():
+    values = torch.tensor([[1.0, 0.0], [-2.5, 3.0]])
+    kinds = [values, values.double(), values.half(), values.bool(), values.to(torch.complex128)]
+    kinds += [values[:, :1], torch.zeros(()), torch.zeros(0), values.to_sparse().double() * 2]
+    digests = [backward_hooks._digest(tensor) for tensor in kinds]
+    assert len(set(digests)) == len(kinds)
+    assert digests == [backward_hooks._digest(tensor.clone()) for tensor in kinds]
+    for tensor in (values, values.to_sparse(), values.to(torch.complex64).conj()):
+        changed = tensor * (1 + 2.0**-23)
+        assert backward_hooks._digest(changed) != backward_hooks._digest(tensor)
