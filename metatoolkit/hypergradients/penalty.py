@@ -44,8 +44,9 @@ class Penalty(Estimator):
     random key of y is another, as in a new episode, or the problem is, z starts over from y.
 
     L_T must be a function whose gradient moves y: what it detaches from θ, as Meta-Weight-Net does,
-    is taken for a function of θ. The two losses that are subtracted have the same batch and
-    dropout masks. λ may enter the model and both losses, not the optimizer.
+    is taken for a function of θ, and hooks that change its gradients are not seen. The two losses
+    that are subtracted have the same batch and dropout masks. λ may enter the model and both
+    losses, not the optimizer.
 
     Cost with F one forward pass: 9 F for each step (y 3 F, z 6 F), and three passes of 1 F to 3 F.
     Memory: z with its optimizer state, a second inner state, and the graphs of a training and a

@@ -1,5 +1,7 @@
 """Hooks of backward passes under estimators that take differences of losses."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,10 @@ def doubled(grads):
     return tuple(None if g is None else 2 * g for g in grads)
 
 
+def doubled_data(grad):
+    grad.data.mul_(2)
+
+
 def quantized(tensor):
     return (tensor * 4).round() / 4 if tensor.is_floating_point() else tensor
 
@@ -84,6 +90,7 @@ def quantized(tensor):
 CHANGING = {
     "a tensor": lambda: with_hidden(lambda h: h.register_hook(lambda g: 2 * g)),
     "a tensor, in place": lambda: with_hidden(lambda h: h.register_hook(lambda g: g.mul_(2))),
+    "a tensor, in its data": lambda: with_hidden(lambda h: h.register_hook(doubled_data)),
     "a node": lambda: with_hidden(lambda h: h.grad_fn.register_hook(lambda gi, go: doubled(gi))),
     "before a node": lambda: with_hidden(lambda h: h.grad_fn.register_prehook(doubled)),
     "a node that follows": lambda: with_hidden(
@@ -109,6 +116,11 @@ LOOKING = {
     "saved as arrays": lambda: with_hooks(lambda t: t.numpy(force=True).copy(), torch.from_numpy),
     "saved on the CPU": lambda: case(on_the_cpu),
 }
+LOSING = {
+    "in fewer digits": quantized,
+    "in another order": lambda t: t.flip(0) if t.is_floating_point() else t,
+    "by a function of torch": F.softsign,
+}
 
 
 @differences
@@ -130,8 +142,9 @@ def test_hooks_that_change_nothing_are_called(build, make, exact):
 
 
 @differences
-def test_what_is_saved_in_fewer_digits_is_refused(make, exact):
-    made = with_hooks(quantized, lambda tensor: tensor)
+@pytest.mark.parametrize("pack", LOSING.values(), ids=LOSING.keys())
+def test_what_comes_back_changed_is_refused(pack, make, exact):
+    made = with_hooks(pack, lambda tensor: tensor)
     with pytest.raises(UnsupportedError, match="hooks for saved tensors give a backward pass"):
         made.call(make(), made.state)
 
@@ -172,7 +185,8 @@ def test_a_hook_may_look_and_not_change():
     assert checked_hook(lambda gi, go: (None, *go))((None, gradient), (gradient,))[0] is None
     for changing in (
         lambda g: g * 0.5,
-        lambda g: g.mul_(1.0),
+        lambda g: g.mul_(2.0),
+        doubled_data,
         lambda g: g[:1],
         lambda g: (g, g),
         lambda g: (None,),
@@ -205,3 +219,12 @@ def test_what_is_saved_is_told_by_its_bits():
     for tensor in (values, values.to_sparse(), values.to(torch.complex64).conj()):
         changed = tensor * (1 + 2.0**-23)
         assert backward_hooks._digest(changed) != backward_hooks._digest(tensor)
+    for size in (2, 3, 7, 12):
+        line = torch.arange(1.0, size + 1)
+        for other in (line.flip(0), line.roll(1)):
+            assert backward_hooks._digest(other) != backward_hooks._digest(line)
+
+
+def test_gradients_that_are_not_numbers_may_be_returned():
+    gradient = torch.tensor([math.nan, 1.0])
+    assert checked_hook(lambda g: g.clone())(gradient).isnan()[0]
