@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 _MEAN, _SUM = 1, 2
-_BILINEAR, _NEAREST = 0, 1
+_BILINEAR, _NEAREST, _BICUBIC = 0, 1, 2
+_TAPS = {_BILINEAR: (0, 1), _BICUBIC: (-1, 0, 1, 2)}
 _ZEROS, _REFLECTION = 0, 2
 
 
@@ -208,23 +209,29 @@ def _grid_sampler(
 ) -> Tensor:
     if interpolation == _NEAREST:
         return torch.grid_sampler(input, grid.detach(), interpolation, padding, align_corners)
-    if interpolation != _BILINEAR or len(input) != len(grid) or input.dim() != grid.dim():
+    if len(input) != len(grid) or input.dim() != grid.dim() or interpolation not in _TAPS:
         return torch.grid_sampler(input, grid, interpolation, padding, align_corners)
     sizes = input.shape[2:]
     # The first coordinate of a grid belongs to the last dimension of the images.
+    inside = _ZEROS if interpolation == _BICUBIC else padding
     places = [
-        _unnormalized(place, size, padding, align_corners)
+        _unnormalized(place, size, inside, align_corners)
         for place, size in zip(grid.unbind(-1), reversed(sizes), strict=True)
     ][::-1]
     flat, result = input.flatten(2), torch.zeros((), dtype=input.dtype, device=input.device)
     lows = [place.floor() for place in places]
-    for corner in itertools.product((0, 1), repeat=len(sizes)):
+    for taps in itertools.product(_TAPS[interpolation], repeat=len(sizes)):
         index = torch.zeros(grid.shape[:-1], dtype=torch.int64, device=grid.device)
         weight = torch.ones_like(places[0])
-        for place, low, upper, size in zip(places, lows, corner, sizes, strict=True):
-            cell = low.long() + upper
+        for place, low, tap, size in zip(places, lows, taps, sizes, strict=True):
+            cell = low.long() + tap
+            if interpolation == _BICUBIC:
+                # It brings the pixels inside, and not the coordinates.
+                cell = _padded(cell.to(place.dtype), size, padding, align_corners).long()
+                share = _cubic(place - low - tap, abs(2 * tap - 1) == 1)
+            else:
+                share = place - low if tap else 1 - (place - low)
             index = index * size + cell.clamp(0, size - 1)
-            share = place - low if upper else 1 - (place - low)
             weight = weight * torch.where((cell >= 0) & (cell < size), share, 0.0)
         values = flat.gather(2, index.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1))
         result = result + values.unflatten(2, grid.shape[1:-1]) * weight.unsqueeze(1)
@@ -232,9 +239,22 @@ def _grid_sampler(
 
 
 def _unnormalized(place: Tensor, size: int, padding: int, align_corners: bool) -> Tensor:
+    """Return the coordinates of a grid in pixels, brought inside."""
+    least, span = (0.0, size - 1.0) if align_corners else (-0.5, float(size))
+    return _padded(least + (place + 1) / 2 * span, size, padding, align_corners)
+
+
+def _cubic(distance: Tensor, near: bool) -> Tensor:
+    """Return the weight of a pixel by Keys' cubic convolution with a = −0.75."""
+    a, d = -0.75, distance.abs()
+    if near:
+        return ((a + 2) * d - (a + 3)) * d * d + 1
+    return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+
+
+def _padded(pixels: Tensor, size: int, padding: int, align_corners: bool) -> Tensor:
     """Return coordinates in pixels, those outside brought inside as the padding says."""
     least, span = (0.0, size - 1.0) if align_corners else (-0.5, float(size))
-    pixels = least + (place + 1) / 2 * span
     if padding == _REFLECTION:
         if span == 0:
             return torch.zeros_like(pixels)

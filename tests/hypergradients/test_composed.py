@@ -59,6 +59,9 @@ FUNCTIONS = {
     "sampled at the nearest": lambda x: sampled(x, "nearest"),
     "sampled between four": lambda x: sampled(x, "bilinear"),
     "sampled, border": lambda x: sampled(x, "bilinear", "border", True),
+    "sampled between sixteen": lambda x: sampled(x, "bicubic"),
+    "sampled between sixteen, border": lambda x: sampled(x, "bicubic", "border"),
+    "sampled between sixteen, reflected": lambda x: sampled(x, "bicubic", "reflection", True),
     "sampled, reflected": lambda x: sampled(x, "bilinear", "reflection"),
     "division to steps": lambda x: torch.div(4 * x, 0.5, rounding_mode="floor") * x + x,
 }
