@@ -228,3 +228,14 @@ def test_what_is_saved_is_told_by_its_bits():
 def test_gradients_that_are_not_numbers_may_be_returned():
     gradient = torch.tensor([math.nan, 1.0])
     assert checked_hook(lambda g: g.clone())(gradient).isnan()[0]
+
+
+def test_hooks_of_torch_that_lose_nothing_are_left_as_they_are():
+    own = torch.autograd.graph.save_on_cpu()
+    pair = own.pack_hook, own.unpack_hook
+    assert backward_hooks._checked_pair(*pair) == pair
+    for pack in (quantized, F.softsign):
+        checked = backward_hooks._checked_pair(pack, lambda tensor: tensor)
+        assert pack not in checked
+        with pytest.raises(UnsupportedError, match="hooks for saved tensors"):
+            checked[1](checked[0](torch.tensor([0.3, 1.7])))
