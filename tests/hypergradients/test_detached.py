@@ -486,3 +486,13 @@ def test_what_is_written_over_unseen_is_an_error():
     x.mul_(2.0)
     with pytest.raises(UnsupportedError, match="over a tensor that it has detached"):
         held.check_versions()
+
+
+def test_one_value_of_several_that_was_written_over_is_told():
+    held, tensor = HeldConstants(), torch.zeros(2)
+    held.keep(tensor)
+    held.check_versions()
+    tensor.add_(1)
+    held.keep(tensor)
+    with pytest.raises(UnsupportedError, match="writes, in place, over a tensor"):
+        held.check_versions()
