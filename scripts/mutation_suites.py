@@ -128,7 +128,6 @@ THROUGH = {
         ]
         for name in ("holding", "recording", "replaying", "torch_calls")
     },
-    "hypergradients/backward_hooks.py": ["hypergradients/test_backward_hooks.py"],
     "hypergradients/equal_losses.py": ["hypergradients/test_replay_check.py"],
     "diagnostics/check.py": ["diagnostics/test_check_verdicts.py"],
     "diagnostics/checked_objective.py": [

@@ -24,6 +24,7 @@ from metatoolkit.hypergradients.torch_calls import (
     tensors_in,
 )
 from metatoolkit.hypergradients.transforms import requires_gradient
+from metatoolkit.stateless.asked import NODE, asker
 from metatoolkit.stateless.exchange import Again
 
 READERS = frozenset(
@@ -33,7 +34,6 @@ READERS = frozenset(
 """Functions that return numbers read from tensors."""
 CUTTING = frozenset(("tensor", "as_tensor", "new_tensor", "detach_", "histc"))
 """Functions that copy without a graph."""
-_NODE = vars(torch._C.TensorBase)["grad_fn"].__get__
 SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 """The function by which a tensor is given the memory of another one."""
 # They end in an underscore, and write no values.
@@ -70,9 +70,9 @@ class HoldingMode(Again):
             hook = checked_hook(args[1] if len(args) > 1 else kwargs["hook"])
             seen = requires_gradient(args[0]) or self.held.everything
             return func(args[0], hook) if seen else NoHandle()
-        if func == _NODE:
+        if func == NODE:
             node = func(*args, **kwargs)
-            return CheckedNode(node) if node is not None and _may_hook() else node
+            return CheckedNode(node) if node is not None and _may_hook(asker()) else node
         if func not in self._open:
             body = COMPOSED.get(func)
             if body is None and func not in PIECES:
@@ -146,13 +146,9 @@ class HoldingMode(Again):
         """End a pass with what the loss returned."""
 
 
-def _may_hook() -> bool:
-    """Return whether who asks for a node may set hooks on it that change gradients.
+def _may_hook(module: str) -> bool:
+    """Return whether a module that asks for a node may set hooks on it that change gradients.
 
     Functions of torch hand nodes to its engine, but for those that call the hooks of modules.
     """
-    frame = sys._getframe(2)
-    while frame.f_globals.get("__name__", "").startswith("metatoolkit.") and frame.f_back:
-        frame = frame.f_back
-    asker = frame.f_globals.get("__name__", "")
-    return asker == "torch.utils.hooks" or asker.split(".")[0] != "torch"
+    return module == "torch.utils.hooks" or module.split(".")[0] != "torch"

@@ -12,7 +12,8 @@ from metatoolkit.state import Tensors
 
 _QUESTIONS: dict[str, Any] = {n: vars(torch._C.TensorBase)[n] for n in ("requires_grad", "grad_fn")}
 _REQUIRES_GRAD = _QUESTIONS["requires_grad"].__get__
-_NODE = _QUESTIONS["grad_fn"].__get__
+NODE = _QUESTIONS["grad_fn"].__get__
+"""The function by which a tensor is asked for its node of the graph."""
 
 
 class Asked(TorchFunctionMode):
@@ -37,15 +38,18 @@ class Asked(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == _REQUIRES_GRAD and id(args[0]) in self._given:
-            self.requires_grad |= _asker() != "torch"
-        elif func == _NODE:
+            self.requires_grad |= asker().split(".")[0] != "torch"
+        elif func == NODE:
             self.nodes = True
         return func(*args, **(kwargs or {}))
 
 
-def _asker() -> str:
-    """Return the package of the code that called a function of torch, other modes left out."""
+def asker() -> str:
+    """Return the module whose code called a function of torch, our own left out.
+
+    It is asked from within ``__torch_function__``, which other modes may have called.
+    """
     frame = sys._getframe(2)
     while frame.f_globals.get("__name__", "").startswith("metatoolkit.") and frame.f_back:
         frame = frame.f_back
-    return frame.f_globals.get("__name__", "").split(".")[0]
+    return str(frame.f_globals.get("__name__", ""))
