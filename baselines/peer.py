@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import Cost, Estimator, Hypergradient, Traits, Unrolled
@@ -47,6 +48,7 @@ class Peer(Estimator):
     def __init__(self, steps: int = 1) -> None:
         self.horizon = steps
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -56,13 +58,6 @@ class Peer(Estimator):
         valid_batch: Any,
     ) -> Hypergradient:
         """Return the peer's hypergradient.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Plain SGD.
-            state: State to start from, returned as it is.
-            train_batches: Training batches.
-            valid_batch: Batch for the outer loss.
 
         Raises:
             ConfigurationError: The inner learner is not plain SGD with a number as learning rate.
@@ -97,6 +92,7 @@ class Peer(Estimator):
     ) -> Result:
         """Return the outer loss and its gradient in λ; the problem is a copy to be changed."""
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -106,16 +102,7 @@ class Peer(Estimator):
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return the outer loss after the inner steps, as ``Unrolled`` defines it.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: One training batch per inner step.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
+        """Return the outer loss after the inner steps, as ``Unrolled`` defines it."""
         return Unrolled(self.horizon).objective(
             problem, inner, state, train_batches, valid_batch, meta
         )

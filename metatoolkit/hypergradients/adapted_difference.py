@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import (
@@ -57,6 +58,7 @@ class AdaptedDifference(Estimator):
             raise ConfigurationError(f"radius is {radius}; a number above 0 is needed, or None.")
         self.radius = radius
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -66,13 +68,6 @@ class AdaptedDifference(Estimator):
         valid_batch: Any,
     ) -> Hypergradient:
         """Return ∂L/∂λ + vᵀ ∂θ⁺/∂λ with first derivatives alone; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner that takes the step.
-            state: Detached state to start from.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
 
         Raises:
             UnsupportedError: The step is no update by the gradient, or a difference of values
@@ -84,6 +79,7 @@ class AdaptedDifference(Estimator):
             problem, inner, state, batch, valid_batch, self.radius, self.lookahead
         )
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -93,16 +89,7 @@ class AdaptedDifference(Estimator):
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return the objective of :class:`OneStep`, which is the limit for a small radius.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
+        """Return the objective of :class:`OneStep`, which is the limit for a small radius."""
         reference = OneStep(self.lookahead)
         return reference.objective(problem, inner, state, train_batches, valid_batch, meta)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import (
@@ -216,6 +217,7 @@ class EvoGrad(Estimator):
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.perturb)
         ]
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -224,15 +226,7 @@ class EvoGrad(Estimator):
         train_batches: Sequence[Any],
         valid_batch: Any,
     ) -> Hypergradient:
-        """Return EvoGrad's estimate; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Not used: EvoGrad puts its own update in the place of the inner step.
-            state: Detached state to start from, returned as it is.
-            train_batches: One training batch, on which every copy is scored.
-            valid_batch: Batch for the outer loss.
-        """
+        """Return EvoGrad's estimate; see the class."""
         del inner
         (batch,) = train_batches
         refuse_initial_state(problem, state, "EvoGrad", "perturbs θ around a state that it holds")
@@ -299,6 +293,7 @@ class EvoGrad(Estimator):
         """Count the passes of the prefix; the others are then passes of what follows it."""
         return cost if self.prefix is None else dataclasses.replace(cost, forward=cost.forward + 2)
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -315,14 +310,6 @@ class EvoGrad(Estimator):
         For a guided one it is linear in θ⁺ around θ.
 
         With ``rescale``, a factor of r, it is L(θ⁺₀, λ) + r (L(θ⁺(λ), λ₀) − L(θ⁺₀, λ₀)).
-
-        Args:
-            problem: The bilevel problem.
-            inner: Not used.
-            state: State to start from.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
         """
         del inner
         (batch,) = train_batches

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import CheckpointError, ConfigurationError, UnusedMetaParameterError
 from metatoolkit.hypergradients.base import (
@@ -158,6 +159,7 @@ class AntitheticEvaluations(Estimator):
             details={"losses": pairs},
         )
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -167,16 +169,7 @@ class AntitheticEvaluations(Estimator):
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return the outer loss after the steps; the estimate's mean is its derivative as σ → 0.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: Training batches.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
+        """Return the outer loss after the steps; the estimate's mean is its derivative as σ → 0."""
         final = roll_out(problem, inner, state, meta, train_batches)
         return outer_loss(problem, final, meta, valid_batch)
 
@@ -222,6 +215,7 @@ class EvolutionStrategies(AntitheticEvaluations):
         paper="Salimans et al. 2017, arXiv 1703.03864",
     )
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -230,15 +224,7 @@ class EvolutionStrategies(AntitheticEvaluations):
         train_batches: Sequence[Any],
         valid_batch: Any,
     ) -> Hypergradient:
-        """Return the estimate; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from, returned as it is.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
-        """
+        """Return the estimate; see the class."""
         losses, directions = [], []
         drawing = dataclasses.replace(state, key=self._draws.advance(state))
         for pair in range(self.pairs):

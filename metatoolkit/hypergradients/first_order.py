@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import (
@@ -62,6 +63,7 @@ class FirstOrder(Estimator):
             raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
         self.horizon = steps
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -71,13 +73,6 @@ class FirstOrder(Estimator):
         valid_batch: Any,
     ) -> Hypergradient:
         """Return the first-order hypergradient; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner that takes the steps.
-            state: Detached state to start from, of step 0 where λ sets it.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
 
         Raises:
             UnsupportedError: A meta-parameter acts within the inner steps alone.
@@ -99,6 +94,7 @@ class FirstOrder(Estimator):
             cost=Cost(forward=steps + 1, backward=steps + 1),
         )
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -108,16 +104,7 @@ class FirstOrder(Estimator):
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return the outer loss at θ_T moved by as much as λ moves θ_0.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
+        """Return the outer loss at θ_T moved by as much as λ moves θ_0."""
         present = problem.meta_parameters()
         final = roll_out(problem, inner, state, present, train_batches)
         with torch.no_grad():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.hypergradients.base import (
     Cost,
@@ -52,6 +53,7 @@ class ForwardEstimator(Estimator):
     def _probes(self, problem: BilevelProblem, state: InnerState) -> Probes:
         """Return the directions of a call."""
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -61,13 +63,6 @@ class ForwardEstimator(Estimator):
         valid_batch: Any,
     ) -> Hypergradient:
         """Return the derivative of the outer loss after T steps; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner, differentiated through.
-            state: Detached state to start from.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
 
         Raises:
             UnsupportedError: See :class:`~metatoolkit.hypergradients.tangents.TangentBundle`.
@@ -93,6 +88,7 @@ class ForwardEstimator(Estimator):
             cost=Cost(forward=steps + 1, backward=steps + 1, jvp=steps * probes.count),
         )
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -102,15 +98,6 @@ class ForwardEstimator(Estimator):
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return the outer loss after T steps from ``state`` under ``meta``.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
+        """Return the outer loss after T steps from ``state`` under ``meta``."""
         final = roll_out(problem, inner, state, meta, train_batches)
         return outer_loss(problem, final, meta, valid_batch)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import (
@@ -129,6 +130,7 @@ class Implicit(Estimator):
         if solver.random:
             self._draws = Draws(fresh)
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -144,13 +146,6 @@ class Implicit(Estimator):
         ``distance``, and those of the solver. Where u of a solver that does not iterate is worse
         than zero, the multiple of it with the least residual takes its place, by the factor
         ``share``.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner, whose step is differentiated.
-            state: Detached state to start from.
-            train_batches: One training batch per step, or one for Φ alone.
-            valid_batch: Batch for the outer loss.
 
         Raises:
             UnsupportedError: The solver does not work for this inner learner at this state, or
@@ -244,6 +239,7 @@ class Implicit(Estimator):
         super().load_state_dict({n: v for n, v in state_dict.items() if n not in own})
         self._carried, self._owner = state_dict.get("warm_start"), None
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -256,14 +252,6 @@ class Implicit(Estimator):
         """Return the outer loss at the fixed point of Φ that iterating it leads to.
 
         Φ is that of :meth:`estimate`: one batch, one mask, the buffers held.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: Training batches as for :meth:`estimate`.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
 
         Raises:
             UnsupportedError: The iteration does not converge.

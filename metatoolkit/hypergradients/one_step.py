@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import (
@@ -71,6 +72,7 @@ class OneStep(Estimator):
         self.lookahead = lookahead
         self.inverse = inverse
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -80,13 +82,6 @@ class OneStep(Estimator):
         valid_batch: Any,
     ) -> Hypergradient:
         """Return the one-step hypergradient; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner, whose step is differentiated in λ.
-            state: Detached state to start from.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
 
         Raises:
             UnsupportedError: The inverse of the learning rate is asked of another learner than SGD.
@@ -109,6 +104,7 @@ class OneStep(Estimator):
             cost=Cost(forward=2, backward=2, hvp=1),
         )
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -118,16 +114,7 @@ class OneStep(Estimator):
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return the outer loss at θ, or after one step, moved by how much λ changes that step.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
+        """Return the outer loss at θ, or after one step, moved by how much λ changes that step."""
         (batch,) = train_batches
         after, _ = inner.step(problem, state, meta, batch)
         if self.lookahead and self.inverse == "step":

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import (
@@ -80,6 +81,7 @@ class Penalty(Estimator):
         # The problem's identity; after a checkpoint the first problem that comes is taken for it.
         self._owner: str | None = None
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -89,13 +91,6 @@ class Penalty(Estimator):
         valid_batch: Any,
     ) -> Hypergradient:
         """Return the penalty's hypergradient; see the class. Its outer loss is that at z.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner that moves y and z.
-            state: Detached state y to start from.
-            train_batches: One training batch per inner step.
-            valid_batch: Batch for the outer loss.
 
         Raises:
             UnsupportedError: λ enters the inner optimizer.
@@ -185,6 +180,7 @@ class Penalty(Estimator):
         self._carried = None if saved is None else InnerState.from_state_dict(saved)
         self._owner = None
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -198,14 +194,6 @@ class Penalty(Estimator):
 
         They are those that a call reaches under the present λ; after a call, z is where that left
         it.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State y to start from.
-            train_batches: One training batch per inner step.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
         """
         present = {name: p.detach() for name, p in problem.meta_parameters().items()}
         y = roll_out(problem, inner, state, present, train_batches)

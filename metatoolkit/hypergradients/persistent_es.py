@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from metatoolkit.errors import CheckpointError
 from metatoolkit.hypergradients.base import Hypergradient, Traits
 from metatoolkit.hypergradients.evolution_strategies import AntitheticEvaluations
@@ -76,6 +78,7 @@ class PersistentES(AntitheticEvaluations):
     _pairs: tuple[_Pair, ...] = ()
     _last_step = -1
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -84,15 +87,7 @@ class PersistentES(AntitheticEvaluations):
         train_batches: Sequence[Any],
         valid_batch: Any,
     ) -> Hypergradient:
-        """Work off one window and return its estimate; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to begin at where an inner problem begins; returned as it is.
-            train_batches: Training batches of the window.
-            valid_batch: Batch for the outer loss.
-        """
+        """Work off one window and return its estimate; see the class."""
         meta = {name: tensor.detach() for name, tensor in problem.meta_parameters().items()}
         begins = (
             len(self._pairs) != self.pairs

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import (
@@ -59,6 +60,7 @@ class Reptile(Estimator):
             raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
         self.horizon = steps
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -68,13 +70,6 @@ class Reptile(Estimator):
         valid_batch: Any,
     ) -> Hypergradient:
         """Return θ_0 − θ_T pulled back to λ; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner that takes the steps.
-            state: Detached state of step 0.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss that is reported.
 
         Raises:
             UnsupportedError: λ does not set this state, or a part of it acts elsewhere alone.
@@ -111,6 +106,7 @@ class Reptile(Estimator):
             cost=Cost(forward=steps + 1, backward=steps),
         )
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -120,16 +116,7 @@ class Reptile(Estimator):
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return ½ ‖θ_0(λ) − θ_T‖², with θ_T that of the problem's own λ.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State of step 0.
-            train_batches: T training batches.
-            valid_batch: Not used.
-            meta: Meta-parameters by name.
-        """
+        """Return ½ ‖θ_0(λ) − θ_T‖², with θ_T that of the problem's own λ."""
         del valid_batch
         final = roll_out(problem, inner, state, problem.meta_parameters(), train_batches)
         with torch.no_grad():

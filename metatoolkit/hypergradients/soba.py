@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import (
@@ -79,6 +80,7 @@ class SOBA(Estimator):
         # The problem's identity; after a checkpoint the first problem that comes is taken for it.
         self._owner: str | None = None
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -90,13 +92,6 @@ class SOBA(Estimator):
         """Return the hypergradient with the u that is carried, and move u; see the class.
 
         The residual in its cost is that of the u it was made with.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner, whose step is differentiated.
-            state: Detached state to start from.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
 
         Raises:
             NonFiniteError: A loss is not finite, or u is not any more.
@@ -153,6 +148,7 @@ class SOBA(Estimator):
         self._carried = self._used = state_dict.get("u")
         self._owner = None
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -162,16 +158,7 @@ class SOBA(Estimator):
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return L(s, λ) + uᵀ Φ(s, λ) with the u of the last call held.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State s.
-            train_batches: One training batch.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
+        """Return L(s, λ) + uᵀ Φ(s, λ) with the u of the last call held."""
         (batch,) = train_batches
         loss = outer_loss(problem, state, meta, valid_batch)
         if self._used is None or self._owner not in (None, problem.identity):

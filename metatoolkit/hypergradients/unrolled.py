@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import (
@@ -180,6 +181,7 @@ class Unrolled(Estimator):
             return self.arity
         return states if self.checkpoint == "every" else math.isqrt(states - 1) + 1
 
+    @override
     def estimate(
         self,
         problem: BilevelProblem,
@@ -188,15 +190,7 @@ class Unrolled(Estimator):
         train_batches: Sequence[Any],
         valid_batch: Any,
     ) -> Hypergradient:
-        """Return the derivative of the outer loss after T steps; see the class.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner, differentiated through.
-            state: Detached state to start from.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
-        """
+        """Return the derivative of the outer loss after T steps; see the class."""
         meta = problem.meta_leaves()
         names = list(meta)
         mixed = self.product == "forward_over_reverse"
@@ -249,6 +243,7 @@ class Unrolled(Estimator):
             cost=Cost(forward=passes + 1, backward=passes + 1, hvp=window),
         )
 
+    @override
     def objective(
         self,
         problem: BilevelProblem,
@@ -261,14 +256,6 @@ class Unrolled(Estimator):
         """Return the outer loss after T steps from ``state`` under ``meta``.
 
         With a truncation, the steps before the last ones run under the problem's own λ.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner.
-            state: State to start from.
-            train_batches: T training batches.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
         """
         skipped = len(train_batches) - self._window()
         fixed = problem.meta_parameters()
