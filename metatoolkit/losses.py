@@ -29,6 +29,11 @@ def cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
         DataError: The batch is no such pair, or a type is not accepted.
         ShapeError: Numbers of examples differ, or the logits do not have two dimensions.
         LabelError: A label has no logit (checked on the CPU only).
+
+    Example:
+        >>> batch = (torch.zeros(2, 4), torch.tensor([0, 3]))
+        >>> cross_entropy(nn.Identity(), nn.Identity(), batch)  # log 4
+        tensor(1.3863)
     """
     return sample_losses(model, batch).mean()
 
@@ -55,6 +60,12 @@ def weighted_cross_entropy(
         DataError: As in :func:`cross_entropy`.
         ShapeError: As in :func:`cross_entropy`, or the weights have another shape.
         LabelError: As in :func:`cross_entropy`.
+
+    Example:
+        >>> from metatoolkit.metaparameters import WeightNet
+        >>> batch = (torch.zeros(2, 4), torch.tensor([0, 3]))
+        >>> weighted_cross_entropy(nn.Identity(), WeightNet(), batch).detach()  # weights sum to 1
+        tensor(1.3863)
     """
     losses = sample_losses(model, batch)
     weights = meta(losses.detach())

@@ -128,6 +128,20 @@ def check_hypergradient(
             or the reference takes another number of batches.
         NonFiniteError: The objective is not finite near λ.
         UnsupportedError: λ is complex.
+
+    Example:
+        >>> import torch, metatoolkit as mt
+        >>> model, meta = torch.nn.Linear(2, 1), torch.nn.Linear(1, 1)
+        >>> problem = mt.BilevelProblem(
+        ...     model,
+        ...     meta,
+        ...     train_loss=lambda model, meta, batch: meta(model(batch)).square().mean(),
+        ...     valid_loss=lambda model, meta, batch: (model(batch) - 1).square().mean(),
+        ... )
+        >>> inner, batch = mt.inner.SGD(lr=0.1), torch.randn(4, 2)
+        >>> estimator = mt.hypergradients.Unrolled(steps=1)
+        >>> mt.check_hypergradient(problem, inner, estimator, [batch], batch).verdict
+        'agrees'
     """
     if (epsilon is not None and epsilon <= 0) or (coordinates is not None and coordinates < 1):
         raise ConfigurationError(

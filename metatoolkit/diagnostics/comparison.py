@@ -129,6 +129,21 @@ def compare_estimators(
             fewer batches than a horizon needs.
         DataError: The reference does not fit the meta-parameters.
         MissingDependencyError: ``path`` is given and nothing that draws is installed.
+
+    Example:
+        >>> import torch, metatoolkit as mt
+        >>> problem = mt.BilevelProblem(
+        ...     torch.nn.Linear(2, 1),
+        ...     torch.nn.Linear(1, 1),
+        ...     train_loss=lambda model, meta, batch: meta(model(batch)).square().mean(),
+        ...     valid_loss=lambda model, meta, batch: (model(batch) - 1).square().mean(),
+        ... )
+        >>> inner, batch = mt.inner.SGD(lr=0.1), torch.randn(4, 2)
+        >>> found = mt.compare_estimators(
+        ...     problem, inner, ["Unrolled", "OneStep"], [batch], batch, show=False, progress=False
+        ... )
+        >>> round(found.rows["OneStep"]["cosine"], 3)  # one step is the whole trajectory here
+        1.0
     """
     if path is not None:
         check_installed("the figure of a comparison", "matplotlib")

@@ -37,6 +37,10 @@ def accuracy(
         ConfigurationError: ``batch_size`` is less than 1.
         DataError: There are no examples.
         ShapeError: Lengths differ, or the model does not return one row of logits per example.
+
+    Example:
+        >>> accuracy(nn.Identity(), torch.eye(4), torch.tensor([0, 1, 2, 2]))
+        0.75
     """
     device = next((p.device for p in model.parameters()), images.device)
     batches = evaluation_batches(

@@ -65,6 +65,12 @@ def few_shot_accuracy(
         DataError: There are fewer episodes.
         ShapeError: The logits have another shape.
         NonFiniteError: A logit is NaN.
+
+    Example:
+        >>> episode = Episode(support=torch.zeros(2, 1, 1), query=torch.zeros(2, 1, 1))
+        >>> scored = few_shot_accuracy(lambda _: torch.eye(2), [episode] * 3, 3, progress=False)
+        >>> scored.mean, scored.interval
+        (1.0, 0.0)
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 2:
         raise ConfigurationError(

@@ -109,13 +109,16 @@ class Settings(BaseModel):
 
     A field whose type is a class of settings is a group of entries. Types are those of Python and
     pydantic, of which values are taken as they are: 1 is no text, ``True`` is not 1, and no number
-    is NaN or infinite::
+    is NaN or infinite. Configurations stay dictionaries, of which this class knows defaults and
+    what they may hold.
 
-        class MySettings(Settings):
-            steps: Count = entry(100, "Steps of training.")
-            optimizer: Literal["adam", "sgd"] = entry("adam", "What moves the parameters.")
-
-    Configurations stay dictionaries, of which this class knows defaults and what they may hold.
+    Example:
+        >>> from typing import Literal
+        >>> class MySettings(Settings):
+        ...     steps: Count = entry(100, "Steps of training.")
+        ...     optimizer: Literal["adam", "sgd"] = entry("adam", "What moves the parameters.")
+        >>> MySettings.defaults()
+        {'steps': 100, 'optimizer': 'adam'}
     """
 
     model_config = ConfigDict(

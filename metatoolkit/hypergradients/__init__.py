@@ -1,4 +1,25 @@
-"""Hypergradient estimators: how the derivative of the outer loss in λ is obtained."""
+"""Hypergradient estimators: how the derivative of the outer loss in λ is obtained.
+
+Example:
+    >>> import torch, metatoolkit as mt
+    >>> model, meta = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    >>> for module, value in ((model, 1.0), (meta, 0.5)):
+    ...     _ = torch.nn.init.constant_(module.weight, value)
+    >>> problem = mt.BilevelProblem(
+    ...     model,
+    ...     meta,
+    ...     train_loss=lambda model, meta, batch: (meta.weight * (model.weight - batch) ** 2).sum(),
+    ...     valid_loss=lambda model, meta, batch: (model.weight**2).sum(),
+    ... )
+    >>> inner = mt.inner.SGD(lr=0.1)
+    >>> state = inner.init(problem)
+    >>> estimator = mt.hypergradients.build("Unrolled", steps=1)
+    >>> result = estimator(problem, inner, state, train_batches=[3.0], valid_batch=None)
+    >>> result.gradient["weight"]  # θ after the step is 1 + 0.4 λ = 1.2, and 2 · 1.2 · 0.4 = 0.96
+    tensor([[0.9600]])
+    >>> result.cost.hvp
+    1
+"""
 
 import importlib
 import warnings

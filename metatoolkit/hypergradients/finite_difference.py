@@ -44,6 +44,10 @@ class FiniteDifference(AdaptedDifference):
 
     Raises:
         ConfigurationError: The radius is not above 0.
+
+    Example:
+        >>> FiniteDifference(radius=0.01).lookahead
+        True
     """
 
     traits = Traits(

@@ -47,6 +47,10 @@ class FirstOrder(Estimator):
 
     Raises:
         ConfigurationError: ``steps`` is below 1.
+
+    Example:
+        >>> FirstOrder(steps=5).horizon
+        5
     """
 
     traits = Traits(

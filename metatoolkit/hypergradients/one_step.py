@@ -53,6 +53,10 @@ class OneStep(Estimator):
 
     Raises:
         ConfigurationError: ``inverse`` is unknown.
+
+    Example:
+        >>> OneStep(lookahead=False, inverse="identity").horizon
+        1
     """
 
     traits = Traits(

@@ -59,6 +59,10 @@ class Penalty(Estimator):
 
     Raises:
         ConfigurationError: An argument is out of range.
+
+    Example:
+        >>> Penalty(penalty=100.0, steps=5).horizon
+        5
     """
 
     traits = Traits(

@@ -44,6 +44,10 @@ class Reptile(Estimator):
 
     Raises:
         ConfigurationError: ``steps`` is below 1.
+
+    Example:
+        >>> Reptile(steps=5).horizon
+        5
     """
 
     traits = Traits(

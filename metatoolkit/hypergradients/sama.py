@@ -31,6 +31,10 @@ class SAMA(AdaptedDifference):
 
     Raises:
         ConfigurationError: The radius is not above 0.
+
+    Example:
+        >>> SAMA(radius=1.0).lookahead
+        False
     """
 
     traits = Traits(

@@ -58,6 +58,10 @@ class SOBA(Estimator):
 
     Raises:
         ConfigurationError: An argument is out of range.
+
+    Example:
+        >>> SOBA(step_size=0.5, through="parameters").horizon
+        1
     """
 
     traits = Traits(

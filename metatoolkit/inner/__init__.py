@@ -1,4 +1,17 @@
-"""Inner learners: how the inner parameters move."""
+"""Inner learners: how the inner parameters move.
+
+Example:
+    >>> import torch, metatoolkit as mt
+    >>> model, meta = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+    >>> loss = lambda model, meta, batch: (model.weight - batch).square().sum()
+    >>> problem = mt.BilevelProblem(model, meta, train_loss=loss, valid_loss=loss)
+    >>> inner = mt.inner.build("SGD", lr=0.1)
+    >>> state = inner.init(problem)
+    >>> state, loss = inner.step(problem, state, problem.meta_parameters(), 3.0)
+    >>> state.parameters["weight"], state.step  # the model itself stays as it was
+    (tensor([[1.4000]]), 1)
+"""
 
 from metatoolkit.inner.adadelta import Adadelta as Adadelta
 from metatoolkit.inner.adagrad import Adagrad as Adagrad

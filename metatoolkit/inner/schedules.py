@@ -25,6 +25,10 @@ def multistep(
 
     Returns:
         A function ``(meta, step) -> float`` for any hyper-parameter of an inner learner.
+
+    Example:
+        >>> [multistep(1.0, milestones=[2, 4])(nn.Identity(), step) for step in (1, 2, 4)]
+        [1.0, 0.1, 0.010000000000000002]
     """
     boundaries = sorted(milestones)
 
@@ -51,6 +55,11 @@ def warmup_linear(
 
     Raises:
         ConfigurationError: A number is out of range.
+
+    Example:
+        >>> rate = warmup_linear(1.0, steps=4, warmup=0.25)
+        >>> [rate(nn.Identity(), step) for step in range(5)]
+        [0.5, 0.75, 0.5, 0.25, 0.0]
     """
     _check_steps(steps)
     if not 0 <= warmup <= 1:
@@ -80,6 +89,10 @@ def cosine(value: float, steps: int, minimum: float = 0.0) -> Callable[[nn.Modul
 
     Raises:
         ConfigurationError: ``steps`` is below 1.
+
+    Example:
+        >>> [round(cosine(1.0, steps=4)(nn.Identity(), step), 3) for step in (0, 2, 4)]
+        [1.0, 0.5, 0.0]
     """
     _check_steps(steps)
 
@@ -104,6 +117,10 @@ def exponential(value: float, gamma: float) -> Callable[[nn.Module, int], float]
 
     Raises:
         ConfigurationError: ``gamma`` is not above 0.
+
+    Example:
+        >>> [exponential(1.0, gamma=0.5)(nn.Identity(), step) for step in (0, 1, 2)]
+        [1.0, 0.5, 0.25]
     """
     if not gamma > 0:
         raise ConfigurationError(f"gamma is {gamma}; a number above 0 is needed.")
@@ -132,6 +149,10 @@ def polynomial(
 
     Raises:
         ConfigurationError: A number is out of range.
+
+    Example:
+        >>> [polynomial(1.0, steps=4, power=2.0)(nn.Identity(), step) for step in (0, 2, 4)]
+        [1.0, 0.25, 0.0]
     """
     _check_steps(steps)
     if not power > 0:

@@ -32,7 +32,10 @@ class Initialization(nn.Module):
         >>> model = torch.nn.Linear(3, 2)
         >>> meta = Initialization(model)
         >>> problem = mt.BilevelProblem(
-        ...     model, meta, mt.losses.cross_entropy, mt.losses.cross_entropy,
+        ...     model,
+        ...     meta,
+        ...     mt.losses.cross_entropy,
+        ...     mt.losses.cross_entropy,
         ...     initial=Initialization.values,
         ... )
         >>> problem.meta_parameter_names

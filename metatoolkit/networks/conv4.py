@@ -26,6 +26,11 @@ class Conv4(nn.Module):
 
     Attributes:
         out_channels: Channels of the features.
+
+    Example:
+        >>> import torch
+        >>> Conv4(channels=1, width=8)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 8, 1, 1])
     """
 
     def __init__(self, channels: int = 3, width: int = 64, pools: int = 4) -> None:

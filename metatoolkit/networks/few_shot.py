@@ -85,6 +85,13 @@ def build_few_shot_network(
         UnknownNameError: A name or an option is unknown.
         ConfigurationError: An option is out of range.
         ShapeError: The feature maps do not suit the head.
+
+    Example:
+        >>> network = build_few_shot_network(
+        ...     "conv4", "prototypical", ways=3, image_shape=(1, 28, 28)
+        ... )
+        >>> network(torch.rand(3, 1, 1, 28, 28), torch.rand(3, 2, 1, 28, 28)).shape
+        torch.Size([6, 3])
     """
     encoder = build_backbone(backbone, image_shape[0], **(backbone_options or {}))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

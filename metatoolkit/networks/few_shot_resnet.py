@@ -55,6 +55,11 @@ class FewShotResNet(nn.Module):
 
     Attributes:
         out_channels: Channels of the features, 8 · ``width``.
+
+    Example:
+        >>> import torch
+        >>> FewShotResNet(10, channels=1, width=8, stem="small")(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 64, 4, 4])
     """
 
     PLACEMENT = ("*.bn2", "*.shortcut_bn")

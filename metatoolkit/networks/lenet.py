@@ -22,6 +22,11 @@ class LeNet(nn.Module):
     Raises:
         ConfigurationError: An argument is less than 1.
         ShapeError: The images are too small.
+
+    Example:
+        >>> import torch
+        >>> LeNet(classes=10, size=28)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, classes: int = 10, channels: int = 1, size: int = 28) -> None:

@@ -32,6 +32,11 @@ class MLP(nn.Module):
     Raises:
         ConfigurationError: A width is less than 1.
         UnknownNameError: There is no such activation.
+
+    Example:
+        >>> import torch
+        >>> MLP(inputs=64, hidden=(32,), classes=10)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

@@ -45,6 +45,11 @@ class ResNet32(nn.Module):
 
     Raises:
         ConfigurationError: An argument is less than 1.
+
+    Example:
+        >>> import torch
+        >>> ResNet32(classes=10)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, classes: int = 10, width: int = 1, channels: int = 3) -> None:

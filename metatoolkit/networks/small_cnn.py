@@ -19,6 +19,11 @@ class SmallCNN(nn.Module):
 
     Raises:
         ConfigurationError: An argument is less than 1.
+
+    Example:
+        >>> import torch
+        >>> SmallCNN(classes=10, width=4)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, channels: int = 1, classes: int = 10, width: int = 16) -> None:

@@ -47,6 +47,11 @@ class WideResNet(nn.Module):
 
     Raises:
         ConfigurationError: ``depth`` is not 6n + 4, or another argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> WideResNet(classes=10, depth=10, width=1)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

@@ -55,6 +55,11 @@ def load_dataset(
         ConfigurationError: ``test_fraction`` or ``image_size`` is out of range.
         DataError: The data are missing, cannot be downloaded or cannot be read.
         MissingDependencyError: The package that the data set needs is not installed.
+
+    Example:
+        >>> digits = load_dataset("digits")
+        >>> digits.input_shape, digits.classes
+        ((1, 8, 8), 10)
     """
     if not 0 < test_fraction < 1:
         raise ConfigurationError(f"test_fraction is {test_fraction}; it must be between 0 and 1.")

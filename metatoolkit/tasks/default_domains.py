@@ -47,6 +47,11 @@ def default_domains(
         UnknownNameError: There is no such domain, or Omniglot has no such alphabet.
         DataError: Omniglot is asked for and missing or damaged.
         MissingDependencyError: A package that a domain needs is not installed.
+
+    Example:
+        >>> domains = default_domains(["digits", "textures"], size=16)
+        >>> domains["digits"].split("test").class_names[:3]
+        ('2 upright', '5 upright', '8 upright')
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 8:
         raise ConfigurationError(f"size is {size!r}; an integer from 8 on is needed.")

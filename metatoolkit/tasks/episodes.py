@@ -61,6 +61,13 @@ class EpisodeBatches:
         DataError: A domain has fewer classes than ``ways``, or a class has fewer images than
             ``shots + queries``.
         MissingDependencyError: learn2learn is not installed.
+
+    Example:
+        >>> from metatoolkit.tasks import default_domains
+        >>> domains = default_domains(["digits", "textures"], size=16)
+        >>> episode = next(EpisodeBatches(domains, "train", ways=3, shots=1, queries=5))
+        >>> episode.support.shape, episode.query.shape
+        (torch.Size([3, 1, 1, 16, 16]), torch.Size([3, 5, 1, 16, 16]))
     """
 
     def __init__(

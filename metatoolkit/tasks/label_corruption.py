@@ -55,6 +55,11 @@ def transition_matrix(kind: Kind, probability: float, classes: int, seed: int = 
     Raises:
         UnknownNameError: There is no such kind.
         ConfigurationError: The probability is out of range, or there are too few classes.
+
+    Example:
+        >>> transition_matrix("uniform", 0.5, classes=2)
+        tensor([[0.7500, 0.2500],
+                [0.2500, 0.7500]], dtype=torch.float64)
     """
     if kind not in _KINDS:
         raise UnknownNameError("kind of label noise", kind, _KINDS)
@@ -104,6 +109,11 @@ def corrupt_labels(
         LabelError: A label has no class; the message names the first.
         ShapeError: The labels are not one-dimensional.
         DataError: The labels are not int64.
+
+    Example:
+        >>> corrupted = corrupt_labels(torch.arange(10_000) % 4, classes=4, probability=0.4)
+        >>> round(float(corrupted.is_corrupted.double().mean()), 1)  # 0.4 · 3/4
+        0.3
     """
     matrix = transition_matrix(kind, probability, classes, seed)
     check_labels("labels", labels, classes)

@@ -77,6 +77,12 @@ def rotation_task(
         ConfigurationError: ``valid`` is less than 1, ``tuning`` is negative, or an argument of
             :func:`metatoolkit.tasks.rotate` is not accepted.
         DataError: There are too few training images.
+
+    Example:
+        >>> from metatoolkit.tasks import load_dataset
+        >>> task = rotation_task(load_dataset("digits"), degrees=30.0, valid=100)
+        >>> len(task.valid.labels), task.valid.images.shape[1:]
+        (100, torch.Size([1, 8, 8]))
     """
     if valid < 1 or tuning < 0:
         raise ConfigurationError(

@@ -28,6 +28,13 @@ class FixedPoint(LinearSolver):
 
     Raises:
         ConfigurationError: An argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> matrix = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+        >>> system = LinearSystem(matrix.mv, matrix.T.mv, matrix @ torch.ones(2))
+        >>> FixedPoint().solve(system).vector.round(decimals=3)
+        tensor([1., 1.])
     """
 
     iterations: int = 50

@@ -35,6 +35,12 @@ class Neumann(LinearSolver):
 
     Raises:
         ConfigurationError: An argument is out of range.
+
+    Example:
+        >>> matrix = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+        >>> system = LinearSystem(matrix.mv, matrix.T.mv, matrix @ torch.ones(2))
+        >>> Neumann().solve(system).vector.round(decimals=3)
+        tensor([1., 1.])
     """
 
     iterations: int = 50

@@ -30,6 +30,12 @@ class Nystrom(LinearSolver):
 
     Raises:
         ConfigurationError: An argument is out of range.
+
+    Example:
+        >>> matrix = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+        >>> system = LinearSystem(matrix.mv, matrix.T.mv, matrix @ torch.ones(2))
+        >>> Nystrom(rank=2, damping=1e-6).solve(system).vector.round(decimals=3)
+        tensor([1., 1.])
     """
 
     rank: int = 10

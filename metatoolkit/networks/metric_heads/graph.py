@@ -42,6 +42,11 @@ class GraphHead(nn.Module):
 
     Raises:
         ConfigurationError: A number is out of range.
+
+    Example:
+        >>> support, query = torch.rand(3, 1, 8), torch.rand(3, 2, 8)
+        >>> GraphHead(size=8, ways=3)(support, query).shape
+        torch.Size([6, 3])
     """
 
     def __init__(

@@ -29,6 +29,13 @@ class MatchingHead(nn.Module):
 
     Raises:
         ConfigurationError: ``size`` or ``steps`` is less than 1.
+
+    Example:
+        >>> support = torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]])
+        >>> head = MatchingHead(size=2, context=False, scale=1.0)
+        >>> head(support, query=support).exp()  # softmax of cosines 1 and 0
+        tensor([[0.7311, 0.2689],
+                [0.2689, 0.7311]])
     """
 
     def __init__(

@@ -14,6 +14,12 @@ class PrototypicalHead(nn.Module):
     """Logits −‖q − p_c‖², with p_c the mean of the support features of class c.
 
     From Snell et al. 2017 (arXiv 1703.05175, equations 1 and 2). There is nothing to learn.
+
+    Example:
+        >>> support = torch.tensor([[[0.0]], [[2.0]]])
+        >>> PrototypicalHead()(support, query=torch.tensor([[[0.5]], [[2.0]]]))
+        tensor([[-0.2500, -2.2500],
+                [-4.0000, -0.0000]])
     """
 
     def forward(self, support: Tensor, query: Tensor) -> Tensor:

@@ -35,6 +35,11 @@ class RelationHead(nn.Module):
     Raises:
         ConfigurationError: A size is less than 1.
         ShapeError: The maps are too small to be pooled twice.
+
+    Example:
+        >>> support, query = torch.rand(3, 1, 8, 4, 4), torch.rand(3, 2, 8, 4, 4)
+        >>> RelationHead(feature_shape=(8, 4, 4))(support, query).shape
+        torch.Size([6, 3])
     """
 
     def __init__(

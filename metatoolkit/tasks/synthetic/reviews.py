@@ -62,6 +62,11 @@ def generated_reviews(
 
     Raises:
         ConfigurationError: A number is out of range.
+
+    Example:
+        >>> corpora = generated_reviews(count=2, train=10, dev=5, test=5)
+        >>> [len(corpus["train"]) for corpus in corpora.values()]
+        [10, 10]
     """
     sizes = {"train": train, "dev": dev, "test": test}
     check_sizes(count=count, **sizes)
