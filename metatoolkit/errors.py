@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterable, Iterator
 
 # The extra of setup.cfg that brings each optional module.
@@ -153,6 +154,23 @@ def optional_import(purpose: str) -> Iterator[None]:
         if str(error.name).partition(".")[0] not in _EXTRA_OF:
             raise
         raise _missing(purpose, str(error.name)) from error
+
+
+def warn_renamed(former: str, present: str) -> None:
+    """Warn of a former name, at the line outside the toolkit that used it.
+
+    Args:
+        former: The former name, as it appears in the message.
+        present: What to write instead.
+    """
+    level, frame = 1, sys._getframe()
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == "metatoolkit":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"{former} is {present} now; the former name goes with the next release.",
+        DeprecationWarning,
+        stacklevel=level,
+    )
 
 
 def check_installed(purpose: str, *modules: str) -> None:

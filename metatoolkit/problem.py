@@ -130,6 +130,10 @@ class BilevelProblem:
         """Return detached copies of the model's present inner parameters."""
         return {name: self._live(f"model.{name}").detach().clone() for name in self.parameter_names}
 
+    def inner_names(self) -> dict[int, str]:
+        """Return the names of the inner parameters by the identities of the model's tensors."""
+        return {id(self._live(f"model.{name}")): name for name in self.parameter_names}
+
     def buffers(self) -> Tensors:
         """Return copies of all buffers, named as :attr:`InnerState.buffers` are."""
         return {name: self._live(name).detach().clone() for name in self.buffer_names}

@@ -274,7 +274,7 @@ def learned_rates() -> Case:
         lr=meta.lr,
         momentum=lambda meta, step: torch.sigmoid(meta.logits[0]) * 0.9**step,
         weight_decay=lambda meta, step: meta.logits[1].exp(),
-        groups=[{"parameters": ["4.*"], "lr": lambda meta, step: 0.5 * meta.lr, "momentum": 0.3}],
+        groups=[{"params": ["4.*"], "lr": lambda meta, step: 0.5 * meta.lr, "momentum": 0.3}],
     )
     return Case(problem, inner, case.train_batches, case.valid_batch, optimizer_only=True)
 
@@ -307,7 +307,7 @@ def inside_model() -> Case:
         torch.manual_seed(2)
         model = Scaled().double()
     problem = mt.BilevelProblem(model, model.scale, _cross_entropy, valid_loss)
-    groups = [{"parameters": ["last.*", "temperature"], "lr": 0.05, "momentum": 0.0}]
+    groups = [{"params": ["last.*", "temperature"], "lr": 0.05, "momentum": 0.0}]
     inner = mt.inner.SGD(lr=0.3, momentum=0.9, groups=groups)
     return Case(problem, inner, *_classification(2))
 

@@ -13,6 +13,7 @@ from metatoolkit.errors import (
     MissingDependencyError,
     check_installed,
     optional_import,
+    warn_renamed,
 )
 
 MODULES = [(extra, module) for extra, modules in EXTRAS.items() for module in modules.split()]
@@ -86,3 +87,9 @@ def test_all_extras_are_one():
     assert everything == f"metatoolkit[{','.join(sorted({*EXTRAS, 'mongod'}))}]"
     names = re.findall(r"^\s*([\w-]+)", config["options"]["install_requires"], re.MULTILINE)
     assert names == ["numpy", "torch", "tqdm"]
+
+
+def test_a_former_name_is_told_at_the_line_that_used_it():
+    with pytest.warns(DeprecationWarning, match=r"^old= is new= now; the former name goes") as seen:
+        warn_renamed("old=", "new=")
+    assert [Path(warning.filename) for warning in seen] == [Path(__file__)]

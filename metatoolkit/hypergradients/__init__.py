@@ -22,9 +22,9 @@ Example:
 """
 
 import importlib
-import warnings
 from typing import Any
 
+from metatoolkit.errors import warn_renamed
 from metatoolkit.hypergradients.base import Cost as Cost
 from metatoolkit.hypergradients.base import Estimator as Estimator
 from metatoolkit.hypergradients.base import Hypergradient as Hypergradient
@@ -70,10 +70,5 @@ _MOVED = (
 def __getattr__(name: str) -> Any:
     if name not in _MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        f"metatoolkit.hypergradients.{name} is metatoolkit.diagnostics.{name} now; the former name "
-        "goes with the next release.",
-        DeprecationWarning,
-        stacklevel=2,
-    )
+    warn_renamed(f"metatoolkit.hypergradients.{name}", f"metatoolkit.diagnostics.{name}")
     return getattr(importlib.import_module("metatoolkit.diagnostics"), name)

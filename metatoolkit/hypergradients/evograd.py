@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from metatoolkit.components.patterns import check_listed, matching
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import (
     Cost,
@@ -133,8 +133,7 @@ class EvoGrad(Estimator):
                 f"noise is {noise!r}; accepted: 'sign', 'gaussian' or a function "
                 "(copy, name, parameter) -> tensor."
             )
-        if isinstance(perturb, str):
-            raise ConfigurationError(f"perturb is {perturb!r}; give a list: [{perturb!r}].")
+        check_listed("perturb", perturb)
         if guided and (candidates != 2 or noise != "sign" or not common_random_numbers):
             raise ConfigurationError(
                 f"guided=True with candidates={candidates}, noise={noise!r} and "
@@ -205,17 +204,7 @@ class EvoGrad(Estimator):
     def _names(self, parameters: Tensors) -> list[str]:
         if self.perturb is None:
             return list(parameters)
-        for pattern in self.perturb:
-            if not fnmatch.filter(parameters, pattern):
-                raise ConfigurationError(
-                    f"perturb: {pattern!r} matches no inner parameter; there are "
-                    f"{', '.join(parameters)}."
-                )
-        return [
-            name
-            for name in parameters
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.perturb)
-        ]
+        return matching("perturb", self.perturb, parameters, "inner parameter")
 
     @override
     def estimate(

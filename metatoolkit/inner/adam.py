@@ -39,7 +39,7 @@ class Adam(MomentLearner):
         ConfigurationError: A number is out of range.
 
     Example:
-        >>> Adam(lr=1e-3, groups=[{"parameters": ["head.*"], "betas": (0.5, 0.999)}])
+        >>> Adam(lr=1e-3, groups=[{"params": ["head.*"], "betas": (0.5, 0.999)}])
         Adam(lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0, amsgrad=False, \
 maximize=False, groups=1)
     """

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.inner.groups import Group, check_groups
 from metatoolkit.inner.hyperparameters import (
-    Group,
     Hyperparameter,
-    check_patterns,
     check_values,
     checked_groups,
-    resolve,
+    hyperparameters_at,
 )
 from metatoolkit.inner.slots import refuse_complex, slots_of, update_parameter
 from metatoolkit.inner.traits import tells_sensitivity
@@ -37,9 +36,9 @@ class InnerLearner(ABC):
 
     Args:
         hyperparameters: Values by name for all parameters.
-        groups: Exceptions, each a mapping with ``"parameters"`` (name patterns as in
-            :mod:`fnmatch`) and the hyper-parameters that differ for these parameters; the first
-            group that matches a name holds.
+        groups: Exceptions, each a mapping as in torch.optim, with ``"params"`` (parameters of the
+            model, or name patterns as in :mod:`fnmatch`) and the hyper-parameters that differ for
+            these; the first group that matches a name holds.
 
     Raises:
         ConfigurationError: A number is out of range, or a group names no parameters.
@@ -131,11 +130,11 @@ class InnerLearner(ABC):
             problem: Problem whose inner parameters it shall move.
 
         Raises:
-            ConfigurationError: A group's pattern matches no inner parameter, or a hyper-parameter
-                requires a gradient, but not through a meta-parameter of the problem.
+            ConfigurationError: A group's pattern matches no inner parameter, a tensor of a group is
+                none, or a hyper-parameter requires a gradient, but not through a meta-parameter.
         """
-        check_patterns(self.groups, problem.parameter_names)
-        resolve(self.hyperparameters, self.groups, problem, problem.meta_leaves(), 0)
+        check_groups(self.groups, problem)
+        hyperparameters_at(self.hyperparameters, self.groups, problem, problem.meta_leaves(), 0)
 
     @staticmethod
     def enter(problem: BilevelProblem, state: InnerState, meta: Tensors) -> InnerState:
@@ -260,7 +259,7 @@ class InnerLearner(ABC):
         """
         parameters = dict(state.parameters)
         optimizer = {slot: dict(values) for slot, values in state.optimizer.items()}
-        resolved = resolve(self.hyperparameters, self.groups, problem, meta, state.step)
+        resolved = hyperparameters_at(self.hyperparameters, self.groups, problem, meta, state.step)
         missed = state.missed
         for name, parameter in state.parameters.items():
             if name not in gradients:
@@ -299,7 +298,7 @@ class InnerLearner(ABC):
         """
         if not tells_sensitivity(self, InnerLearner):
             raise self._no_sensitivity()
-        resolved = resolve(self.hyperparameters, self.groups, problem, meta, state.step)
+        resolved = hyperparameters_at(self.hyperparameters, self.groups, problem, meta, state.step)
         found: Tensors = {}
         for name, gradient in gradients.items():
             parameter, values = state.parameters[name], resolved(name)

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.hyperparameters import Hyperparameter, check_values, resolve
+from metatoolkit.inner.hyperparameters import Hyperparameter, check_values, hyperparameters_at
 from metatoolkit.inner.moments import root
 from metatoolkit.inner.registry import learners
 from metatoolkit.inner.wrapping import WrappingLearner
@@ -75,7 +75,7 @@ class Clipped(WrappingLearner):
         """
         self.inner.check(problem)
         with torch.enable_grad():
-            resolve(self._limits, (), problem, problem.meta_leaves(), 0)
+            hyperparameters_at(self._limits, (), problem, problem.meta_leaves(), 0)
 
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
         """Return the optimizer state of the learner that takes the step.
@@ -142,7 +142,7 @@ class Clipped(WrappingLearner):
         self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
     ) -> tuple[Tensors, float | Tensor]:
         """Return the gradients clipped, and the limit."""
-        values = resolve(self._limits, (), problem, meta, state.step)("")
+        values = hyperparameters_at(self._limits, (), problem, meta, state.step)("")
         if "max_value" in values:
             limit = values["max_value"]
             return {name: _cut(gradient, limit) for name, gradient in gradients.items()}, limit

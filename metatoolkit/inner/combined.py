@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from metatoolkit.components.patterns import matches, matching
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.hyperparameters import check_patterns
 from metatoolkit.inner.registry import learners
 from metatoolkit.inner.wrapping import WrappingLearner
 from metatoolkit.problem import BilevelProblem
@@ -60,7 +59,7 @@ class Combined(WrappingLearner):
             name: Name of the parameter.
         """
         for pattern, learner in self.exceptions.items():
-            if fnmatch.fnmatchcase(name, pattern):
+            if matches(name, [pattern]):
                 return learner
         return self.default
 
@@ -82,7 +81,7 @@ class Combined(WrappingLearner):
         Raises:
             ConfigurationError: A pattern matches no inner parameter, or a learner moves none.
         """
-        check_patterns([{"parameters": list(self.exceptions)}], problem.parameter_names)
+        matching("exceptions", self.exceptions, problem.parameter_names, "inner parameter")
         for learner, own in self._parts(dict.fromkeys(problem.parameter_names)):
             if not own:
                 raise ConfigurationError(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from metatoolkit.components.patterns import matches
 from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.inner.groups import Group, patterns_of, with_members
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors
 
 Hyperparameter = float | Tensor | Callable[[nn.Module, int], float | Tensor]
-Group = Mapping[str, Any]
 
 
 def check_values(
@@ -83,7 +83,7 @@ def checked_groups(
     below_one: Collection[str],
     flags: Collection[str],
 ) -> list[dict[str, Any]]:
-    """Return copies of groups, with their patterns as lists.
+    """Return copies of groups, with what they hold as lists.
 
     Args:
         groups: Exceptions for some parameters, as the user gave them.
@@ -95,16 +95,9 @@ def checked_groups(
         ConfigurationError: A number is out of range, or a group names no parameters.
         UnknownNameError: A group sets a hyper-parameter that does not exist.
     """
-    checked = [dict(group) for group in groups]
+    checked = [with_members(group) for group in groups]
     for group in checked:
-        patterns = group.get("parameters")
-        if not patterns or isinstance(patterns, str):
-            raise ConfigurationError(
-                f"groups: {group!r} has no list 'parameters'; give the names or patterns, "
-                "for instance {'parameters': ['head.*'], 'lr': 0.01}."
-            )
-        group["parameters"] = list(patterns)
-        own = {name: value for name, value in group.items() if name != "parameters"}
+        own = {name: value for name, value in group.items() if name != "params"}
         for name in own:
             if name not in known:
                 raise UnknownNameError("hyper-parameter in groups", name, known)
@@ -112,26 +105,7 @@ def checked_groups(
     return checked
 
 
-def check_patterns(groups: Sequence[Group], parameters: Iterable[str]) -> None:
-    """Raise unless each pattern of each group matches an inner parameter.
-
-    Args:
-        groups: Exceptions for some parameters.
-        parameters: Names of the inner parameters.
-
-    Raises:
-        ConfigurationError: A pattern matches none.
-    """
-    names = list(parameters)
-    for group in groups:
-        for pattern in group["parameters"]:
-            if not fnmatch.filter(names, pattern):
-                raise ConfigurationError(
-                    f"groups: {pattern!r} matches no inner parameter; there are {', '.join(names)}."
-                )
-
-
-def resolve(
+def hyperparameters_at(
     hyperparameters: Mapping[str, Hyperparameter],
     groups: Sequence[Group],
     problem: BilevelProblem,
@@ -173,16 +147,16 @@ def resolve(
     common = {name: value(name, given) for name, given in hyperparameters.items()}
     special = [
         (
-            group["parameters"],
+            patterns_of(group, problem),
             common
-            | {name: value(name, given) for name, given in group.items() if name != "parameters"},
+            | {name: value(name, given) for name, given in group.items() if name != "params"},
         )
         for group in groups
     ]
 
     def of_parameter(name: str) -> dict[str, float | Tensor]:
         for patterns, values in special:
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            if matches(name, patterns):
                 return values
         return common
 

@@ -44,7 +44,7 @@ class SGD(InnerLearner):
         ConfigurationError: A number is out of range, or Nesterov momentum lacks its momentum.
 
     Example:
-        >>> SGD(lr=0.1, momentum=0.9, groups=[{"parameters": ["*.bias"], "weight_decay": 0.0}])
+        >>> SGD(lr=0.1, momentum=0.9, groups=[{"params": ["*.bias"], "weight_decay": 0.0}])
         SGD(lr=0.1, momentum=0.9, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False, \
 groups=1)
     """

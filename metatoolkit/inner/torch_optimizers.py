@@ -18,6 +18,7 @@ from metatoolkit.inner.adamax import Adamax
 from metatoolkit.inner.adamw import AdamW
 from metatoolkit.inner.asgd import ASGD
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.groups import names_of
 from metatoolkit.inner.muon import Muon
 from metatoolkit.inner.nadam import NAdam
 from metatoolkit.inner.radam import RAdam
@@ -134,7 +135,8 @@ def _counterpart(
     names, meta = _parameters(problem)
     groups = []
     for group in optimizer.param_groups:
-        members = [names[id(p)] for p in _members(group, names, meta)]
+        frozen = {id(p) for p in group["params"] if not p.requires_grad}
+        members = names_of("the optimizer", group["params"], names, meta, frozen)
         if members:
             groups.append((members, _options(optimizer, group, meta)))
     _check_complete(names, [name for members, _ in groups for name in members])
@@ -158,7 +160,7 @@ def _counterpart(
                 "parameters; use Combined with a learner for each."
             )
         if own:
-            exceptions.append({"parameters": [glob.escape(name) for name in members], **own})
+            exceptions.append({"params": [glob.escape(name) for name in members], **own})
     if learner is Muon:
         common = common | {"ns_dtype": torch.bfloat16}
     return learner(**common, groups=exceptions)
@@ -261,35 +263,13 @@ def require_learner(value: object) -> None:
 def _parameters(problem: BilevelProblem | nn.Module) -> tuple[dict[int, str], Tensors]:
     """Return the names of the inner parameters by identity, and the meta-parameters."""
     if isinstance(problem, BilevelProblem):
-        live = dict(problem.model.named_parameters())
-        inner = {id(live[name]): name for name in problem.parameter_names}
-        return inner, problem.meta_parameters()
+        return problem.inner_names(), problem.meta_parameters()
     if isinstance(problem, nn.Module):
         named = problem.named_parameters()
         return {id(p): name for name, p in named if p.requires_grad}, {}
     raise ConfigurationError(
         f"problem is a {type(problem).__name__}; accepted: a BilevelProblem or its model."
     )
-
-
-def _members(group: Mapping[str, Any], names: Mapping[int, str], meta: Tensors) -> list[Tensor]:
-    """Return the inner parameters of a group, or raise where it has others that move."""
-    own = {id(tensor): name for name, tensor in meta.items()}
-    found = []
-    for parameter in group["params"]:
-        if id(parameter) in own:
-            raise ConfigurationError(
-                f"the optimizer holds the meta-parameter {own[id(parameter)]!r}, which the inner "
-                "learner does not move; make it from the inner parameters alone."
-            )
-        if id(parameter) in names:
-            found.append(parameter)
-        elif parameter.requires_grad:
-            raise ConfigurationError(
-                f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is no "
-                "inner parameter of the problem; make it from problem.model.parameters()."
-            )
-    return found
 
 
 def _same(one: Any, other: Any) -> bool:

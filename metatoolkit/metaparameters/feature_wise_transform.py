@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from metatoolkit.components.patterns import check_listed, matching
 from metatoolkit.errors import ConfigurationError, ShapeError
 from metatoolkit.metaparameters.placement import attach_at
 from metatoolkit.metaparameters.registry import modules
@@ -175,8 +175,7 @@ def insert_feature_wise_transforms(
         >>> [name for name, _ in meta.named_parameters()]
         ['after.1.scale', 'after.1.shift']
     """
-    if isinstance(where, str):
-        raise ConfigurationError(f"where is {where!r}; give a list: [{where!r}].")
+    check_listed("where", where)
     norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and n != ""}
     held = [name for name, norm in norms.items() if hasattr(norm, _NAME)]
     if held:
@@ -198,12 +197,7 @@ def insert_feature_wise_transforms(
                 f"follow in `where`: {', '.join(norms)}."
             )
     else:
-        for pattern in where:
-            if not fnmatch.filter(norms, pattern):
-                raise ConfigurationError(
-                    f"where: {pattern!r} matches no BatchNorm layer; there are {', '.join(norms)}."
-                )
-        chosen = [n for n in norms if any(fnmatch.fnmatchcase(n, pattern) for pattern in where)]
+        chosen = matching("where", where, norms, "BatchNorm layer")
         if not chosen:
             raise ConfigurationError("where is empty; name at least one BatchNorm layer.")
     layers = {}

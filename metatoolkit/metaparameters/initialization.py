@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.components.patterns import matching
 from metatoolkit.metaparameters.placement import attach_at
 from metatoolkit.metaparameters.registry import modules
 
@@ -44,20 +43,11 @@ class Initialization(nn.Module):
 
     def __init__(self, model: nn.Module, parameters: Sequence[str] | None = None) -> None:
         super().__init__()
-        if isinstance(parameters, str):
-            raise ConfigurationError(
-                f"parameters is {parameters!r}; give a list: [{parameters!r}]."
-            )
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        for pattern in parameters or ():
-            if not fnmatch.filter(named, pattern):
-                raise ConfigurationError(
-                    f"parameters: {pattern!r} matches no parameter that requires a gradient; "
-                    f"there are {', '.join(named)}."
-                )
-        for name, parameter in named.items():
-            if parameters is None or any(fnmatch.fnmatchcase(name, p) for p in parameters):
-                attach_at(self, name, nn.Parameter(parameter.detach().clone()))
+        kind = "parameter that requires a gradient"
+        chosen = named if parameters is None else matching("parameters", parameters, named, kind)
+        for name in chosen:
+            attach_at(self, name, nn.Parameter(named[name].detach().clone()))
 
     def values(self) -> dict[str, Tensor]:
         """Return the initial values by the names that the parameters have in the model."""

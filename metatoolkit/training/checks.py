@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metatoolkit.errors import ConfigurationError, NonFiniteError
+from metatoolkit.errors import ConfigurationError, NonFiniteError, warn_renamed
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
@@ -222,9 +222,5 @@ def taken_from_episode(reset_every: int | None, episode: int | None) -> int | No
         return reset_every
     if reset_every is not None:
         raise ConfigurationError("episode is the former name of reset_every; pass reset_every.")
-    warnings.warn(
-        "MetaTrainer(episode=...) is reset_every= now; the former name goes with the next release.",
-        DeprecationWarning,
-        stacklevel=3,
-    )
+    warn_renamed("MetaTrainer(episode=...)", "reset_every=")
     return episode

@@ -116,8 +116,8 @@ def test_conjugate_gradient_with_momentum_when_slots_are_constants():
 def test_weight_decay_and_a_learning_rate_per_group(solver):
     case = bank.inside_model()
     groups = [
-        {"parameters": ["last.*", "temperature"], "lr": 0.2, "weight_decay": 0.3},
-        {"parameters": ["first.bias"], "lr": 0.4},
+        {"params": ["last.*", "temperature"], "lr": 0.2, "weight_decay": 0.3},
+        {"params": ["first.bias"], "lr": 0.4},
     ]
     case = with_inner(case, mt.inner.SGD(lr=0.3, weight_decay=0.2, groups=groups))
     state = converged(case, 150)
@@ -294,7 +294,7 @@ def test_a_group_that_ascends_beside_one_that_descends(solver):
         train_loss,
         lambda model, meta, batch: (model.down.value + 4 * model.up.value).sum(),
     )
-    groups = [{"parameters": ["up.*"], "maximize": True, "lr": 0.2}]
+    groups = [{"params": ["up.*"], "maximize": True, "lr": 0.2}]
     case = bank.Case(problem, mt.inner.SGD(lr=0.1, groups=groups), [None], None)
     # 2x + 2y = −λ and 2x − 2y = −2λ: x = −3λ/4 and y = λ/4.
     result = case.call(Implicit(solver))

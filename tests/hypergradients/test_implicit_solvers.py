@@ -147,7 +147,7 @@ def test_symmetric_solvers_need_a_gradient_step(solver, inner):
 
 def test_a_learning_rate_of_zero_is_an_error():
     case = bank.inside_model()
-    groups = [{"parameters": ["temperature"], "lr": 0.0}]
+    groups = [{"params": ["temperature"], "lr": 0.0}]
     case = with_inner(case, mt.inner.SGD(lr=0.1, groups=groups))
     with pytest.raises(UnsupportedError, match=r"'temperature'.*requires_grad_\(False\)"):
         case.call(Implicit(MINRES()))

@@ -74,7 +74,7 @@ def test_the_error_is_of_the_order_of_the_contraction_rate():
 
 def test_identity_undoes_the_learning_rate_of_each_group():
     case = bank.inside_model()
-    groups = [{"parameters": ["last.*"], "lr": 0.05}]
+    groups = [{"params": ["last.*"], "lr": 0.05}]
     gradients = []
     for inner in (mt.inner.SGD(lr=0.3, groups=groups), mt.inner.SGD(lr=1.0)):
         other = bank.Case(case.problem, inner, case.train_batches, case.valid_batch)

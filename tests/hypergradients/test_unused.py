@@ -59,7 +59,7 @@ def test_a_rate_that_the_estimator_does_not_differentiate(estimator, way):
     elif way == "function":
         inner = mt.inner.SGD(lr=0.1, momentum=lambda meta, step: meta.rate.sigmoid())
     else:
-        inner = mt.inner.SGD(lr=0.1, groups=[{"parameters": ["value"], "lr": meta.rate}])
+        inner = mt.inner.SGD(lr=0.1, groups=[{"params": ["value"], "lr": meta.rate}])
     told = message_of(estimator, meta, inner=inner)
     name = "momentum" if way == "function" else "lr"
     assert f"λ enters through {name} of SGD, and {type(estimator).__name__} does not" in told

@@ -122,7 +122,7 @@ def assert_follows(
 def groups_of(options):
     """The groups of an inner learner that correspond to ``group_options``."""
     pairs = zip(("head", "tied"), options, strict=False)
-    return [{"parameters": [f"{prefix}.*"], **own} for prefix, own in pairs]
+    return [{"params": [f"{prefix}.*"], **own} for prefix, own in pairs]
 
 
 def assert_sensitivity(inner, steps=2):

@@ -72,4 +72,4 @@ def test_arguments_out_of_range(rho):
     with pytest.raises(ConfigurationError, match=f"rho is {rho}"):
         Adadelta(rho=rho)
     with pytest.raises(ConfigurationError, match=f"rho is {rho}"):
-        Adadelta(groups=[{"parameters": ["head.*"], "rho": rho}])
+        Adadelta(groups=[{"params": ["head.*"], "rho": rho}])

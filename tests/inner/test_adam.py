@@ -116,12 +116,12 @@ def test_arguments_out_of_range(ours):
         ({"betas": (0.9, 1.0)}, "beta2 is 1.0"),
         ({"betas": 0.9}, "a pair"),
         ({"eps": -1.0}, "eps is -1.0"),
-        ({"groups": [{"parameters": ["*"], "betas": (1.5, 0.9)}]}, "beta1 is 1.5"),
+        ({"groups": [{"params": ["*"], "betas": (1.5, 0.9)}]}, "beta1 is 1.5"),
     ]:
         with pytest.raises(ConfigurationError, match=message):
             ours(**arguments)
     with pytest.raises(UnknownNameError, match="'beta'"):
-        ours(groups=[{"parameters": ["*"], "beta": 0.9}])
+        ours(groups=[{"params": ["*"], "beta": 0.9}])
 
 
 def test_where_both_moments_are_the_same_the_present_one_counts():
@@ -158,8 +158,8 @@ def test_moments_are_kept_as_far_as_they_are_needed():
     for inner, number in (
         (Adam(), 2),
         (Adam(amsgrad=True), 3),
-        (Adam(groups=[{"parameters": ["p"], "amsgrad": True}]), 3),
-        (Adam(amsgrad=True, groups=[{"parameters": ["p"], "amsgrad": False}]), 3),
+        (Adam(groups=[{"params": ["p"], "amsgrad": True}]), 3),
+        (Adam(amsgrad=True, groups=[{"params": ["p"], "amsgrad": False}]), 3),
     ):
         slots = inner.init_slots(parameters)
         assert len(slots) == number
@@ -167,11 +167,11 @@ def test_moments_are_kept_as_far_as_they_are_needed():
 
 
 def test_betas_are_a_pair_in_groups_too():
-    groups = [{"parameters": ["p"], "betas": [0.5, 0.25], "lr": 0.3}]
+    groups = [{"params": ["p"], "betas": [0.5, 0.25], "lr": 0.3}]
     inner = Adam(betas=[0.7, 0.8], groups=groups)
     assert (inner.hyperparameters["beta1"], inner.hyperparameters["beta2"]) == (0.7, 0.8)
-    assert inner.groups == [{"parameters": ["p"], "lr": 0.3, "beta1": 0.5, "beta2": 0.25}]
-    assert groups == [{"parameters": ["p"], "betas": [0.5, 0.25], "lr": 0.3}]
+    assert inner.groups == [{"params": ["p"], "lr": 0.3, "beta1": 0.5, "beta2": 0.25}]
+    assert groups == [{"params": ["p"], "betas": [0.5, 0.25], "lr": 0.3}]
     for betas in ((0.9,), (0.9, 0.99, 0.999), None):
         with pytest.raises(ConfigurationError, match="a pair is needed, of beta1 and beta2"):
             Adam(betas=betas)

@@ -105,7 +105,7 @@ def test_the_average_has_its_derivative():
 def test_a_rate_for_each_entry():
     rates = torch.tensor([0.1, 0.3], dtype=torch.float64)
     problem, batches = reference.make_problem(), reference.make_batches(3)
-    inner = ASGD(lr=0.1, lambd=0.2, groups=[{"parameters": ["head.bias"], "lr": rates}])
+    inner = ASGD(lr=0.1, lambd=0.2, groups=[{"params": ["head.bias"], "lr": rates}])
     check = mt.check_hypergradient(problem, inner, hg.Unrolled(2), batches[:2], batches[2])
     assert check.relative_error < 1e-6, check
     state, _ = inner.step(problem, inner.init(problem), problem.meta_parameters(), batches[0])

@@ -250,7 +250,7 @@ def test_the_sensitivity_at_the_steps_of_each_parameter():
 
 
 def test_description_and_settings():
-    groups = [{"parameters": ["a"], "lr": 0.3}, {"parameters": ["b"], "momentum": 0.5}]
+    groups = [{"params": ["a"], "lr": 0.3}, {"params": ["b"], "momentum": 0.5}]
     inner = SGD(lr=0.1, groups=groups)
     assert inner.settings("lr") == [0.1, 0.3, 0.1]
     assert inner.settings("momentum") == [0.0, 0.0, 0.5]

@@ -284,7 +284,7 @@ def test_the_sensitivity_is_that_of_the_clipped_gradient():
 
 
 def test_a_clipped_learner_is_made_of_the_one_inside():
-    groups = [{"parameters": ["head.*"], "lr": 0.3}]
+    groups = [{"params": ["head.*"], "lr": 0.3}]
     plain = Adam(lr=0.1, groups=groups)
     inner = Clipped(plain, max_value=0.5, norm_type=3)
     assert inner.hyperparameters == plain.hyperparameters | {"max_value": 0.5}
@@ -301,7 +301,7 @@ def test_a_clipped_learner_is_made_of_the_one_inside():
     arguments = (parameters["p"], torch.tensor([5.0, -7.0]), own, plain.hyperparameters, 0)
     assert torch.equal(inner.update(*arguments)[0], plain.update(*arguments)[0])
     with pytest.raises(ConfigurationError, match=r"'body' matches no inner parameter"):
-        Clipped(SGD(0.1, groups=[{"parameters": ["body"], "lr": 1.0}]), 1.0).init(
+        Clipped(SGD(0.1, groups=[{"params": ["body"], "lr": 1.0}]), 1.0).init(
             reference.make_problem()
         )
     for norm_type in (-1.0, float("nan")):

@@ -144,7 +144,7 @@ def test_each_learner_has_its_groups_and_schedule():
     def rate(meta, step):
         return 0.1 * (1 + step)
 
-    groups = [{"parameters": ["b"], "lr": 0.5}]
+    groups = [{"params": ["b"], "lr": 0.5}]
     special = SGD(lr=1.0, groups=groups)
     inner = Combined(SGD(lr=rate), {"[ab]": special, "bias_a": special})
     assert groups[0] in inner.groups
@@ -158,7 +158,7 @@ def test_each_learner_has_its_groups_and_schedule():
         torch.testing.assert_close(after.parameters[name], before - rates.get(name, 0.3))
     assert (after.step, after.key, after.buffers) == (3, state.key, state.buffers)
     assert after.missed == {"never": 1, "bias_b": 1} and state.missed == {"never": 1}
-    wrong = Combined(SGD(0.1), {"a": SGD(0.1, groups=[{"parameters": ["c"], "lr": 1.0}])})
+    wrong = Combined(SGD(0.1), {"a": SGD(0.1, groups=[{"params": ["c"], "lr": 1.0}])})
     with pytest.raises(ConfigurationError, match="'c' matches no inner parameter"):
         wrong.init(problem)
 

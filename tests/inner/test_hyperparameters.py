@@ -18,8 +18,8 @@ from metatoolkit.inner.hyperparameters import (
     add_scaled,
     check_values,
     checked_groups,
+    hyperparameters_at,
     is_used,
-    resolve,
 )
 from tests import bank
 from tests.inner import reference
@@ -76,7 +76,7 @@ def test_what_requires_a_gradient_but_is_no_meta_parameter_is_an_error(make, how
     name = "momentum" if how == "group" else "beta2" if how == "beta" else "lr"
     inner = {
         "tensor": lambda: SGD(lr=value),
-        "group": lambda: SGD(0.1, groups=[{"parameters": ["value"], "momentum": value}]),
+        "group": lambda: SGD(0.1, groups=[{"params": ["value"], "momentum": value}]),
         "function": lambda: SGD(lr=lambda meta, step: 0.5 * value + meta.raw.exp()),
         "constant function": lambda: SGD(lr=lambda meta, step: value),
         "beta": lambda: Adam(betas=(0.9, value)),
@@ -183,12 +183,12 @@ def test_a_tensor_without_a_gradient_is_a_constant():
 def test_the_first_group_that_matches_holds():
     problem = reference.make_problem()
     groups = [
-        {"parameters": ["head.*"], "lr": 0.2},
-        {"parameters": ["*.weight", "scale"], "lr": 0.3, "weight_decay": 0.5},
-        {"parameters": ["*"], "lr": 0.4},
+        {"params": ["head.*"], "lr": 0.2},
+        {"params": ["*.weight", "scale"], "lr": 0.3, "weight_decay": 0.5},
+        {"params": ["*"], "lr": 0.4},
     ]
     inner = SGD(lr=0.1, momentum=0.9, groups=groups)
-    resolved = resolve(inner.hyperparameters, inner.groups, problem, {}, 0)
+    resolved = hyperparameters_at(inner.hyperparameters, inner.groups, problem, {}, 0)
     found = {name: resolved(name) for name in problem.parameter_names}
     rates = {name: values["lr"] for name, values in found.items()}
     assert rates["head.weight"] == rates["head.bias"] == 0.2
@@ -199,21 +199,22 @@ def test_the_first_group_that_matches_holds():
     assert found["scale"]["weight_decay"] == 0.5
     assert {values["momentum"] for values in found.values()} == {0.9}
     # Groups that are given are left as they are.
-    assert groups[0] == {"parameters": ["head.*"], "lr": 0.2}
-    assert resolve(SGD(lr=0.1).hyperparameters, [], problem, {}, 0)("scale")["lr"] == 0.1
+    assert groups[0] == {"params": ["head.*"], "lr": 0.2}
+    assert hyperparameters_at(SGD(lr=0.1).hyperparameters, [], problem, {}, 0)("scale")["lr"] == 0.1
 
 
 def test_names_of_groups_are_told_apart_by_case():
     case = bank.illustration()
-    inner = SGD(lr=0.1, groups=[{"parameters": ["v*"], "lr": 0.3}])
-    resolved = resolve(inner.hyperparameters, inner.groups, case.problem, {}, 0)
+    inner = SGD(lr=0.1, groups=[{"params": ["v*"], "lr": 0.3}])
+    resolved = hyperparameters_at(inner.hyperparameters, inner.groups, case.problem, {}, 0)
     assert resolved("value")["lr"] == 0.3 and resolved("VALUE")["lr"] == 0.1
 
 
 def test_functions_see_the_step_and_the_meta_that_is_passed():
     case = bank.learned_rates()
     given = {n: t.detach() + 1 for n, t in case.problem.meta_parameters().items()}
-    resolved = resolve(case.inner.hyperparameters, case.inner.groups, case.problem, given, 3)
+    inner = case.inner
+    resolved = hyperparameters_at(inner.hyperparameters, inner.groups, case.problem, given, 3)
     common, special = resolved("0.weight"), resolved("4.bias")
     logits = given["logits"]
     assert float(common["lr"]) == float(given["lr"])
@@ -265,16 +266,16 @@ def test_which_values_are_accepted():
 
 
 def test_which_groups_are_accepted():
-    given = [{"parameters": ("a", "b"), "lr": 0.5}, {"parameters": ["c"]}]
+    given = [{"params": ("a", "b"), "lr": 0.5}, {"params": ["c"]}]
     checked = checked_groups(given, {"lr": 0.1, "beta": 0.9}, {"beta"}, ())
-    assert checked == [{"parameters": ["a", "b"], "lr": 0.5}, {"parameters": ["c"]}]
-    assert given[0]["parameters"] == ("a", "b") and checked[1] is not given[1]
+    assert checked == [{"params": ["a", "b"], "lr": 0.5}, {"params": ["c"]}]
+    assert given[0]["params"] == ("a", "b") and checked[1] is not given[1]
     for group, error, message in (
-        ({"parameters": "a"}, ConfigurationError, "no list 'parameters'"),
-        ({"parameters": []}, ConfigurationError, "no list 'parameters'"),
-        ({"parameters": ["a"], "rate": 0.5}, UnknownNameError, "rate"),
-        ({"parameters": ["a"], "beta": 1.0}, ConfigurationError, "beta is 1.0"),
-        ({"parameters": ["a"], "lr": -1.0}, ConfigurationError, "lr is -1.0"),
+        ({"params": "a"}, ConfigurationError, "no list 'params'"),
+        ({"params": []}, ConfigurationError, "no list 'params'"),
+        ({"params": ["a"], "rate": 0.5}, UnknownNameError, "rate"),
+        ({"params": ["a"], "beta": 1.0}, ConfigurationError, "beta is 1.0"),
+        ({"params": ["a"], "lr": -1.0}, ConfigurationError, "lr is -1.0"),
     ):
         with pytest.raises(error, match=message):
             checked_groups([given[0], group], {"lr", "beta"}, {"beta"}, ())
@@ -283,7 +284,7 @@ def test_which_groups_are_accepted():
 def test_a_whole_number_is_a_number():
     problem = make_problem()
     inner = SGD(lr=1, momentum=0)
-    values = resolve(inner.hyperparameters, inner.groups, problem, {}, 0)("value")
+    values = hyperparameters_at(inner.hyperparameters, inner.groups, problem, {}, 0)("value")
     assert values["lr"] == 1 and values["momentum"] == 0
 
 

@@ -71,7 +71,7 @@ def test_each_entry_may_have_a_momentum_of_its_own():
     problem, batches = reference.make_problem(), reference.make_batches(4)
 
     def run(beta1):
-        inner = NAdam(lr=0.1, groups=[{"parameters": ["head.bias"], "beta1": beta1}])
+        inner = NAdam(lr=0.1, groups=[{"params": ["head.bias"], "beta1": beta1}])
         state = inner.init(problem)
         for batch in batches:
             state, _ = inner.step(problem, state, problem.meta_parameters(), batch)

@@ -158,8 +158,8 @@ def test_a_gradient_of_zero_has_the_slope_of_a_linear_step():
         ({"centered": True}, {"gradient_average"}),
         ({"momentum": 0.5}, {"velocity"}),
         ({"momentum": torch.tensor(0.0)}, {"velocity"}),
-        ({"groups": [{"parameters": ["*"], "centered": True}]}, {"gradient_average"}),
-        ({"groups": [{"parameters": ["*"], "momentum": 0.5}]}, {"velocity"}),
+        ({"groups": [{"params": ["*"], "centered": True}]}, {"gradient_average"}),
+        ({"groups": [{"params": ["*"], "momentum": 0.5}]}, {"velocity"}),
     ],
 )
 def test_running_means_are_kept_as_far_as_they_are_needed(options, names):

@@ -80,4 +80,4 @@ def test_arguments_out_of_range(etas):
     with pytest.raises(ConfigurationError, match="eta"):
         Rprop(etas=etas)
     with pytest.raises(ConfigurationError, match="eta"):
-        Rprop(groups=[{"parameters": ["head.*"], "etas": etas}])
+        Rprop(groups=[{"params": ["head.*"], "etas": etas}])

@@ -38,7 +38,7 @@ def test_groups_equal_torch():
     options = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
     special = [{"lr": 0.01, "momentum": 0.5}, {"weight_decay": 0.0}]
     groups = [
-        {"parameters": [f"{prefix}.*"], **own}
+        {"params": [f"{prefix}.*"], **own}
         for prefix, own in zip(("head", "tied"), special, strict=True)
     ]
     inner = SGD(**options, groups=groups)
@@ -77,7 +77,7 @@ def test_a_dampened_momentum_that_starts_late_is_an_error():
     problem = reference.make_problem()
     for late in (
         SGD(0.1, momentum=lambda meta, step: 0.1 * step, dampening=0.5),
-        SGD(0.1, dampening=0.5, groups=[{"parameters": ["*"], "momentum": lambda m, s: 0.0}]),
+        SGD(0.1, dampening=0.5, groups=[{"params": ["*"], "momentum": lambda m, s: 0.0}]),
     ):
         with pytest.raises(
             UnsupportedError, match=r"momentum is a function that is 0 at the first"
@@ -122,7 +122,7 @@ def test_learned_hyperparameters(nesterov):
             momentum=lambda meta, step: meta["momentum"] * 0.9**step,
             weight_decay=meta["decay"],
             nesterov=nesterov,
-            groups=[{"parameters": ["head.*"], "lr": lambda meta, step: meta["lr"].square()}],
+            groups=[{"params": ["head.*"], "lr": lambda meta, step: meta["lr"].square()}],
             **dampening,
         )
 
@@ -131,7 +131,7 @@ def test_learned_hyperparameters(nesterov):
 
 def test_patterns_may_come_from_an_iterator():
     case = bank.illustration()
-    inner = SGD(lr=0.1, groups=[{"parameters": iter(["value"]), "lr": 0.5}])
+    inner = SGD(lr=0.1, groups=[{"params": iter(["value"]), "lr": 0.5}])
     state = inner.init(case.problem)
     after, _ = inner.step(case.problem, state, case.problem.meta_parameters(), None)
     assert float(after.parameters["value"]) == pytest.approx(0.3 - 0.5 * (-1.4 + 0.24))
@@ -203,16 +203,16 @@ def test_no_closed_form_is_an_error():
         ({"lr": "fast"}, "lr is 'fast'; accepted"),
         ({"lr": 1.0, "nesterov": True}, "Nesterov"),
         ({"lr": 1.0, "momentum": 0.9, "dampening": 0.1, "nesterov": True}, "Nesterov"),
-        ({"lr": 1.0, "groups": [{"lr": 0.1}]}, "no list 'parameters'"),
+        ({"lr": 1.0, "groups": [{"lr": 0.1}]}, "no list 'params'"),
         ({"lr": True}, "lr is True; accepted: a number"),
         ({"lr": 1.0, "maximize": 1}, "maximize is 1; accepted: True or False"),
-        ({"lr": 1.0, "groups": [{"parameters": ["*"], "nesterov": True}]}, "Nesterov"),
-        ({"lr": 1.0, "groups": [{"parameters": ["*"], "nesterov": 0.5}]}, "nesterov is 0.5"),
+        ({"lr": 1.0, "groups": [{"params": ["*"], "nesterov": True}]}, "Nesterov"),
+        ({"lr": 1.0, "groups": [{"params": ["*"], "nesterov": 0.5}]}, "nesterov is 0.5"),
         (
             {
                 "lr": 1.0,
                 "momentum": 0.9,
-                "groups": [{"parameters": ["*"], "nesterov": True, "dampening": 0.1}],
+                "groups": [{"params": ["*"], "nesterov": True, "dampening": 0.1}],
             },
             "in each group that has it",
         ),
@@ -225,9 +225,9 @@ def test_arguments_out_of_range(arguments, message):
 
 def test_unknown_names():
     with pytest.raises(UnknownNameError, match="'rate'"):
-        SGD(lr=0.1, groups=[{"parameters": ["head.*"], "rate": 0.1}])
+        SGD(lr=0.1, groups=[{"params": ["head.*"], "rate": 0.1}])
     with pytest.raises(ConfigurationError, match=r"'body\.\*' matches no inner parameter"):
-        SGD(lr=0.1, groups=[{"parameters": ["body.*"]}]).init(reference.make_problem())
+        SGD(lr=0.1, groups=[{"params": ["body.*"]}]).init(reference.make_problem())
 
 
 def test_what_is_left_out():
@@ -235,7 +235,7 @@ def test_what_is_left_out():
 
 
 def test_dampening_without_momentum_does_not_meet_nesterov():
-    groups = [{"parameters": ["head.*"], "momentum": 0.0, "dampening": 0.1}]
+    groups = [{"params": ["head.*"], "momentum": 0.0, "dampening": 0.1}]
     inner = SGD(lr=0.02, momentum=0.9, nesterov=True, groups=groups)
     options = {"lr": 0.02, "momentum": 0.9, "nesterov": True}
     special = [{"momentum": 0.0, "dampening": 0.1}]
@@ -244,12 +244,12 @@ def test_dampening_without_momentum_does_not_meet_nesterov():
 
 def test_a_velocity_is_kept_where_there_is_momentum():
     parameters = {"p": torch.ones(2)}
-    for options in ({}, {"momentum": 0}, {"groups": [{"parameters": ["p"], "momentum": 0.0}]}):
+    for options in ({}, {"momentum": 0}, {"groups": [{"params": ["p"], "momentum": 0.0}]}):
         assert SGD(0.1, **options).init_slots(parameters) == {}
     for options in (
         {"momentum": 0.5},
         {"momentum": torch.tensor(0.0)},
-        {"groups": [{"parameters": ["p"], "momentum": 0.5}]},
+        {"groups": [{"params": ["p"], "momentum": 0.5}]},
     ):
         slots = SGD(0.1, **options).init_slots(parameters)
         assert list(slots) == ["velocity"] and not slots["velocity"]["p"].any()

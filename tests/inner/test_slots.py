@@ -199,7 +199,7 @@ def test_unrolled_follows_complex_meta_parameters_as_autograd_does():
 def test_a_rate_for_each_entry_holds_for_both_parts():
     problem = make_problem()
     rates = torch.tensor([0.1, 0.02], dtype=F64)
-    inner = SGD(lr=0.05, groups=[{"parameters": ["weight"], "lr": rates}])
+    inner = SGD(lr=0.05, groups=[{"params": ["weight"], "lr": rates}])
     after, _ = inner.step(problem, inner.init(problem), problem.meta_parameters(), None)
     model = Spectrum()
     train_loss(model, problem.meta, None).backward()

@@ -58,7 +58,7 @@ def test_settings_and_state_go_on_as_in_torch(kind, options):
     optimizer = grouped(kind, options, problem.model)
     learner = inner.from_torch(optimizer, problem)
     assert type(learner).__name__ == kind and len(learner.groups) == 1
-    assert learner.groups[0]["parameters"] == ["a", "b"]
+    assert learner.groups[0]["params"] == ["a", "b"]
     fresh = learner.init(problem)
     for batch in batches:
         fresh, _ = learner.step(problem, fresh, problem.meta_parameters(), batch)

@@ -39,14 +39,14 @@ def test_what_differs_becomes_a_group():
     optimizer = torch.optim.Adam(groups, lr=0.1, foreach=False, capturable=False, fused=False)
     learner = inner.from_torch(optimizer, model)
     assert learner.groups == [
-        {"parameters": ["b"], "eps": 1e-3, "beta1": 0.5, "beta2": 0.999},
-        {"parameters": ["c"], "lr": 0.25},
+        {"params": ["b"], "eps": 1e-3, "beta1": 0.5, "beta2": 0.999},
+        {"params": ["c"], "lr": 0.25},
     ]
     assert learner.hyperparameters == inner.Adam(lr=0.1).hyperparameters
     # Options are those of now, not those that the optimizer was made with.
     optimizer.param_groups[3]["weight_decay"] = 0.5
     assert inner.from_torch(optimizer, model).groups[2] == {
-        "parameters": ["d"],
+        "params": ["d"],
         "weight_decay": 0.5,
     }
 
@@ -123,7 +123,7 @@ def test_a_meta_parameter_is_no_number_of_its_value():
     rest = [*model.tied.parameters(), model.scale]
     own = {"params": list(model.head.parameters()), "lr": meta["lr"]}
     learner = inner.from_torch(torch.optim.SGD([{"params": rest}, own], lr=0.1), problem)
-    assert learner.groups == [{"parameters": ["head.weight", "head.bias"], "lr": meta["lr"]}]
+    assert learner.groups == [{"params": ["head.weight", "head.bias"], "lr": meta["lr"]}]
     assert learner.groups[0]["lr"] is meta["lr"] and learner.hyperparameters["lr"] == 0.1
     turned = inner.from_torch(torch.optim.SGD([own, {"params": rest, "lr": 0.1}], lr=0.1), problem)
     assert turned.hyperparameters["lr"] is meta["lr"] and turned.groups[0]["lr"] == 0.1

@@ -21,7 +21,7 @@ def test_only_learners_of_one_gradient_are_wrapped(given):
 
 
 def test_groups_are_those_of_all_learners_and_wrapping_goes_on():
-    first, second = ({"parameters": [name], "lr": 0.5} for name in ("a", "b"))
+    first, second = ({"params": [name], "lr": 0.5} for name in ("a", "b"))
     inner = Combined(SGD(0.1, groups=[first]), {"b": Clipped(AdamW(groups=[second]), 1.0)})
     assert inner.groups == [first, second]
     assert Clipped(inner, max_value=1.0).groups == [first, second]
