@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.stateless.exchange import Again, turn
@@ -38,6 +39,7 @@ class DoubleArithmetic(Again):
     class weights in it: rounding at that size would be all that a finite difference shows.
     """
 
+    @override
     def again(self) -> Callable[[], contextlib.AbstractContextManager[object]]:
         """Return what makes the mode for what runs again during a backward pass."""
         return DoubleArithmetic

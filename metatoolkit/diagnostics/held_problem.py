@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.problem import BilevelProblem
@@ -53,48 +54,30 @@ class HeldProblem(BilevelProblem):
         if recording:
             self._kept = {}
 
+    @override
     def evaluate_train(
         self, parameters: Tensors, meta: Tensors, buffers: Tensors, batch: Any, key: int
     ) -> tuple[Tensor, Tensors]:
-        """Return the inner loss and the buffers after it; see :class:`BilevelProblem`.
-
-        Args:
-            parameters: Inner parameters by name.
-            meta: Meta-parameters by name.
-            buffers: Buffers.
-            batch: Batch for the loss.
-            key: Random key.
-        """
+        """Return the inner loss, which records or is given what it holds, and the buffers."""
         leaves = (require_grad(parameters), require_grad(meta))
         with torch.enable_grad():
             value, after = super().evaluate_train(*leaves, buffers, batch, key)
         after = self._keep("buffers", after) if self._holds else after
         return (value if torch.is_grad_enabled() else value.detach()), after
 
+    @override
     def evaluate_valid(
         self, parameters: Tensors, meta: Tensors, buffers: Tensors, batch: Any, key: int
     ) -> Tensor:
-        """Return the outer loss; see :class:`BilevelProblem`.
-
-        Args:
-            parameters: Inner parameters by name.
-            meta: Meta-parameters by name.
-            buffers: Buffers.
-            batch: Batch for the loss.
-            key: Random key.
-        """
+        """Return the outer loss, likewise."""
         leaves = (require_grad(parameters), require_grad(meta))
         with torch.enable_grad():
             value = super().evaluate_valid(*leaves, buffers, batch, key)
         return value if torch.is_grad_enabled() else value.detach()
 
+    @override
     def evaluate_meta(self, function: Callable[..., Any], meta: Tensors) -> Any:
-        """Call a function of the meta-parameter module; see :class:`BilevelProblem`.
-
-        Args:
-            function: The function.
-            meta: Meta-parameters by name.
-        """
+        """Call a function of the meta-parameter module, likewise."""
         held = self._held("meta", function)
         if torch.is_grad_enabled() and all(tensor.requires_grad for tensor in meta.values()):
             return super().evaluate_meta(held, meta)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.experiments.components import META_METHODS, build_estimator, build_inner
@@ -90,14 +91,12 @@ class MethodSettings(RunSettings):
     inner: ChosenLearner = entry(ChosenLearner(), "Options of the inner learner.")
 
     @classmethod
+    @override
     def settle(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Check a configuration, and say in its method whether the estimator is chosen by name.
 
         The estimator that ``estimator.name`` names takes the place of the method's own, and the
         method is then ``"meta"``.
-
-        Args:
-            config: The configuration.
 
         Returns:
             The configuration with its method.

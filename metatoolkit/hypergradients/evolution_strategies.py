@@ -74,19 +74,13 @@ class AntitheticEvaluations(Estimator):
     compared = ("train_loss", "valid_loss")
     _moved = False
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Return which draw comes next, and whether a perturbation changed the outer loss."""
         return {**super().state_dict(), "moved": self._moved}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            CheckpointError: The state belongs to another estimator.
-        """
         if "moved" not in state_dict:
             raise CheckpointError(
                 f"the checkpoint is not one of {type(self).__name__}; make the trainer with the "

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import Traits
@@ -87,6 +88,7 @@ class ForwardGradient(ForwardEstimator):
         self.seed = seed
         self._draws: Draws = Draws(fresh)
 
+    @override
     def _probes(self, problem: BilevelProblem, state: InnerState) -> Probes:
         drawn = self._draw(problem, state)
 

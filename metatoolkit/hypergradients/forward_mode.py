@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import Traits
@@ -58,6 +59,7 @@ class ForwardMode(ForwardEstimator):
         self.chunk = chunk
         self.max_bytes = max_bytes
 
+    @override
     def _probes(self, problem: BilevelProblem, state: InnerState) -> Probes:
         """Return one direction for each entry of λ, or raise where they would be too many."""
         meta = problem.meta_parameters()

@@ -221,20 +221,14 @@ class Implicit(Estimator):
             details=details | {"distance": _distance(step, state)},
         )
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Return the warm start, if there is one, and which draw comes next."""
         carried = {} if self._carried is None else {"warm_start": self._carried}
         return {**super().state_dict(), **carried}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            CheckpointError: The state belongs to another estimator.
-        """
         own = ("warm_start",) if self.warm_start else ()
         super().load_state_dict({n: v for n, v in state_dict.items() if n not in own})
         self._carried, self._owner = state_dict.get("warm_start"), None

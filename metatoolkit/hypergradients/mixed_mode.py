@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import mse_loss
+from typing_extensions import override
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.autograd_errors import forward_mode_error
@@ -28,6 +29,7 @@ from metatoolkit.stateless.exchange import Again
 class _NoTangents(Again):
     """Where no gradient is recorded, no tangent is carried either, as detach does it."""
 
+    @override
     def again(self) -> type[_NoTangents]:
         return _NoTangents
 

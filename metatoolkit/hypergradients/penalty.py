@@ -165,19 +165,13 @@ class Penalty(Estimator):
         buffers = {name: b.to(state.buffers[name]) for name, b in carried.buffers.items()}
         return dataclasses.replace(moved, buffers=buffers, step=state.step)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Return z, if there is one."""
         return {} if self._carried is None else {"z": self._carried.state_dict()}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            CheckpointError: The state belongs to another estimator.
-        """
         if set(state_dict) - {"z"}:
             super().load_state_dict(state_dict)
         saved = state_dict.get("z")
@@ -230,6 +224,7 @@ class _Penalized(BilevelProblem):
         self._problem = problem
         self._penalty = penalty
 
+    @override
     def evaluate_train(
         self, parameters: Tensors, meta: Tensors, buffers: Tensors, batch: Any, key: int
     ) -> tuple[Tensor, Tensors]:

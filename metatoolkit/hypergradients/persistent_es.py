@@ -117,6 +117,7 @@ class PersistentES(AntitheticEvaluations):
         self._pairs, self._last_step = tuple(pairs), state.step
         return result
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Return the trajectories and their perturbations."""
         return {
@@ -128,11 +129,9 @@ class PersistentES(AntitheticEvaluations):
             ],
         }
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
+        """Go on with stored trajectories.
 
         Raises:
             CheckpointError: The state belongs to another estimator, or to another number of pairs.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.custom_functions import is_observed, is_own, name_of, points_of
@@ -48,6 +49,7 @@ class Recording(HoldingMode):
         # What was made of nothing, or is held.
         self._made: dict[int, weakref.ref[Tensor]] = {}
 
+    @override
     def call(self, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> Any:
         """Call a function, and write down what it holds."""
         if func is torch.Tensor.numpy:
@@ -176,6 +178,7 @@ class Recording(HoldingMode):
             if output.is_floating_point():
                 self.held.rounding = max(self.held.rounding, torch.finfo(output.dtype).eps)
 
+    @override
     def function(self, cls: Any, args: Any, points: list[Tensor], call: Callable[[], Any]) -> Any:
         """Call a custom function, and keep arguments and results."""
         before = self.within(lambda: [self.held.keep(point) for point in points])
@@ -190,6 +193,7 @@ class Recording(HoldingMode):
         self.held.calls.append((cls, before, values))
         return result
 
+    @override
     def finish(self, loss: Any) -> None:
         """Look for what was not seen.
 
@@ -210,6 +214,7 @@ class Recording(HoldingMode):
                     "once, outside of the loss."
                 )
 
+    @override
     def again(self) -> Callable[[], contextlib.AbstractContextManager[object]]:
         """Return a context that does nothing: what is run again is what was recorded."""
         return contextlib.nullcontext

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.hypergradients.custom_functions import (
     check_derivative,
@@ -45,6 +46,7 @@ class Replaying(HoldingMode):
         self._calls = iter(held.calls if position == 0 else ())
         self._checks = position == 0 and bool(held.calls)
 
+    @override
     def again(self) -> Callable[[], contextlib.AbstractContextManager[object]]:
         """Return a context that goes on from the present place."""
         position = self._position
@@ -74,6 +76,7 @@ class Replaying(HoldingMode):
             raise other_calls(f"{name} is called where it was not before")
         return None
 
+    @override
     def finish(self, loss: Any) -> None:
         """Raise unless all that was recorded has been asked for.
 
@@ -90,6 +93,7 @@ class Replaying(HoldingMode):
             raise other_calls(f"{name} was not called again")
         self.held.calls = []
 
+    @override
     def call(self, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> Any:
         """Call a function, and put what is held in the place of its results."""
         found = self._next(func)
@@ -124,6 +128,7 @@ class Replaying(HoldingMode):
         named = hasattr(type(result), "_make")
         return type(result)(*outputs) if named else type(result)(outputs)
 
+    @override
     def function(self, cls: Any, args: Any, points: list[Tensor], call: Callable[[], Any]) -> Any:
         """Call a custom function, and check its derivative the first time."""
         if not self._checks:

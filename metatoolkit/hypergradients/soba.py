@@ -132,21 +132,15 @@ class SOBA(Estimator):
             ),
         )
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Return u, if there is one."""
         if self._carried is None:
             return {}
         return {"u": self._carried}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            CheckpointError: The state belongs to another estimator.
-        """
         if set(state_dict) - {"u"}:
             super().load_state_dict(state_dict)
         self._carried = self._used = state_dict.get("u")

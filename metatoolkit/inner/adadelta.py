@@ -57,12 +57,9 @@ class Adadelta(InnerLearner):
             if isinstance(value, int | float) and value > 1:
                 raise ConfigurationError(f"rho is {value}; accepted: a number from 0 to 1.")
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the running means of the squares of gradient and step as zeros.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return the running means of the squares of gradient and step as zeros."""
         return zero_slots(parameters, "square_average", "step_square_average")
 
     @staticmethod

@@ -71,12 +71,9 @@ initial_accumulator_value=0.0, groups=0)
             )
         self.initial_accumulator_value = start
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the sum of squares before the first step for each parameter.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return the sum of squares before the first step for each parameter."""
         start = self.initial_accumulator_value
         return {
             "square_sum": {
@@ -122,6 +119,7 @@ initial_accumulator_value=0.0, groups=0)
         quotient = 1.0 / denominator - gradient * slope / denominator.square()
         return -self._rate(hyperparameters, step) * quotient
 
+    @override
     def options(self) -> dict[str, Any]:
         """Return the sum of squares before the first step."""
         return {"initial_accumulator_value": self.initial_accumulator_value}

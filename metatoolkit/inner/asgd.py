@@ -61,12 +61,9 @@ class ASGD(InnerLearner):
         values = {"lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay}
         super().__init__(values | {"maximize": maximize}, groups)
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the average and the rate as zeros, which the first step does not read.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return the average and the rate as zeros, which the first step does not read."""
         names = ("lr", "lambd", "alpha")
         settings = [setting for name in names for setting in self.settings(name)]
         rates = number_slots(parameters, 0.0, settings)

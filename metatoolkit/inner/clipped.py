@@ -67,22 +67,16 @@ class Clipped(WrappingLearner):
         self.norm_type = float(norm_type)
         self.hyperparameters = inner.hyperparameters | self._limits
 
+    @override
     def check(self, problem: BilevelProblem) -> None:
-        """Raise unless the learner and the limit fit a problem.
-
-        Args:
-            problem: Problem whose inner parameters it shall move.
-        """
+        """Raise unless the learner and the limit fit a problem."""
         self.inner.check(problem)
         with torch.enable_grad():
             hyperparameters_at(self._limits, (), problem, problem.meta_leaves(), 0)
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the optimizer state of the learner that takes the step.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return the optimizer state of the learner that takes the step."""
         return self.inner.init_slots(parameters)
 
     @override
@@ -97,30 +91,19 @@ class Clipped(WrappingLearner):
         """Return what the learner makes of a gradient that is already clipped."""
         return self.inner.update(parameter, gradient, slots, hyperparameters, step)
 
+    @override
     def apply(
         self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
     ) -> InnerState:
-        """Return the state after the update with the gradients clipped.
-
-        Args:
-            problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
-            state: State before the step.
-            meta: Meta-parameters by name.
-            gradients: Gradient of the training loss by parameter name, of some parameters or all.
-        """
+        """Return the state after the update with the gradients clipped."""
         clipped, _ = self._clip(problem, state, meta, gradients)
         return self.inner.apply(problem, state, meta, clipped)
 
+    @override
     def gradient_sensitivity(
         self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
     ) -> Tensors:
         """Return ∂θ⁺/∂g, zero where an entry is cut; see :class:`InnerLearner`.
-
-        Args:
-            problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
-            state: State before the step.
-            meta: Meta-parameters by name.
-            gradients: Gradient of the training loss by parameter name.
 
         Raises:
             UnsupportedError: The norm is clipped, or the learner has no closed form.
@@ -164,6 +147,7 @@ class Clipped(WrappingLearner):
             return torch.zeros((), device=next(iter(gradients.values())).device)
         return torch.linalg.vector_norm(torch.stack(norms), self.norm_type)
 
+    @override
     def options(self) -> dict[str, Any]:
         """Return the learner that takes the step, the limit and the norm."""
         return {"inner": self.inner, **self._limits, "norm_type": self.norm_type}

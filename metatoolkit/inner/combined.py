@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.components.patterns import matches, matching
 from metatoolkit.errors import ConfigurationError, UnsupportedError
@@ -72,11 +73,9 @@ class Combined(WrappingLearner):
             for learner in distinct.values()
         ]
 
+    @override
     def check(self, problem: BilevelProblem) -> None:
         """Raise unless each learner fits the parameters that it moves.
-
-        Args:
-            problem: Problem whose inner parameters they shall move.
 
         Raises:
             ConfigurationError: A pattern matches no inner parameter, or a learner moves none.
@@ -90,18 +89,16 @@ class Combined(WrappingLearner):
                 )
             InnerLearner.check(learner, problem)
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the optimizer state of each learner for its parameters.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return the optimizer state of each learner for its parameters."""
         slots: dict[str, Tensors] = {}
         for learner, own in self._parts(parameters):
             for slot, tensors in learner.init_slots(own).items():
                 slots[slot] = slots.get(slot, {}) | tensors
         return slots
 
+    @override
     def update(
         self,
         parameter: Tensor,
@@ -140,17 +137,11 @@ class Combined(WrappingLearner):
             parts.append((learner, part, found))
         return parts
 
+    @override
     def apply(
         self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
     ) -> InnerState:
-        """Return the state after each learner's update of its parameters.
-
-        Args:
-            problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
-            state: State before the step.
-            meta: Meta-parameters by name.
-            gradients: Gradient of the training loss by parameter name, of some parameters or all.
-        """
+        """Return the state after each learner's update of its parameters."""
         parameters = dict(state.parameters)
         optimizer = {slot: dict(values) for slot, values in state.optimizer.items()}
         missed = dict(state.missed)
@@ -164,22 +155,17 @@ class Combined(WrappingLearner):
             parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
         )
 
+    @override
     def gradient_sensitivity(
         self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors
     ) -> Tensors:
-        """Return ∂θ⁺/∂g of each learner for its parameters; see :class:`InnerLearner`.
-
-        Args:
-            problem: Problem whose ``meta`` gives the hyper-parameters that come from λ.
-            state: State before the step.
-            meta: Meta-parameters by name.
-            gradients: Gradient of the training loss by parameter name.
-        """
+        """Return ∂θ⁺/∂g of each learner for its parameters; see :class:`InnerLearner`."""
         found: Tensors = {}
         for learner, part, own in self._split(state, gradients):
             found |= learner.gradient_sensitivity(problem, part, meta, own)
         return found
 
+    @override
     def options(self) -> dict[str, Any]:
         """Return the learners."""
         return {"default": self.default, "exceptions": self.exceptions}

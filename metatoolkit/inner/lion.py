@@ -60,12 +60,9 @@ groups=0)
         values |= {"smoothing": smoothing, "maximize": maximize}
         super().__init__(split_pairs(values, BETAS), [split_pairs(g, BETAS) for g in groups])
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return a momentum of zeros for each parameter.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return a momentum of zeros for each parameter."""
         return zero_slots(parameters, "momentum")
 
     @staticmethod

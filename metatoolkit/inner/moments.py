@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay, split_pairs
@@ -52,12 +53,9 @@ class MomentLearner(InnerLearner):
         values = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay} | others
         super().__init__(split_pairs(values, BETAS), [split_pairs(g, BETAS) for g in groups])
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the moments as zeros for each parameter, and their largest with ``amsgrad``.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return the moments as zeros for each parameter, and their largest with ``amsgrad``."""
         slots = [*self.moments]
         if "amsgrad" in self.hyperparameters and any(self.settings("amsgrad")):
             slots.append("largest_second_moment")

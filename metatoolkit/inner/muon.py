@@ -97,11 +97,9 @@ class Muon(InnerLearner):
         self.adjust_lr_fn = adjust_lr_fn
         self.ns_dtype = ns_dtype
 
+    @override
     def check(self, problem: BilevelProblem) -> None:
         """Raise unless this learner fits a problem, whose inner parameters must be matrices.
-
-        Args:
-            problem: Problem whose inner parameters it shall move.
 
         Raises:
             UnsupportedError: An inner parameter is no real matrix.
@@ -109,11 +107,9 @@ class Muon(InnerLearner):
         super().check(problem)
         self.init_slots(problem.parameters())
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
         """Return a momentum of zeros for each parameter.
-
-        Args:
-            parameters: Inner parameters by name.
 
         Raises:
             UnsupportedError: One is no real matrix.
@@ -173,6 +169,7 @@ class Muon(InnerLearner):
         ratio = rows / columns
         return math.sqrt(ratio if self.adjust_lr_fn == "spectral_unclamped" else max(1.0, ratio))
 
+    @override
     def options(self) -> dict[str, Any]:
         """Return the options of the iteration."""
         names = ("ns_coefficients", "eps", "ns_steps", "adjust_lr_fn", "ns_dtype")

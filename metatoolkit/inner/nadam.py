@@ -80,12 +80,9 @@ momentum_decay=0.004, decoupled_weight_decay=False, maximize=False, groups=0)
             maximize=maximize,
         )
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the moments as zeros, and the product of the momenta, which is 1.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return the moments as zeros, and the product of the momenta, which is 1."""
         settings = [*self.settings("beta1"), *self.settings("momentum_decay")]
         product = number_slots(parameters, 1.0, settings)
         return super().init_slots(parameters) | {"momentum_product": product}

@@ -85,12 +85,9 @@ maximize=False, groups=0)
         )
         self.has_momentum = any(is_used(value) for value in self.settings("momentum"))
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the running means and the velocity as zeros, as far as there are any.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return the running means and the velocity as zeros, as far as there are any."""
         slots = ["square_average"]
         slots += ["gradient_average"] if any(self.settings("centered")) else []
         slots += ["velocity"] if self.has_momentum else []

@@ -75,12 +75,9 @@ maximize=False, groups=0)
                         "below 1, and the second above 1."
                     )
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the last gradients and the step sizes as zeros.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return the last gradients and the step sizes as zeros."""
         return zero_slots(parameters, "last_gradient", "step_size")
 
     @override

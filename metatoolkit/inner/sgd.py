@@ -87,12 +87,9 @@ groups=1)
             )
         self._scheduled = any(callable(value) for value in self.settings("momentum"))
 
+    @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return a velocity of zeros for each parameter, or nothing without momentum.
-
-        Args:
-            parameters: Inner parameters by name.
-        """
+        """Return a velocity of zeros for each parameter, or nothing without momentum."""
         return zero_slots(parameters, "velocity") if self.has_momentum else {}
 
     @override

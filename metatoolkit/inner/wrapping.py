@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Hyperparameter
@@ -31,7 +33,7 @@ class WrappingLearner(InnerLearner):
                 )
         self.groups = [group for learner in learners for group in learner.groups]
 
+    @override
     def __repr__(self) -> str:
-        """Return the call that makes this learner."""
         values = ", ".join(f"{name}={value}" for name, value in self.options().items())
         return f"{type(self).__name__}({values})"

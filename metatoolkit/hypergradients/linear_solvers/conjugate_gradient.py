@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.linear_solvers.base import (
     LinearSolver,
@@ -58,15 +60,14 @@ class ConjugateGradient(LinearSolver):
             )
 
     @property
+    @override
     def diagonal(self) -> float:
         """The damping."""
         return self.damping
 
+    @override
     def solve(self, system: LinearSystem) -> Solution:
         """Return the iterate at which the residual fell below the tolerance, or the best.
-
-        Args:
-            system: The system.
 
         Raises:
             UnsupportedError: M is not positive definite, unless that is to stop the iteration.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from typing_extensions import override
+
 from metatoolkit.hypergradients.linear_solvers.base import (
     LinearSolver,
     LinearSystem,
@@ -43,11 +45,9 @@ class FixedPoint(LinearSolver):
     def __post_init__(self) -> None:
         check_iteration(self.iterations, self.tolerance)
 
+    @override
     def solve(self, system: LinearSystem) -> Solution:
         """Return the iterate at which the residual fell below the tolerance, or the best.
-
-        Args:
-            system: The system.
 
         Raises:
             UnsupportedError: The iteration diverges, since the inner step is no contraction.

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.linear_solvers.base import (
@@ -51,12 +52,9 @@ class GMRES(LinearSolver):
         if self.restart is not None and self.restart < 1:
             raise ConfigurationError(f"restart is {self.restart}; at least 1, or None.")
 
+    @override
     def solve(self, system: LinearSystem) -> Solution:
-        """Return the iterate at which the residual fell below the tolerance, or the best.
-
-        Args:
-            system: The system.
-        """
+        """Return the iterate at which the residual fell below the tolerance, or the best."""
         x, residual = system.first_residual()
         scale = float(system.right_hand_side.norm())
         target = self.tolerance * scale

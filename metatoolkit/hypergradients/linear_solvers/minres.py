@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from metatoolkit.hypergradients.linear_solvers.base import (
     LinearSolver,
@@ -52,12 +53,9 @@ class MINRES(LinearSolver):
     def __post_init__(self) -> None:
         check_iteration(self.iterations, self.tolerance)
 
+    @override
     def solve(self, system: LinearSystem) -> Solution:
-        """Return the iterate at which the residual fell below the tolerance, or the best.
-
-        Args:
-            system: The system.
-        """
+        """Return the iterate at which the residual fell below the tolerance, or the best."""
         x, residual = system.first_residual()
         scale = float(system.right_hand_side.norm())
         target = self.tolerance * scale

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import torch
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.linear_solvers.base import (
@@ -57,11 +58,9 @@ class Neumann(LinearSolver):
                 f"power_iterations is {self.power_iterations}; at least 1 is needed."
             )
 
+    @override
     def solve(self, system: LinearSystem) -> Solution:
         """Return the iterate at which the residual fell below the tolerance, or the best.
-
-        Args:
-            system: The system.
 
         Raises:
             UnsupportedError: The series diverges.

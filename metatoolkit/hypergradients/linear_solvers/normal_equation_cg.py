@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.hypergradients.linear_solvers.base import (
     LinearSolver,
@@ -50,12 +51,9 @@ class NormalEquationCG(LinearSolver):
     def __post_init__(self) -> None:
         check_iteration(self.iterations, self.tolerance, self.damping)
 
+    @override
     def solve(self, system: LinearSystem) -> Solution:
-        """Return the iterate at which the residual fell below the tolerance, or the best.
-
-        Args:
-            system: The system.
-        """
+        """Return the iterate at which the residual fell below the tolerance, or the best."""
         x, residual, gradient, scale = self._begin(system)
         target = self.tolerance * scale
         direction = gradient

@@ -7,6 +7,7 @@ import math
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.linear_solvers.base import LinearSolver, LinearSystem, Solution
@@ -50,6 +51,7 @@ class Nystrom(LinearSolver):
         if not 0 < self.damping < math.inf:
             raise ConfigurationError(f"damping is {self.damping}; a number above 0 is needed.")
 
+    @override
     def solve(self, system: LinearSystem) -> Solution:
         """Return (M_k + ρ I)⁻¹ b.
 
