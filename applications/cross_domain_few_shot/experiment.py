@@ -44,7 +44,7 @@ from metatoolkit.experiments.components import build_estimator, build_inner
 from metatoolkit.experiments.configuration import check_at_most
 from metatoolkit.experiments.configured import configure
 from metatoolkit.experiments.run import Assembly, fit_recorded, resumes
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks import Domain
 from metatoolkit.tasks.labeled_batches import LabeledBatches
 
@@ -166,7 +166,7 @@ def _resumes(config: dict[str, Any]) -> bool:
 
 
 def _labeled(
-    config: dict[str, Any], domains: Domains, kind: Literal["auxiliary", "warm_up"], stream: int
+    config: dict[str, Any], domains: Domains, kind: Literal["auxiliary", "warm_up"], stream: Stream
 ) -> LabeledBatches:
     """Return batches for classification from the seen domain that is named for it."""
     name = config[kind]["domain"]
@@ -188,7 +188,7 @@ def _warm_up(config: dict[str, Any], domains: Domains, encoder: nn.Module) -> No
     options = config["warm_up"]
     if options["checkpoint"] is not None or options["steps"] == 0:
         return
-    batches = _labeled(config, domains, "warm_up", 1)
+    batches = _labeled(config, domains, "warm_up", Stream.WARM_UP)
     if not _resumes(config):
         encoder.to(config["device"])
         warm_up(encoder, batches, options["steps"], options["lr"], config["progress"])
@@ -230,7 +230,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
     )
     train_batches: Any = episodes
     if auxiliary["domain"] is not None:
-        labeled = _labeled(config, domains, "auxiliary", 2)
+        labeled = _labeled(config, domains, "auxiliary", Stream.AUXILIARY)
         decay = {name: auxiliary[name] for name in ("weight", "decay", "decays")}
         train_loss = episode_and_auxiliary_loss
         train_batches = AuxiliaryBatches(episodes, labeled, steps=config["steps"], **decay)

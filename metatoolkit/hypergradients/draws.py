@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState
 
-_REPEATED = -9
 _KEPT = 4096
 
 
@@ -91,4 +90,4 @@ class Draws:
 
 
 def _key(state: InnerState, number: int) -> int:
-    return fold_in(state.key, _REPEATED, number) if number else state.key
+    return fold_in(state.key, Stream.REPEATED_CALL, number) if number else state.key

@@ -24,10 +24,8 @@ from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
-
-_NOISE = -7
 
 
 class AntitheticEvaluations(Estimator):
@@ -90,7 +88,7 @@ class AntitheticEvaluations(Estimator):
         self._moved = state_dict["moved"]
 
     def _draw(self, meta: Mapping[str, Tensor], state: InnerState, pair: int) -> Tensors:
-        key = fold_in(state.key, state.step, _NOISE, self.seed, pair)
+        key = fold_in(state.key, state.step, Stream.PERTURBED_META, self.seed, pair)
         return standard_noise(meta, self.noise, key)
 
     def _run(

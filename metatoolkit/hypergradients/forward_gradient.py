@@ -15,10 +15,8 @@ from metatoolkit.hypergradients.forward import ForwardEstimator, Probes
 from metatoolkit.hypergradients.noise import standard_noise
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
-
-_DIRECTIONS = -5
 
 
 @estimators.register()
@@ -105,7 +103,7 @@ class ForwardGradient(ForwardEstimator):
 
     def _draw(self, problem: BilevelProblem, state: InnerState) -> Tensors:
         """Return the directions in each meta-parameter, (samples, *shape)."""
-        key = fold_in(self._draws.advance(state), state.step, _DIRECTIONS, self.seed)
+        key = fold_in(self._draws.advance(state), state.step, Stream.DIRECTIONS, self.seed)
         shapes = {
             name: tensor.expand(self.samples, *tensor.shape)
             for name, tensor in problem.meta_parameters().items()

@@ -14,13 +14,11 @@ from metatoolkit.hypergradients.noise import stream_noise
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
 from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
 
 Noise = Callable[[int, str, Tensor], Tensor]
 """Function ``(copy, parameter name, parameter) -> tensor``, the same for the same arguments."""
-
-_NOISE = -2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Generation:
             for name, parameter in parameters.items():
                 yield name, self.noise(copy, name, parameter)
             return
-        key = fold_in(self.key, self.state.step, _NOISE, self.seed, copy)
+        key = fold_in(self.key, self.state.step, Stream.COPIES, self.seed, copy)
         yield from stream_noise(parameters, self.noise, key)
 
     def train_loss(self, problem: BilevelProblem, copy: int, meta: Tensors, batch: Any) -> Tensor:

@@ -38,10 +38,9 @@ from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_l
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
 
-_SOLVER = -3
 _FIXED_POINT_STEPS = 100_000
 _FIXED_POINT_TOLERANCE = 1e-14
 
@@ -187,7 +186,7 @@ class Implicit(Estimator):
                 ),
                 right_hand_side=rhs / scale,
                 start=None if start is None else start / scale,
-                key=fold_in(key, state.step, _SOLVER),
+                key=fold_in(key, state.step, Stream.LINEAR_SOLVER),
                 rounding=step.rounding,
             )
         )

@@ -25,11 +25,9 @@ from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import roll_out, valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.exchange import carry
-
-_VALID = -4
 
 
 @estimators.register()
@@ -231,7 +229,7 @@ class _Penalized(BilevelProblem):
         train_batch, valid_batch = batch
         loss, after = self._problem.evaluate_train(parameters, meta, buffers, train_batch, key)
         outer = self._problem.evaluate_valid(
-            parameters, meta, buffers, valid_batch, fold_in(key, _VALID)
+            parameters, meta, buffers, valid_batch, fold_in(key, Stream.PENALIZED_VALID_LOSS)
         )
         total = loss + outer / self._penalty
         carry(loss, total)

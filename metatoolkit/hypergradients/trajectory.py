@@ -13,14 +13,12 @@ from metatoolkit.hypergradients.base import check_finite, double_backward_kernel
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.exchange import within
 
 Visit = tuple[InnerState, Tensors | None]
 """A state, and the gradient of the training loss there where it is known."""
-
-_VALID = -1
 
 
 def valid_key(state: InnerState) -> int:
@@ -29,7 +27,7 @@ def valid_key(state: InnerState) -> int:
     Args:
         state: State at which the outer loss is evaluated.
     """
-    return fold_in(state.key, state.step, _VALID)
+    return fold_in(state.key, state.step, Stream.VALID_LOSS)
 
 
 def roll_out(

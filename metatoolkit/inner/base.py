@@ -20,7 +20,7 @@ from metatoolkit.inner.hyperparameters import (
 from metatoolkit.inner.slots import refuse_complex, slots_of, update_parameter
 from metatoolkit.inner.traits import tells_sensitivity
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.exchange import within
 from metatoolkit.stateless.graphs import refuse_inference_mode, unreached_error
@@ -120,7 +120,7 @@ class InnerLearner(ABC):
             buffers=problem.buffers(),
             optimizer=self.init_slots(parameters),
             step=0,
-            key=fold_in(seed, 0),
+            key=fold_in(seed, Stream.TRAJECTORY),
         )
 
     def check(self, problem: BilevelProblem) -> None:

@@ -8,3 +8,4 @@ from metatoolkit.randomness.keys import has_moved as has_moved
 from metatoolkit.randomness.keys import place as place
 from metatoolkit.randomness.keys import portable as portable
 from metatoolkit.randomness.keys import seeded as seeded
+from metatoolkit.randomness.streams import Stream as Stream

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import CheckpointError, ConfigurationError, ShapeError
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.labels import check_labels
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -106,13 +106,17 @@ class Batches:
         else:
             batch = [tensor[start:stop].clone() for tensor in self.tensors]
         if self.transform is not None:
-            generator = _generator(self.seed, self.epoch, 1 + self._next_batch)
+            generator = _generator(
+                self.seed, self.epoch, Stream.BATCH_TRANSFORMS + self._next_batch
+            )
             batch[0] = self.transform(batch[0], generator)
         self._next_batch += 1
         return tuple(batch)
 
     def _permutation(self) -> Tensor:
-        order = torch.randperm(self.length, generator=_generator(self.seed, self.epoch, 0))
+        order = torch.randperm(
+            self.length, generator=_generator(self.seed, self.epoch, Stream.EPOCH_ORDER)
+        )
         return order.to(self.tensors[0].device)
 
     def reseed(self, seed: int) -> None:
@@ -188,7 +192,7 @@ def evaluation_batches(
     _check_batch_size(batch_size)
 
     def iterate() -> Iterator[tuple[Tensor, ...]]:
-        generator = _generator(0, 0, 1)
+        generator = _generator(0, 0, Stream.BATCH_TRANSFORMS)
         for start in range(0, length, batch_size):
             batch = [tensor[start : start + batch_size] for tensor in tensors]
             if device is not None:
@@ -219,5 +223,5 @@ def _check_batch_size(batch_size: int) -> None:
         raise ConfigurationError(f"batch_size is {batch_size!r}; an integer from 1 on is needed.")
 
 
-def _generator(seed: int, *numbers: int) -> torch.Generator:
-    return torch.Generator().manual_seed(fold_in(seed, *numbers))
+def _generator(seed: int, epoch: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(fold_in(seed, epoch, stream))

@@ -14,7 +14,7 @@ from metatoolkit.errors import (
     ConfigurationError,
     DataError,
 )
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.batches import Transform
 from metatoolkit.tasks.domains import Domain, Domains, LabeledImages, as_domains
 from metatoolkit.tasks.image_transforms import ImageTransform, transformed
@@ -108,9 +108,10 @@ class EpisodeBatches:
     def __next__(self) -> Episode:
         """Return the next episode."""
         number = self.next_episode
-        key = fold_in(self.seed, 1 + (self.role or 0), number)
-        loaded = self._tasks[self._domain(number)].sample(fold_in(key, 0))
-        generator = torch.Generator().manual_seed(fold_in(key, 1))
+        stream = Stream.UNSEEN_EPISODES if self.role == 1 else Stream.EPISODES
+        key = fold_in(self.seed, stream, number)
+        loaded = self._tasks[self._domain(number)].sample(fold_in(key, Stream.BATCH_PLACES))
+        generator = torch.Generator().manual_seed(fold_in(key, Stream.BATCH_TRANSFORM))
         images = transformed(loaded, self.transform, generator, self.device)
         self.next_episode += 1
         images = images.unflatten(0, (self.ways, self.shots + self.queries))
@@ -127,8 +128,10 @@ class EpisodeBatches:
     def _domain(self, number: int) -> int:
         count = len(self.domains)
         if self.role is None:
-            return random.Random(fold_in(self.seed, 0, number)).randrange(count)
-        pair = random.Random(fold_in(self.seed, 0, number // self.period))
+            draw = random.Random(fold_in(self.seed, Stream.EPISODE_DOMAINS, number))
+            return draw.randrange(count)
+        pair_key = fold_in(self.seed, Stream.EPISODE_DOMAINS, number // self.period)
+        pair = random.Random(pair_key)
         return pair.sample(range(count), 2)[self.role]
 
     def reseed(self, seed: int) -> None:

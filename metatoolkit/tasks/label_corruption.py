@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.classification import Classification, Split
 from metatoolkit.tasks.image_transforms import ImageTransform
 from metatoolkit.tasks.labels import check_labels
@@ -75,7 +75,7 @@ def transition_matrix(kind: Kind, probability: float, classes: int, seed: int = 
     matrix = torch.eye(classes, dtype=torch.float64) * (1 - probability)
     if kind == "uniform":
         return matrix + probability / classes
-    generator = torch.Generator().manual_seed(fold_in(seed, 0))
+    generator = torch.Generator().manual_seed(fold_in(seed, Stream.TRANSITIONS))
     targets = 1 if kind == "flip" else 2
     for label in range(classes):
         # Adding 1 … C-1 to the label reaches each other class once and never the label itself.
@@ -118,7 +118,7 @@ def corrupt_labels(
     matrix = transition_matrix(kind, probability, classes, seed)
     check_labels("labels", labels, classes)
     clean = labels.detach().clone()
-    generator = torch.Generator().manual_seed(fold_in(seed, 1))
+    generator = torch.Generator().manual_seed(fold_in(seed, Stream.NOISY_LABELS))
     draws = torch.rand(len(clean), 1, dtype=torch.float64, generator=generator)
     cumulative = matrix.cumsum(dim=1)
     # Rounding must not leave the last possible label of a row out of reach, nor admit one more.
@@ -158,7 +158,7 @@ def split_meta(
             f"{per_class} examples for each of {classes} classes are {per_class * classes}, but "
             f"there are {len(labels)} examples, and some must remain for training; lower per_class."
         )
-    generator = torch.Generator().manual_seed(fold_in(seed, 2))
+    generator = torch.Generator().manual_seed(fold_in(seed, Stream.META_SPLIT))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(classes):
         members = (labels == label).nonzero().flatten()
@@ -263,7 +263,8 @@ def label_noise_task(
         raise ConfigurationError(f"tuning_per_class is {tuning_per_class}; it cannot be negative.")
     labels = dataset.train_labels
     rest, meta_indices = split_meta(labels, per_class, classes, seed)
-    kept, held = split_meta(labels[rest], tuning_per_class, classes, fold_in(seed, 3))
+    tuning_seed = fold_in(seed, Stream.TUNING_SPLIT)
+    kept, held = split_meta(labels[rest], tuning_per_class, classes, tuning_seed)
     train_indices, tuning_indices = rest[kept], rest[held]
     corrupted = corrupt_labels(labels[train_indices], classes, kind, probability, seed)
 

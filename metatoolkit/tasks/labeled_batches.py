@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import CheckpointError, ConfigurationError
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.batches import Transform
 from metatoolkit.tasks.domains import Domain
 from metatoolkit.tasks.image_transforms import ImageTransform, transformed
@@ -69,8 +69,10 @@ class LabeledBatches:
         """Return the next batch: images of shape (batch, channels, height, width), and labels."""
         key = fold_in(self.seed, self.next_batch)
         labels = self._images.labels
-        places = random.Random(fold_in(key, 0)).sample(range(len(labels)), self.batch_size)
-        generator = torch.Generator().manual_seed(fold_in(key, 1))
+        places = random.Random(fold_in(key, Stream.BATCH_PLACES)).sample(
+            range(len(labels)), self.batch_size
+        )
+        generator = torch.Generator().manual_seed(fold_in(key, Stream.BATCH_TRANSFORM))
         images = transformed(self._images.load(places), self.transform, generator, self.device)
         targets = labels[torch.tensor(places)]
         self.next_batch += 1

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, DataError
 from metatoolkit.metaparameters.image_rotation import Interpolation, rotate
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.classification import Classification, Split
-
-_SPLIT = -11
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,7 @@ def rotation_task(
     if seed is None:
         order = torch.arange(count)
     else:
-        generator = torch.Generator().manual_seed(fold_in(seed, _SPLIT))
+        generator = torch.Generator().manual_seed(fold_in(seed, Stream.ROTATED_SPLIT))
         order = torch.randperm(count, generator=generator)
     sizes = [count - valid - tuning, tuning, valid]
     train_indices, tuning_indices, valid_indices = order.split(sizes)

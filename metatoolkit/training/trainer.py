@@ -16,7 +16,7 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState
 from metatoolkit.stateless.graphs import refuse_inference_mode
 from metatoolkit.training.batch_stream import BatchStream, Stateful
@@ -35,8 +35,6 @@ from metatoolkit.training.meta_update import MetaUpdate
 from metatoolkit.training.outer_step import OuterStep
 from metatoolkit.training.placement import placed
 from metatoolkit.training.snapshot import restore, snapshot
-
-_RESET = -8
 
 
 class MetaTrainer:
@@ -294,7 +292,7 @@ class MetaTrainer:
             if self.reset_every is not None and self.state.step >= self.reset_every:
                 assert self.start is not None
                 self.resets_done += 1
-                key = fold_in(self.start.key, _RESET, self.resets_done)
+                key = fold_in(self.start.key, Stream.RESET, self.resets_done)
                 self.state = dataclasses.replace(self.start, key=key)
             self.begin_step()
         assert self.unfinished is not None

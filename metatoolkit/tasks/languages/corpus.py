@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 
 SPLITS = ("train", "dev", "test")
 OUTSIDE = "O"
@@ -133,7 +133,7 @@ class Corpus:
                 f"count is {count}, but {split!r} of {self.language!r} has {len(examples)} "
                 "examples; ask for at most that many."
             )
-        generator = torch.Generator().manual_seed(fold_in(seed, 0))
+        generator = torch.Generator().manual_seed(fold_in(seed, Stream.EXAMPLES_OF_SPLIT))
         order = torch.randperm(len(examples), generator=generator)[:count].sort().values
         return [examples[index] for index in order.tolist()]
 

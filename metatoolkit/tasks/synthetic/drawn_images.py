@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import optional_import
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.domains import ImageSet
 
 # Pixels that are rendered at once: few enough for a processor's cache.
@@ -43,7 +43,7 @@ def glyphs(size: int = 28, classes: int = 80, per_class: int = 30, seed: int = 0
     Returns:
         The drawings.
     """
-    generator = torch.Generator().manual_seed(fold_in(seed, 0))
+    generator = torch.Generator().manual_seed(fold_in(seed, Stream.DRAWN_IMAGES))
     count = classes * per_class
     strokes = 4
     points = torch.rand(classes, strokes, 3, 2, generator=generator) * 1.6 - 0.8
@@ -128,7 +128,7 @@ def letters(size: int = 28, per_class: int = 40, seed: int = 0) -> ImageSet:
         from PIL import Image, ImageDraw, ImageFont
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     faces = sorted(p for p in folder.glob("DejaVuS*.ttf") if "Display" not in p.name)
-    rng = np.random.default_rng(fold_in(seed, 0))
+    rng = np.random.default_rng(fold_in(seed, Stream.DRAWN_IMAGES))
     # Drawn at twice the size and averaged down, so that edges are smooth after turning.
     canvas = 2 * size
     heights = [round(canvas * share) for share in (0.55, 0.65, 0.75)]
@@ -167,7 +167,7 @@ def textures(size: int = 28, classes: int = 80, per_class: int = 40, seed: int =
     Returns:
         The images.
     """
-    generator = torch.Generator().manual_seed(fold_in(seed, 0))
+    generator = torch.Generator().manual_seed(fold_in(seed, Stream.DRAWN_IMAGES))
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return low + (high - low) * torch.rand(*shape, generator=generator)

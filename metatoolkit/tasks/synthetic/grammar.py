@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.languages.corpus import Corpus, Example
 from metatoolkit.tasks.synthetic.vocabulary import choice
 
@@ -67,7 +67,7 @@ def draw_grammar(seed: int, language: int, word_order: float) -> Grammar:
     first = Grammar()
     if language == 0:
         return first
-    rng = random.Random(fold_in(seed, 7, language))
+    rng = random.Random(fold_in(seed, Stream.GRAMMAR, language))
 
     def flipped(value: bool) -> bool:
         return value != (rng.random() < word_order)
@@ -90,7 +90,7 @@ def write_corpora(
     sizes: Mapping[str, int],
     speak: Callable[[int, Grammar], Writer],
     labels: Sequence[str],
-    stream: int,
+    stream: Stream,
 ) -> dict[str, Corpus]:
     """Write a corpus in each language of a family; no example occurs twice in a language.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from metatoolkit.randomness import Stream
 from metatoolkit.tasks.languages.corpus import Corpus, Sentence, bio_labels, check_sizes
 from metatoolkit.tasks.synthetic.grammar import (
     Grammar,
@@ -114,7 +115,7 @@ def generated_languages(
         return lambda rng: _Reporter(grammar, words, names, rng).sentence
 
     labels = bio_labels(ENTITY_TYPES)
-    return write_corpora(count, seed, word_order, sizes, speak, labels, stream=6)
+    return write_corpora(count, seed, word_order, sizes, speak, labels, stream=Stream.NEWS)
 
 
 class _Reporter:

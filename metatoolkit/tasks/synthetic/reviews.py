@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from metatoolkit.randomness import Stream
 from metatoolkit.tasks.languages.corpus import Corpus, Document, check_sizes
 from metatoolkit.tasks.synthetic.grammar import (
     Grammar,
@@ -76,7 +77,9 @@ def generated_reviews(
         words = draw_vocabulary(_CONCEPTS, seed, number, cognates, loans)
         return lambda rng: _Reviewer(grammar, words, rng).document
 
-    return write_corpora(count, seed, word_order, sizes, speak, list(SENTIMENTS), stream=8)
+    return write_corpora(
+        count, seed, word_order, sizes, speak, list(SENTIMENTS), stream=Stream.REVIEWS
+    )
 
 
 class _Reviewer:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import Stream, fold_in
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def draw_sounds(seed: int, language: int) -> Sounds:
         seed: Seed of the family of languages.
         language: Number of the language.
     """
-    rng = random.Random(fold_in(seed, 1, language))
+    rng = random.Random(fold_in(seed, Stream.SOUNDS, language))
     consonants = _subset(rng, _CONSONANTS, 10)
     changes = dict(zip(_subset(rng, _CONSONANTS, 4), _subset(rng, _CONSONANTS, 4), strict=True))
     changes |= {vowel: choice(rng, _VOWELS) for vowel in _subset(rng, _VOWELS, 1)}
@@ -126,8 +126,8 @@ def draw_vocabulary(
     for number, (category, count) in enumerate(concepts.items()):
         words[category] = []
         for concept in range(count):
-            shared = random.Random(fold_in(seed, 2, number, concept))
-            own = random.Random(fold_in(seed, 3, number, concept, language))
+            shared = random.Random(fold_in(seed, Stream.SHARED_WORDS, number, concept))
+            own = random.Random(fold_in(seed, Stream.OWN_WORDS, number, concept, language))
             draw = shared.random()
             loan, inherited = draw < loans, draw < loans + (1 - loans) * cognates
             # Frequent words are short.
@@ -159,11 +159,12 @@ def draw_names(
     for number, (kind, count) in enumerate(kinds.items()):
         names[kind] = []
         for place in range(count):
-            common = random.Random(fold_in(seed, 4, number, place))
+            common = random.Random(fold_in(seed, Stream.SHARED_NAMES, number, place))
             everywhere = common.random() < shared
             # A shared name has its origin in one of several languages of the world.
             origin = 1000 + int(common.random() * 5) if everywhere else language
-            rng = common if everywhere else random.Random(fold_in(seed, 5, number, place, language))
+            own = random.Random(fold_in(seed, Stream.OWN_NAMES, number, place, language))
+            rng = common if everywhere else own
             sounds = draw_sounds(seed, origin)
             names[kind].append(sounds.word(rng, 2 + (rng.random() < 0.4)).capitalize())
     return names

@@ -1,0 +1,84 @@
+"""Names of random streams: which integer tells the draws for one purpose from their siblings."""
+
+from __future__ import annotations
+
+import enum
+from typing import Self
+
+
+@enum.unique
+class Stream(int, enum.Enum):
+    """Integer for :func:`fold_in`, by what is drawn; unique among the streams of one parent key.
+
+    Beside counted keys (a step, a copy, a batch, from 0 on) a stream is negative.
+
+    Args:
+        parent: What the key belongs to that the stream is folded into.
+        number: The integer.
+
+    Attributes:
+        parent: As given.
+
+    Example:
+        >>> from metatoolkit.randomness import fold_in
+        >>> fold_in(7, Stream.RESET, 2) == fold_in(7, -8, 2)
+        True
+    """
+
+    parent: str
+
+    def __new__(cls, parent: str, number: int) -> Self:
+        """Return the integer, with its parent."""
+        member = int.__new__(cls, number)
+        member._value_ = (parent, number)
+        member.parent = parent
+        return member
+
+    # Keys of an inner state, beside those of its steps.
+    RESET = "state", -8
+    REPEATED_CALL = "state", -9
+
+    # Keys of a step, beside those of copies of θ.
+    VALID_LOSS = "step", -1
+    COPIES = "step", -2
+    LINEAR_SOLVER = "step", -3
+    PENALIZED_VALID_LOSS = "step", -4
+    DIRECTIONS = "step", -5
+    PERTURBED_META = "step", -7
+
+    # Seed of an inner state.
+    TRAJECTORY = "inner seed", 0
+
+    # Seeds of labels that are corrupted, and of what is set aside.
+    TRANSITIONS = "label noise", 0
+    NOISY_LABELS = "label noise", 1
+    META_SPLIT = "label noise", 2
+    TUNING_SPLIT = "label noise", 3
+    ROTATED_SPLIT = "rotated images", -11
+
+    # Seeds of batches: an epoch or a number comes first, then what is drawn for it.
+    EPOCH_ORDER = "epoch", 0
+    BATCH_TRANSFORMS = "epoch", 1
+    BATCH_PLACES = "batch", 0
+    BATCH_TRANSFORM = "batch", 1
+
+    # Seed of few-shot episodes; those of pseudo-unseen domains are paired with the others.
+    EPISODE_DOMAINS = "episodes", 0
+    EPISODES = "episodes", 1
+    UNSEEN_EPISODES = "episodes", 2
+
+    # Seeds of few-shot training on labeled images.
+    WARM_UP = "labeled images", 1
+    AUXILIARY = "labeled images", 2
+
+    # Seeds of what is generated.
+    DRAWN_IMAGES = "drawn images", 0
+    EXAMPLES_OF_SPLIT = "corpus", 0
+    SOUNDS = "languages", 1
+    SHARED_WORDS = "languages", 2
+    OWN_WORDS = "languages", 3
+    SHARED_NAMES = "languages", 4
+    OWN_NAMES = "languages", 5
+    NEWS = "languages", 6
+    GRAMMAR = "languages", 7
+    REVIEWS = "languages", 8
