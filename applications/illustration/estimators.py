@@ -19,7 +19,7 @@ from metatoolkit.randomness import fold_in
 
 
 @dataclass(frozen=True)
-class Moments:
+class Spread:
     """What an estimator gives at several λ.
 
     Attributes:
@@ -103,7 +103,7 @@ def measure(
     draws: int,
     seed: int = 0,
     progress: bool = True,
-) -> dict[str, Moments]:
+) -> dict[str, Spread]:
     """Call each estimator at x ~ N(0, 1) and take mean and deviation.
 
     The mean over x is taken by Gauss-Hermite quadrature, exact up to degree 2 ``nodes`` − 1: most
@@ -122,7 +122,7 @@ def measure(
         progress: Whether to show a progress bar.
 
     Returns:
-        Moments by label; a note instead for an estimator that the problem does not admit.
+        Spread by label; a note instead for an estimator that the problem does not admit.
     """
     inner = mt.inner.SGD(lr=lr)
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
@@ -133,13 +133,13 @@ def measure(
     for label, build in tqdm(estimators.items(), desc="estimators", disable=not progress):
         try:
             at, share = drawn if build(0).traits.kind == "stochastic" else fixed
-            found[label] = _moments(build, inner, penalties, horizon, at, share, seed)
+            found[label] = _spread(build, inner, penalties, horizon, at, share, seed)
         except (UnsupportedError, UnusedMetaParameterError) as error:
-            found[label] = Moments(note=str(error))
+            found[label] = Spread(note=str(error))
     return found
 
 
-def _moments(
+def _spread(
     build: Callable[[int], hg.Estimator],
     inner: mt.inner.SGD,
     penalties: Sequence[float],
@@ -147,7 +147,7 @@ def _moments(
     points: np.ndarray,
     weights: np.ndarray,
     seed: int,
-) -> Moments:
+) -> Spread:
     means, deviations = [], []
     for row, penalty in enumerate(penalties):
         values = np.array(
@@ -159,7 +159,7 @@ def _moments(
         mean = float(weights @ values)
         means.append(mean)
         deviations.append(math.sqrt(float(weights @ (values - mean) ** 2)))
-    return Moments(tuple(means), tuple(deviations))
+    return Spread(tuple(means), tuple(deviations))
 
 
 def _call(

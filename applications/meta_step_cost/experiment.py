@@ -30,7 +30,7 @@ from metatoolkit.experiments.configuration import (
     entry,
 )
 from metatoolkit.experiments.configured import configure
-from metatoolkit.experiments.jobs import Job, resolve
+from metatoolkit.experiments.jobs import Job, configuration_of
 from metatoolkit.experiments.run import configuration_digest, measure_costs
 from metatoolkit.hypergradients import estimators
 
@@ -93,7 +93,7 @@ def fill(config: dict[str, Any]) -> dict[str, Any]:
     Args:
         config: The configuration, checked.
     """
-    return {**config, "measured": configuration_digest(resolve(job_of(config)))}
+    return {**config, "measured": configuration_digest(configuration_of(job_of(config)))}
 
 
 configure(experiment, CostSettings, fill=fill)
@@ -107,7 +107,7 @@ def main(_config: dict[str, Any]) -> dict[str, float]:
         Bytes and operations of both, and the meta step's as multiples of the base step's.
     """
     job = job_of(_config)
-    costs = measure_costs(importlib.import_module(job.experiment).assemble(resolve(job)))
+    costs = measure_costs(importlib.import_module(job.experiment).assemble(configuration_of(job)))
     return {
         **costs,
         "memory_ratio": costs["peak_memory_bytes"] / costs["base_peak_memory_bytes"],

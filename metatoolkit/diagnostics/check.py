@@ -23,6 +23,7 @@ from metatoolkit.errors import (
 )
 from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
@@ -196,7 +197,7 @@ def _compare(
     problem, inner, state, train_batches, valid_batch = arguments
     meta = problem.meta_parameters()
     gradient = estimator(*arguments).gradient
-    estimate = torch.cat([gradient[name].flatten().double().cpu() for name in meta])
+    estimate = as_vector((gradient[name] for name in meta), torch.float64, "cpu")
     chosen: Sequence[int] = range(len(estimate))
     if coordinates is not None and len(chosen) > coordinates:
         chosen = sorted(random.Random(seed).sample(range(len(estimate)), coordinates))

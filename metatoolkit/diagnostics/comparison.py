@@ -27,6 +27,7 @@ from metatoolkit.errors import (
 )
 from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Cost, Estimator
+from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators as registered
 from metatoolkit.hypergradients.unrolled import Unrolled
 from metatoolkit.inner.base import InnerLearner
@@ -222,11 +223,11 @@ def _reference(
 ) -> Tensor:
     """Return what is right, as a vector."""
     if isinstance(reference, Mapping):
-        return _flatten(problem, reference)
+        return _in_order(problem, reference)
     estimator = Unrolled(steps=len(train_batches)) if reference is None else reference
     call = _Call(problem, inner, estimator, state, train_batches, valid_batch)
     try:
-        return _flatten(problem, call().gradient)
+        return _in_order(problem, call().gradient)
     except (MetatoolkitError, RuntimeError) as error:
         if reference is None:
             error.add_note(
@@ -266,9 +267,9 @@ class _Call:
 
 def _measure(call: _Call, right: Tensor, unit: int, draws: int, repeats: int) -> dict[str, Any]:
     first = call()
-    given = [_flatten(call.problem, first.gradient)]
+    given = [_in_order(call.problem, first.gradient)]
     if call.estimator.traits.kind == "stochastic":
-        given += [_flatten(call.problem, call(draw).gradient) for draw in range(1, draws)]
+        given += [_in_order(call.problem, call(draw).gradient) for draw in range(1, draws)]
     estimates = torch.stack(given)
     seconds = []
     for _ in range(repeats):
@@ -303,14 +304,14 @@ def _distance(estimates: Tensor, right: Tensor, prefix: str) -> dict[str, float]
     }
 
 
-def _flatten(problem: BilevelProblem, gradient: Mapping[str, Tensor]) -> Tensor:
+def _in_order(problem: BilevelProblem, gradient: Mapping[str, Tensor]) -> Tensor:
     """Return one float64 vector in the order of the meta-parameters."""
     meta: Tensors = problem.meta_parameters()
     shapes = {name: tuple(tensor.shape) for name, tensor in meta.items()}
     given = {name: tuple(tensor.shape) for name, tensor in gradient.items()}
     if shapes != given:
         raise DataError(f"reference has the shapes {given}; the meta-parameters have {shapes}.")
-    return torch.cat([gradient[name].detach().double().flatten().cpu() for name in meta])
+    return as_vector((gradient[name].detach() for name in meta), torch.float64, "cpu")
 
 
 def _short(value: Any) -> str:

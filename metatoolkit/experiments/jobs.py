@@ -54,7 +54,7 @@ class Outcome:
     error: str = ""
 
 
-def resolve(job: Job) -> dict[str, Any]:
+def configuration_of(job: Job) -> dict[str, Any]:
     """Return the whole configuration of a job, without running it.
 
     Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.experiments.studies import judge, summarize
+from metatoolkit.records.fields import flatten
 
 _HEAD = """\
 # Results
@@ -97,20 +98,12 @@ def _machine(frame: Any) -> str:
 
 def _command(study: Any, row: Any) -> str:
     """Return the command that runs one row."""
-    entries = [*row.named, *(f"{k}={v}" for k, v in _flat(row.updates))]
+    updates = {
+        k: json.dumps(v) if isinstance(v, list) else v for k, v in flatten(row.updates).items()
+    }
+    entries = [*row.named, *(f"{name}={value}" for name, value in updates.items())]
     with_part = " ".join(["with", *map(shlex.quote, entries)]) if entries else ""
     return f"metatoolkit run {study.application} {with_part}".strip()
-
-
-def _flat(updates: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for name, value in updates.items():
-        if isinstance(value, dict):
-            flat += _flat(value, f"{prefix}{name}.")
-        else:
-            shown = json.dumps(value) if isinstance(value, list) else value
-            flat.append((f"{prefix}{name}", shown))
-    return flat
 
 
 def _ranges(ids: Sequence[Any]) -> str:

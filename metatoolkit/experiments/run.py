@@ -7,7 +7,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.experiments.components import COMPONENT_SETTINGS
 from metatoolkit.experiments.figures import draw_curves
+from metatoolkit.records.fields import flatten
 from metatoolkit.records.home import data_home
 from metatoolkit.records.terminal import say
 from metatoolkit.training import Evaluate, MetaTrainer
@@ -111,7 +112,7 @@ def _begin(run: Any, name: str, config: Mapping[str, Any], path: Path) -> Path:
 
 
 def _check_same(path: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    before, now = dict(_flat(stored)), dict(_flat(given))
+    before, now = flatten(stored), flatten(given)
     names = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
     if names:
         told, asked = (", ".join(f"{n}={x.get(n)!r}" for n in names) for x in (before, now))
@@ -119,14 +120,6 @@ def _check_same(path: Path, stored: Mapping[str, Any], given: Mapping[str, Any])
             f"{path} was written with {told}, but this run has {asked}; give the stored values, "
             "or start without resume."
         )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def fit_recorded(

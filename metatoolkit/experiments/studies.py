@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metatoolkit.errors import UnknownNameError
-from metatoolkit.experiments.jobs import Job, resolve
+from metatoolkit.experiments.jobs import Job, configuration_of
 from metatoolkit.experiments.run import configuration_digest
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def jobs_of(
             place = {
                 "name": study.name,
                 "row": label,
-                "configuration": configuration_digest(resolve(bare)),
+                "configuration": configuration_digest(configuration_of(bare)),
             }
             jobs.append(replace(bare, info={"study": place}))
     return jobs

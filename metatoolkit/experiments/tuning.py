@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.experiments.applications import check_experiment
-from metatoolkit.experiments.jobs import Job, exit_code, resolve, run_jobs
+from metatoolkit.experiments.jobs import Job, configuration_of, exit_code, run_jobs
 
 if TYPE_CHECKING:
     import pandas
@@ -131,7 +131,7 @@ def score(
     ]
     for job in jobs[:: len(seeds)]:
         # Once for each trial: else a misspelled entry would make every run fail.
-        resolve(job)
+        configuration_of(job)
     outcomes = run_jobs(jobs, processes)
     return pandas.DataFrame(
         {

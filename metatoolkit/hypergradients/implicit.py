@@ -31,7 +31,7 @@ from metatoolkit.hypergradients.linearization import (
     learning_rates,
     relative_residual,
 )
-from metatoolkit.hypergradients.products import as_real
+from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.solution_share import checked_share
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
@@ -270,10 +270,7 @@ class Implicit(Estimator):
 
 def _distance(step: StepLinearization, state: InnerState) -> Tensor:
     """Return how far the state moves in a step, relative to its size."""
-    before, after = (
-        torch.cat([as_real(tensor).flatten().to(step.dtype) for tensor in at.tensors()])
-        for at in (state, step.after)
-    )
+    before, after = (as_vector(at.tensors(), step.dtype) for at in (state, step.after))
     size = before.norm().clamp_min(torch.finfo(step.dtype).tiny)
     return (after - before).norm() / size
 

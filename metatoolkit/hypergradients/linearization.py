@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import add_gradients, check_finite, double_backward_kernels
-from metatoolkit.hypergradients.products import Adjoint, as_real, vector_jacobian_product
+from metatoolkit.hypergradients.products import Adjoint, as_real, as_vector, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient, is_own
 from metatoolkit.problem import BilevelProblem
@@ -120,13 +120,10 @@ class StepLinearization:
             tensors: One entry for each variable; those at the end may be left out.
         """
         padded = [*tensors, *[None] * (len(self._inputs) - len(tensors))]
-        return torch.cat(
-            [
-                torch.zeros(size, dtype=self.dtype, device=self.device)
-                if tensor is None
-                else as_real(tensor).reshape(-1).to(self.dtype)
-                for tensor, size in zip(padded, self._sizes, strict=True)
-            ]
+        zeros = functools.partial(torch.zeros, dtype=self.dtype, device=self.device)
+        pairs = zip(padded, self._sizes, strict=True)
+        return as_vector(
+            (zeros(n) if tensor is None else tensor for tensor, n in pairs), self.dtype
         )
 
     def right_hand_side(self, adjoint: Adjoint) -> Tensor:

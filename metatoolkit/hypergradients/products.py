@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -132,6 +132,21 @@ def as_real(tensor: Tensor) -> Tensor:
         tensor: Any tensor.
     """
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def as_vector(
+    tensors: Iterable[Tensor],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Return the entries of tensors one after the other, complex ones as pairs of real numbers.
+
+    Args:
+        tensors: At least one tensor, each of any shape.
+        dtype: Real type of the vector; ``None`` for the one that holds all.
+        device: Where the vector shall be; ``None`` for where the tensors are.
+    """
+    return torch.cat([as_real(t).reshape(-1).to(device=device, dtype=dtype) for t in tensors])
 
 
 def refuse_complex(kind: str, tensors: dict[str, Tensor], who: str) -> None:

@@ -26,7 +26,7 @@ from metatoolkit.hypergradients.linearization import (
     check_through,
     relative_residual,
 )
-from metatoolkit.hypergradients.products import as_real
+from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.inner.base import InnerLearner
@@ -163,5 +163,5 @@ class SOBA(Estimator):
             return loss
         after, _ = inner.step(problem, state, meta, batch)
         moved = after.tensors() if self.through == "state" else list(after.parameters.values())
-        vector = torch.cat([as_real(tensor).reshape(-1) for tensor in moved])
+        vector = as_vector(moved)
         return loss + self._used.to(vector).dot(vector)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metatoolkit.errors import ConfigurationError, ShapeError, optional_import
 from metatoolkit.networks.arguments import check_positive
-from metatoolkit.networks.hub import load_pretrained
+from metatoolkit.networks.pretrained import load_pretrained
 
 
 class TextClassifier(nn.Module):

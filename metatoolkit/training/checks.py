@@ -186,7 +186,7 @@ def check_losses(values: Mapping[str, float], names: Iterable[str], step: int) -
             )
 
 
-def resolve_device(device: torch.device | str | None) -> torch.device | None:
+def checked_device(device: torch.device | str | None) -> torch.device | None:
     """Return a device, or ``None`` where none is asked for.
 
     Args:

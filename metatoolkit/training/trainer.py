@@ -25,7 +25,7 @@ from metatoolkit.training.checks import (
     check_components,
     check_rhythm,
     check_stopping,
-    resolve_device,
+    checked_device,
     taken_from_episode,
     warn_of_forgotten_start,
 )
@@ -103,7 +103,7 @@ class MetaTrainer:
             self.meta_update = MetaUpdate(problem, meta_optimizer, meta_scheduler, clip_norm)
         elif clip_norm is not None:
             raise ConfigurationError("clip_norm needs an estimator, whose hypergradient it clips.")
-        self.device = resolve_device(device)
+        self.device = checked_device(device)
         if self.device is not None:
             problem.to(self.device)
         self.problem = problem

@@ -11,7 +11,7 @@ from applications.label_noise.settings import TUNED
 from metatoolkit import records
 from metatoolkit.cli import main
 from metatoolkit.errors import MetatoolkitError
-from metatoolkit.experiments.jobs import Job, resolve
+from metatoolkit.experiments.jobs import Job, configuration_of
 from metatoolkit.experiments.run import configuration_digest
 from metatoolkit.hypergradients import Unrolled, estimators
 from metatoolkit.inner import learners
@@ -41,7 +41,7 @@ REFUSED_LEARNERS = {
 
 def _assemble(application, updates):
     job = Job(f"applications.{application}.experiment", application, 1, updates, ("smoke",))
-    config = resolve(job)
+    config = configuration_of(job)
     return config, importlib.import_module(job.experiment).assemble(config)
 
 

@@ -26,7 +26,7 @@ from metatoolkit import records
 from metatoolkit.diagnostics.measure import count_flops
 from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
 from metatoolkit.experiments.components import META_METHODS
-from metatoolkit.experiments.jobs import Job, resolve
+from metatoolkit.experiments.jobs import Job, configuration_of
 from metatoolkit.experiments.tuning import trials
 from metatoolkit.hypergradients import EvoGrad, Unrolled
 from tests.drawings import bars
@@ -109,7 +109,7 @@ def test_trials_leave_the_reported_seeds_alone():
     for method in SEARCH.spaces:
         for trial in trials(SEARCH, method, 3):
             job = Job(SEARCH.experiment, method, 1, trial.updates, trial.named)
-            assert settings_of(resolve(job))["lr"] == trial.updates["lr"]
+            assert settings_of(configuration_of(job))["lr"] == trial.updates["lr"]
 
 
 def test_same_seed_gives_the_same_result():

@@ -33,7 +33,7 @@ def runs(monkeypatch):
             for job in jobs
         ]
 
-    monkeypatch.setattr(tuning, "resolve", lambda job: dict(job.updates))
+    monkeypatch.setattr(tuning, "configuration_of", lambda job: dict(job.updates))
     monkeypatch.setattr(tuning, "run_jobs", run_jobs)
     return done
 

@@ -5,6 +5,7 @@ import torch
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.products import (
+    as_vector,
     batched_products,
     loss_gradient,
     vector_jacobian_product,
@@ -148,3 +149,20 @@ def test_a_sparse_gradient_is_refused():
     rows = torch.nn.functional.embedding(torch.tensor([0, 2]), table, sparse=True)
     with pytest.raises(UnsupportedError, match="sparse"):
         loss_gradient(rows.square().sum(), [table])
+
+
+def test_tensors_as_one_vector():
+    matrix = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    tensors = [matrix.T, torch.tensor(5.0, dtype=torch.float64), torch.zeros(0)]
+    vector = as_vector(iter(tensors))
+    assert vector.tolist() == [1.0, 3.0, 2.0, 4.0, 5.0] and vector.dtype == torch.float64
+    assert as_vector(tensors, torch.float32).dtype == torch.float32
+    assert as_vector([torch.tensor([1 + 2j, 3 - 4j])]).tolist() == [1.0, 2.0, 3.0, -4.0]
+    assert as_vector([torch.tensor([1 + 2j]).conj()], torch.float64, "cpu").tolist() == [1.0, -2.0]
+
+
+def test_the_vector_of_tensors_has_their_derivatives():
+    point = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    vector = as_vector([point.square(), point.sum()])
+    (slope,) = torch.autograd.grad(vector @ torch.tensor([1.0, 2.0, 5.0]).double(), point)
+    assert slope.tolist() == [9.0, 17.0]

@@ -46,10 +46,10 @@ def test_losses_that_are_reported_must_be_finite(value):
 
 
 def test_devices_are_resolved():
-    assert checks.resolve_device(None) is None
-    assert checks.resolve_device("cpu") == torch.device("cpu")
+    assert checks.checked_device(None) is None
+    assert checks.checked_device("cpu") == torch.device("cpu")
     device = torch.device("meta")
-    assert checks.resolve_device(device) == device
+    assert checks.checked_device(device) == device
 
 
 def test_a_metric_is_looked_for_among_all_that_are_reported():

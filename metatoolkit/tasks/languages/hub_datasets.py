@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import DataError, optional_import
-from metatoolkit.networks.hub import check_connection
+from metatoolkit.networks.pretrained import check_connection
 from metatoolkit.tasks.languages.corpus import Corpus, Document, Sentence, bio_labels
 
 _SPLITS = {"train": "train", "validation": "dev", "test": "test"}

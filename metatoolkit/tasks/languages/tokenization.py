@@ -13,7 +13,7 @@ from metatoolkit.errors import (
     UnsupportedError,
     optional_import,
 )
-from metatoolkit.networks.hub import load_pretrained
+from metatoolkit.networks.pretrained import load_pretrained
 from metatoolkit.tasks.languages.corpus import (
     Corpus,
     Document,

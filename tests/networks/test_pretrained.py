@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from metatoolkit.errors import DataError
-from metatoolkit.networks.hub import check_connection, load_pretrained
+from metatoolkit.networks.pretrained import check_connection, load_pretrained
 
 requests = pytest.importorskip("requests", reason="requests is not installed")
 constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub is missing")

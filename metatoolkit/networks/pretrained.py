@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what is loaded from it, and what is said where it cannot be reached."""
+"""What is loaded from the Hugging Face hub, and what is said where it cannot be reached."""
 
 from __future__ import annotations
 
