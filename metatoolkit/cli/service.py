@@ -18,14 +18,13 @@ from metatoolkit.records.address import (
     database_errors,
     open_client,
     open_database,
-    resolve,
 )
 from metatoolkit.records.edits import copy_all
 from metatoolkit.records.home import data_home
 from metatoolkit.records.importing import import_folder
 from metatoolkit.records.pusher import BAD, sync
 from metatoolkit.records.redaction import redact
-from metatoolkit.records.server import ManagedServer
+from metatoolkit.records.server import ManagedServer, find_server
 from metatoolkit.records.spool import spool_directory, spooled_runs
 from metatoolkit.records.terminal import say, text
 
@@ -143,7 +142,7 @@ def doctor(options: argparse.Namespace) -> int:
     pairs: list[tuple[str, object]] = [("data directory", str(data_home()))]
     healthy = True
     try:
-        address = resolve(start=False)
+        address = find_server(start=False)
         with open_client(address) as client, database_errors(address):
             version = client.server_info()["version"]
         pairs.append(("server", f"MongoDB {version} at {address}"))
@@ -207,7 +206,7 @@ def copy_records(options: argparse.Namespace) -> int:
     # With the variable set already, what is copied is what the managed server still holds.
     configured = os.environ.get(URI_VARIABLE)
     managed = not configured or configured == target.uri
-    source = Address(ManagedServer().start(), managed=True) if managed else resolve()
+    source = Address(ManagedServer().start(), managed=True) if managed else find_server()
     if managed:
         sync(uri=source.uri)
     if source.uri == target.uri:

@@ -3,19 +3,66 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
-from metatoolkit.records.address import SLOWEST, Pace
 from metatoolkit.records.spool import utcnow
 
 if TYPE_CHECKING:
     from pymongo.database import Database
 
 CHUNK = 255 * 1024
+FIRST = 512 * 1024
+SMALLEST, LARGEST = 64 * 1024, 8 * 2**20
+SLOWEST = 20_000
 SERVER_BYTES_PER_SECOND = 20_000_000
+SECONDS_AT_ONCE = 1.0
+ATTEMPTS = 1_000
+# Somebody may have given a run the largest of all: what comes after it is none.
+LARGEST_NUMBER = 2**53
+
+
+class Pace:
+    """The size of the next piece, found from how long the last ones took.
+
+    Args:
+        after: Called after each piece.
+    """
+
+    def __init__(self, after: Callable[[], None] = lambda: None) -> None:
+        self.size = FIRST
+        self.after = after
+
+    @contextmanager
+    def sending(self, database: Database[dict[str, Any]], size: int) -> Iterator[None]:
+        """Give one piece the time that it needs on a slow line.
+
+        Args:
+            database: Where it goes. The time that its connection string allows is the least.
+            size: How many bytes are sent, or read by the server.
+
+        Yields:
+            Nothing.
+        """
+        import pymongo
+
+        options = database.client.options
+        allowed = getattr(options, "timeout", None) or options.pool_options.socket_timeout
+        begun = time.monotonic()
+        try:
+            with pymongo.timeout(max(allowed, size / SLOWEST) if allowed else None):
+                yield
+        except Exception:
+            self.size = max(SMALLEST, self.size // 4)
+            raise
+        seconds = max(time.monotonic() - begun, 1e-3)
+        if size >= SMALLEST:
+            self.size = int(min(max(size / seconds * SECONDS_AT_ONCE, SMALLEST), LARGEST))
+        self.after()
 
 
 def file_blocks(path: Path) -> Iterator[bytes]:
@@ -173,11 +220,6 @@ def remove(database: Database[dict[str, Any]], ids: Iterable[Any]) -> None:
         database["fs.chunks"].delete_many({"files_id": {"$in": gone}})
 
 
-ATTEMPTS = 1_000
-# Somebody may have given a run the largest of all: what comes after it is none.
-LARGEST = 2**53
-
-
 def object_id(*parts: str) -> Any:
     """Derive the same id from the same content, on every attempt.
 
@@ -237,7 +279,7 @@ def next_id(database: Database[dict[str, Any]]) -> int:
         number = int(counter["last"])
         if runs.find_one({"_id": number}, {"_id": 1}) is None:
             return number
-        integers = {"$type": ["int", "long"], "$lt": LARGEST}
+        integers = {"$type": ["int", "long"], "$lt": LARGEST_NUMBER}
         largest = runs.find_one({"_id": integers}, {"_id": 1}, sort=[("_id", -1)])
         top = int(largest["_id"]) if largest is not None else 0
         counters.update_one({"_id": "runs"}, {"$max": {"last": top}})

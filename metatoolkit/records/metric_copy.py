@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
-from metatoolkit.records.address import Pace
 from metatoolkit.records.appended_file import AppendedFile
 from metatoolkit.records.clean import count_entries
-from metatoolkit.records.files import metric_id
+from metatoolkit.records.files import Pace, metric_id
 from metatoolkit.records.spool import RunSpool
 
 if TYPE_CHECKING:

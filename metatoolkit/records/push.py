@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
-from metatoolkit.records.address import Pace
 from metatoolkit.records.appended_file import AppendedFile
 from metatoolkit.records.clean import encode_key
 from metatoolkit.records.fields import duration
 from metatoolkit.records.files import (
     CHUNK,
+    Pace,
     content_digest,
     ensure_indexes,
     file_blocks,

@@ -17,12 +17,12 @@ from metatoolkit.records.address import (
     database_errors,
     open_client,
     open_database,
-    resolve,
 )
 from metatoolkit.records.fields import duration
 from metatoolkit.records.home import private_directory, process_lives, storage_error
 from metatoolkit.records.push import Push
 from metatoolkit.records.redaction import redact
+from metatoolkit.records.server import find_server
 from metatoolkit.records.spool import DOCUMENT, RunSpool, spooled_runs, sweep
 from metatoolkit.records.terminal import say
 
@@ -169,7 +169,7 @@ class Pusher:
 
     def _connect(self) -> tuple[MongoClient[dict[str, Any]], Address]:
         if self._client is None or self._address is None:
-            self._address = resolve(self._home)
+            self._address = find_server(self._home)
             self._client = open_client(self._address)
         return self._client, self._address
 
@@ -216,7 +216,7 @@ def sync(home: Path | None = None, uri: str | None = None, aside: bool = True) -
     report = Report()
     if not any(True for _ in spooled_runs(home)):
         return report
-    address = resolve(home, uri)
+    address = find_server(home, uri)
     with open_client(address) as client:
         sweep(home)
         for spool in spooled_runs(home):

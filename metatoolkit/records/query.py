@@ -19,7 +19,6 @@ from metatoolkit.records.address import (
     database_errors,
     open_client,
     open_database,
-    resolve,
 )
 from metatoolkit.records.clean import clean_text
 from metatoolkit.records.expressions import Query, parse, value_field
@@ -27,6 +26,7 @@ from metatoolkit.records.hints import check_fields
 from metatoolkit.records.pusher import sync_beside
 from metatoolkit.records.run import Run
 from metatoolkit.records.selection import RunSet, complete, nothing_found
+from metatoolkit.records.server import find_server
 from metatoolkit.records.spool import spooled_runs
 from metatoolkit.records.spool_store import SpoolStore
 from metatoolkit.records.stores import MongoStore, Store
@@ -60,7 +60,7 @@ def connect(uri: str | None = None, home: str | os.PathLike[str] | None = None) 
     """
     directory = Path(home).absolute() if home is not None else None
     try:
-        address = resolve(directory, uri)
+        address = find_server(directory, uri)
     except NoServerError as error:
         store = SpoolStore(directory)
         say(f"{error}; the spool alone holds the runs")

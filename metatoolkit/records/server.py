@@ -1,4 +1,4 @@
-"""The managed ``mongod``: started at need on a private unix socket, stopped by command."""
+"""Finding a server: a configured one, or a ``mongod`` that is started and stopped here."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError, StorageError
 from metatoolkit.records.address import (
     DATABASE,
     PORT_VARIABLE,
+    URI_VARIABLE,
+    Address,
     NoServerError,
     answers,
-    claim,
-    command_line,
-    failure,
+    check_free,
+    configured_port,
     find_mongod,
-    is_locked,
 )
 from metatoolkit.records.home import (
     HOME_VARIABLE,
     check_owner,
     data_home,
+    private,
     private_directory,
     process_identity,
     process_lives,
@@ -40,18 +41,38 @@ from metatoolkit.records.home import (
     storage_error,
 )
 
-if TYPE_CHECKING:
-    import psutil
-
-START_SECONDS = 60.0
-STOP_SECONDS = 60.0
+START_SECONDS = STOP_SECONDS = 60.0
 ENDING_SECONDS = 5.0
 SOCKET = "mongodb-27017.sock"
 LONGEST_SOCKET_PATH = 100
+SMALLEST_SPACE = 2**20
+LARGEST_LOG = 10 * 2**20
+
+
+def find_server(home: Path | None = None, uri: str | None = None, start: bool = True) -> Address:
+    """Find the server: the given URI, ``METATOOLKIT_MONGO_URI``, else a managed ``mongod``.
+
+    Args:
+        home: The data directory of the managed server.
+        uri: A connection string that overrules the environment.
+        start: Whether to start the managed server where it does not run.
+
+    Returns:
+        The address; a managed server answers there, a configured one has not been asked.
+
+    Raises:
+        NoServerError: Nothing is configured and no ``mongod`` is installed.
+        DatabaseUnavailableError: The managed server does not run or cannot be started.
+    """
+    given = uri or os.environ.get(URI_VARIABLE)
+    if given:
+        return Address(given, managed=False)
+    server = ManagedServer(home)
+    return Address(server.start() if start else server.running_uri(), managed=True)
 
 
 class ManagedServer:
-    """The server of one data directory.
+    """The server of one data directory; any number of processes may start and stop it at once.
 
     Args:
         home: The data directory.
@@ -63,23 +84,16 @@ class ManagedServer:
         self._state_file = self.directory / "server.json"
 
     def running_uri(self) -> str:
-        """Say where the server answers, without starting it.
-
-        Returns:
-            The connection string.
-
-        Raises:
-            DatabaseUnavailableError: It does not run, or does not answer.
-        """
+        """Return the connection string of a server that answers, without starting one."""
         uri = self._answering()
-        if uri is None:
-            raise DatabaseUnavailableError(
-                "the managed MongoDB server is not running. Start it with `metatoolkit db start`."
-            )
-        return uri
+        if uri is not None:
+            return uri
+        raise DatabaseUnavailableError(
+            "the managed MongoDB server is not running. Start it with `metatoolkit db start`."
+        )
 
     def start(self, port: int | None = None) -> str:
-        """Start the server unless it runs already; any number of processes may call this at once.
+        """Start the server unless it runs already.
 
         Args:
             port: A loopback TCP port instead of the private socket, for programs that need one.
@@ -112,17 +126,10 @@ class ManagedServer:
         private_directory(self.directory / "db")
         with self._only_one():
             uri = self._answering()
-            return uri if uri is not None else self._launch(program, port or _port())
+            return uri if uri is not None else self._launch(program, port or configured_port())
 
     def stop(self) -> bool:
-        """Stop the server and wait until it has ended.
-
-        Returns:
-            Whether one was running.
-
-        Raises:
-            DatabaseUnavailableError: It does not end.
-        """
+        """Stop the server, wait until it has ended, and return whether one was running."""
         state = self._state()
         if state is None:
             return False
@@ -131,33 +138,22 @@ class ManagedServer:
             os.kill(state["pid"], signal.SIGTERM)
             # A stopped (SIGSTOP) process ends only once it is continued.
             os.kill(state["pid"], signal.SIGCONT)
-            deadline = time.monotonic() + STOP_SECONDS
-            while self._lives(state):
-                if time.monotonic() > deadline:
-                    raise DatabaseUnavailableError(
-                        f"mongod (pid {state['pid']}) has not ended after {STOP_SECONDS:.0f} s; "
-                        f"its log is {self.log}"
-                    )
-                time.sleep(0.02)
+            told = f"mongod (pid {state['pid']}) has not ended after {STOP_SECONDS:.0f} s; its log"
+            _wait(lambda: not self._lives(state), STOP_SECONDS, f"{told} is {self.log}")
         self._state_file.unlink(missing_ok=True)
-        temporary = state.get("temporary")
-        if temporary:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if state.get("temporary"):
+            shutil.rmtree(state["temporary"], ignore_errors=True)
         return running
 
     def status(self) -> dict[str, Any]:
-        """Describe the server.
-
-        Returns:
-            ``running``, ``answers``, ``pid``, ``uri``, ``data``, ``log`` and ``program``.
-        """
+        """Return ``running``, ``answers``, ``pid``, ``uri``, ``data``, ``log`` and ``program``."""
         state = self._state()
-        running = state is not None and self._lives(state)
+        state = state if state is not None and self._lives(state) else {}
         return {
-            "running": running,
-            "answers": state is not None and running and answers(state["uri"]),
-            "pid": state["pid"] if state is not None and running else None,
-            "uri": state["uri"] if state is not None and running else None,
+            "running": bool(state),
+            "answers": bool(state) and answers(state["uri"]),
+            "pid": state.get("pid"),
+            "uri": state.get("uri"),
             "data": str(self.directory / "db"),
             "log": str(self.log),
             "program": str(find_mongod() or ""),
@@ -176,16 +172,24 @@ class ManagedServer:
 
     def _launch(self, program: Path, port: int | None) -> str:
         sockets, temporary = self._socket_directory()
-        arguments = command_line(program, self.directory, self.log)
+        arguments = [
+            *(str(program), "--dbpath", str(self.directory / "db"), "--fork"),
+            *("--logpath", str(self.log), "--logappend", "--quiet"),
+            *("--pidfilepath", str(self.directory / "pid")),
+            *("--wiredTigerCacheSizeGB", "0.25"),
+            *("--wiredTigerEngineConfigString", "log=(file_max=4MB)"),
+            *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+        ]
         if port is None:
             arguments += ["--bind_ip", str(sockets / "mongod.sock")]
             arguments += ["--unixSocketPrefix", str(sockets), "--filePermissions", "0600"]
             uri = f"mongodb://{quote(str(sockets / SOCKET), safe='')}/{DATABASE}"
         else:
-            claim(port)
+            check_free(port)
             arguments += ["--bind_ip", "127.0.0.1", "--port", str(port), "--nounixsocket"]
             uri = f"mongodb://127.0.0.1:{port}/{DATABASE}"
-        self._trim_log()
+        if self.log.exists() and self.log.stat().st_size > LARGEST_LOG:
+            self.log.replace(self.log.with_suffix(".log.1"))
         try:
             done = subprocess.run(
                 arguments,
@@ -207,18 +211,40 @@ class ManagedServer:
             raise DatabaseUnavailableError(f"cannot run {program}: {error.strerror}") from error
         if done.returncode != 0:
             raise DatabaseUnavailableError(
-                failure(self.directory, self.log, done.returncode, done.stdout)
+                f"mongod does not start (exit code {done.returncode}): {self._reason(done.stdout)}"
             )
         (self.directory / "pid").chmod(0o600)
-        pid = self._pid()
+        pid = int((self.directory / "pid").read_text("ascii"))
         identity = process_identity(pid)
         state = {"pid": pid, "uri": uri, "temporary": temporary, "identity": identity}
-        descriptor = os.open(self._state_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with open(self._state_file, "w", encoding="utf-8", opener=private) as file:
             json.dump(state, file)
         if not answers(uri):
             raise DatabaseUnavailableError(f"mongod started and does not answer; see {self.log}")
         return uri
+
+    def _reason(self, output: str) -> str:
+        """Say why the program has ended instead of serving, and the remedy where it is known."""
+        if shutil.disk_usage(self.directory).free < SMALLEST_SPACE:
+            return (
+                f"no space is left on the disk of {self.directory}. Free some, or set "
+                f"{HOME_VARIABLE} to a directory elsewhere."
+            )
+        reason = output.strip().splitlines()[-1][:200] if output.strip() else "no reason given"
+        try:
+            lines = self.log.read_text("utf-8", "replace").splitlines()[-60:]
+        except OSError:
+            lines = []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and entry.get("s") in ("E", "F"):
+                details = entry.get("attr", {})
+                told = details.get("error") or details.get("err") or details.get("message") or ""
+                reason = f"{entry.get('msg', '')} {told}".strip() or reason
+        return f"{reason[:300]}. Its log is {self.log}"
 
     def _socket_directory(self) -> tuple[Path, str | None]:
         if len(os.fsencode(self.directory / SOCKET)) <= LONGEST_SOCKET_PATH:
@@ -240,29 +266,15 @@ class ManagedServer:
             "free TCP port."
         )
 
-    def _pid(self) -> int:
-        return int((self.directory / "pid").read_text("ascii"))
-
-    def _trim_log(self) -> None:
-        try:
-            if self.log.stat().st_size > 10 * 2**20:
-                self.log.replace(self.log.with_suffix(".log.1"))
-        except FileNotFoundError:
-            return
-
     def _state(self) -> dict[str, Any] | None:
         check_owner(self.directory)
         check_owner(self._state_file)
         try:
             state = json.loads(self._state_file.read_text("utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
-        except NotADirectoryError as error:
+        except (NotADirectoryError, PermissionError) as error:
             raise storage_error(self._state_file, error) from error
-        except PermissionError as error:
-            raise storage_error(self._state_file, error) from error
-        except ValueError:
-            return None
         usable = isinstance(state, dict) and isinstance(state.get("pid"), int) and state.get("uri")
         return state if usable else None
 
@@ -272,7 +284,7 @@ class ManagedServer:
         identity = state.get("identity")
         if isinstance(identity, dict):
             lives = process_lives(identity, ending=True)
-            if lives is None and (not same_kernel(identity) or is_locked(self.directory / "db")):
+            if lives is None and (not same_kernel(identity) or _is_locked(self.directory / "db")):
                 raise DatabaseUnavailableError(
                     f"the MongoDB server of {self.directory} belongs to another machine or "
                     f"container ({identity.get('host')}, pid {state['pid']}). Set {HOME_VARIABLE} "
@@ -284,8 +296,12 @@ class ManagedServer:
         try:
             process = psutil.Process(state["pid"])
             deadline = time.monotonic() + ENDING_SECONDS
-            while not _has_ended(process):
-                arguments = _arguments(process)
+            # Its first thread may go before the others, and they hold the files.
+            while process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1:
+                try:
+                    arguments = process.cmdline()
+                except psutil.ZombieProcess:
+                    arguments = []
                 if arguments or time.monotonic() > deadline:
                     return str(self.directory / "db") in arguments
                 # A process that is ending loses its command line before it lets its files go.
@@ -300,44 +316,35 @@ class ManagedServer:
     def _only_one(self) -> Iterator[None]:
         path = self.directory / "start.lock"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            file = open(path, "ab", opener=private)
         except OSError as error:
             raise storage_error(path, error) from error
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise DatabaseUnavailableError(
-                            f"another process has been starting mongod for {START_SECONDS:.0f} s"
-                        ) from None
-                    time.sleep(0.05)
+        with file:
+            told = f"another process has been starting mongod for {START_SECONDS:.0f} s"
+            _wait(lambda: _locks(file, fcntl.flock), START_SECONDS, told)
             yield
-        finally:
-            os.close(descriptor)
 
 
-def _has_ended(process: psutil.Process) -> bool:
-    """Say whether a process holds no file any longer: its first thread may go before the others."""
-    return process.status() == "zombie" and process.num_threads() < 2
+def _wait(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise DatabaseUnavailableError(otherwise)
+        time.sleep(0.02)
 
 
-def _arguments(process: psutil.Process) -> list[str]:
-    import psutil
-
+def _locks(file: Any, how: Callable[[Any, int], None]) -> bool:
     try:
-        return process.cmdline()
-    except psutil.ZombieProcess:
-        return []
+        how(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
-def _port() -> int | None:
-    given = os.environ.get(PORT_VARIABLE)
-    if not given:
-        return None
-    if not given.isdigit() or not 0 < int(given) < 65536:
-        raise ConfigurationError(f"{PORT_VARIABLE} is {given!r}; accepted: 1 to 65535.")
-    return int(given)
+def _is_locked(data: Path) -> bool:
+    """Say whether a server holds a directory of data, whichever container it runs in."""
+    try:
+        with open(data / "mongod.lock", "r+b") as file:
+            return not (_locks(file, fcntl.lockf) and _locks(file, fcntl.flock))
+    except FileNotFoundError:
+        return False

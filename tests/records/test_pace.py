@@ -7,9 +7,9 @@ import time
 import pymongo
 import pytest
 
-from metatoolkit.records import address
-from metatoolkit.records.address import FIRST, LARGEST, SMALLEST, Address, Pace, open_client
-from metatoolkit.records.files import content_digest, upload
+from metatoolkit.records import address, files
+from metatoolkit.records.address import Address, open_client
+from metatoolkit.records.files import FIRST, LARGEST, SMALLEST, Pace, content_digest, upload
 from metatoolkit.records.push import Push
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import RunSpool, utcnow
@@ -123,7 +123,7 @@ def test_the_size_follows_the_line(monkeypatch):
         client = Client
 
     clock = [0.0]
-    monkeypatch.setattr(address.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(files.time, "monotonic", lambda: clock[0])
     signs = []
     pace = Pace(lambda: signs.append(pace.size))
     for seconds, size in [(1.0, FIRST), (0.01, LARGEST), (16.0, LARGEST // 16), (100.0, SMALLEST)]:
