@@ -76,7 +76,7 @@ def penalties() -> dict[str, Any]:
         "FiniteDifference": hg.FiniteDifference(),
         "SAMA": hg.SAMA(),
         "EvoGrad": hg.EvoGrad(2, 1e-3, 0.05, rescale=0.3),
-        "EvoGrad, guided": hg.EvoGrad(2, 1e-3, 0.05, rescale=0.3, guided=True),
+        "GuidedEvoGrad": hg.GuidedEvoGrad(1e-3, 0.05, rescale=0.3),
         "Penalty of 100": hg.Penalty(100.0, steps),
         f"EvolutionStrategies({steps})": hg.EvolutionStrategies(steps, 4, 0.01),
     }
@@ -134,7 +134,7 @@ def weights() -> dict[str, Any]:
         "EvoGrad, graphs kept": hg.EvoGrad(2, 0.03, 0.05, rescale=0.05, streamed=False),
         "EvoGrad, streamed": hg.EvoGrad(2, 0.03, 0.05, rescale=0.05, streamed=True),
         "EvoGrad of 8": hg.EvoGrad(8, 0.03, 0.05, rescale=0.05),
-        "EvoGrad, guided": hg.EvoGrad(2, 0.03, 0.05, rescale=0.05, guided=True),
+        "GuidedEvoGrad": hg.GuidedEvoGrad(0.03, 0.05, rescale=0.05),
         "EvolutionStrategies(1)": hg.EvolutionStrategies(1, 8, 0.1),
     }
     return {

@@ -10,6 +10,8 @@ CONFORMANCE = "tests/hypergradients/test_conformance.py"
 # Estimators, each with the expression that selects it in the conformance suite.
 ESTIMATORS = {
     "evograd": "EvoGrad",
+    "guided_evograd": "GuidedEvoGrad",
+    "scored_candidates": "EvoGrad",
     "unrolled": "Unrolled",
     "forward_mode": "ForwardMode",
     "forward_gradient": "ForwardGradient",
@@ -28,9 +30,26 @@ ESTIMATORS = {
 }
 # Modules that are tested through another one, beside the file of their own name.
 THROUGH = {
-    "hypergradients/generation.py": ["hypergradients/test_evograd.py"],
-    "hypergradients/noise.py": ["hypergradients/test_evograd.py"],
-    "hypergradients/guided.py": ["hypergradients/test_evograd.py"],
+    "hypergradients/candidates.py": [
+        "hypergradients/test_evograd.py",
+        "hypergradients/test_evograd_noise.py",
+        "hypergradients/test_evograd_settings.py",
+    ],
+    "hypergradients/noise.py": [
+        "hypergradients/test_evograd.py",
+        "hypergradients/test_evograd_noise.py",
+    ],
+    "hypergradients/guided_evograd.py": [
+        "hypergradients/test_guided_constants.py",
+        "hypergradients/test_prefix.py",
+        "metaparameters/test_initialization.py",
+    ],
+    "hypergradients/scored_candidates.py": [
+        "hypergradients/test_evograd_settings.py",
+        "hypergradients/test_guided_evograd.py",
+        "hypergradients/test_prefix.py",
+        "metaparameters/test_initialization.py",
+    ],
     "hypergradients/trajectory.py": [
         "hypergradients/test_unrolled.py",
         "hypergradients/test_recomputed.py",
@@ -75,8 +94,14 @@ THROUGH = {
         "hypergradients/test_carried.py",
         "hypergradients/test_complex.py",
     ],
-    "hypergradients/evolution_strategies.py": ["hypergradients/test_persistent_es.py"],
-    "hypergradients/persistent_es.py": ["hypergradients/test_evolution_strategies.py"],
+    "hypergradients/evolution_strategies.py": [
+        "hypergradients/test_evolution_strategies_settings.py",
+        "hypergradients/test_persistent_es.py",
+    ],
+    "hypergradients/persistent_es.py": [
+        "hypergradients/test_evolution_strategies.py",
+        "hypergradients/test_evolution_strategies_settings.py",
+    ],
     "hypergradients/noise_reuse_es.py": ["hypergradients/test_persistent_es.py"],
     "hypergradients/reptile.py": [
         "hypergradients/test_first_order.py",
@@ -145,9 +170,8 @@ THROUGH = {
     "training/checks.py": ["training/test_trainer.py"],
     "training/snapshot.py": ["training/test_trainer.py"],
     "hypergradients/evograd.py": [
-        "hypergradients/test_guided.py",
-        "hypergradients/test_prefix.py",
-        "metaparameters/test_initialization.py",
+        "hypergradients/test_evograd_noise.py",
+        "hypergradients/test_evograd_settings.py",
     ],
 }
 

@@ -54,10 +54,10 @@ class Transform(Settings):
 
 
 class FewShotEvoGradSettings(EvoGradSettings):
-    """Options of EvoGrad; at σ = 1e-2 one copy gets all the weight, and the gradient vanishes."""
+    """Options of EvoGrad; at σ = 1e-2 one candidate gets all the weight, the gradient vanishes."""
 
     guided: bool = entry(
-        False, "Two copies along the outer gradient; σ is then the norm of what they differ by."
+        False, "Whether it is GuidedEvoGrad; σ is then the norm of what its candidates differ by."
     )
 
 

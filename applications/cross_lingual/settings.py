@@ -109,16 +109,16 @@ class Transform(Settings):
 
 
 class TransferEvoGradSettings(TunedEvoGradSettings):
-    """Options of EvoGrad; the paper has two copies, but more that share the encoder cost little."""
+    """Options of EvoGrad; the paper has two candidates; more that share the encoder cost little."""
 
-    candidates: Annotated[int, Field(ge=2)] = entry(8, "Copies of the parameters.")
+    candidates: Annotated[int, Field(ge=2)] = entry(8, "Candidates for the parameters.")
     perturb: Annotated[list[Text], Field(min_length=1)] | None = entry(
-        ["classifier.*"], "Patterns of the parameters that copies differ in; None for all."
+        ["classifier.*"], "Patterns of the parameters that candidates differ in; None for all."
     )
     guided: bool = entry(
-        False, "Two copies along the outer gradient; σ is then the norm of what they differ by."
+        False, "Whether it is GuidedEvoGrad; σ is then the norm of what its candidates differ by."
     )
-    prefix: bool = entry(True, "Whether copies of the head share the encoder's hidden states.")
+    prefix: bool = entry(True, "Whether candidates for the head share the encoder's hidden states.")
 
 
 class CrossLingualSettings(TunedSettings):
@@ -174,8 +174,8 @@ NAMED: dict[str, dict[str, Any]] = {
         # 20 epochs of 417 batches.
         "steps": 20 * 417,
     },
-    # Two copies of all parameters along the gradient of the validation loss, instead of copies of
-    # the head at random; nothing is then common to the copies.
+    # GuidedEvoGrad: two candidates for all parameters along the gradient of the validation loss,
+    # instead of random ones for the head; nothing is then common to both.
     "guided": {
         "method": "evograd",
         "evograd": {

@@ -18,7 +18,7 @@ from metatoolkit.experiments import tuning
 from metatoolkit.experiments.tuning import Search, Space, log_scaled
 
 RANGES = {"lr": (5e-4, 5e-3), "meta_lr": (3e-4, 1e-2), "sigma": (1e-3, 0.1)}
-# Guided copies are a norm σ away, and not σ in each of their parameters.
+# Guided candidates are a norm σ away, and not σ in each of their parameters.
 GUIDED = {**RANGES, "sigma": (0.01, 1.0)}
 NAMES = {
     "second_order": ("lr", "meta_lr"),

@@ -57,7 +57,7 @@ def build_estimators(
         temperature: τ of EvoGrad.
     """
     return {
-        "EvoGrad, guided": lambda _: hg.EvoGrad(2, sigma, temperature, guided=True),
+        "EvoGrad, guided": lambda _: hg.GuidedEvoGrad(sigma, temperature),
         "Unrolled, 1 step": lambda _: hg.Unrolled(1),
         f"Unrolled, {horizon} steps": lambda _: hg.Unrolled(horizon),
         f"ForwardMode, {horizon} steps": lambda _: hg.ForwardMode(horizon),

@@ -17,7 +17,8 @@ def check_options(component: Callable[..., Any], what: str, options: Mapping[str
     """Raise unless a component can be made with options.
 
     Types are checked where the signature names plain ones (numbers, flags, texts, ``None``,
-    literals); all others are left to the component.
+    literals); all others are left to the component. Names among the ``former_options`` of a
+    component are left to it, too.
 
     Args:
         component: A class or a function.
@@ -32,7 +33,8 @@ def check_options(component: Callable[..., Any], what: str, options: Mapping[str
     variable = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
     named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     if not variable:
-        refuse_unknown(what, options, named)
+        former = getattr(component, "former_options", ())
+        refuse_unknown(what, [name for name in options if name not in former], named)
     missing = [n for n, p in named.items() if p.default is p.empty and n not in options]
     if missing:
         raise ConfigurationError(f"{what} needs the option {missing[0]}; give it.")

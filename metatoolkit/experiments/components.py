@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from metatoolkit.hypergradients import Estimator, EvoGrad, Unrolled, estimators
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients import Estimator, EvoGrad, GuidedEvoGrad, Unrolled, estimators
 from metatoolkit.inner import InnerLearner, learners
 from metatoolkit.inner.hyperparameters import Hyperparameter
 
@@ -32,9 +33,11 @@ def build_estimator(config: Mapping[str, Any], **options: Any) -> Estimator | No
         config: Configuration with ``method``, ``seed`` and the entries of
             :data:`COMPONENT_SETTINGS`; for ``"evograd"`` with the options of
             :class:`metatoolkit.hypergradients.EvoGrad` in ``evograd``, where ``rescale`` says
-            whether to rescale to the inner learning rate ``lr``. ``"second_order"`` is the exact
-            one-step hypergradient, and ``"meta"`` the estimator that ``estimator`` names; a random
-            one gets the seed of the run unless it is given another.
+            whether to rescale to the inner learning rate ``lr``, and ``guided``, where there is
+            such an entry, whether it is :class:`metatoolkit.hypergradients.GuidedEvoGrad`.
+            ``"second_order"`` is the exact one-step hypergradient, and ``"meta"`` the estimator
+            that ``estimator`` names; a random one gets the seed of the run unless it is given
+            another.
         **options: Options of EvoGrad in the place of those of the configuration.
 
     Raises:
@@ -49,8 +52,22 @@ def build_estimator(config: Mapping[str, Any], **options: Any) -> Estimator | No
     if config["method"] == "evograd":
         own = {**config["evograd"], **options}
         own["rescale"] = config["lr"] if own["rescale"] else None
+        if own.pop("guided", False):
+            return _guided(own)
         return EvoGrad(**own, seed=config["seed"])
     return Unrolled(steps=1) if config["method"] == "second_order" else None
+
+
+def _guided(options: dict[str, Any]) -> GuidedEvoGrad:
+    """Return GuidedEvoGrad by entries for EvoGrad, of which those of random candidates are left."""
+    for name, only in (("candidates", 2), ("noise", "sign")):
+        if options[name] != only:
+            raise ConfigurationError(
+                f"evograd.{name} is {options[name]!r}, but with evograd.guided=True there are two "
+                f"candidates along the gradient of the outer loss; set evograd.{name}={only}."
+            )
+    own = estimators.options("GuidedEvoGrad")
+    return GuidedEvoGrad(**{name: value for name, value in options.items() if name in own})
 
 
 def build_inner(config: Mapping[str, Any], lr: Hyperparameter) -> InnerLearner | None:

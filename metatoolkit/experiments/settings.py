@@ -41,27 +41,27 @@ class RunSettings(Settings):
 
 
 class _EvoGradOptions(Settings):
-    candidates: Annotated[int, Field(ge=2)] = entry(2, "Copies of the parameters.")
-    temperature: Positive = entry(0.05, "Temperature of the softmax that weights the copies.")
+    candidates: Annotated[int, Field(ge=2)] = entry(2, "Candidates for the parameters.")
+    temperature: Positive = entry(0.05, "Temperature of the softmax that weights them.")
     noise: Literal["sign", "gaussian"] = entry("sign", "Distribution of what they differ by.")
     rescale: bool = entry(True, "Whether to scale the hypergradient to the inner learning rate.")
     perturb: Annotated[list[Text], Field(min_length=1)] | None = entry(
-        None, "Patterns of the parameters that copies differ in; None for all."
+        None, "Patterns of the parameters that candidates differ in; None for all."
     )
-    streamed: bool | None = entry(None, "Whether to hold one copy at a time; None to choose.")
+    streamed: bool | None = entry(None, "Whether to hold one candidate at a time; None to choose.")
 
 
 class EvoGradSettings(_EvoGradOptions):
     """Options of :class:`metatoolkit.hypergradients.EvoGrad`."""
 
-    sigma: Positive = entry(1e-3, "Standard deviation of what the copies differ by.")
+    sigma: Positive = entry(1e-3, "Standard deviation of what candidates differ by.")
 
 
 class TunedEvoGradSettings(_EvoGradOptions):
     """The same where σ may be left to what was tuned."""
 
     sigma: Positive | None = entry(
-        None, "Standard deviation of what the copies differ by; None for what was tuned."
+        None, "Standard deviation of what candidates differ by; None for what was tuned."
     )
 
 

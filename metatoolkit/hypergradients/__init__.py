@@ -37,6 +37,7 @@ from metatoolkit.hypergradients.finite_difference import FiniteDifference as Fin
 from metatoolkit.hypergradients.first_order import FirstOrder as FirstOrder
 from metatoolkit.hypergradients.forward_gradient import ForwardGradient as ForwardGradient
 from metatoolkit.hypergradients.forward_mode import ForwardMode as ForwardMode
+from metatoolkit.hypergradients.guided_evograd import GuidedEvoGrad as GuidedEvoGrad
 from metatoolkit.hypergradients.implicit import Implicit as Implicit
 from metatoolkit.hypergradients.linear_solvers import GMRES as GMRES
 from metatoolkit.hypergradients.linear_solvers import MINRES as MINRES

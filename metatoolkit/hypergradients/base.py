@@ -58,7 +58,7 @@ class Hypergradient:
         valid_loss: Outer loss, a scalar tensor, detached.
         state: Inner state after the steps that the estimator took, or the one it was given.
         cost: Passes, and the solver's figures where there is one.
-        details: What else the estimator can tell, for instance the weights of EvoGrad's copies.
+        details: What else the estimator can tell, for instance the weights of EvoGrad's candidates.
     """
 
     gradient: Tensors

@@ -1,8 +1,7 @@
-"""EvoGrad: a hypergradient from one generation of evolution, without second derivatives."""
+"""EvoGrad: a hypergradient from candidates that compete, without second derivatives."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,74 +9,67 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from metatoolkit.components.patterns import check_listed, matching
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import (
     Cost,
-    Estimator,
     Hypergradient,
     Traits,
     add_gradients,
     check_finite,
     fill_gradients,
-    refuse_initial_state,
 )
+from metatoolkit.hypergradients.candidates import Candidates, Noise
 from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.equal_losses import require_equal
-from metatoolkit.hypergradients.generation import Generation, Noise
-from metatoolkit.hypergradients.guided import Guide
-from metatoolkit.hypergradients.prefix import Prefix, share_prefix
+from metatoolkit.hypergradients.former_guided import TakesGuided
+from metatoolkit.hypergradients.prefix import Prefix
 from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.replay_check import repeat_once
+from metatoolkit.hypergradients.scored_candidates import ScoredCandidates
 from metatoolkit.hypergradients.trajectory import valid_key
-from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
 @estimators.register()
-class EvoGrad(Estimator):
+class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
     """EvoGrad (Bohdal, Yang and Hospedales 2021, arXiv 2106.10575, section 3).
 
-    K copies θ_k = θ + σ ε_k of the inner parameters are scored by the training loss ℓ_k on one
+    K candidates θ_k = θ + σ ε_k of the inner parameters are scored by the training loss ℓ_k on one
     batch; θ⁺ = Σ_k w_k θ_k with w = softmax(−ℓ/τ); the hypergradient is that of the outer loss at
     θ⁺ through the weights. With g the gradient of the outer loss at θ⁺ it is
     Σ_k c_k ∂ℓ_k/∂λ + ∂ℓ_V/∂λ, where c_k = −(w_k/τ) ⟨g, θ_k − θ⁺⟩, which is how it is computed:
-    no double backward, and no gradient to the inner parameters of the copies.
+    no double backward, and no gradient to the inner parameters of the candidates.
 
     For small σ its mean is the one-step hypergradient of plain SGD with the learning rate
     σ²(K−1)/(Kτ), which at the paper's values is 1e-5; ``rescale`` sets that learning rate. What a
     training loss detaches from θ, as Meta-Weight-Net does with the losses that it weights, is each
-    copy's own, as in the paper's code: the mean then counts it as a function of θ.
+    candidate's own, as in the paper's code: the mean then counts it as a function of θ.
 
-    ``guided`` perturbs along the gradient of the outer loss at θ instead of at random: two copies
-    θ ± σ g/‖g‖, with g in the place of the outer gradient at θ⁺. For small σ it is that with the
-    learning rate σ²/τ and the outer gradient at θ. Cost: 5 F with λ in the loss alone, at most 9 F.
+    :class:`GuidedEvoGrad` perturbs along the gradient of the outer loss instead of at random.
 
-    The copies are scored without a graph, then differentiated one at a time with their noise
-    drawn again from its seed (``streamed``), so that memory is that of one copy for any K. Where
-    the graph that λ needs is small, as with per-example weights, it is kept instead and the
+    The candidates are scored without a graph, then differentiated one at a time with their noise
+    drawn again from its seed (``streamed``), so that memory is that of one candidate for any K.
+    Where the graph that λ needs is small, as with per-example weights, it is kept instead and the
     second forward pass saved. Cost with F one forward pass: (3K+3) F streamed with λ at the
     input, (2K+3) F with graphs kept, (K+3) F with λ in the loss alone.
 
     Args:
-        candidates: Number of copies K, at least 2.
+        candidates: Number of candidates K, at least 2.
         sigma: Size of the perturbations σ.
         temperature: Temperature τ of the softmax.
         noise: ``"sign"`` (±1, the paper's deep experiments), ``"gaussian"``, or a function
-            ``(copy, parameter name, parameter) -> tensor`` that returns the same for the same
+            ``(candidate, parameter name, parameter) -> tensor`` that returns the same for the same
             arguments.
         rescale: Learning rate of the one-step update whose hypergradient is estimated; ``None``
             leaves the paper's scale.
         perturb: Name patterns of the inner parameters to perturb; ``None`` for all.
-        streamed: Whether each copy is computed again for its gradient; ``None`` decides by the
-            memory that the first copy's graph holds.
-        common_random_numbers: Whether all copies share their dropout masks. The paper's code
+        streamed: Whether each candidate is computed again for its gradient; ``None`` decides by the
+            memory that the first candidate's graph holds.
+        common_random_numbers: Whether all candidates share their dropout masks. The paper's code
             draws new ones, which adds noise far larger than the effect of small σ.
         seed: Seed of the noise, beside the state's own key.
-        guided: Whether the two copies lie along the gradient of the outer loss; σ is then the norm
-            of the perturbation, and ``noise``, ``streamed`` and ``seed`` have no say.
         prefix: Function ``(model, meta, batch) -> features`` that depends neither on λ nor on
             perturbed parameters; the losses must take the features as well as a batch, which
             base steps give them. Integers that it makes of either are beyond what is checked.
@@ -93,12 +85,10 @@ class EvoGrad(Estimator):
         '1e-05'
     """
 
-    complex_parameters = False
-    # It compares by itself: copies have a key in common, and are not to be held for it.
-    compared = ()
+    former_options = ("guided",)
     traits = Traits(
         kind="stochastic",
-        computes="derivative through one generation; for small σ that through one SGD step",
+        computes="derivative through a mean of candidates; for small σ that through one SGD step",
         assumes="λ in the model or the training loss; first derivatives only",
         passes="(K+3) F to (3K+3) F",
         memory="one copy of θ and the graph of one pass",
@@ -116,83 +106,42 @@ class EvoGrad(Estimator):
         streamed: bool | None = None,
         common_random_numbers: bool = True,
         seed: int = 0,
-        guided: bool = False,
         prefix: Prefix | None = None,
         fresh: bool = True,
     ) -> None:
         if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 2:
             raise ConfigurationError(
                 f"candidates is {candidates!r}; an integer from 2 on is needed, since the weight "
-                "of a single copy does not depend on its loss."
+                "of a single candidate does not depend on its loss."
             )
-        for name, value in (("sigma", sigma), ("temperature", temperature), ("rescale", rescale)):
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigurationError(f"{name} is {value}; a number above 0 is needed.")
         if noise not in ("sign", "gaussian") and not callable(noise):
             raise ConfigurationError(
                 f"noise is {noise!r}; accepted: 'sign', 'gaussian' or a function "
-                "(copy, name, parameter) -> tensor."
-            )
-        check_listed("perturb", perturb)
-        if guided and (candidates != 2 or noise != "sign" or not common_random_numbers):
-            raise ConfigurationError(
-                f"guided=True with candidates={candidates}, noise={noise!r} and "
-                f"common_random_numbers={common_random_numbers}; there are two copies along the "
-                "validation gradient with common masks: leave these three arguments out."
-            )
-        if prefix is not None and not callable(prefix):
-            raise ConfigurationError(
-                f"prefix is {prefix!r}; accepted: None, or a function (model, meta, batch) -> "
-                "features."
+                "(candidate, name, parameter) -> tensor."
             )
         if prefix is not None and not common_random_numbers:
             raise ConfigurationError(
-                "prefix with common_random_numbers=False: the copies share the features and their "
-                "dropout masks; leave one of the two out."
+                "prefix with common_random_numbers=False: the candidates share the features and "
+                "their dropout masks; leave one of the two out."
             )
+        super().__init__(sigma, temperature, rescale, perturb, prefix)
         self.candidates = candidates
-        self.sigma = sigma
-        self.temperature = temperature
         self.noise = noise
-        self.rescale = rescale
-        self.perturb = perturb
         self.streamed = streamed
         self.common_random_numbers = common_random_numbers
         self.seed = seed
-        self.guided = guided
-        self.prefix = prefix
         self._draws: Draws = Draws(fresh)
-        if guided:
-            self.traits = dataclasses.replace(
-                self.traits,
-                kind="approximate",
-                computes="for small σ, derivative through one SGD step, at the θ before it",
-                passes="5 F to 9 F",
-            )
 
     @property
-    def learning_rate(self) -> float:
-        """Learning rate of the one-step update whose hypergradient the estimate scales with."""
-        return self._own_learning_rate if self.rescale is None else self.rescale
-
-    @property
+    @override
     def _own_learning_rate(self) -> float:
-        if self.guided:
-            return self.sigma**2 / self.temperature
         return self.sigma**2 * (self.candidates - 1) / (self.candidates * self.temperature)
 
-    @property
-    def _factor(self) -> float:
-        return 1.0 if self.rescale is None else self.rescale / self._own_learning_rate
-
-    def _guide(self, state: InnerState) -> Guide:
-        return Guide(self._names(state.parameters), self.sigma, self.temperature, self._factor)
-
-    def _generation(self, state: InnerState, key: int | None = None) -> Generation:
-        return Generation(
+    def _candidates(self, state: InnerState, key: int | None = None) -> Candidates:
+        return Candidates(
             state=state,
             names=self._names(state.parameters),
-            candidates=self.candidates,
+            number=self.candidates,
             sigma=self.sigma,
             temperature=self.temperature,
             noise=self.noise,
@@ -201,45 +150,32 @@ class EvoGrad(Estimator):
             key=self._draws.current(state) if key is None else key,
         )
 
-    def _names(self, parameters: Tensors) -> list[str]:
-        if self.perturb is None:
-            return list(parameters)
-        return matching("perturb", self.perturb, parameters, "inner parameter")
-
     @override
-    def estimate(
+    def _estimate(
         self,
         problem: BilevelProblem,
-        inner: InnerLearner,
         state: InnerState,
-        train_batches: Sequence[Any],
+        meta: Tensors,
+        batch: Any,
         valid_batch: Any,
+        given: BilevelProblem,
     ) -> Hypergradient:
-        """Return EvoGrad's estimate; see the class."""
-        del inner
-        (batch,) = train_batches
-        refuse_initial_state(problem, state, "EvoGrad", "perturbs θ around a state that it holds")
-        meta, given = problem.meta_leaves(), problem
-        problem, batch, valid_batch = self._shared(problem, state, meta, batch, valid_batch)
-        if self.guided:
-            result = self._guide(state).estimate(problem, state, batch, valid_batch, given)
-            return dataclasses.replace(result, cost=self._with_prefix(result.cost))
-        copies = self._generation(state, self._draws.advance(state))
+        candidates = self._candidates(state, self._draws.advance(state))
         leaves = list(meta.values())
-        losses, graphs = copies.score(problem, meta, batch, self.streamed)
+        losses, graphs = candidates.score(problem, meta, batch, self.streamed)
         values = torch.stack([loss.detach() for loss in losses])
-        check_finite({"the training loss of a perturbed copy": values})
+        check_finite({"the training loss of a candidate": values})
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        weights = copies.weights(values)
+        weights = candidates.weights(values)
 
-        valid_loss, valid_gradient, direct = copies.outer(
-            problem, copies.offspring(weights), meta, valid_batch
+        valid_loss, valid_gradient, direct = candidates.outer(
+            problem, candidates.offspring(weights), meta, valid_batch
         )
-        coefficients = copies.coefficients(weights, valid_gradient, self._factor)
+        coefficients = candidates.coefficients(weights, valid_gradient, self._factor)
         del valid_gradient  # as large as θ, and of no use to the passes that follow
 
         def first() -> Tensor:
-            return copies.train_loss(problem, 0, meta, batch)
+            return candidates.train_loss(problem, 0, meta, batch)
 
         names = list(meta)
         if graphs:
@@ -248,11 +184,11 @@ class EvoGrad(Estimator):
                 repeat_once(given, losses[0], lambda: first().detach())
         else:
             total, again = add_gradients(names, direct), []
-            for copy in range(self.candidates):
+            for candidate in range(self.candidates):
                 with torch.enable_grad():
-                    loss = copies.train_loss(problem, copy, meta, batch)
+                    loss = candidates.train_loss(problem, candidate, meta, batch)
                 again.append(loss.detach())
-                part = _combine([loss], coefficients[copy : copy + 1], leaves)
+                part = _combine([loss], coefficients[candidate : candidate + 1], leaves)
                 total = add_gradients(names, list(total.values()), part)
                 del loss, part
             require_equal(given, "train_loss", losses, again, first)
@@ -260,63 +196,37 @@ class EvoGrad(Estimator):
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=valid_loss,
             state=state,
-            cost=self._with_prefix(
-                Cost(
-                    forward=(1 if graphs else 2) * self.candidates + 1,
-                    backward=self.candidates + 1,
-                )
+            cost=Cost(
+                forward=(1 if graphs else 2) * self.candidates + 1,
+                backward=self.candidates + 1,
             ),
             details={"weights": weights, "coefficients": coefficients, "train_losses": values},
         )
 
-    def _shared(
-        self, problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any, valid: Any
-    ) -> tuple[BilevelProblem, Any, Any]:
-        """Return problem and batches as the copies take them: features where there is a prefix."""
-        if self.prefix is None:
-            return problem, batch, valid
-        names = self._names(state.parameters)
-        return share_prefix(self.prefix, problem, state, meta, names, batch, valid)
-
-    def _with_prefix(self, cost: Cost) -> Cost:
-        """Count the passes of the prefix; the others are then passes of what follows it."""
-        return cost if self.prefix is None else dataclasses.replace(cost, forward=cost.forward + 2)
-
     @override
-    def objective(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-        meta: Tensors,
+    def _objective(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any, valid: Any
     ) -> Tensor:
         """Return the outer loss at θ⁺(λ) with the noise of the last call at ``state``.
 
         That is of the next one where there was none.
 
-        For a guided one it is linear in θ⁺ around θ.
-
         With ``rescale``, a factor of r, it is L(θ⁺₀, λ) + r (L(θ⁺(λ), λ₀) − L(θ⁺₀, λ₀)).
         """
-        del inner
-        (batch,) = train_batches
-        problem, batch, valid_batch = self._shared(problem, state, meta, batch, valid_batch)
-        if self.guided:
-            return self._guide(state).objective(problem, state, batch, valid_batch, meta)
-        copies = self._generation(state)
+        candidates = self._candidates(state)
         with torch.no_grad():
 
             def outer(at: Tensors, point: Tensors) -> Tensor:
-                rest = (state.buffers, valid_batch, valid_key(state))
+                rest = (state.buffers, valid, valid_key(state))
                 return problem.evaluate_valid(at, point, *rest)
 
             if self.rescale is None:
-                return outer(copies.evolve(problem, meta, batch), meta)
+                return outer(candidates.evolve(problem, meta, batch), meta)
             present = problem.meta_parameters()
-            before = copies.evolve(problem, present, batch)
-            change = outer(copies.evolve(problem, meta, batch), present) - outer(before, present)
+            before = candidates.evolve(problem, present, batch)
+            change = outer(candidates.evolve(problem, meta, batch), present) - outer(
+                before, present
+            )
             return outer(before, meta) + self._factor * change
 
 

@@ -184,5 +184,5 @@ def _refuse_dependence(features: Any, meta: Tensors, inner: Tensors) -> None:
             raise ConfigurationError(
                 f"prefix depends on {what} {', '.join(names[:5])}"
                 f"{', ...' if len(names) > 5 else ''}, so that its features are not the same for "
-                f"all copies: {remedy}."
+                f"all candidates: {remedy}."
             )

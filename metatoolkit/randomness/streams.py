@@ -38,9 +38,9 @@ class Stream(int, enum.Enum):
     RESET = "state", -8
     REPEATED_CALL = "state", -9
 
-    # Keys of a step, beside those of copies of θ.
+    # Keys of a step, beside those of candidates for θ.
     VALID_LOSS = "step", -1
-    COPIES = "step", -2
+    CANDIDATES = "step", -2
     LINEAR_SOLVER = "step", -3
     PENALIZED_VALID_LOSS = "step", -4
     DIRECTIONS = "step", -5

@@ -13,7 +13,7 @@ from applications.cross_domain_few_shot.settings import DEFAULT, METHODS, NAMED
 from applications.cross_domain_few_shot.study import COMPARISON
 from metatoolkit import records, tasks
 from metatoolkit.errors import CheckpointError, ConfigurationError, DataError, UnknownNameError
-from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.hypergradients import EvoGrad, GuidedEvoGrad, Unrolled
 from metatoolkit.networks import Conv4
 from metatoolkit.tasks import ImageSet, domain_of
 from metatoolkit.tasks.labeled_batches import LabeledBatches
@@ -247,7 +247,8 @@ def test_estimators_follow_the_configuration():
     assert isinstance(estimator, EvoGrad)
     assert (estimator.candidates, estimator.learning_rate) == (3, 0.5)
     guided = build_estimator(_config(method="evograd", evograd={"guided": True}))
-    assert guided.guided
+    assert isinstance(guided, GuidedEvoGrad)
+    assert guided.learning_rate == _config()["lr"]
     paper = build_estimator(_config("resnet10", method="evograd"))
     assert paper.learning_rate == pytest.approx(1e-5)
     assert isinstance(build_estimator(_config(method="second_order")), Unrolled)

@@ -28,7 +28,7 @@ from metatoolkit.errors import ConfigurationError, DataError, LabelError, Unknow
 from metatoolkit.experiments.components import META_METHODS
 from metatoolkit.experiments.jobs import Job, configuration_of
 from metatoolkit.experiments.tuning import trials
-from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.hypergradients import EvoGrad, GuidedEvoGrad, Unrolled
 from tests.drawings import bars
 
 QUIET = {"progress": False}
@@ -274,7 +274,7 @@ def test_estimators_follow_the_method():
     assert isinstance(evograd, EvoGrad) and evograd.perturb == ["classifier.*"]
     assert isinstance(assemble(smoke(method="second_order")).trainer.estimator, Unrolled)
     guided = merged(smoke(), NAMED["guided"])
-    assert assemble(guided).trainer.estimator.guided
+    assert isinstance(assemble(guided).trainer.estimator, GuidedEvoGrad)
     joint = assemble(smoke(method="joint"))
     assert joint.trainer.estimator is None and joint.valid_batches is None
     assert set(next(assemble(smoke(method="target_only")).train_batches)) == {"target"}

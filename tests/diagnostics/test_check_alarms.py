@@ -12,6 +12,7 @@ from metatoolkit.hypergradients import (
     FiniteDifference,
     FirstOrder,
     ForwardMode,
+    GuidedEvoGrad,
     OneStep,
     Unrolled,
 )
@@ -39,7 +40,7 @@ from tests.diagnostics.checked import (
         OneStep(lookahead=False),
         EvoGrad(2, 0.05, 0.5),
         EvoGrad(2, 0.05, 0.5, rescale=0.3),
-        EvoGrad(2, 0.05, 0.5, guided=True, rescale=0.3),
+        GuidedEvoGrad(0.05, 0.5, rescale=0.3),
     ],
 )
 def test_losses_that_are_weighted_by_what_they_detach(estimator):
@@ -50,12 +51,17 @@ def test_losses_that_are_weighted_by_what_they_detach(estimator):
     assert result.verdict == "agrees" and result.relative_error < 1e-5, str(result)
 
 
-@pytest.mark.parametrize("options", [{}, {"rescale": 1e-3}, {"rescale": 50.0}, {"guided": True}])
-def test_rescale_with_a_direct_part(options):
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        *(EvoGrad(2, 0.02, 0.1, rescale=rescale) for rescale in (None, 1e-3, 50.0)),
+        GuidedEvoGrad(0.02, 0.1),
+    ],
+)
+def test_rescale_with_a_direct_part(estimator):
     def valid_loss(model, meta, batch):
         return plain(model, meta, batch) * meta.value.square().mean()
 
-    estimator = EvoGrad(2, 0.02, 0.1, **options)
     result = check(build(valid_loss=valid_loss), SGD, estimator, images(), images(1))
     assert result.relative_error < 1e-6, str(result)
 

@@ -16,6 +16,7 @@ from metatoolkit.hypergradients import (
     FirstOrder,
     ForwardGradient,
     ForwardMode,
+    GuidedEvoGrad,
     Implicit,
     NoiseReuseES,
     OneStep,
@@ -28,7 +29,7 @@ from metatoolkit.hypergradients import (
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "EvoGrad": lambda: EvoGrad(2, 0.1, 0.5),
     "EvoGrad, streamed": lambda: EvoGrad(3, 0.1, 0.5, noise="gaussian", streamed=True),
-    "EvoGrad, guided": lambda: EvoGrad(2, 0.1, 0.5, guided=True),
+    "GuidedEvoGrad": lambda: GuidedEvoGrad(0.1, 0.5),
     "Unrolled(1)": lambda: Unrolled(1),
     "Unrolled(3)": lambda: Unrolled(3),
     "Unrolled(3), mixed mode": lambda: Unrolled(3, product="forward_over_reverse"),

@@ -12,8 +12,8 @@ import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import (
     SAMA,
-    EvoGrad,
     FiniteDifference,
+    GuidedEvoGrad,
     OneStep,
     backward_hooks,
 )
@@ -25,8 +25,8 @@ from tests.hypergradients.test_pieces import Shift
 DIFFERENCES = {
     "FiniteDifference": (FiniteDifference, OneStep),
     "SAMA": (SAMA, lambda: OneStep(False)),
-    "guided EvoGrad": (
-        lambda: EvoGrad(2, 1e-5, 5.0, guided=True, rescale=1.0),
+    "GuidedEvoGrad": (
+        lambda: GuidedEvoGrad(1e-5, 5.0, rescale=1.0),
         lambda: OneStep(False),
     ),
 }

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, OneStep
+from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, GuidedEvoGrad, OneStep
 from metatoolkit.hypergradients.custom_functions import (
     check_derivative,
     is_observed,
@@ -26,7 +26,7 @@ from tests.hypergradients.test_detached import case_of, cross_entropies, relativ
 ESTIMATORS = {
     "FiniteDifference": (FiniteDifference(), OneStep()),
     "SAMA": (SAMA(), OneStep(False)),
-    "guided": (EvoGrad(2, 1e-4, 5.0, guided=True, rescale=1.0), OneStep(False)),
+    "GuidedEvoGrad": (GuidedEvoGrad(1e-4, 5.0, rescale=1.0), OneStep(False)),
 }
 estimators = pytest.mark.parametrize(("estimator", "limit"), ESTIMATORS.values(), ids=ESTIMATORS)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, OneStep
+from metatoolkit.hypergradients import SAMA, FiniteDifference, GuidedEvoGrad, OneStep
 from metatoolkit.hypergradients.detached import HeldConstants
 from tests import bank
 
@@ -403,10 +403,10 @@ def test_is_a_constant_of_the_difference(name):
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "a_hook_that_looks_on"])
-def test_is_common_to_the_copies_of_guided_evograd(name):
+def test_is_common_to_the_candidates_of_guided_evograd(name):
     case = case_of(LOSSES[name], mt.inner.SGD(lr=1.0))
     state = case.state
-    guided = EvoGrad(2, 1e-5, 5.0, guided=True, rescale=1.0)
+    guided = GuidedEvoGrad(1e-5, 5.0, rescale=1.0)
     assert relative_error(case.call(guided, state), case.call(OneStep(False), state)) < 2e-3
 
 
@@ -421,7 +421,7 @@ def test_what_cannot_be_held_is_an_error(name, estimator):
 @pytest.mark.parametrize("name", ["a_write_by_force", "a_value_set_by_data"])
 def test_hidden_writes_are_errors_where_all_is_held(name):
     train_loss, message = REFUSED[name]
-    guided = EvoGrad(2, 1e-5, 5.0, guided=True)
+    guided = GuidedEvoGrad(1e-5, 5.0)
     with pytest.raises(UnsupportedError, match=message):
         case_of(train_loss).call(guided)
 

@@ -14,6 +14,7 @@ from metatoolkit.hypergradients import (
     FiniteDifference,
     FixedPoint,
     ForwardMode,
+    GuidedEvoGrad,
     Implicit,
     Neumann,
     NormalEquationCG,
@@ -100,7 +101,7 @@ def test_zero_order_estimates_have_the_right_size(sigma):
         (FiniteDifference, lambda: Unrolled(1)),
         # These take the outer gradient before the step.
         (SAMA, lambda: OneStep(lookahead=False)),
-        (lambda: EvoGrad(2, 1e-4, guided=True, rescale=0.1), lambda: OneStep(lookahead=False)),
+        (lambda: GuidedEvoGrad(1e-4, rescale=0.1), lambda: OneStep(lookahead=False)),
     ],
 )
 def test_dropout_is_common_to_passes_that_are_subtracted(make, exact, probability):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import metatoolkit as mt
-from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, OneStep
+from metatoolkit.hypergradients import SAMA, FiniteDifference, GuidedEvoGrad, OneStep
 from metatoolkit.hypergradients.pieces import Flags
 from tests import bank
 from tests.hypergradients.test_detached import relative_error
@@ -85,7 +85,7 @@ def assert_keeps_its_piece(function):
         assert relative_error(case.call(estimator, state), exact) < limit
     exact = case.call(OneStep(False), state)
     assert relative_error(case.call(SAMA(), state), exact) < 1e-6
-    guided = EvoGrad(2, 1e-5, 5.0, guided=True, rescale=1.0)
+    guided = GuidedEvoGrad(1e-5, 5.0, rescale=1.0)
     assert relative_error(case.call(guided, state), exact) < 1e-3
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.hypergradients import EvoGrad
+from metatoolkit.hypergradients import EvoGrad, GuidedEvoGrad
 from metatoolkit.hypergradients.prefix import _refuse_dependence
 from metatoolkit.metaparameters.representation_transform import RepresentationTransform
 
@@ -73,8 +73,8 @@ class Setup:
         generator = torch.Generator().manual_seed(1)
         self.batches = draw(generator), draw(generator)
 
-    def call(self, **arguments):
-        estimator = EvoGrad(sigma=0.1, temperature=0.5, **arguments)
+    def call(self, make=EvoGrad, **arguments):
+        estimator = make(sigma=0.1, temperature=0.5, **arguments)
         train, valid = self.batches
         return estimator(self.problem, self.inner, self.state, [train], valid)
 
@@ -90,7 +90,7 @@ HEAD = {"perturb": ["head.*"]}
         {"candidates": 2},
         {"candidates": 5, "streamed": True},
         {"candidates": 3, "streamed": False, "rescale": 0.1},
-        {"guided": True},
+        {"make": GuidedEvoGrad},
     ],
 )
 def test_equals_evograd_without_prefix(arguments, dropout, valid_mode):
@@ -141,11 +141,11 @@ def test_the_generators_of_python_and_numpy_go_on_after_the_prefix(where, stream
             torch.testing.assert_close(gradient, found[0].gradient[name], rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("guided", [False, True])
-def test_is_the_derivative_of_its_objective(guided):
+@pytest.mark.parametrize("make", [EvoGrad, GuidedEvoGrad])
+def test_is_the_derivative_of_its_objective(make):
     setup = Setup()
     train, valid = setup.batches
-    estimator = EvoGrad(sigma=0.1, temperature=0.5, guided=guided, **HEAD, prefix=encode)
+    estimator = make(sigma=0.1, temperature=0.5, **HEAD, prefix=encode)
     check = mt.check_hypergradient(setup.problem, setup.inner, estimator, [train], valid)
     assert check.relative_error < 1e-6
 
@@ -215,24 +215,24 @@ def wide():
     return encoder, call, base_step
 
 
-@pytest.mark.parametrize("copies", [2, 4, 8])
-def test_flops_are_two_passes_of_the_encoder_and_the_heads(wide, copies):
+@pytest.mark.parametrize("candidates", [2, 4, 8])
+def test_flops_are_two_passes_of_the_encoder_and_the_heads(wide, candidates):
     encoder, call, _ = wide
     one = count_flops(encoder)
-    cached = EvoGrad(copies, **HEAD, streamed=True, prefix=encode)
-    per_copy = [
+    cached = EvoGrad(candidates, **HEAD, streamed=True, prefix=encode)
+    per_candidate = [
         count_flops(
             lambda number=number: call(EvoGrad(number, **HEAD, streamed=True, prefix=encode))
         )
         for number in (2, 3)
     ]
-    # What the passes of the prefix leave is proportional to the copies, and small.
-    heads = per_copy[1] - per_copy[0]
+    # What the passes of the prefix leave is proportional to the candidates, and small.
+    heads = per_candidate[1] - per_candidate[0]
     total = count_flops(lambda: call(cached))
-    assert total == 2 * one + copies * heads + (per_copy[0] - 2 * one - 2 * heads)
-    assert total < 2 * one * (1 + 0.06 * copies)
-    plain = count_flops(lambda: call(EvoGrad(copies, **HEAD, streamed=True)))
-    assert plain > (2 * copies + 1) * one
+    assert total == 2 * one + candidates * heads + (per_candidate[0] - 2 * one - 2 * heads)
+    assert total < 2 * one * (1 + 0.06 * candidates)
+    plain = count_flops(lambda: call(EvoGrad(candidates, **HEAD, streamed=True)))
+    assert plain > (2 * candidates + 1) * one
     second_order = count_flops(lambda: call(mt.hypergradients.Unrolled(1)))
     assert total < 0.4 * second_order
 
@@ -240,8 +240,8 @@ def test_flops_are_two_passes_of_the_encoder_and_the_heads(wide, copies):
 def test_memory_is_below_that_of_a_base_step(wide):
     _, call, base_step = wide
     reference = peak_memory(base_step)
-    for copies in (2, 8):
-        estimator = EvoGrad(copies, **HEAD, prefix=encode)
+    for candidates in (2, 8):
+        estimator = EvoGrad(candidates, **HEAD, prefix=encode)
         assert peak_memory(lambda estimator=estimator: call(estimator)) < 0.7 * reference
 
 
@@ -281,12 +281,12 @@ def meta_itself(model, meta, batch):
         (with_data, r"inner parameters that are perturbed, head\.1\.bias"),
     ],
 )
-def test_features_that_differ_between_copies_are_refused(prefix, message):
+def test_features_that_differ_between_candidates_are_refused(prefix, message):
     setup = Setup()
     with pytest.raises(ConfigurationError, match=message):
         setup.call(**HEAD, prefix=prefix)
     with pytest.raises(ConfigurationError, match=message):
-        setup.call(**HEAD, prefix=prefix, guided=True)
+        setup.call(GuidedEvoGrad, **HEAD, prefix=prefix)
     assert torch.is_grad_enabled()
 
 

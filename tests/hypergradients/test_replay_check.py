@@ -20,6 +20,7 @@ from metatoolkit.errors import NonFiniteError, ReplayError, UnsupportedError
 from metatoolkit.hypergradients import (
     EvoGrad,
     FiniteDifference,
+    GuidedEvoGrad,
     Penalty,
     Reptile,
     Unrolled,
@@ -277,7 +278,7 @@ def test_what_is_rewound_goes_on_working(between, make):
 
 
 @pytest.mark.parametrize("between", [Python, Numpy, nn.Dropout, lambda: nn.BatchNorm1d(5)])
-@pytest.mark.parametrize("kind", ["FiniteDifference", "SAMA", "Unrolled(3)", "EvoGrad, guided"])
+@pytest.mark.parametrize("kind", ["FiniteDifference", "SAMA", "Unrolled(3)", "GuidedEvoGrad"])
 def test_the_value_is_that_of_the_objective(between, kind):
     case, estimator = build(between()), ESTIMATORS[kind]()
     batches = case.batches(estimator.horizon)
@@ -337,7 +338,7 @@ def test_the_first_call_takes_one_evaluation_more_at_most(make):
     streamed = isinstance(estimator, EvoGrad) and estimator.streamed is not False
     # The two trajectories of Penalty begin at one point.
     taken_twice = estimator.repeats_steps or isinstance(estimator, Penalty)
-    if taken_twice or (streamed and not estimator.guided):
+    if taken_twice or streamed:
         more = 0
     assert first - second == more
     # What is measured is each call, the first one included.
@@ -574,7 +575,7 @@ def test_the_loss_that_drifts_is_named(streamed):
     with pytest.raises(ReplayError, match=r"^train_loss gave "):
         build(OwnGenerator()).call(EvoGrad(2, 0.1, 0.5, streamed=streamed))
     with pytest.raises(ReplayError, match=r"^train_loss gave "):
-        build(OwnGenerator()).call(EvoGrad(2, 0.1, 0.5, guided=True))
+        build(OwnGenerator()).call(GuidedEvoGrad(0.1, 0.5))
 
 
 def test_another_thread_is_not_watched_where_one_loss_is_repeated():

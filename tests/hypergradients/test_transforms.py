@@ -7,7 +7,14 @@ from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, ForwardMode, Unrolled
+from metatoolkit.hypergradients import (
+    SAMA,
+    EvoGrad,
+    FiniteDifference,
+    ForwardMode,
+    GuidedEvoGrad,
+    Unrolled,
+)
 from metatoolkit.hypergradients.transforms import (
     Outside,
     in_transform,
@@ -96,14 +103,14 @@ def test_finite_differences_are_the_derivative(loss, activation):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_copies_along_the_gradient_see_what_a_difference_sees(loss):
     right = case(loss).call(SAMA()).gradient["value"]
-    guided = EvoGrad(sigma=1e-5, temperature=1.0, rescale=0.1, guided=True)
+    guided = GuidedEvoGrad(sigma=1e-5, temperature=1.0, rescale=0.1)
     found = case(loss).call(guided).gradient["value"]
     assert bool(right.any())
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-10)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_copies_whose_graphs_cannot_be_looked_at_are_streamed(loss):
+def test_candidates_whose_graphs_cannot_be_looked_at_are_streamed(loss):
     right = case(loss).call(EvoGrad(streamed=True)).gradient
     torch.testing.assert_close(case(loss).call(EvoGrad()).gradient, right, rtol=1e-12, atol=0)
 

@@ -12,6 +12,7 @@ from metatoolkit.hypergradients import (
     EvoGrad,
     FiniteDifference,
     FirstOrder,
+    GuidedEvoGrad,
     Implicit,
     OneStep,
     Penalty,
@@ -49,7 +50,7 @@ def message_of(estimator, meta, train=plain, valid=plain, inner=None, steps=0, *
 
 
 @pytest.mark.parametrize(
-    "estimator", [EvoGrad(2, 0.1, 0.5), EvoGrad(2, 0.1, 0.5, guided=True)], ids=["", "guided"]
+    "estimator", [EvoGrad(2, 0.1, 0.5), GuidedEvoGrad(0.1, 0.5)], ids=["EvoGrad", "GuidedEvoGrad"]
 )
 @pytest.mark.parametrize("way", ["tensor", "function", "group"])
 def test_a_rate_that_the_estimator_does_not_differentiate(estimator, way):

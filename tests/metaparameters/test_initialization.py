@@ -22,6 +22,7 @@ from metatoolkit.hypergradients import (
     EvoGrad,
     FiniteDifference,
     ForwardMode,
+    GuidedEvoGrad,
     Implicit,
     OneStep,
     Penalty,
@@ -148,7 +149,7 @@ def test_implicit_differentiation_sees_the_pull_alone():
     ("estimator", "name"),
     [
         (EvoGrad(), "EvoGrad"),
-        (EvoGrad(guided=True), "EvoGrad"),
+        (GuidedEvoGrad(), "GuidedEvoGrad"),
         (SAMA(), "finite difference"),
         (FiniteDifference(), "finite difference"),
         (SOBA(), "SOBA"),

@@ -16,7 +16,7 @@ VALUES = {
     "state": {"RESET": -8, "REPEATED_CALL": -9},
     "step": {
         "VALID_LOSS": -1,
-        "COPIES": -2,
+        "CANDIDATES": -2,
         "LINEAR_SOLVER": -3,
         "PENALIZED_VALID_LOSS": -4,
         "DIRECTIONS": -5,
@@ -73,7 +73,7 @@ def test_streams_are_copied_as_themselves():
 
 
 def test_streams_beside_counted_keys_are_negative():
-    # Steps and copies of θ are counted from 0 on below the same keys.
+    # Steps and candidates for θ are counted from 0 on below the same keys.
     for stream in Stream:
         assert stream < 0 or stream.parent not in ("state", "step")
 
@@ -114,4 +114,4 @@ def test_no_module_folds_in_a_number_of_its_own():
 def test_a_number_is_found(call):
     assert list(_folded(ast.parse(call)))
     assert list(_folded(ast.parse("_X = -3\nfold_in(key, _X)")))
-    assert not list(_folded(ast.parse("fold_in(key, step, Stream.COPIES + index)")))
+    assert not list(_folded(ast.parse("fold_in(key, step, Stream.CANDIDATES + index)")))

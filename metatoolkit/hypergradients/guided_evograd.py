@@ -1,89 +1,118 @@
-"""The guided variant of EvoGrad: two copies along the validation gradient, none at random."""
+"""GuidedEvoGrad: two candidates along the gradient of the outer loss, none at random."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import (
     Cost,
     Hypergradient,
+    Traits,
     add_gradients,
     check_finite,
     fill_gradients,
 )
 from metatoolkit.hypergradients.detached import HeldConstants
+from metatoolkit.hypergradients.prefix import Prefix
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.replay_check import evaluate_again, repeat_once
+from metatoolkit.hypergradients.scored_candidates import ScoredCandidates
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
 
 
-@dataclasses.dataclass(frozen=True)
-class Guide:
-    """The copies θ ± σ d with d the unit vector along the gradient g of the outer loss at θ.
+@estimators.register()
+class GuidedEvoGrad(ScoredCandidates):
+    """EvoGrad with candidates along the gradient of the outer loss, instead of at random.
 
-    With the weights w = softmax(−ℓ/τ) of the copies' training losses, θ⁺ = θ + σ (w₊ − w₋) d and
-    ⟨g, θ₊ − θ⁺⟩ = 2 w₋ σ ‖g‖, so that EvoGrad's sum is c (∂ℓ₊/∂λ − ∂ℓ₋/∂λ) with
+    The two candidates are θ ± σ d with d the unit vector along the gradient g of the outer loss at
+    θ. With the weights w = softmax(−ℓ/τ) of their training losses ℓ on one batch,
+    θ⁺ = θ + σ (w₊ − w₋) d and ⟨g, θ₊ − θ⁺⟩ = 2 w₋ σ ‖g‖, so that EvoGrad's sum (see
+    :class:`EvoGrad`), with g in the place of the outer gradient at θ⁺, is c (∂ℓ₊/∂λ − ∂ℓ₋/∂λ) with
     c = −2 w₊ w₋ σ ‖g‖ / τ. For small σ it is −(σ²/τ) ∂²ℓ/∂λ∂θ · g, the one-step hypergradient of
-    plain SGD with the learning rate σ²/τ and the outer gradient at θ. What a derivative
-    takes for a constant (see :class:`HeldConstants`) is common to both copies, as are the masks.
+    plain SGD with the learning rate σ²/τ and the outer gradient at θ; ``rescale`` sets that
+    learning rate. Nothing is random. What a derivative takes for a constant (see
+    :class:`HeldConstants`) is common to both candidates, as are dropout masks.
+
+    Cost with F one forward pass: 5 F with λ in the loss alone, at most 9 F.
 
     Args:
-        names: Inner parameters to perturb.
         sigma: Norm σ of the perturbation.
         temperature: Temperature τ of the softmax.
-        factor: Factor of what flows through the training loss.
+        rescale: Learning rate of the one-step update whose hypergradient is estimated; ``None``
+            leaves σ²/τ.
+        perturb: Name patterns of the inner parameters to perturb; ``None`` for all.
+        prefix: Function ``(model, meta, batch) -> features`` that depends neither on λ nor on
+            perturbed parameters; the losses must take the features as well as a batch, which
+            base steps give them. Integers that it makes of either are beyond what is checked.
+
+    Raises:
+        ConfigurationError: A number is out of range, or ``perturb`` or ``prefix`` is of another
+            kind.
+
+    Example:
+        >>> f"{GuidedEvoGrad(sigma=1e-2, temperature=0.05).learning_rate:.0e}"
+        '2e-03'
     """
 
-    names: Sequence[str]
-    sigma: float
-    temperature: float
-    factor: float
+    traits = Traits(
+        kind="approximate",
+        computes="for small σ, derivative through one SGD step, at the θ before it",
+        assumes="λ in the model or the training loss; first derivatives only",
+        passes="5 F to 9 F",
+        memory="one copy of θ and the graph of one pass",
+        paper="Bohdal et al. 2021, arXiv 2106.10575",
+    )
 
-    def estimate(
+    def __init__(
+        self,
+        sigma: float = 1e-3,
+        temperature: float = 0.05,
+        rescale: float | None = None,
+        perturb: Sequence[str] | None = None,
+        prefix: Prefix | None = None,
+    ) -> None:
+        super().__init__(sigma, temperature, rescale, perturb, prefix)
+
+    @property
+    @override
+    def _own_learning_rate(self) -> float:
+        return self.sigma**2 / self.temperature
+
+    @override
+    def _estimate(
         self,
         problem: BilevelProblem,
         state: InnerState,
+        meta: Tensors,
         batch: Any,
         valid_batch: Any,
         given: BilevelProblem,
     ) -> Hypergradient:
-        """Return the guided estimate. Cost: the outer loss, 3 F, and a pass for each copy.
-
-        Args:
-            problem: The bilevel problem, as the copies take it.
-            state: Detached state, returned as it is.
-            batch: Training batch on which both copies are scored.
-            valid_batch: Batch for the outer loss.
-            given: The problem that the user gave.
-
-        Raises:
-            ConfigurationError: The perturbation is lost in the rounding of the parameters.
-        """
-        meta = problem.meta_leaves()
         names, leaves = list(meta), list(meta.values())
         valid_loss, direction, norm, direct = self._direction(problem, state, meta, valid_batch)
         losses, sides = [], []
-        copies = self._copies(state, direction)
-        for loss in self._losses(problem, state, copies, meta, batch):
+        candidates = self._candidates(state, direction)
+        for loss in self._losses(problem, state, candidates, meta, batch):
             sides.append(loss_gradient(loss, leaves))
             losses.append(loss.detach())
-        again = (copies[0], meta, state.buffers, batch, fold_in(state.key, state.step))
+        again = (candidates[0], meta, state.buffers, batch, fold_in(state.key, state.step))
         repeat_once(given, losses[0], lambda: evaluate_again(problem, "train_loss", again))
         values = torch.stack(losses)
-        check_finite({"the training loss of a perturbed copy": values})
+        check_finite({"the training loss of a candidate": values})
         values = values.to(norm.dtype)
         weights = self._weights(values)
-        coefficient = (-2 * self.factor * self.sigma / self.temperature) * weights.prod() * norm
-        # A function with a backward pass of its own may reach λ from one of the copies alone.
+        coefficient = (-2 * self._factor * self.sigma / self.temperature) * weights.prod() * norm
+        # A function with a backward pass of its own may reach λ from one of the candidates alone.
         gaps = add_gradients(names, sides[0], [None if g is None else -g for g in sides[1]])
         through = [None if g is None else (coefficient * g).to(g.dtype) for g in gaps.values()]
         total = add_gradients(names, direct, through)
@@ -99,39 +128,30 @@ class Guide:
             },
         )
 
-    def objective(
-        self,
-        problem: BilevelProblem,
-        state: InnerState,
-        batch: Any,
-        valid_batch: Any,
-        meta: Tensors,
+    @override
+    def _objective(
+        self, problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any, valid: Any
     ) -> Tensor:
-        """Return L(θ, λ) + r ⟨g, θ⁺(λ) − θ⟩ with the factor r, and g and d those of the present λ.
-
-        Args:
-            problem: The bilevel problem.
-            state: Detached state.
-            batch: Training batch.
-            valid_batch: Batch for the outer loss.
-            meta: Meta-parameters by name.
-        """
+        """Return L(θ, λ) + r ⟨g, θ⁺(λ) − θ⟩ with the factor r; g and d are of the present λ."""
         present = problem.meta_leaves()
-        _, direction, norm, _ = self._direction(problem, state, present, valid_batch)
+        _, direction, norm, _ = self._direction(problem, state, present, valid)
         with torch.no_grad():
-            copies = self._copies(state, direction)
-            losses = [loss.detach() for loss in self._losses(problem, state, copies, meta, batch)]
+            candidates = self._candidates(state, direction)
+            losses = [
+                loss.detach() for loss in self._losses(problem, state, candidates, meta, batch)
+            ]
         weights = self._weights(torch.stack(losses).to(norm.dtype))
-        shift = self.factor * self.sigma * (weights[0] - weights[1]) * norm
-        return outer_loss(problem, state, meta, valid_batch) + shift
+        shift = self._factor * self.sigma * (weights[0] - weights[1]) * norm
+        return outer_loss(problem, state, meta, valid) + shift
 
     def _direction(
         self, problem: BilevelProblem, state: InnerState, meta: Tensors, valid_batch: Any
     ) -> tuple[Tensor, Tensors, Tensor, Adjoint]:
         """Return the outer loss, d, ‖g‖ and the direct gradient in λ."""
+        names = self._names(state.parameters)
         loss, adjoint, direct = finite_outer_gradient(problem, state, meta, valid_batch)
         found = zip(state.parameters, adjoint, strict=False)
-        outer = {name: g for name, g in found if g is not None and name in self.names}
+        outer = {name: g for name, g in found if g is not None and name in names}
         dtype = torch.promote_types(loss.dtype, torch.float32)
         norm = torch.zeros((), dtype=dtype, device=loss.device)
         if outer:
@@ -140,10 +160,10 @@ class Guide:
         inverse = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
         return loss, {name: inverse * g for name, g in outer.items()}, norm, direct
 
-    def _copies(self, state: InnerState, direction: Tensors) -> list[Tensors]:
-        copies = []
+    def _candidates(self, state: InnerState, direction: Tensors) -> list[Tensors]:
+        candidates = []
         for sign in (1.0, -1.0):
-            copies.append(
+            candidates.append(
                 {
                     name: tensor + sign * self.sigma * direction[name]
                     if name in direction
@@ -151,7 +171,7 @@ class Guide:
                     for name, tensor in state.parameters.items()
                 }
             )
-        same = [(copies[0][n] == copies[1][n]).all() for n in direction]
+        same = [(candidates[0][n] == candidates[1][n]).all() for n in direction]
         moving = [(d != 0).any() for d in direction.values()]
         if direction and bool(torch.stack(same).all() & torch.stack(moving).any()):
             dtype = str(next(iter(direction.values())).dtype).removeprefix("torch.")
@@ -159,13 +179,13 @@ class Guide:
                 f"sigma is {self.sigma}, and a perturbation of that norm is lost in the rounding "
                 f"of {dtype} parameters; raise sigma."
             )
-        return copies
+        return candidates
 
     @staticmethod
     def _losses(
         problem: BilevelProblem,
         state: InnerState,
-        copies: list[Tensors],
+        candidates: list[Tensors],
         meta: Tensors,
         batch: Any,
     ) -> Iterator[Tensor]:
@@ -173,9 +193,11 @@ class Guide:
         key = fold_in(state.key, state.step)
         # Gradients in θ, which would tell what depends on it, are not taken here.
         held = HeldConstants(everything=True)
-        for holding, copy in zip((held.recording, held.replaying), copies, strict=True):
+        for holding, candidate in zip((held.recording, held.replaying), candidates, strict=True):
             with torch.enable_grad():
-                loss, _ = holding(problem).evaluate_train(copy, meta, state.buffers, batch, key)
+                loss, _ = holding(problem).evaluate_train(
+                    candidate, meta, state.buffers, batch, key
+                )
             yield loss
 
     def _weights(self, losses: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The random copies of one generation of EvoGrad, each drawn again from its seed when needed."""
+"""The random candidates of one call of EvoGrad, drawn again from their seeds when needed."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
 
 Noise = Callable[[int, str, Tensor], Tensor]
-"""Function ``(copy, parameter name, parameter) -> tensor``, the same for the same arguments."""
+"""Function ``(candidate, parameter name, parameter) -> tensor``, a function of these alone."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
-    """The copies θ_k = θ + σ ε_k of the inner parameters; none of them is kept.
+class Candidates:
+    """The candidates θ_k = θ + σ ε_k of the inner parameters; none of them is kept.
 
     Attributes:
         state: Detached state with θ.
         names: Inner parameters to perturb.
-        candidates: Number of copies K.
+        number: Their number K.
         sigma: Size of the perturbations σ.
         temperature: Temperature τ of the softmax.
         noise: Kind of the noise ε, or a function that returns it.
-        common_random_numbers: Whether all copies share their dropout masks.
+        common_random_numbers: Whether all candidates share their dropout masks.
         seed: Seed of the noise, beside its key.
         key: Random key of the noise, beside the step.
     """
 
     state: InnerState
     names: Sequence[str]
-    candidates: int
+    number: int
     sigma: float
     temperature: float
     noise: Literal["sign", "gaussian"] | Noise
@@ -47,11 +47,11 @@ class Generation:
     seed: int
     key: int
 
-    def perturbations(self, copy: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield parameter names and ε of one copy, the same at every call.
+    def perturbations(self, candidate: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield parameter names and ε of one candidate, the same at every call.
 
         Args:
-            copy: Number of the copy.
+            candidate: Number of the candidate.
 
         Yields:
             Name and noise, tensor by tensor.
@@ -59,43 +59,45 @@ class Generation:
         parameters = {name: self.state.parameters[name] for name in self.names}
         if callable(self.noise):
             for name, parameter in parameters.items():
-                yield name, self.noise(copy, name, parameter)
+                yield name, self.noise(candidate, name, parameter)
             return
-        key = fold_in(self.key, self.state.step, Stream.COPIES, self.seed, copy)
+        key = fold_in(self.key, self.state.step, Stream.CANDIDATES, self.seed, candidate)
         yield from stream_noise(parameters, self.noise, key)
 
-    def train_loss(self, problem: BilevelProblem, copy: int, meta: Tensors, batch: Any) -> Tensor:
-        """Return the training loss of one copy, a scalar. Cost: 1 F.
+    def train_loss(
+        self, problem: BilevelProblem, candidate: int, meta: Tensors, batch: Any
+    ) -> Tensor:
+        """Return the training loss of one candidate, a scalar. Cost: 1 F.
 
         Args:
             problem: The bilevel problem.
-            copy: Number of the copy.
+            candidate: Number of the candidate.
             meta: Meta-parameters by name.
             batch: Training batch.
         """
         state = self.state
         key = fold_in(state.key, state.step)
         if not self.common_random_numbers:
-            key = fold_in(key, copy)
+            key = fold_in(key, candidate)
         parameters = dict(state.parameters)
-        for name, epsilon in self.perturbations(copy):
+        for name, epsilon in self.perturbations(candidate):
             parameters[name] = parameters[name] + self.sigma * epsilon
         return problem.evaluate_train(parameters, meta, state.buffers, batch, key)[0]
 
     def score(
         self, problem: BilevelProblem, meta: Tensors, batch: Any, streamed: bool | None
     ) -> tuple[list[Tensor], bool]:
-        """Return the training losses of all copies, with graphs where these are kept.
+        """Return the training losses of all candidates, with graphs where these are kept.
 
         Args:
             problem: The bilevel problem.
             meta: Meta-parameters by name, leaves that require a gradient.
             batch: Training batch.
-            streamed: Whether no graph is kept; ``None`` keeps them where the graphs of all copies,
+            streamed: Whether no graph is kept; ``None`` keeps them where those of all candidates,
                 by that of the first, take no more memory than θ.
 
         Returns:
-            The losses, and whether they carry their graphs in λ. Cost: 1 F for each copy.
+            The losses, and whether they carry their graphs in λ. Cost: 1 F for each candidate.
 
         Raises:
             ConfigurationError: The perturbations are lost in the rounding of the parameters.
@@ -103,7 +105,7 @@ class Generation:
         losses: list[Tensor] = []
         keep = streamed is not True
         budget = sum(t.numel() * t.element_size() for t in self.state.parameters.values())
-        for copy in range(self.candidates):
+        for candidate in range(self.number):
             held = 0
 
             def count(tensor: Tensor) -> Tensor:
@@ -113,30 +115,30 @@ class Generation:
                 return tensor.detach()
 
             with torch.set_grad_enabled(keep):
-                if keep and streamed is None and copy == 0:
+                if keep and streamed is None and candidate == 0:
                     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
                     try:
                         with hooks:
-                            loss = self.train_loss(problem, copy, meta, batch)
+                            loss = self.train_loss(problem, candidate, meta, batch)
                     except RuntimeError as error:
                         # torch.func.grad in a loss forbids to look at what a graph holds.
                         if "saved tensor hooks" not in str(error):
                             raise
                         with torch.no_grad():
-                            loss = self.train_loss(problem, copy, meta, batch)
-                    if not loss.requires_grad or held * self.candidates > budget:
+                            loss = self.train_loss(problem, candidate, meta, batch)
+                    if not loss.requires_grad or held * self.number > budget:
                         keep, loss = False, loss.detach()
                 else:
-                    loss = self.train_loss(problem, copy, meta, batch)
+                    loss = self.train_loss(problem, candidate, meta, batch)
             losses.append(loss)
         values = torch.stack([loss.detach() for loss in losses])
-        # With common masks copies that do not differ have equal losses.
+        # With common masks candidates that do not differ have equal losses.
         if not self.common_random_numbers or bool((values == values[0]).all()):
             self._refuse_lost()
         return losses, keep
 
     def _refuse_lost(self) -> None:
-        """Raise where the first copy is θ itself, for all that its noise is not zero."""
+        """Raise where the first candidate is θ itself, for all that its noise is not zero."""
         same, moving, dtypes = [], [], []
         for name, epsilon in self.perturbations(0):
             parameter = self.state.parameters[name]
@@ -153,7 +155,7 @@ class Generation:
         """Return w = softmax(−ℓ/τ).
 
         Args:
-            losses: Training losses ℓ of the copies, shape (K,).
+            losses: Training losses ℓ of the candidates, shape (K,).
         """
         return torch.softmax(-losses / self.temperature, dim=0)
 
@@ -161,11 +163,11 @@ class Generation:
         """Return θ⁺ = θ + σ Σ_k w_k ε_k by name.
 
         Args:
-            weights: Weights w of the copies, shape (K,).
+            weights: Weights w of the candidates, shape (K,).
         """
         parameters = dict(self.state.parameters)
-        for copy, weight in enumerate(weights):
-            for name, epsilon in self.perturbations(copy):
+        for candidate, weight in enumerate(weights):
+            for name, epsilon in self.perturbations(candidate):
                 parameters[name] = parameters[name] + (
                     self.sigma * weight.to(epsilon.dtype) * epsilon
                 )
@@ -179,7 +181,7 @@ class Generation:
             meta: Meta-parameters by name.
             batch: Training batch.
         """
-        losses = [self.train_loss(problem, k, meta, batch) for k in range(self.candidates)]
+        losses = [self.train_loss(problem, k, meta, batch) for k in range(self.number)]
         return self.offspring(self.weights(torch.stack(losses)))
 
     def outer(
@@ -215,7 +217,7 @@ class Generation:
         """Return c_k = −(w_k/τ) ⟨g, θ_k − θ⁺⟩ times a factor, shape (K,).
 
         Args:
-            weights: Weights w of the copies, shape (K,).
+            weights: Weights w of the candidates, shape (K,).
             gradient: Gradient g of the outer loss at θ⁺ by name; missing ones are zeros.
             factor: The factor.
         """
@@ -224,14 +226,14 @@ class Generation:
                 sum(
                     (
                         (gradient[name].to(weights.dtype) * epsilon).sum()
-                        for name, epsilon in self.perturbations(copy)
+                        for name, epsilon in self.perturbations(candidate)
                         if name in gradient
                     ),
                     start=weights.new_zeros(()),
                 )
-                for copy in range(self.candidates)
+                for candidate in range(self.number)
             ]
         )
-        # Σ_j w_j ⟨g, ε_k − ε_j⟩ over pairs, so that equal copies have exactly no say.
+        # Σ_j w_j ⟨g, ε_k − ε_j⟩ over pairs, so that equal candidates have exactly no say.
         centered = self.sigma * (weights * (projections.unsqueeze(1) - projections)).sum(1)
         return -(factor / self.temperature) * weights * centered
