@@ -48,13 +48,13 @@ def build_estimators(
 ) -> dict[str, Callable[[int], hg.Estimator]]:
     """Return a function ``seed -> estimator`` for each estimator of the toolkit, by label.
 
-    Those that take inner steps take ``horizon`` of them from x. EvoGrad is the guided one: random
-    copies are sampled in :mod:`applications.illustration.replay`.
+    Those that take inner steps take ``horizon`` of them from x. EvoGrad's random candidates are
+    sampled in :mod:`applications.illustration.replay`.
 
     Args:
         horizon: Number of inner steps T.
-        sigma: σ of EvoGrad.
-        temperature: τ of EvoGrad.
+        sigma: σ of GuidedEvoGrad.
+        temperature: τ of GuidedEvoGrad.
     """
     return {
         "EvoGrad, guided": lambda _: hg.GuidedEvoGrad(sigma, temperature),
@@ -86,10 +86,12 @@ def build_estimators(
 def missing_estimators(estimators: Sequence[hg.Estimator]) -> list[str]:
     """Return the estimators of the toolkit that none of the given ones is an instance of.
 
+    EvoGrad is not among them, whose estimates :mod:`applications.illustration.replay` takes.
+
     Args:
         estimators: Estimators.
     """
-    present = {type(estimator) for estimator in estimators}
+    present = {hg.EvoGrad, *(type(estimator) for estimator in estimators)}
     return [name for name, kind in all_estimators().items() if kind not in present]
 
 
