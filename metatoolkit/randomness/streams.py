@@ -10,7 +10,7 @@ from typing import Self
 class Stream(int, enum.Enum):
     """Integer for :func:`fold_in`, by what is drawn; unique among the streams of one parent key.
 
-    Beside counted keys (a step, a copy, a batch, from 0 on) a stream is negative.
+    Beside counted keys (a step, a candidate, a batch, from 0 on) a stream is negative.
 
     Args:
         parent: What the key belongs to that the stream is folded into.
