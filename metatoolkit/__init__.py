@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from metatoolkit import tasks as tasks
     from metatoolkit.diagnostics import check_hypergradient as check_hypergradient
     from metatoolkit.diagnostics import compare_estimators as compare_estimators
+    from metatoolkit.diagnostics import signal_to_noise as signal_to_noise
     from metatoolkit.problem import BilevelProblem as BilevelProblem
     from metatoolkit.state import InnerState as InnerState
     from metatoolkit.training import EarlyStopping as EarlyStopping
@@ -47,6 +48,7 @@ _NAMES = {
     "MetaTrainer": "metatoolkit.training",
     "check_hypergradient": "metatoolkit.diagnostics",
     "compare_estimators": "metatoolkit.diagnostics",
+    "signal_to_noise": "metatoolkit.diagnostics",
 }
 
 __all__ = ["__version__", *_MODULES, *_NAMES]

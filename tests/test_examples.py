@@ -104,6 +104,7 @@ def test_every_family_of_components_has_an_example():
         "problem": mt.BilevelProblem,
         "check": mt.check_hypergradient,
         "comparison": mt.compare_estimators,
+        "signal and noise": mt.signal_to_noise,
         "loss": mt.losses.cross_entropy,
         "data set": mt.tasks.load_dataset,
         "batches": mt.tasks.Batches,
@@ -190,6 +191,8 @@ def for_choosing() -> dict[str, Any]:
         "inner": mt.inner.SGD(lr=0.1),
         "train_batches": [next(source) for _ in range(10)],
         "valid_batch": next(source),
+        "train_loader": source,
+        "valid_loader": source,
     }
 
 

@@ -177,7 +177,7 @@ def compare_estimators(
     for name, estimator in tqdm(
         named.items(), desc="estimators", disable=not progress, leave=False, dynamic_ncols=True
     ):
-        call = _Call(problem, inner, estimator, state, train_batches, valid_batch)
+        call = Call(problem, inner, estimator, state, train_batches, valid_batch)
         try:
             rows[name] = _measure(call, right, unit, draws, repeats)
         except Exception as error:  # A row of its own, whatever it is: the others go on.
@@ -225,7 +225,7 @@ def _reference(
     if isinstance(reference, Mapping):
         return _in_order(problem, reference)
     estimator = Unrolled(steps=len(train_batches)) if reference is None else reference
-    call = _Call(problem, inner, estimator, state, train_batches, valid_batch)
+    call = Call(problem, inner, estimator, state, train_batches, valid_batch)
     try:
         return _in_order(problem, call().gradient)
     except (MetatoolkitError, RuntimeError) as error:
@@ -237,8 +237,17 @@ def _reference(
         raise
 
 
-class _Call:
-    """One estimator with all that it is called with."""
+class Call:
+    """One estimator with all that it is called with.
+
+    Args:
+        problem: The bilevel problem.
+        inner: Inner learner.
+        estimator: The estimator, which stays as it is.
+        state: State to start from.
+        train_batches: Training batches, of which it gets as many as its horizon.
+        valid_batch: Batch for the outer loss.
+    """
 
     def __init__(
         self,
@@ -254,18 +263,22 @@ class _Call:
         self.arguments = (list(train_batches[: estimator.horizon]), valid_batch)
 
     def __call__(self, draw: int = 0) -> Any:
+        """Call a copy of the estimator that carries nothing from calls before.
+
+        Args:
+            draw: Which key; 0 is that of the state.
+        """
         state = self.state
         if draw:
             state = dataclasses.replace(state, key=fold_in(state.key, draw))
         estimator = self.estimator.duplicate()
         with contextlib.suppress(CheckpointError):
-            # Nothing that it carries from calls before has a say; where it cannot begin anew, it
-            # carries nothing that lasts.
+            # Where it cannot begin anew, it carries nothing that lasts.
             estimator.load_state_dict({})
         return estimator(self.problem, self.inner, state, *self.arguments)
 
 
-def _measure(call: _Call, right: Tensor, unit: int, draws: int, repeats: int) -> dict[str, Any]:
+def _measure(call: Call, right: Tensor, unit: int, draws: int, repeats: int) -> dict[str, Any]:
     first = call()
     given = [_in_order(call.problem, first.gradient)]
     if call.estimator.traits.kind == "stochastic":

@@ -37,6 +37,7 @@ class Stream(int, enum.Enum):
     # Keys of an inner state, beside those of its steps.
     RESET = "state", -8
     REPEATED_CALL = "state", -9
+    META_BATCH = "state", -10
 
     # Keys of a step, beside those of candidates for θ.
     VALID_LOSS = "step", -1

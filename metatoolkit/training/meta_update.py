@@ -15,6 +15,7 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors
 from metatoolkit.training.checks import described
+from metatoolkit.training.running_signal import RunningSignal
 
 _LOOKED_AT = 10
 """Moves of λ in which a part of it that never has a gradient is looked for."""
@@ -29,6 +30,7 @@ class MetaUpdate:
         scheduler: Scheduler of the optimizer's learning rate, stepped after each move, or
             ``None``.
         clip_norm: Largest norm of the hypergradient over all meta-parameters, or ``None``.
+        signal_window: About how many moves signal and noise are averaged over, or ``None``.
 
     Raises:
         ConfigurationError: The optimizer is none of the meta-parameters alone, the scheduler is
@@ -41,6 +43,7 @@ class MetaUpdate:
         optimizer: torch.optim.Optimizer,
         scheduler: LRScheduler | None = None,
         clip_norm: float | None = None,
+        signal_window: int | None = None,
     ) -> None:
         _check_optimizer(problem, optimizer)
         _check_scheduler(optimizer, scheduler)
@@ -52,10 +55,11 @@ class MetaUpdate:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.clip_norm = clip_norm
+        self.signal = None if signal_window is None else RunningSignal(signal_window)
         self._moves = 0
         self._reached: Tensor | None = None
 
-    def move(self, gradients: Sequence[Tensors], valid_loss: Tensor) -> Tensor:
+    def move(self, gradients: Sequence[Tensors], valid_loss: Tensor) -> dict[str, Tensor]:
         """Move λ once along the mean of hypergradients.
 
         Args:
@@ -63,7 +67,8 @@ class MetaUpdate:
             valid_loss: Mean outer loss, which ``ReduceLROnPlateau`` looks at.
 
         Returns:
-            The norm of the mean before it is clipped, a 0-d tensor.
+            ``hypergradient_norm``, that of the mean before it is clipped, and from the second move
+            on ``hypergradient_signal_to_noise``, if there is a window; 0-d tensors.
         """
         names = list(self.problem.meta_parameter_names)
         mean = [gradients[0][name] for name in names]
@@ -75,6 +80,8 @@ class MetaUpdate:
         norm = torch.linalg.vector_norm(norms)
         if self._moves < _LOOKED_AT:
             self._look_for_idle_ones(norms)
+        if self.signal is not None:
+            self.signal.see(mean)
         if self.clip_norm is not None:
             # As torch.nn.utils.clip_grad_norm_ does it.
             factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -94,7 +101,10 @@ class MetaUpdate:
             self.scheduler.step(float(valid_loss))
         elif self.scheduler is not None:
             self.scheduler.step()
-        return norm
+        metrics = {"hypergradient_norm": norm}
+        if self.signal is not None and self.signal.ratio is not None:
+            metrics["hypergradient_signal_to_noise"] = self.signal.ratio
+        return metrics
 
     def _look_for_idle_ones(self, norms: Tensor) -> None:
         """Warn of meta-parameters whose hypergradient was zero in each of the first moves."""

@@ -38,6 +38,7 @@ def snapshot(trainer: MetaTrainer, streams: Mapping[str, Stateful]) -> dict[str,
         "meta": trainer.problem.meta.state_dict(),
         "meta_optimizer": trainer.meta_optimizer and trainer.meta_optimizer.state_dict(),
         "meta_scheduler": trainer.meta_scheduler and trainer.meta_scheduler.state_dict(),
+        "signal": _signal(trainer) and _signal(trainer).state_dict(),
         "estimator": trainer.estimator and trainer.estimator.state_dict(),
         "streams": {name: _place(trainer, name, stream) for name, stream in streams.items()},
         "unfinished": trainer.unfinished and trainer.unfinished.state_dict(),
@@ -95,6 +96,9 @@ def restore(
         trainer.meta_scheduler.load_state_dict(content["meta_scheduler"])
     if trainer.estimator is not None:
         trainer.estimator.load_state_dict(content["estimator"])
+    signal = _signal(trainer)
+    if signal is not None and content.get("signal") is not None:
+        signal.load_state_dict(content["signal"], device)
     if trainer.watch is not None and content.get("watch") is not None:
         trainer.watch.load_state_dict(content["watch"], device)
     for name, stream in streams.items():
@@ -108,6 +112,10 @@ def restore(
         trainer.begin_step().load_state_dict(content["unfinished"], device)
     trainer.unreported = dict(content.get("unreported", {}))
     trainer.evaluation_due = content.get("evaluation_due", False)
+
+
+def _signal(trainer: MetaTrainer) -> Any:
+    return trainer.meta_update and trainer.meta_update.signal
 
 
 def _parts(trainer: MetaTrainer) -> dict[str, Any]:

@@ -54,8 +54,8 @@ class MetaTrainer:
             ``.grad`` that one of them has stays as it is.
         meta_scheduler: Scheduler of the meta-optimizer's learning rate, stepped after each move of
             λ; it is part of checkpoints. ``ReduceLROnPlateau`` is given the outer loss.
-        clip_norm: Largest norm of the hypergradient over all of λ; a longer one is scaled down to
-            it. The metric ``hypergradient_norm`` is the norm before.
+        clip_norm: Largest norm of the hypergradient over all of λ, to which a longer one is scaled;
+            the metric ``hypergradient_norm`` is the norm before.
         device: Where to run; ``None`` keeps the modules where they are. Moves them in place.
         seed: Seed of the trajectory (dropout, the noise of estimators).
         meta_every: λ moves in every so many outer steps, beginning with the first.
@@ -65,8 +65,7 @@ class MetaTrainer:
         order: Whether λ moves before θ (``"meta_first"``: the base step sees the new λ, as in
             Meta-Weight-Net) or after (``"inner_first"``).
         keep_lookahead: Take over the state that the estimator reached, instead of base steps of
-            its own, in outer steps where λ moves; for unrolled horizons without a second pass. It
-            needs an estimator that takes inner steps from the state it is given.
+            its own, in outer steps where λ moves; it needs an estimator that takes inner steps.
         reset_every: Number of inner steps after which θ starts over from where the trainer found
             it, with a random key of its own, rounded up to whole outer steps; ``None`` trains θ on
             and on. λ and its optimizer stay.
@@ -92,6 +91,7 @@ class MetaTrainer:
         order: Literal["meta_first", "inner_first"] = "meta_first",
         keep_lookahead: bool = False,
         reset_every: int | None = None,
+        signal_window: int | None = None,
         episode: int | None = None,
     ) -> None:
         refuse_inference_mode()
@@ -100,9 +100,11 @@ class MetaTrainer:
         check_rhythm(estimator, meta_every, order, keep_lookahead, reset_every, accumulate)
         self.meta_update = None
         if meta_optimizer is not None:
-            self.meta_update = MetaUpdate(problem, meta_optimizer, meta_scheduler, clip_norm)
-        elif clip_norm is not None:
-            raise ConfigurationError("clip_norm needs an estimator, whose hypergradient it clips.")
+            options = (meta_scheduler, clip_norm, signal_window)
+            self.meta_update = MetaUpdate(problem, meta_optimizer, *options)
+        elif clip_norm is not None or signal_window is not None:
+            name = "clip_norm" if clip_norm is not None else "signal_window"
+            raise ConfigurationError(f"{name} needs an estimator, whose hypergradient it looks at.")
         self.device = checked_device(device)
         if self.device is not None:
             problem.to(self.device)
@@ -141,7 +143,7 @@ class MetaTrainer:
             further: Further meta batches: training batches and validation batch of each.
 
         Returns:
-            ``valid_loss`` and ``hypergradient_norm``, 0-d tensors.
+            ``valid_loss`` and what :meth:`MetaUpdate.move` returns, 0-d tensors.
 
         Raises:
             ConfigurationError: There is no estimator, or no look-ahead to keep.
@@ -161,8 +163,7 @@ class MetaTrainer:
                 )
             self.state = result.state
         valid_loss = torch.stack(losses).mean()
-        norm = self.meta_update.move(gradients, valid_loss)
-        return {"valid_loss": valid_loss, "hypergradient_norm": norm}
+        return {"valid_loss": valid_loss, **self.meta_update.move(gradients, valid_loss)}
 
     def base_step(self, batch: Any) -> Tensor:
         """Move θ once on a training batch; returns the training loss, a detached scalar.

@@ -21,7 +21,9 @@ def test_clipping_is_that_of_torch(limit):
     optimizer = torch.optim.SGD(case.problem.meta.parameters(), lr=1.0)
     gradient = case.call(Unrolled(1)).gradient
     given = {name: tensor.clone() for name, tensor in gradient.items()}
-    norm = MetaUpdate(case.problem, optimizer, clip_norm=limit).move([gradient], torch.tensor(0.0))
+    norm = MetaUpdate(case.problem, optimizer, clip_norm=limit).move([gradient], torch.tensor(0.0))[
+        "hypergradient_norm"
+    ]
     other = torch.optim.SGD(reference.problem.meta.parameters(), lr=1.0)
     for name, parameter in reference.problem.meta.named_parameters():
         parameter.grad = given[name].clone()
@@ -205,7 +207,9 @@ def test_several_hypergradients_move_lambda_along_their_mean():
     for clip, expected in ((None, 0.4 - 0.5 * 3.0), (1.5, 0.4 - 0.5 * 1.5)):
         with torch.no_grad():
             problem.meta.value.fill_(0.4)
-        norm = MetaUpdate(problem, optimizer, clip_norm=clip).move(gradients, torch.tensor(0.0))
+        norm = MetaUpdate(problem, optimizer, clip_norm=clip).move(gradients, torch.tensor(0.0))[
+            "hypergradient_norm"
+        ]
         assert float(norm) == pytest.approx(3.0)
         assert float(problem.meta.value.detach()) == pytest.approx(expected, rel=1e-5)
         assert problem.meta.value.grad is None
@@ -218,7 +222,9 @@ def test_all_of_lambda_moves_from_any_group():
     groups = [{"params": [p], "lr": 10.0**-i} for i, p in enumerate(named.values(), 1)]
     before = meta_of(case)
     gradients = [{n: torch.ones_like(p) for n, p in named.items()}]
-    norm = MetaUpdate(problem, torch.optim.SGD(groups)).move(gradients, torch.tensor(0.0))
+    norm = MetaUpdate(problem, torch.optim.SGD(groups)).move(gradients, torch.tensor(0.0))[
+        "hypergradient_norm"
+    ]
     assert float(norm) == pytest.approx(sum(p.numel() for p in named.values()) ** 0.5)
     for index, (old, new) in enumerate(zip(before, meta_of(case), strict=True), 1):
         torch.testing.assert_close(new, old - 10.0**-index)
