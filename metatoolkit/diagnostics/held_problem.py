@@ -11,6 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.hypergradients.detached import HeldConstants
+from metatoolkit.hypergradients.recording import recording
+from metatoolkit.hypergradients.replaying import replaying
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors, require_grad, tree_map
 
@@ -95,8 +97,8 @@ class HeldProblem(BilevelProblem):
             carrier = copy.copy(self)
             # Whatever the function is, it takes the place of the loss that is held.
             carrier.train_loss = lambda *_: function(*arguments)
-            holding = constants.recording if self._recording else constants.replaying
-            return holding(carrier).train_loss(self.model, self.meta, None)
+            holding = recording if self._recording else replaying
+            return holding(carrier, constants).train_loss(self.model, self.meta, None)
 
         return held
 

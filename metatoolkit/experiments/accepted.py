@@ -7,13 +7,18 @@ import shutil
 import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-from pydantic.fields import FieldInfo
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from metatoolkit.components import Registry
-from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.experiments.configuration import Among, Settings, Words
+from metatoolkit.errors import ConfigurationError, UnknownNameError, optional_import
+from metatoolkit.experiments.entries import Among, Words
+
+with optional_import("metatoolkit.experiments"):
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+if TYPE_CHECKING:
+    from metatoolkit.experiments.configuration import Settings
 
 _BOUNDS = {"ge": "of at least", "le": "of at most", "gt": "above", "lt": "below"}
 _COLUMN, _WIDTH = 34, 100
@@ -190,7 +195,7 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
 
 
 def _own_first(settings: type[Settings]) -> list[str]:
-    classes = (one for one in settings.__mro__ if issubclass(one, Settings))
+    classes = (one for one in settings.__mro__ if issubclass(one, BaseModel))
     names = (name for one in classes for name in inspect.get_annotations(one))
     return [name for name in dict.fromkeys(names) if name in settings.model_fields]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metatoolkit.errors import optional_import
 from metatoolkit.records.comparison import literal
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def draw_curves(history: Iterable[tuple[str, float, int]], path: Path) -> Path:
     Returns:
         The file.
     """
-    from matplotlib.figure import Figure
+    with optional_import("a figure"):
+        from matplotlib.figure import Figure
 
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for name, value, step in history:

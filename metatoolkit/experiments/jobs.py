@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
-from metatoolkit.errors import ConfigurationError, WorkerError
+from metatoolkit.errors import ConfigurationError, WorkerError, optional_import
 from metatoolkit.records.terminal import answer
 
 _PR_SET_PDEATHSIG = 1
@@ -152,7 +152,12 @@ def exit_code(command: Callable[[], int]) -> int:
     Returns:
         That code, 2 for an error of this toolkit, 130 after Ctrl-C.
     """
-    return answer(command, interrupted="interrupted; the runs so far are recorded")
+
+    def carry_out() -> int:
+        with optional_import("this command"):
+            return command()
+
+    return answer(carry_out, interrupted="interrupted; the runs so far are recorded")
 
 
 def _experiment(module: str) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.errors import ConfigurationError, UnknownNameError, optional_import
 from metatoolkit.experiments.applications import applications, check_experiment, module_of
 from metatoolkit.experiments.jobs import exit_code, run_jobs
 
@@ -221,7 +221,8 @@ def _draw(study: Any, frame: Any, folder: Path) -> Path | None:
     """Write the study's figure, and return where it is."""
     if study.draw is None or frame.empty:
         return None
-    import matplotlib
+    with optional_import("a figure"):
+        import matplotlib
 
     matplotlib.use("Agg")
     path = folder / f"{study.name}.png"
@@ -232,8 +233,9 @@ def _draw(study: Any, frame: Any, folder: Path) -> Path | None:
 
 def _show(study: Any, frame: Any) -> None:
     """Print the table, and what became of the claims."""
-    from rich.console import Console
-    from rich.table import Table
+    with optional_import("the table of a study"):
+        from rich.console import Console
+        from rich.table import Table
 
     from metatoolkit.experiments.studies import judge, summarize
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from metatoolkit.errors import optional_import
 from metatoolkit.experiments.studies import judge, summarize
 from metatoolkit.records.fields import flatten
 
@@ -29,7 +30,8 @@ def write(found: Sequence[tuple[Any, Any]], path: Path) -> None:
         found: Studies with their frames, see :func:`metatoolkit.experiments.studies.collect`.
         path: Markdown file to write; figures go to a folder of its name.
     """
-    import matplotlib
+    with optional_import("the page of results"):
+        import matplotlib
 
     matplotlib.use("Agg")
     path.parent.mkdir(parents=True, exist_ok=True)

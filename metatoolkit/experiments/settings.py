@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
 from typing_extensions import override
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, optional_import
 from metatoolkit.experiments.components import META_METHODS, build_estimator, build_inner
 from metatoolkit.experiments.configuration import (
     Among,
@@ -24,6 +23,9 @@ from metatoolkit.experiments.configuration import (
 )
 from metatoolkit.hypergradients import estimators
 from metatoolkit.inner import learners
+
+with optional_import("metatoolkit.experiments"):
+    from pydantic import Field
 
 
 class RunSettings(Settings):

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from metatoolkit.errors import UnknownNameError
+from metatoolkit.errors import UnknownNameError, optional_import
 from metatoolkit.experiments.jobs import Job, configuration_of
 from metatoolkit.experiments.run import configuration_digest
 
 if TYPE_CHECKING:
-    import pandas
+    with optional_import("the table of a study"):
+        import pandas
 
     from metatoolkit.records import Database
 
@@ -153,7 +154,8 @@ def collect(study: Study, jobs: Sequence[Job], database: Database) -> pandas.Dat
         ``row``, ``seed``, ``run`` (a :class:`metatoolkit.records.Run`) and the columns of the
         study, by header.
     """
-    import pandas
+    with optional_import("the table of a study"):
+        import pandas
 
     newest: dict[str, Any] = {}
     done = "status == 'COMPLETED' and exists(info.study.configuration)"

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, optional_import
 from metatoolkit.experiments.applications import check_experiment
 from metatoolkit.experiments.jobs import Job, configuration_of, exit_code, run_jobs
 
 if TYPE_CHECKING:
-    import pandas
+    with optional_import("tuning"):
+        import pandas
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def trials(search: Search, method: str, count: int) -> list[Trial]:
     Returns:
         Points 1 to ``count`` of the Halton sequence; point 0 is a corner.
     """
-    from scipy.stats import qmc
+    with optional_import("tuning"):
+        from scipy.stats import qmc
 
     space = search.spaces[method]
     points = qmc.Halton(len(space.names), scramble=False).random(count + 1)[1:]
@@ -122,7 +124,8 @@ def score(
     Raises:
         UnknownNameError: A trial has a configuration entry that the experiment has not.
     """
-    import pandas
+    with optional_import("tuning"):
+        import pandas
 
     jobs = [
         Job(search.experiment, entry.method, seed, entry.updates, entry.named)
@@ -173,7 +176,8 @@ def tune(
         ConfigurationError: A number is less than 1.
         UnknownNameError: ``common`` or a trial has an entry that the experiment has not.
     """
-    import pandas
+    with optional_import("tuning"):
+        import pandas
 
     numbers = {"count": count, "seeds": seeds, "finalists": finalists, "more_seeds": more_seeds}
     for name, number in numbers.items():

@@ -24,6 +24,8 @@ from metatoolkit.hypergradients.central_difference import CentralDifference, Slo
 from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.one_step import OneStep
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
+from metatoolkit.hypergradients.recording import recording
+from metatoolkit.hypergradients.replaying import replaying
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
@@ -130,7 +132,7 @@ def adapted_hypergradient(
     key = fold_in(state.key, state.step)
     point = {name: tensor.requires_grad_() for name, tensor in state.detach().parameters.items()}
     with torch.enable_grad():
-        train_loss, buffers = held.recording(problem).evaluate_train(
+        train_loss, buffers = recording(problem, held).evaluate_train(
             point, meta, state.buffers, batch, key
         )
     found = loss_gradient(train_loss, [*point.values(), *leaves])
@@ -169,7 +171,7 @@ def adapted_hypergradient(
         if held.differentiates:
             parameters = require_grad(parameters)
         with torch.enable_grad():
-            loss, _ = held.replaying(problem).evaluate_train(
+            loss, _ = replaying(problem, held).evaluate_train(
                 parameters, meta, state.buffers, batch, key
             )
         return loss.detach(), loss_gradient(loss, leaves)

@@ -7,19 +7,15 @@ the point lies. :class:`HeldConstants` holds the same in passes whose results ar
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients.custom_functions import observed
 from metatoolkit.hypergradients.transforms import Outside, requires_gradient
-from metatoolkit.problem import BilevelProblem
 
 DETACHING = (torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
 """The functions by which a tensor is cut from its graph."""
@@ -89,30 +85,6 @@ class HeldConstants:
         self._cells: dict[int | None, list[Cell]] = {}
         self._aliases: set[int] = set()
 
-    def recording(self, problem: BilevelProblem) -> BilevelProblem:
-        """Return a problem whose training loss records what it holds constant, in each call anew.
-
-        Args:
-            problem: The problem.
-        """
-        from metatoolkit.hypergradients.recording import Recording
-
-        def start() -> Recording:
-            self.clear()
-            return Recording(self)
-
-        return _with_mode(problem, start)
-
-    def replaying(self, problem: BilevelProblem) -> BilevelProblem:
-        """Return a problem whose training loss is given what was recorded.
-
-        Args:
-            problem: The problem.
-        """
-        from metatoolkit.hypergradients.replaying import Replaying
-
-        return _with_mode(problem, lambda: Replaying(self))
-
     def check_versions(self) -> None:
         """Raise where what is held was written over unseen.
 
@@ -178,35 +150,6 @@ class HeldConstants:
             tensor: The tensor.
         """
         return place_of(tensor) in self._aliases
-
-
-def _with_mode(problem: BilevelProblem, start: Callable[[], Any]) -> BilevelProblem:
-    loss = problem.train_loss
-
-    def under_mode(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
-        mode = start()
-        mode.modules = (model, meta)
-        with warnings.catch_warnings(), observed(mode.observe), mode.saving():
-            # Dynamo looks at all attributes of the tensors that it is given.
-            warnings.filterwarnings(
-                "ignore", r"The \.grad attribute of a Tensor that is not a leaf"
-            )
-            with mode:
-                value = loss(model, meta, batch)
-            # What is looked at here is no question of the loss.
-            with torch._C.DisableTorchFunction():
-                mode.finish(value)
-        return value
-
-    def watch(_: BilevelProblem, *seen: Any) -> None:
-        # An evaluation is repeated as it is, under no mode.
-        if problem.watch is not None:
-            problem.watch(problem, *seen)
-
-    changed = copy.copy(problem)
-    changed.train_loss = under_mode
-    changed.watch = watch
-    return changed
 
 
 def hidden_write() -> UnsupportedError:

@@ -21,8 +21,10 @@ from metatoolkit.hypergradients.base import (
 from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.prefix import Prefix
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
+from metatoolkit.hypergradients.recording import recording
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.replay_check import evaluate_again, repeat_once
+from metatoolkit.hypergradients.replaying import replaying
 from metatoolkit.hypergradients.scored_candidates import ScoredCandidates
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.problem import BilevelProblem
@@ -193,11 +195,10 @@ class GuidedEvoGrad(ScoredCandidates):
         key = fold_in(state.key, state.step)
         # Gradients in θ, which would tell what depends on it, are not taken here.
         held = HeldConstants(everything=True)
-        for holding, candidate in zip((held.recording, held.replaying), candidates, strict=True):
+        for holding, candidate in zip((recording, replaying), candidates, strict=True):
+            at = (candidate, meta, state.buffers, batch, key)
             with torch.enable_grad():
-                loss, _ = holding(problem).evaluate_train(
-                    candidate, meta, state.buffers, batch, key
-                )
+                loss, _ = holding(problem, held).evaluate_train(*at)
             yield loss
 
     def _weights(self, losses: Tensor) -> Tensor:

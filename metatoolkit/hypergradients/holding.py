@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from metatoolkit.hypergradients.backward_hooks import CheckedNode, checked_hook, lossless
 from metatoolkit.hypergradients.composed import COMPOSED
-from metatoolkit.hypergradients.custom_functions import is_own, points_of
+from metatoolkit.hypergradients.custom_functions import is_own, observed, points_of
 from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.kinks import PIECES
 from metatoolkit.hypergradients.torch_calls import (
@@ -24,6 +26,7 @@ from metatoolkit.hypergradients.torch_calls import (
     tensors_in,
 )
 from metatoolkit.hypergradients.transforms import requires_gradient
+from metatoolkit.problem import BilevelProblem
 from metatoolkit.stateless.asked import NODE, asker
 from metatoolkit.stateless.exchange import Again
 
@@ -152,3 +155,38 @@ def _may_hook(module: str) -> bool:
     Functions of torch hand nodes to its engine, but for those that call the hooks of modules.
     """
     return module == "torch.utils.hooks" or module.split(".")[0] != "torch"
+
+
+def with_mode(problem: BilevelProblem, start: Callable[[], HoldingMode]) -> BilevelProblem:
+    """Return a problem whose training loss is evaluated under a mode.
+
+    Args:
+        problem: The problem.
+        start: Returns the mode of an evaluation.
+    """
+    loss = problem.train_loss
+
+    def under_mode(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
+        mode = start()
+        mode.modules = (model, meta)
+        with warnings.catch_warnings(), observed(mode.observe), mode.saving():
+            # Dynamo looks at all attributes of the tensors that it is given.
+            warnings.filterwarnings(
+                "ignore", r"The \.grad attribute of a Tensor that is not a leaf"
+            )
+            with mode:
+                value = loss(model, meta, batch)
+            # What is looked at here is no question of the loss.
+            with torch._C.DisableTorchFunction():
+                mode.finish(value)
+        return value
+
+    def watch(_: BilevelProblem, *seen: Any) -> None:
+        # An evaluation is repeated as it is, under no mode.
+        if problem.watch is not None:
+            problem.watch(problem, *seen)
+
+    changed = copy.copy(problem)
+    changed.train_loss = under_mode
+    changed.watch = watch
+    return changed

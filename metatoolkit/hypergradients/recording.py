@@ -23,10 +23,11 @@ from metatoolkit.hypergradients.detached import (
     hidden_write,
     place_of,
 )
-from metatoolkit.hypergradients.holding import CUTTING, READERS, SET_DATA, HoldingMode
+from metatoolkit.hypergradients.holding import CUTTING, READERS, SET_DATA, HoldingMode, with_mode
 from metatoolkit.hypergradients.kinks import PIECES
 from metatoolkit.hypergradients.torch_calls import as_tuple, has_derivatives, tensors_in
 from metatoolkit.hypergradients.transforms import requires_gradient, taken_out
+from metatoolkit.problem import BilevelProblem
 from metatoolkit.stateless.graphs import graph_nodes
 
 # What they return does not depend on the values they are given.
@@ -218,3 +219,18 @@ class Recording(HoldingMode):
     def again(self) -> Callable[[], contextlib.AbstractContextManager[object]]:
         """Return a context that does nothing: what is run again is what was recorded."""
         return contextlib.nullcontext
+
+
+def recording(problem: BilevelProblem, held: HeldConstants) -> BilevelProblem:
+    """Return a problem whose training loss records what it holds constant, in each call anew.
+
+    Args:
+        problem: The problem.
+        held: Takes what is recorded.
+    """
+
+    def start() -> Recording:
+        held.clear()
+        return Recording(held)
+
+    return with_mode(problem, start)

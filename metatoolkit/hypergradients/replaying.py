@@ -19,7 +19,7 @@ from metatoolkit.hypergradients.custom_functions import (
     points_of,
 )
 from metatoolkit.hypergradients.detached import DETACHING, Held, HeldConstants
-from metatoolkit.hypergradients.holding import CUTTING, READERS, HoldingMode
+from metatoolkit.hypergradients.holding import CUTTING, READERS, HoldingMode, with_mode
 from metatoolkit.hypergradients.kinks import PIECES
 from metatoolkit.hypergradients.torch_calls import (
     as_tuple,
@@ -29,6 +29,7 @@ from metatoolkit.hypergradients.torch_calls import (
     set_random_states,
 )
 from metatoolkit.hypergradients.transforms import put_in
+from metatoolkit.problem import BilevelProblem
 
 _NO_CALL: tuple[Any, list[Any], list[Any]] = (None, [], [])
 
@@ -156,3 +157,13 @@ class Replaying(HoldingMode):
         )
         set_random_states(after)
         return result
+
+
+def replaying(problem: BilevelProblem, held: HeldConstants) -> BilevelProblem:
+    """Return a problem whose training loss is given what was recorded.
+
+    Args:
+        problem: The problem.
+        held: What was recorded.
+    """
+    return with_mode(problem, lambda: Replaying(held))
