@@ -24,8 +24,7 @@ from metatoolkit.records.fields import Field, duration, flatten
 from metatoolkit.records.query import connect
 from metatoolkit.records.run import Run
 from metatoolkit.records.selection import complete
-from metatoolkit.records.settings import differing, distinguishing, ranked, settings
-from metatoolkit.records.table import few, value_of
+from metatoolkit.records.table import differing, distinguishing, few, ranked, settings
 from metatoolkit.records.terminal import say, text
 
 CHOICES = 3
@@ -169,7 +168,7 @@ def best_run(options: argparse.Namespace) -> int:
     with connect() as database:
         run = database.best(options.what, options.experiment, options.where, mode, options.at)
         field = value_field(options.what, options.at)
-        pairs = [("run", run.id), (field.name, value_of(run, field)), ("status", run.status)]
+        pairs = [("run", run.id), (field.name, run.value(field)), ("status", run.status)]
         pairs += flatten(run.config, "config").items()
         if options.json:
             print_json(dict(pairs))
@@ -230,14 +229,14 @@ def report_runs(options: argparse.Namespace) -> int:
 
 
 def _cell(run: Run, field: Any) -> Any:
-    value = value_of(run, field)
+    value = run.value(field)
     return span(value) if field.root == "duration" else value
 
 
 def _as_data(runs: list[Run], fields: list[Field]) -> list[dict[str, Any]]:
     """Describe runs for other programs: the fields that were asked for, or what a list is of."""
     if fields:
-        return [{field.name: value_of(run, field) for field in fields} for run in runs]
+        return [{field.name: run.value(field) for field in fields} for run in runs]
     return [
         {
             "id": run.id,

@@ -11,7 +11,7 @@ from metatoolkit.errors import ConfigurationError, RecordsError, StorageError, U
 from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run
-from metatoolkit.records.settings import check_entries, differing, distinguishing, labels, settings
+from metatoolkit.records.table import check_entries, differing, distinguishing, labels, settings
 from metatoolkit.records.terminal import text
 
 if TYPE_CHECKING:

@@ -1,54 +1,52 @@
-"""What is asked for: the names of a run's fields and where the database keeps them, and times."""
+"""The fields of runs: their names, where documents keep them, and how their values compare.
+
+Comparisons are those of MongoDB, which looks into lists and orders nothing across kinds.
+"""
 
 from __future__ import annotations
 
 import datetime
 import difflib
+import math
+import operator
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metatoolkit.records.clean import encode_key
-from metatoolkit.records.spool import utcnow
-
 # name in an expression -> (path in the document, may parts follow?)
 FIELDS: dict[str, tuple[str, bool]] = {
-    "id": ("_id", False),
-    "uuid": ("run_uuid", False),
-    "experiment": ("experiment.name", False),
-    "command": ("command", False),
-    "status": ("status", False),
-    "config": ("config", True),
-    "result": ("result", True),
-    "info": ("info", True),
-    "meta": ("meta", True),
-    "metrics": ("summary", True),
-    "host": ("host.hostname", False),
-    "python": ("host.python_version", False),
-    "cpu": ("host.cpu", False),
-    "gpu": ("host.gpus.gpus.model", False),
-    "pid": ("proc.pid", False),
-    "start_time": ("start_time", False),
-    "stop_time": ("stop_time", False),
-    "heartbeat": ("heartbeat", False),
-    "duration": ("duration", False),
+    "id": ("_id", False), "uuid": ("run_uuid", False), "experiment": ("experiment.name", False),
+    "command": ("command", False), "status": ("status", False), "config": ("config", True),
+    "result": ("result", True), "info": ("info", True), "meta": ("meta", True),
+    "metrics": ("summary", True), "host": ("host.hostname", False),
+    "python": ("host.python_version", False), "cpu": ("host.cpu", False),
+    "gpu": ("host.gpus.gpus.model", False), "pid": ("proc.pid", False),
+    "start_time": ("start_time", False), "stop_time": ("stop_time", False),
+    "heartbeat": ("heartbeat", False), "duration": ("duration", False),
     "commit": ("experiment.repositories.commit", False),
     "dirty": ("experiment.repositories.dirty", False),
-    "dependencies": ("experiment.dependencies", False),
-    "artifacts": ("artifacts.name", False),
-    "reason": ("reason", False),
-    "output": ("captured_out", False),
-    "tags": ("omniboard.tags", False),
-    "notes": ("omniboard.notes", False),
-    "resumed_from": ("meta.resumed_from", False),
-    "comment": ("meta.comment", False),
-}
+    "dependencies": ("experiment.dependencies", False), "artifacts": ("artifacts.name", False),
+    "reason": ("reason", False), "output": ("captured_out", False),
+    "tags": ("omniboard.tags", False), "notes": ("omniboard.notes", False),
+    "resumed_from": ("meta.resumed_from", False), "comment": ("meta.comment", False),
+}  # fmt: skip
 DATES = frozenset({"start_time", "stop_time", "heartbeat"})
 MISSING = object()
 
+ARITHMETIC: dict[str, Callable[..., Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "**": lambda one, other: float(one) ** other,
+    "%": operator.mod,
+    "abs": abs,
+    "negative": operator.neg,
+}
+_ORDERS = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
 
-STATISTICS = ("last", "min", "max", "count", "step", "min_step", "max_step")
+Condition = Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
@@ -81,59 +79,19 @@ class Expected:
     strict: bool
 
 
-def metric_parts(parts: list[str], series: bool = False) -> list[str]:
-    """Tell a metric's name from the value of it that is meant.
+def did_you_mean(given: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """Name what was meant by a name that is not known.
 
     Args:
-        parts: What follows ``metrics``, such as ``["loss", "min"]`` or ``["loss", "at", "100"]``.
-        series: Whether the metric as a whole may be meant.
+        given: The name.
+        choices: The names that there are.
+        cutoff: How near one must be, from 0 to 1.
 
     Returns:
-        The name, and what is asked of it.
-
-    Raises:
-        ValueError: It is not said which of the metric's values is meant.
+        Where one is near: the end of a sentence, and a question with the nearest one; else blank.
     """
-    if len(parts) > 2 and parts[-2] == "at" and is_number(parts[-1]):
-        return [".".join(parts[:-2]), *parts[-2:]]
-    if len(parts) > 1 and parts[-1] in STATISTICS:
-        return [".".join(parts[:-1]), parts[-1]]
-    if series:
-        return [".".join(parts)] if parts else []
-    near = difflib.get_close_matches(parts[-1], STATISTICS, 1, 0.6) if len(parts) > 1 else []
-    if near:
-        raise ValueError(f"a metric has no {parts[-1]!r}. Did you mean {near[0]}?")
-    name = ".".join(parts) or "name"
-    shown = f"metrics.{name}" if name.isidentifier() else f"metrics[{name!r}]"
-    raise ValueError(
-        f"a metric has many values: write {shown}.last, .min, .max, .count or {shown}.at[100] for "
-        "the one at step 100"
-    )
-
-
-def is_number(text: str) -> bool:
-    """Say whether a text is a number as steps are written.
-
-    Args:
-        text: The text.
-
-    Returns:
-        Whether it is one, such as ``100``, ``-1`` or ``0.5``.
-    """
-    return text.removeprefix("-").replace(".", "", 1).replace("e+", "", 1).isdigit()
-
-
-def stored_path(parts: list[str]) -> str:
-    """Translate a field's name into its path in the document.
-
-    Args:
-        parts: The name cut at its dots; the first one is a key of ``FIELDS``.
-
-    Returns:
-        A dotted path for MongoDB.
-    """
-    path, _ = FIELDS[parts[0]]
-    return ".".join([path, *(encode_key(part) for part in parts[1:])])
+    near = difflib.get_close_matches(given, choices, 1, cutoff)
+    return f". Did you mean {near[0]}?" if near else ""
 
 
 def lookup(document: Any, path: str) -> list[Any]:
@@ -149,26 +107,43 @@ def lookup(document: Any, path: str) -> list[Any]:
     return [value for value in walk(document, path.split(".")) if value is not MISSING]
 
 
-def walk(value: Any, parts: Sequence[str]) -> Iterator[Any]:
+def value_at(document: Any, path: str) -> Any:
+    """Find the value at a path: several, such as each of a list's entries has, as a list.
+
+    Args:
+        document: A document.
+        path: A dotted path.
+
+    Returns:
+        The value; None where the path does not exist.
+    """
+    found = lookup(document, path)
+    return found if len(found) > 1 else found[0] if found else None
+
+
+def walk(value: Any, parts: Sequence[str], entries: bool = False) -> Iterator[Any]:
     """Follow a path, through lists as MongoDB does: into every entry, and to the one of a number.
 
     Args:
         value: A document, or a part of one.
         parts: What is left of the path.
+        entries: Whether entries of a list at its end are found beside it.
 
     Yields:
         Every value there, and ``MISSING`` for every way that ends before.
     """
     if not parts:
         yield value
+        if entries and isinstance(value, list):
+            yield from value
     elif isinstance(value, Mapping) and parts[0] in value:
-        yield from walk(value[parts[0]], parts[1:])
+        yield from walk(value[parts[0]], parts[1:], entries)
     elif isinstance(value, list):
         for entry in value:
             if isinstance(entry, Mapping):
-                yield from walk(entry, parts)
+                yield from walk(entry, parts, entries)
         if parts[0].isdigit() and int(parts[0]) < len(value):
-            yield from walk(value[int(parts[0])], parts[1:])
+            yield from walk(value[int(parts[0])], parts[1:], entries and len(parts) > 1)
     else:
         yield MISSING
 
@@ -228,97 +203,141 @@ def identity(value: Any) -> Hashable:
     return (type(value).__name__, str(value))
 
 
-_UNIT = r"(\d+(?:\.\d+)?)\s*(seconds?|sec|s|minutes?|min|m|hours?|h|days?|d|weeks?|w)"
-_AGO = re.compile(rf"{_UNIT}(?:\s+ago)?")
-_LENGTH = re.compile(rf"{_UNIT}(?![a-z])")
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-def whole_day(text: str) -> tuple[datetime.datetime, datetime.datetime] | None:
-    """Find the day that a text means.
+def comparison(path: str, symbol: str, given: Any = None) -> Condition:
+    """Make the predicate of a comparison of a field with a constant.
 
     Args:
-        text: Such as ``2026-11-17``, ``yesterday`` or ``last tuesday``.
+        path: The field's path in the document.
+        symbol: MongoDB's operator, such as ``$gte``.
+        given: The constant, or the list of them.
 
     Returns:
-        Its first moment here and that of the next day, as the database keeps times; None for
-        anything else.
+        Says whether the comparison holds for a document, as MongoDB does: in lists, for any entry.
     """
-    day = _day(text)
-    return None if day is None else (_naive_utc(day), _naive_utc(_next_day(day)))
+    parts = path.split(".")
+    negated = symbol in ("$ne", "$nin")
+    test = _test(symbol, given)
+
+    return lambda document: any(map(test, walk(document, parts, True))) != negated
 
 
-def seconds(text: str) -> float:
-    """Read a duration.
+def relation(symbol: str, one: Any, other: Any) -> bool:
+    """Say whether a comparison of two computed values holds.
 
     Args:
-        text: Such as ``90 minutes``, ``2 h`` or ``1h 30m``.
+        symbol: MongoDB's operator.
+        one: A value of a run, or None where it has none.
+        other: Another one.
 
     Returns:
-        Its length in seconds.
-
-    Raises:
-        ValueError: The text means no duration.
+        Whether it does; nothing is less or greater than a value of another kind.
     """
-    given = text.strip().lower()
-    parts = _LENGTH.findall(given)
-    if not parts or _LENGTH.sub("", given).strip(" ,"):
-        raise ValueError(f"not a duration: {text!r}")
-    return sum(float(number) * _SECONDS[unit[0]] for number, unit in parts)
+    if symbol == "$ne":
+        return identity(one) != identity(other)
+    if symbol == "$eq":
+        # Two fields that a run lacks are not equal.
+        return one is not None and identity(one) == identity(other)
+    alike = kind_of(one) == kind_of(other) in ("number", "text", "time")
+    return alike and _compared(symbol, one, other)
 
 
-def moment(text: str) -> datetime.datetime:
-    """Find the moment that a text means.
+def compute(operation: str, values: list[Any]) -> Any:
+    """Carry out an operation on values of a run.
 
     Args:
-        text: A day, which means its beginning, a day with a time, or how long ago it was.
+        operation: A key of ``ARITHMETIC``.
+        values: Numbers; a time may be shifted by seconds, and two times subtracted, in seconds.
 
     Returns:
-        The moment as the database keeps times: in UTC, without a time zone.
-
-    Raises:
-        ValueError: The text means no time.
-        OverflowError: The time is out of the calendar's range.
-        OSError: The system does not know the local time then.
+        The result; None where there is none.
     """
-    ago = _AGO.fullmatch(text.strip())
-    if ago:
-        seconds = float(ago.group(1)) * _SECONDS[ago.group(2)[0]]
-        return utcnow() - datetime.timedelta(seconds=seconds)
-    day = _day(text)
-    if day is not None:
-        return _naive_utc(day)
-    return _naive_utc(datetime.datetime.fromisoformat(text.strip()).astimezone())
-
-
-def _day(text: str) -> datetime.datetime | None:
-    text = text.strip().lower()
-    today = datetime.datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
-    if text in ("today", "yesterday"):
-        return _local(today - datetime.timedelta(days=text == "yesterday"))
-    weekday = text.removeprefix("last").strip()
-    if weekday in WEEKDAYS:
-        # The latest one that is over: on a Tuesday, `last tuesday` is a week ago.
-        days = (today.weekday() - WEEKDAYS.index(weekday) - 1) % 7 + 1
-        return _local(today - datetime.timedelta(days=days))
-    if _DATE.fullmatch(text):
-        try:
-            return _local(datetime.datetime.fromisoformat(text))
-        except ValueError:
+    kinds = [kind_of(value) for value in values]
+    try:
+        if kinds == ["time", "time"] and operation == "-":
+            return (values[0] - values[1]).total_seconds()
+        if kinds == ["time", "number"] and operation in ("+", "-"):
+            return ARITHMETIC[operation](values[0], datetime.timedelta(seconds=values[1]))
+        if any(kind != "number" for kind in kinds) or any(value != value for value in values):
             return None
-    return None
+        result = ARITHMETIC[operation](*values)
+    except (ArithmeticError, ValueError):
+        return None
+    # The root of a negative number is a complex one.
+    return None if isinstance(result, complex) else result
 
 
-def _local(moment: datetime.datetime) -> datetime.datetime:
-    return moment.replace(tzinfo=None).astimezone()
+def order(value: Any) -> tuple[float, Any]:
+    """Give a value its place in a sorting of mixed values: missing, numbers, text, the rest.
+
+    Args:
+        value: A value of a document, or None where it has none.
+
+    Returns:
+        A key for sorting.
+    """
+    if value is None:
+        return (0, 0)
+    if isinstance(value, bool):
+        return (4, value)
+    if isinstance(value, int | float):
+        return (1, -math.inf) if math.isnan(value) else (2, value)
+    if isinstance(value, str):
+        return (3, value)
+    if isinstance(value, datetime.datetime):
+        return (5, value)
+    return (6, str(value))
 
 
-def _next_day(day: datetime.datetime) -> datetime.datetime:
-    # By the calendar, since days on which clocks change are not of 24 hours.
-    return _local(day.replace(tzinfo=None) + datetime.timedelta(days=1))
+def kind_of(value: Any) -> str:
+    """Name the kind of a value: boolean, number, text, time, or what Python calls it.
+
+    Args:
+        value: A value of a document.
+
+    Returns:
+        The kind.
+    """
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, datetime.datetime):
+        return "time"
+    return "text" if isinstance(value, str) else type(value).__name__
 
 
-def _naive_utc(moment: datetime.datetime) -> datetime.datetime:
-    return moment.astimezone(datetime.UTC).replace(tzinfo=None)
+def _test(symbol: str, given: Any) -> Callable[[Any], bool]:
+    if symbol == "$exists":
+        return lambda value: value is not MISSING
+    if symbol == "$regex":
+        # As those of MongoDB, classes such as \w are of ASCII.
+        pattern = re.compile(given, re.ASCII)
+        return lambda value: isinstance(value, str) and pattern.search(value) is not None
+    if symbol in _ORDERS:
+        return lambda value: _ordered(symbol, value, given)
+    wanted = {identity(one) for one in (given if symbol in ("$in", "$nin") else [given])}
+    return lambda value: identity(None if value is MISSING else value) in wanted
+
+
+def _place(value: Any) -> tuple[float, Any]:
+    """Order entries of lists as MongoDB does, by their kinds first."""
+    if isinstance(value, list):
+        return (3.7, [_place(entry) for entry in value])
+    return (3.5, str(value)) if isinstance(value, Mapping) else order(value)
+
+
+def _ordered(symbol: str, value: Any, given: Any) -> bool:
+    if given is None:
+        return symbol in ("$gte", "$lte") and (value is None or value is MISSING)
+    if kind_of(value) != kind_of(given) or isinstance(value, Mapping):
+        return False
+    if isinstance(value, list):
+        value, given = _place(value), _place(given)
+    return _compared(symbol, value, given)
+
+
+def _compared(symbol: str, one: Any, other: Any) -> bool:
+    try:
+        return bool(_ORDERS[symbol](one, other))
+    except TypeError:
+        return False

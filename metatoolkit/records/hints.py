@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from metatoolkit.errors import QueryError, UnknownNameError
 from metatoolkit.records.clean import decode_key
 from metatoolkit.records.expressions import Query
-from metatoolkit.records.fields import FIELDS, Expected, Field, flatten, lookup
-from metatoolkit.records.matching import matches
+from metatoolkit.records.fields import (
+    FIELDS,
+    Expected,
+    Field,
+    comparison,
+    did_you_mean,
+    flatten,
+    kind_of,
+    lookup,
+)
 from metatoolkit.records.stores import Store
-from metatoolkit.records.terms import KINDS
 
 STATUSES = (
     "QUEUED", "RUNNING", "COMPLETED", "INTERRUPTED", "TIMEOUT", "FAILED", "PROBABLY_DEAD",
 )  # fmt: skip
 UNTRUSTED = ("FAILED",)
 FEW = 8
-# Each of these conditions holds for any value of its kind.
-_OF_KIND: dict[str, list[dict[str, Any]]] = {
-    "number": [{"$gte": float("-inf")}, {"$eq": float("nan")}],
-    "text": [{"$gte": ""}],
-    "boolean": [{"$in": [True, False]}],
-}
-_KIND_WORDS = {"number": "a number", "text": "text", "boolean": "true or false,"}
 SHORT = 30
+_KIND_WORDS = {"number": "a number", "text": "text", "boolean": "true or false,"}
 
 
-def check_fields(stores: Sequence[Store], fields: Sequence[Field]) -> None:
+def check_fields(stores: Sequence[Store], fields: Iterable[Field]) -> None:
     """Tell misspelled fields from those that merely have no value here.
 
     Args:
@@ -42,89 +43,68 @@ def check_fields(stores: Sequence[Store], fields: Sequence[Field]) -> None:
     """
     for field in fields:
         root, deep = FIELDS[field.root]
-        if not deep:
+        # Of a metric, which values it has is known.
+        path = ".".join(field.path.split(".")[:2]) if field.root == "metrics" else field.path
+        if not deep or path == root or any(True for _ in _values(stores, path)):
             continue
         if field.root == "metrics":
-            _check_metric(stores, field)
+            known = {name for store in stores for name in store.metric_names()}
+            metric = decode_key(path.partition(".")[2])
+            if known and metric not in known:
+                raise UnknownNameError("metric", metric, known)
             continue
-        if any(store.first({field.path: {"$exists": True}}, field.path) for store in stores):
-            continue
-        known: set[str] = set()
-        for store in stores:
-            for header in store.headers({root: {"$exists": True}}, [root])[-200:]:
-                known.update(flatten(header.get(root)))
-        if not known:
-            return
-        names = sorted(f"{field.root}.{decode_key(name)}" for name in known)
-        near = difflib.get_close_matches(field.name, names, 1, 0.5)
-        hint = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(names[:20])}"
-        raise QueryError(f"no run has the field {field.name}.{hint}")
+        every = [header for store in stores for header in store.headers({}, [root])[-200:]]
+        names = {name for header in every for name in flatten(header.get(root))}
+        told = sorted(f"{field.root}.{decode_key(name)}" for name in names)
+        if told:
+            near = did_you_mean(field.name, told, 0.5)
+            hint = near or f". There are: {', '.join(told[:20])}"
+            raise QueryError(f"no run has the field {field.name}{hint}")
 
 
-def _check_metric(stores: Sequence[Store], field: Field) -> None:
-    if "." not in field.path:
-        return
-    metric = decode_key(field.path.split(".")[1])
-    if any(store.has_metric(metric) for store in stores):
-        return
-    known = {name for store in stores for name in store.all_metric_names()}
-    if known:
-        raise UnknownNameError("metric", metric, known)
-
-
-def check_kinds(stores: Sequence[Store], expected: Sequence[Expected]) -> None:
-    """Refuse comparisons that would be answered falsely: of numbers with text, of unknown fields.
+def unproven(headers: Sequence[Mapping[str, Any]], expected: Iterable[Expected]) -> list[Expected]:
+    """List what no run that was found shows to be a sensible comparison.
 
     Args:
-        stores: Where the runs are.
-        expected: What the comparisons of a query expect of fields.
-
-    Raises:
-        QueryError: All runs that have the field hold something else there, or none has it.
-        UnknownNameError: No run has the metric.
-    """
-    for one in expected:
-        if one.strict:
-            told = _other_kind(stores, one)
-            if told is not None:
-                raise QueryError(told)
-
-
-def kind_hint(stores: Sequence[Store], expected: Sequence[Expected]) -> str | None:
-    """Find a comparison for equality with a value of a kind that no run has there.
-
-    Args:
-        stores: Where the runs are.
+        headers: The runs, with the fields that the comparisons name.
         expected: What the comparisons of a query expect of fields.
 
     Returns:
-        One line, or None.
+        Those that expect a kind of value that none of the runs has.
     """
-    told = (_other_kind(stores, one) for one in expected if not one.strict)
-    return next((one for one in told if one is not None), None)
+    return [
+        one
+        for one in expected
+        if not any(_is_kind(v, one.kind) for h in headers for v in lookup(h, one.field.path))
+    ]
 
 
-def _other_kind(stores: Sequence[Store], expected: Expected) -> str | None:
-    field, path = expected.field, expected.field.path
-    if field.root == "metrics":
-        # Values of metrics are numbers, whatever was asked for.
-        check_fields(stores, [field])
+def kind_hint(stores: Sequence[Store], expected: Expected) -> str | None:
+    """Find out whether any run has the kind of value that a comparison expects.
+
+    Args:
+        stores: Where the runs are.
+        expected: What the comparison expects of a field.
+
+    Returns:
+        One line that says what runs have there instead; None where some run has such a value.
+
+    Raises:
+        QueryError: No run has the field.
+        UnknownNameError: No run has the metric.
+    """
+    field = expected.field
+    # Values of metrics are numbers, whatever was asked for.
+    values = [] if field.root == "metrics" else list(_values(stores, field.path))
+    if any(_is_kind(value, expected.kind) for value in values):
         return None
-    if expected.kind in _OF_KIND:
-        wanted = {"$or": [{path: one} for one in _OF_KIND[expected.kind]]}
-        if any(store.first(wanted, path) for store in stores):
-            return None
-    for store in stores:
-        found = store.first({path: {"$nin": [None, []]}}, path)
-        values = lookup(found, path) if found is not None else []
-        if values and expected.kind in _OF_KIND:
-            value = values[0][0] if isinstance(values[0], list) and values[0] else values[0]
-            kind = KINDS.get(type(value))
-            if kind is None or kind == expected.kind:
-                return None
-            return f"{field.name} is {_KIND_WORDS[kind]} such as {value!r}: compare it with one"
-        if values:
-            return None
+    for value in values:
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                kind = kind_of(one)
+                if kind not in _KIND_WORDS:
+                    return None
+                return f"{field.name} is {_KIND_WORDS[kind]} such as {one!r}: compare it with one"
     check_fields(stores, [field])
     return None
 
@@ -142,43 +122,44 @@ def unmatched_value(stores: Sequence[Store], query: Query) -> str | None:
         One line that names the comparison, and the value that was meant or those that there are;
         None where every value occurs, or nothing helpful can be said.
     """
-    names = {path: name for name, (path, _) in FIELDS.items()}
-    names |= {field.path: field.name for field in query.fields}
-    for path, wanted in _comparisons(query.filter):
-        present = list(STATUSES) if path == "status" else []
+    for field, symbol, wanted in query.equal:
+        present = list(STATUSES) if field.root == "status" else []
         good = list(present)
         for store in stores:
-            for header in store.headers({path: {"$exists": True}}, [path, "status"]):
-                found = lookup(header, path)
+            for header in store.headers({}, [field.path, "status"]):
+                found = lookup(header, field.path)
                 present += found
                 good += found if header.get("status") not in UNTRUSTED else []
-        if not present or any(matches({"value": one}, {"value": wanted}) for one in present):
+        holds = comparison("value", symbol, wanted)
+        if not present or any(holds({"value": one}) for one in present):
             continue
-        choices = _distinct(present)
-        given = wanted.get("$in", [wanted.get("$eq")])
-        told = f"{names[path]} in {given}" if "$in" in wanted else f"{names[path]} == {given[0]!r}"
+        given = wanted if symbol == "$in" else [wanted]
+        told = f"no run has {field.name} {'in' if symbol == '$in' else '=='} {wanted!r}"
         # A misspelled setting is what a run may have failed of.
-        trusted = _distinct(good)
+        choices, trusted = _distinct(present), _distinct(good)
         near = _nearest(given, trusted or choices)
         if near is not None:
-            return f"no run has {told}; did you mean {near!r}?"
+            return f"{told}; did you mean {near!r}?"
         if len(choices) <= FEW and all(len(repr(one)) <= SHORT for one in choices):
             only = [repr(one) for one in choices if one not in trusted] if trusted else []
             failed = f" ({', '.join(only)} in failed runs only)" if only else ""
-            return f"no run has {told}; there are: {', '.join(map(repr, choices))}{failed}"
+            return f"{told}; there are: {', '.join(map(repr, choices))}{failed}"
     return None
 
 
-def _comparisons(condition: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """List what a filter wants to be equal; below a negation nothing keeps runs out."""
-    for key, wanted in condition.items():
-        if key in ("$and", "$or"):
-            for entry in wanted:
-                yield from _comparisons(entry)
-        elif isinstance(wanted, dict) and ("$eq" in wanted or "$in" in wanted):
-            given = wanted.get("$in", [wanted.get("$eq")])
-            if given and all(isinstance(one, str | int | float) for one in given):
-                yield key, wanted
+def _values(stores: Sequence[Store], path: str) -> Iterator[Any]:
+    root = path.partition(".")[0]
+    computed = root in ("summary", "reason")
+    for store in stores:
+        for header in store.headers({} if computed else {root: {"$exists": True}}, [path]):
+            yield from lookup(header, path)
+
+
+def _is_kind(value: Any, kind: str) -> bool:
+    entries = [value, *value] if isinstance(value, list) else [value]
+    if kind == "any":
+        return value is not None and value != []
+    return any(kind_of(one) == kind for one in entries)
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -190,13 +171,12 @@ def _distinct(values: list[Any]) -> list[Any]:
 def _nearest(given: list[Any], choices: list[Any]) -> Any | None:
     """Find what was meant: written in other letters, as a number instead of text, or misspelled."""
     by_text = {str(one).casefold(): one for one in choices}
+    # Numbers that look alike are as different as any.
+    words = [word for word, choice in by_text.items() if isinstance(choice, str)]
     for one in given:
         text = str(one).casefold()
-        if text in by_text:
-            return by_text[text]
-        # Numbers that look alike are as different as any.
-        words = [word for word, choice in by_text.items() if isinstance(choice, str)]
         near = difflib.get_close_matches(text, words, 1, 0.6) if isinstance(one, str) else []
-        if near:
-            return by_text[near[0]]
+        for word in (text, *near):
+            if word in by_text:
+                return by_text[word]
     return None

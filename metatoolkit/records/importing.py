@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, StorageError
 from metatoolkit.records.clean import clean, clean_metric, clean_text
-from metatoolkit.records.completion import plain_objects
 from metatoolkit.records.document import FORMAT
 from metatoolkit.records.fields import duration
 from metatoolkit.records.query import connect
 from metatoolkit.records.spool import DOCUMENT, METRICS, OUTPUT, RunSpool, utcnow
+from metatoolkit.records.stores import plain_objects
 from metatoolkit.records.terminal import say
 
 if TYPE_CHECKING:

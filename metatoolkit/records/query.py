@@ -8,11 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import (
-    ConfigurationError,
-    QueryError,
-    RecordsError,
-)
+from metatoolkit.errors import ConfigurationError, QueryError, RecordsError
 from metatoolkit.records.address import (
     Address,
     NoServerError,
@@ -22,6 +18,7 @@ from metatoolkit.records.address import (
 )
 from metatoolkit.records.clean import clean_text
 from metatoolkit.records.expressions import Query, parse, value_field
+from metatoolkit.records.fields import lookup
 from metatoolkit.records.hints import check_fields
 from metatoolkit.records.pusher import sync_beside
 from metatoolkit.records.run import Run
@@ -151,9 +148,8 @@ class Database:
         """
         query = parse(expression)
         if experiment is not None:
-            experiment = clean_text(experiment)
-            query.filter = {"$and": [query.filter, {"experiment.name": {"$eq": experiment}}]}
-        return RunSet(self, query)
+            query = query.where("experiment", clean_text(experiment))
+        return RunSet(self.stores, query)
 
     def latest(self, count: int = 1) -> RunSet:
         """Select the runs that started last.
@@ -196,19 +192,23 @@ class Database:
             raise ConfigurationError(f"mode is 'max' or 'min', not {mode!r}")
         field = value_field(what, at)
         runs = self.find(where, experiment)
-        values = runs.values(field)
-        numbers = [one for one in values if isinstance(one[2], int | float) and one[2] == one[2]]
+        chosen = runs.select(field)
+        values = [next(iter(lookup(document, field.path)), None) for _, document in chosen]
+        numbers = {
+            place: value
+            for place, value in enumerate(values)
+            if isinstance(value, int | float) and value == value
+        }
         if not numbers:
             check_fields(self.stores, [field])
             if not values:
-                chosen = where or experiment is not None
-                raise RecordsError(nothing_found(runs) if chosen else "there are no runs yet")
+                narrowed = where or experiment is not None
+                raise RecordsError(nothing_found(runs) if narrowed else "there are no runs yet")
             raise RecordsError(
                 f"none of the {len(values)} selected runs has a number at {field.name}"
             )
-        choose = max if mode == "max" else min
-        position, run_id, _ = choose(numbers, key=lambda one: one[2])
-        found = runs.fetch(position, [run_id])
+        place = (max if mode == "max" else min)(numbers, key=numbers.__getitem__)
+        found = runs.fetch([chosen[place]])
         complete(found, [field])
         return found[0]
 
@@ -219,20 +219,20 @@ class Database:
                 return run
             raise QueryError("there are no runs yet")
         text = clean_text(str(key))
-        conditions: list[dict[str, Any]] = [{"_id": {"$eq": text if isinstance(key, str) else key}}]
+        queries = [Query().where("id", text if isinstance(key, str) else key)]
         if text.isascii() and text.isdigit() and len(text) < LONGEST_NUMBER:
-            conditions.append({"_id": int(text)})
+            queries.append(Query().where("id", int(text)))
         if len(text) >= 4 and all(letter in "0123456789abcdef" for letter in text):
-            conditions.append({"run_uuid": {"$regex": f"^{text}"}})
-        for condition in conditions:
-            found = RunSet(self, Query(condition)).runs()
+            queries.append(parse(f"startswith(uuid, '{text}')"))
+        for query in queries:
+            found = RunSet(self.stores, query).select()
             if len(found) == 1:
-                return found[0]
+                return RunSet(self.stores, query).fetch(found)[0]
             if found:
                 raise QueryError(f"{len(found)} runs have an id that begins with {text!r}")
-        for position, store in enumerate(self.stores):
+        everything = RunSet(self.stores, Query())
+        for one in everything.select():
             # Ids of other kinds, which Sacred or somebody else has given, as they are shown.
-            for header in store.headers({}, []):
-                if shown(header["_id"]) == text:
-                    return RunSet(self, Query()).fetch(position, [header["_id"]])[0]
+            if shown(one[1]["_id"]) == text:
+                return everything.fetch([one])[0]
         raise QueryError(f"there is no run {text!r}; `metatoolkit runs list` shows the runs")

@@ -19,7 +19,7 @@ from metatoolkit.records.clean import decode
 from metatoolkit.records.fields import DATES, FIELDS, flatten, lookup
 from metatoolkit.records.metric_copy import summarize
 from metatoolkit.records.run import Artifact, Run, section
-from metatoolkit.records.settings import settings
+from metatoolkit.records.table import settings
 from metatoolkit.records.terminal import text
 
 SCRIPTS = ("report_filter.js", "report.js")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import StorageError, UnknownNameError
 from metatoolkit.records.clean import decode, decode_key
+from metatoolkit.records.fields import Field, duration, value_at
 from metatoolkit.records.home import process_lives
 from metatoolkit.records.spool import utcnow
 from metatoolkit.records.stores import Store
@@ -126,6 +127,21 @@ class Run:
                 found[str(entry["name"])] = Artifact(self, entry)
         return found
 
+    def value(self, field: Field) -> Any:
+        """Read a field.
+
+        Args:
+            field: The field, with which the document was completed where it asks for more.
+
+        Returns:
+            The value; None where there is none.
+        """
+        if field.root == "status":
+            return self.status
+        if field.root == "duration" and "duration" not in self.document:
+            return duration(self.document)
+        return decode(value_at(self.document, field.path))
+
     def details(self) -> dict[str, Any]:
         """Return everything that is stored about the run.
 
@@ -156,7 +172,7 @@ class Metrics(Mapping[str, "pandas.Series[Any]"]):
             if isinstance(entry, Mapping) and "name" in entry
         ]
         if run.document.get("unlisted_metrics"):
-            names += run.store.metric_names(run.document)
+            names += sorted(run.store.metric_names(run.document))
         self._names = list(dict.fromkeys(names))
 
     def __getitem__(self, name: str) -> pandas.Series[Any]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, QueryError
 from metatoolkit.records.expressions import Query, parse_field, value_field
-from metatoolkit.records.fields import Field, identity, lookup
-from metatoolkit.records.hints import check_fields, check_kinds, kind_hint, unmatched_value
-from metatoolkit.records.matching import order, with_dead
+from metatoolkit.records.fields import Field, identity, lookup, order
+from metatoolkit.records.hints import check_fields, kind_hint, unmatched_value, unproven
 from metatoolkit.records.run import Run, status_of
-from metatoolkit.records.settings import check_entries
-from metatoolkit.records.stores import Store
+from metatoolkit.records.stores import Document, Store
+from metatoolkit.records.table import check_entries, group, table
 
 if TYPE_CHECKING:
     import pandas
-
-    from metatoolkit.records.query import Database
 
 LIFE = ("status", "proc", "heartbeat", "start_time")
 
@@ -26,17 +24,18 @@ class RunSet:
     """A selection of runs; nothing is read before it is asked for.
 
     Args:
-        database: Where the runs are.
+        stores: Where the runs are.
         query: Which ones.
     """
 
-    def __init__(self, database: Database, query: Query) -> None:
-        self._database = database
+    def __init__(self, stores: Sequence[Store], query: Query) -> None:
+        self._stores = stores
         self._query = query
         self._sort: list[tuple[Field, bool]] = []
         self._limit: int | None = None
         self._skipped = 0
         self._total = 0
+        self._unproven = query.expected
         self._found: list[Run] | None = None
 
     def sort(self, *keys: str) -> RunSet:
@@ -51,9 +50,9 @@ class RunSet:
         Raises:
             QueryError: No such field.
         """
-        made = self._copy()
-        made._sort = [(parse_field(key.lstrip("-+")), key.startswith("-")) for key in keys]
-        return made
+        return self._with(
+            _sort=[(parse_field(key.lstrip("-+")), key.startswith("-")) for key in keys]
+        )
 
     def limit(self, count: int) -> RunSet:
         """Keep the first runs only.
@@ -69,9 +68,7 @@ class RunSet:
         """
         if count < 0:
             raise ConfigurationError(f"a limit is 0 or more, not {count}")
-        made = self._copy()
-        made._limit = count
-        return made
+        return self._with(_limit=count)
 
     def skip(self, count: int) -> RunSet:
         """Leave out the first runs, as the second page of a long list does.
@@ -87,9 +84,7 @@ class RunSet:
         """
         if count < 0:
             raise ConfigurationError(f"an offset is 0 or more, not {count}")
-        made = self._copy()
-        made._skipped = count
-        return made
+        return self._with(_skipped=count)
 
     def total(self) -> int:
         """Count the runs that are selected, whatever the limit.
@@ -116,7 +111,8 @@ class RunSet:
             The runs, in order.
 
         Raises:
-            QueryError: A field that the expression names occurs in no run at all.
+            QueryError: A field that the expression names occurs in no run at all, or a comparison
+                would be answered falsely.
         """
         if self._found is None:
             self._found = self._read()
@@ -132,8 +128,9 @@ class RunSet:
         """
         if self._limit == 0:
             return None
-        told = None if self.total() else unmatched_value(self._database.stores, self._query)
-        return told or kind_hint(self._database.stores, self._query.expected)
+        told = None if self.total() else unmatched_value(self._stores, self._query)
+        kinds = (kind_hint(self._stores, one) for one in self._unproven)
+        return told or next((one for one in kinds if one is not None), None)
 
     def table(self, columns: list[str] | None = None) -> pandas.DataFrame:
         """Read the runs into a table.
@@ -148,11 +145,7 @@ class RunSet:
         Raises:
             QueryError: No such field.
         """
-        from metatoolkit.records.table import table
-
-        if columns is not None:
-            self.fields(columns)
-        return table(self.runs(), columns)
+        return table(self.runs(), None if columns is None else self.fields(columns))
 
     def fields(self, names: Sequence[str]) -> list[Field]:
         """Read the names of fields of these runs.
@@ -171,7 +164,7 @@ class RunSet:
         runs = self.runs()
         complete(runs, found)
         unused = [one for one in found if not any(lookup(r.document, one.path) for r in runs)]
-        check_fields(self._database.stores, unused)
+        check_fields(self._stores, unused)
         return found
 
     def group(
@@ -199,8 +192,6 @@ class RunSet:
             QueryError: No such field.
             UnknownNameError: No run has an entry of ``over`` in its configuration.
         """
-        from metatoolkit.records.table import group
-
         fields = self.fields([by] if isinstance(by, str) else by)
         value = value_field(metric, at)
         entries = [over] if isinstance(over, str) else list(over)
@@ -210,81 +201,72 @@ class RunSet:
         complete(runs, [value])
         found = group(runs, fields, value, entries)
         if found.empty:
-            check_fields(self._database.stores, [value])
+            check_fields(self._stores, [value])
         return found
 
-    def values(self, field: Field) -> list[tuple[int, Any, Any]]:
-        """Read one field of every selected run.
+    def select(self, *fields: Field) -> list[tuple[int, Document]]:
+        """Read fields of every selected run, in the order of their ids.
 
         Args:
-            field: The field.
+            fields: The fields.
 
         Returns:
-            Position of the store, run id, and the value or None for each run.
+            For each run the position of its store, and a document with these fields.
         """
-        result = []
-        for position, store in enumerate(self._database.stores):
-            for header in store.headers(self._condition(store), [field.path]):
-                found = lookup(header, field.path)
-                result.append((position, header["_id"], found[0] if found else None))
-        return result
+        paths = [field.path for field in (*self._query.fields, *fields)]
+        by_life = any(field.root == "status" for field in self._query.fields)
+        chosen = []
+        for position, store in enumerate(self._stores):
+            asked = [*paths, *(LIFE if by_life else ())]
+            for header in store.headers(self._query.prefilter, asked):
+                # A run that lives is told from one that only says so.
+                known = {**header, "status": status_of(header)} if by_life else header
+                if self._query.holds(known):
+                    chosen.append((position, header))
+        return chosen
 
-    def fetch(self, position: int, ids: list[Any]) -> list[Run]:
-        """Read runs by their ids.
+    def fetch(self, chosen: Sequence[tuple[int, Document]]) -> list[Run]:
+        """Read runs.
 
         Args:
-            position: Which store.
-            ids: The ids.
+            chosen: The positions of their stores, and documents with their ids.
 
         Returns:
-            The runs.
+            The runs, as far as they are still there.
         """
-        store = self._database.stores[position]
-        return [Run(document, store) for document in store.documents(ids)] if ids else []
-
-    def _copy(self) -> RunSet:
-        made = RunSet(self._database, self._query)
-        made._sort, made._limit, made._skipped = list(self._sort), self._limit, self._skipped
-        return made
-
-    def _read(self) -> list[Run]:
-        paths = [field.path for field, _ in self._sort]
-        chosen = [
-            (position, header)
-            for position, store in enumerate(self._database.stores)
-            for header in store.headers(self._condition(store), paths)
-        ]
-        for field, downward in reversed(self._sort):
-            with_value: list[tuple[Any, list[Any]]] = []
-            without: list[tuple[Any, list[Any]]] = []
-            for one in chosen:
-                found = [value for value in lookup(one[1], field.path) if value is not None]
-                (with_value if found else without).append((one, found))
-            with_value.sort(key=lambda pair: order(pair[1][0]), reverse=downward)
-            chosen = [one for one, _ in [*with_value, *without]]
-            if chosen and not with_value:
-                check_fields(self._database.stores, [field])
-        check_kinds(self._database.stores, self._query.expected)
-        if not chosen:
-            check_fields(self._database.stores, self._query.fields)
-        self._total = len(chosen)
-        end = None if self._limit is None else self._skipped + self._limit
-        chosen = chosen[self._skipped : end]
         runs: dict[tuple[int, Hashable], Run] = {}
-        for position in range(len(self._database.stores)):
+        for position, store in enumerate(self._stores):
             ids = [header["_id"] for where, header in chosen if where == position]
-            for run in self.fetch(position, ids):
-                runs[position, identity(run.id)] = run
+            for document in store.documents(ids) if ids else ():
+                runs[position, identity(document["_id"])] = Run(document, store)
         keys = [(position, identity(header["_id"])) for position, header in chosen]
         return [runs[key] for key in keys if key in runs]
 
-    def _condition(self, store: Store) -> dict[str, Any]:
-        """Make the filter tell a run that lives from one that only says so."""
-        if not any(field.root == "status" for field in self._query.fields):
-            return self._query.filter
-        running = store.headers({"status": {"$eq": "RUNNING"}}, LIFE)
-        dead = [header["_id"] for header in running if status_of(header) == "PROBABLY_DEAD"]
-        return with_dead(self._query.filter, dead) if dead else self._query.filter
+    def _with(self, **changes: Any) -> RunSet:
+        made = copy.copy(self)
+        vars(made).update(changes, _found=None)
+        return made
+
+    def _read(self) -> list[Run]:
+        chosen = self.select(*(field for field, _ in self._sort))
+        for field, downward in reversed(self._sort):
+            values = [[v for v in lookup(one, field.path) if v is not None] for _, one in chosen]
+            having = [(one, found[0]) for one, found in zip(chosen, values, strict=True) if found]
+            without_value = [one for one, found in zip(chosen, values, strict=True) if not found]
+            having.sort(key=lambda pair: order(pair[1]), reverse=downward)
+            if chosen and not having:
+                check_fields(self._stores, [field])
+            chosen = [*(one for one, _ in having), *without_value]
+        self._unproven = unproven([header for _, header in chosen], self._query.expected)
+        for one in self._unproven:
+            told = kind_hint(self._stores, one) if one.strict else None
+            if told is not None:
+                raise QueryError(told)
+        if not chosen:
+            check_fields(self._stores, self._query.fields)
+        self._total = len(chosen)
+        end = None if self._limit is None else self._skipped + self._limit
+        return self.fetch(chosen[self._skipped : end])
 
 
 def complete(runs: Sequence[Run], fields: Sequence[Field]) -> None:
@@ -294,12 +276,10 @@ def complete(runs: Sequence[Run], fields: Sequence[Field]) -> None:
         runs: The runs, whose documents are changed.
         fields: What is asked of them, such as a metric's value or the reason of a failure.
     """
-    stores = {id(run.store): run.store for run in runs}
-    for key, store in stores.items():
-        documents = [run.document for run in runs if id(run.store) == key]
-        store.complete(
-            [one for one in documents if isinstance(one, dict)], [f.path for f in fields]
-        )
+    for store in {id(run.store): run.store for run in runs}.values():
+        documents = [run.document for run in runs if run.store is store]
+        known = [one for one in documents if isinstance(one, dict)]
+        store.complete(known, [field.path for field in fields])
 
 
 def nothing_found(runs: RunSet) -> str:

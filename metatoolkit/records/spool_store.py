@@ -11,20 +11,13 @@ from typing_extensions import override
 
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.clean import decode_key, encode_key
-from metatoolkit.records.completion import (
-    REASON,
-    add_reason,
-    complete_metrics,
-    condition_paths,
-    steps_asked,
-)
+from metatoolkit.records.expressions import REASON
 from metatoolkit.records.fields import duration
 from metatoolkit.records.files import file_blocks
-from metatoolkit.records.matching import matches
 from metatoolkit.records.metric_copy import MetricCopy
 from metatoolkit.records.push import shorten
 from metatoolkit.records.spool import RunSpool, spooled_runs
-from metatoolkit.records.stores import Store
+from metatoolkit.records.stores import Document, Store, add_reasons, complete_metrics, steps_asked
 
 
 class SpoolStore(Store):
@@ -38,7 +31,7 @@ class SpoolStore(Store):
     def __init__(self, home: Path | None = None, known: frozenset[str] = frozenset()) -> None:
         self.home = home
         self._spools: dict[str, RunSpool] = {}
-        self._documents: list[dict[str, Any]] = []
+        self._documents: list[Document] = []
         for spool in spooled_runs(home):
             if spool.uuid in known:
                 continue
@@ -50,41 +43,31 @@ class SpoolStore(Store):
             self._spools[spool.uuid] = spool
 
     @override
-    def headers(self, condition: Mapping[str, Any], paths: Iterable[str]) -> list[dict[str, Any]]:
-        every = [*paths, *condition_paths(condition)]
-        self.complete(self._documents, every)
-        return [document for document in self._documents if matches(document, condition)]
+    def headers(self, prefilter: Mapping[str, Any], paths: Iterable[str]) -> list[Document]:
+        self.complete(self._documents, paths)
+        return list(self._documents)
 
     @override
-    def first(self, condition: Mapping[str, Any], path: str) -> dict[str, Any] | None:
-        found = self.headers(condition, [path])
-        return found[0] if found else None
-
-    @override
-    def complete(self, documents: list[dict[str, Any]], paths: Iterable[str]) -> None:
+    def complete(self, documents: list[Document], paths: Iterable[str]) -> None:
         asked = list(paths)
+        if REASON in asked:
+            add_reasons(documents)
         steps = steps_asked(asked)
         for document in documents:
-            if REASON in asked:
-                add_reason(document)
             if "captured_out" in asked:
                 self._add_output(document)
-            if steps:
-                read = partial(self.metric, document)
-                complete_metrics(document, read, steps, steps)
+            complete_metrics(document, partial(self.metric, document), steps, steps)
 
-    def _add_output(self, document: dict[str, Any]) -> None:
+    def _add_output(self, document: Document) -> None:
         output = self._spools[document["run_uuid"]].path / "cout.txt"
         if output.exists():
             document["captured_out"] = shorten(output.read_bytes())
 
     @override
-    def documents(self, ids: list[Any], whole: bool = False) -> list[dict[str, Any]]:
+    def documents(self, ids: list[Any], whole: bool = False) -> list[Document]:
         found = {document["_id"]: document for document in self._documents}
         chosen = [found[one] for one in ids if one in found]
-        if whole:
-            for document in chosen:
-                self._add_output(document)
+        self.complete(chosen, ["captured_out"] if whole else [])
         return chosen
 
     @override
@@ -94,16 +77,9 @@ class SpoolStore(Store):
         return steps, values, times
 
     @override
-    def metric_names(self, document: Mapping[str, Any]) -> list[str]:
-        return [decode_key(name) for name in document["summary"]]
-
-    @override
-    def has_metric(self, name: str) -> bool:
-        return name in self.all_metric_names()
-
-    @override
-    def all_metric_names(self) -> set[str]:
-        return {decode_key(name) for document in self._documents for name in document["summary"]}
+    def metric_names(self, document: Mapping[str, Any] | None = None) -> set[str]:
+        chosen = self._documents if document is None else [document]
+        return {decode_key(name) for one in chosen for name in one["summary"]}
 
     @override
     def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
@@ -123,7 +99,7 @@ def _values_of(spool: RunSpool) -> MetricCopy:
         metrics.close()
 
 
-def _as_stored(spool: RunSpool) -> dict[str, Any]:
+def _as_stored(spool: RunSpool) -> Document:
     document = spool.read_document()
     summary = _values_of(spool).summary
     document["summary"] = {encode_key(name): one for name, one in summary.items()}

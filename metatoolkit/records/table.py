@@ -1,44 +1,194 @@
-"""Runs as tables: one row per run, or one per group of runs."""
+"""Runs as tables: one row per run, or per group of runs that differ in nothing that counts."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import UnknownNameError
-from metatoolkit.records.clean import decode, decode_key
-from metatoolkit.records.expressions import parse_field
-from metatoolkit.records.fields import Field, duration, flatten, identity, lookup
-from metatoolkit.records.matching import order
+from metatoolkit.records.clean import decode_key
+from metatoolkit.records.fields import Field, duration, flatten, identity, order
 from metatoolkit.records.run import Run, section
+from metatoolkit.records.terminal import text
 
 if TYPE_CHECKING:
     import pandas
-from metatoolkit.records.settings import differing, distinguishing, finite, settings, without
+
+BOOKKEEPING = ("checkpoint", "checkpoint_every", "device", "progress", "resume")
+"""Entries that say how a run is carried out and change no number."""
+
+# Sets of two are tried among so many entries; beyond, the best entry is added at a time.
+PAIRS = 100
+LONGEST_VALUE = 24
 
 
-def table(runs: list[Run], columns: list[str] | None = None) -> pandas.DataFrame:
+def settings(run: Run, ignore: Iterable[str] = ()) -> dict[str, Any]:
+    """List the configuration entries of a run that tell it from others.
+
+    Args:
+        run: The run.
+        ignore: Further entries that do not count, with or without ``config.``; a name stands for
+            everything below it.
+
+    Returns:
+        Values by name, such as ``config.network.width``; bookkeeping is left out.
+    """
+    left_out = tuple(f"config.{one.removeprefix('config.')}" for one in (*BOOKKEEPING, *ignore))
+    config = {f"config.{name}": value for name, value in flatten(run.config).items()}
+    return {name: value for name, value in config.items() if not _is_left_out(name, left_out)}
+
+
+@functools.lru_cache(10_000)
+def _is_left_out(name: str, ignore: tuple[str, ...]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in ignore)
+
+
+def check_entries(names: Sequence[str], runs: Sequence[Run]) -> None:
+    """Refuse a name of a configuration entry that no run has.
+
+    Args:
+        names: Names, with or without ``config.``; that of a part stands for its entries.
+        runs: The runs.
+
+    Raises:
+        UnknownNameError: No run has the entry.
+    """
+    known = {name for run in runs for name in flatten(run.config)}
+    for name in names:
+        bare = name.removeprefix("config.")
+        if not any(one == bare or one.startswith(f"{bare}.") for one in known):
+            raise UnknownNameError("configuration entry", name, known)
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the names under which configurations hold different values.
+
+    Args:
+        configs: Values by name; one that is missing counts as None.
+
+    Returns:
+        The names, in the order in which they come.
+    """
+    names = dict.fromkeys(name for config in configs for name in config)
+    return [name for name in names if len({identity(config.get(name)) for config in configs}) > 1]
+
+
+def ranked(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the names of :func:`differing`, those that say most to a reader first.
+
+    Args:
+        configs: Values by name.
+
+    Returns:
+        Names of choices, which are words, before those of numbers; short ones before long ones.
+    """
+
+    def rank(name: str) -> tuple[bool, int, int]:
+        values = [config.get(name) for config in configs]
+        choice = all(value is None or isinstance(value, str | bool) for value in values)
+        short = all(len(str(value)) <= LONGEST_VALUE for value in values)
+        return not (choice and short), name.count("."), len(name)
+
+    return sorted(differing(configs), key=rank)
+
+
+def distinguishing(
+    configs: Sequence[Mapping[str, Any]], classes: Sequence[Hashable] | None = None
+) -> list[str]:
+    """Find the shortest set of entries that tells configurations apart.
+
+    Args:
+        configs: Values by name.
+        classes: What tells some of them apart already, one for each.
+
+    Returns:
+        The names; of two sets of equal length the one that comes first in :func:`ranked`.
+    """
+    keys: list[tuple[Hashable, ...]] = [(one,) for one in (classes or [None] * len(configs))]
+    names = ranked(configs)
+    values = {name: [identity(config.get(name)) for config in configs] for name in names}
+
+    def count(chosen: Sequence[str]) -> int:
+        return len(set(zip(keys, *(values[name] for name in chosen), strict=True)))
+
+    wanted = count(names)
+    sizes = range(3 if len(names) <= PAIRS else 2)
+    for size in sizes:
+        for chosen in itertools.combinations(names, size):
+            if count(chosen) == wanted:
+                return list(chosen)
+    found: list[str] = []
+    while count(found) < wanted:
+        found.append(max(names, key=lambda name: count([*found, name])))
+    return found
+
+
+def labels(configs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Write configurations in a few words.
+
+    Args:
+        configs: Values by name.
+        names: The names that tell them apart.
+
+    Returns:
+        For each configuration the first of these entries, as many as it takes to be the only one
+        of its kind; blank where there are no names.
+    """
+    keys = [tuple(identity(config.get(name)) for name in names) for config in configs]
+    told = []
+    for key, config in zip(keys, configs, strict=True):
+        others = {one for one in keys if one != key}
+        shown = next(
+            (
+                count
+                for count in range(1, len(names) + 1)
+                if not any(one[:count] == key[:count] for one in others)
+            ),
+            len(names),
+        )
+        told.append(", ".join(_entry(name, config.get(name)) for name in names[:shown]))
+    return told
+
+
+def _entry(name: str, value: Any) -> str:
+    shown = "none" if value is None else text(value)
+    if len(shown) > LONGEST_VALUE:
+        shown = f"{shown[: LONGEST_VALUE // 2]}…{shown[-LONGEST_VALUE // 2 + 1 :]}"
+    return f"{text(name.removeprefix('config.'))}={shown}"
+
+
+def finite(value: Any) -> bool:
+    """Say whether a value is a number that can be averaged.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        False for NaN, infinity, booleans and everything else.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def table(runs: list[Run], fields: Sequence[Field] | None = None) -> pandas.DataFrame:
     """Put runs into a table.
 
     Args:
         runs: The runs.
-        columns: Fields; by default what every run has, its configuration and its result.
+        fields: By default what every run has, its configuration and its result.
 
     Returns:
         One row per run.
-
-    Raises:
-        QueryError: No such field.
     """
     import pandas
 
-    if columns is None:
+    if fields is None:
         return pandas.DataFrame([_everything(run) for run in runs])
-    fields = [parse_field(column) for column in columns]
-    rows = [[value_of(run, field) for field in fields] for run in runs]
-    return pandas.DataFrame(rows, columns=columns)
+    rows = [[run.value(field) for field in fields] for run in runs]
+    return pandas.DataFrame(rows, columns=[field.name for field in fields])
 
 
 def group(
@@ -68,13 +218,13 @@ def group(
     left_out: list[str] = []
     heads: dict[Any, tuple[list[Any], dict[str, Any]]] = {}
     for run in runs:
-        number = value_of(run, value)
+        number = run.value(value)
         if not finite(number):
             left_out.append(str(run.id))
             continue
-        fields = [value_of(run, field) for field in by]
+        fields = [run.value(field) for field in by]
         whole = settings(run)
-        rest = {"experiment": run.experiment, **without(whole, [*shared, *over])}
+        rest = {"experiment": run.experiment, **settings(run, [*shared, *over])}
         key = (identity(fields), identity({n: v for n, v in rest.items() if v is not None}))
         heads.setdefault(key, (fields, rest))
         samples.setdefault(key, []).append((run, float(number), whole))
@@ -173,25 +323,6 @@ def series(runs: list[Run], metric: str) -> pandas.DataFrame:
             (run.id, *one) for one in itertools.zip_longest(steps, values, times[: len(steps)])
         ]
     return pandas.DataFrame(rows, columns=["id", "step", metric, "time"])
-
-
-def value_of(run: Run, field: Field) -> Any:
-    """Read a field of a run.
-
-    Args:
-        run: The run.
-        field: The field.
-
-    Returns:
-        The value; None where there is none.
-    """
-    if field.root == "status":
-        return run.status
-    if field.root == "duration" and "duration" not in run.document:
-        return duration(run.document)
-    found = lookup(run.document, field.path)
-    # Several GPUs, say, each in an entry of a list.
-    return decode(found if len(found) > 1 else found[0]) if found else None
 
 
 def _everything(run: Run) -> dict[str, Any]:

@@ -1,273 +1,33 @@
-"""The text of an expression and its terms: fields, constants, and what is computed of them."""
+"""The terms of an expression: its text, the names of fields, constants, and phrases for times."""
 
 from __future__ import annotations
 
 import ast
 import datetime
-import difflib
 import re
 import warnings
-from typing import Any, TypeGuard
+from typing import Any
 
 from metatoolkit.errors import QueryError
-from metatoolkit.records.clean import clean_text
+from metatoolkit.records.clean import clean_text, encode_key
 from metatoolkit.records.fields import (
     DATES,
     FIELDS,
     Expected,
     Field,
-    metric_parts,
-    moment,
-    seconds,
-    stored_path,
+    compute,
+    did_you_mean,
+    kind_of,
 )
-from metatoolkit.records.matching import Operand, compute
-
-_ARITHMETIC: dict[type[ast.operator], str] = {
-    ast.Add: "+",
-    ast.Sub: "-",
-    ast.Mult: "*",
-    ast.Div: "/",
-    ast.Pow: "**",
-    ast.Mod: "%",
-}
-KINDS: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "text"}
-_WORDS = {"true": True, "false": False, "null": None, "none": None, "nan": float("nan")}
-
-
-class Terms:
-    """Reads terms, and notes the fields that they name.
-
-    Args:
-        source: The expression.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.fields: list[Field] = []
-        self.expected: list[Expected] = []
-        self.negated = False
-
-    def operand(self, node: ast.expr, computed: bool = False) -> Operand:
-        """Read one side of a comparison that is computed of fields, or compared with one.
-
-        Args:
-            node: The side.
-            computed: Whether something is computed of it.
-
-        Returns:
-            The operand.
-
-        Raises:
-            QueryError: It cannot be computed.
-        """
-        if is_field(node):
-            found = self.field(node)
-            if found.root not in DATES:
-                self.expected.append(Expected(found, "number" if computed else "any", True))
-            return Operand(path=found.path)
-        if not has_field(node):
-            return Operand(self.constant(node))
-        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-            parts = (self.operand(node.left, True), self.operand(node.right, True))
-            return Operand(operation=_ARITHMETIC[type(node.op)], parts=parts)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return Operand(operation="negative", parts=(self.operand(node.operand, True),))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "abs" and len(node.args) == 1:
-            return Operand(operation="abs", parts=(self.operand(node.args[0], True),))
-        raise self._source.error(node, "fields are computed with +, -, *, /, **, % and abs() only")
-
-    def field(self, node: ast.expr, series: bool = False) -> Field:
-        """Read the name of a field.
-
-        Args:
-            node: The name.
-            series: Whether a metric may be named without saying which value of it.
-
-        Returns:
-            The field.
-
-        Raises:
-            QueryError: No such field.
-        """
-        root, parts = self._parts(node)
-        if root.id not in FIELDS:
-            raise self._unknown(root)
-        if parts and not FIELDS[root.id][1]:
-            raise self._source.error(node, f"{root.id} has no parts")
-        if any(not part for part in parts):
-            raise self._source.error(node, "an empty name")
-        if root.id == "metrics":
-            try:
-                parts = metric_parts(parts, series)
-            except ValueError as error:
-                raise self._source.error(node, str(error)) from None
-        found = Field(ast.unparse(node), stored_path([root.id, *parts]), root.id)
-        self.fields.append(found)
-        return found
-
-    def _parts(self, node: ast.expr) -> tuple[ast.Name, list[str]]:
-        parts: list[str] = []
-        inner: ast.expr = node
-        while not isinstance(inner, ast.Name):
-            if isinstance(inner, ast.Attribute):
-                parts.insert(0, inner.attr)
-                inner = inner.value
-            elif isinstance(inner, ast.Subscript):
-                parts.insert(0, self._key(inner.slice))
-                inner = inner.value
-            else:
-                raise self._source.error(inner, "a field such as config.lr is expected")
-        return inner, parts
-
-    def _key(self, node: ast.expr) -> str:
-        sign, inner = "", node
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            sign, inner = "-", node.operand
-        if isinstance(inner, ast.Constant) and not isinstance(inner.value, bool):
-            if isinstance(inner.value, int | float):
-                return f"{sign}{inner.value:g}" if inner.value % 1 else f"{sign}{int(inner.value)}"
-            if isinstance(inner.value, str) and not sign:
-                return inner.value
-        raise self._source.error(node, "a name in quotes is expected in the brackets")
-
-    def _unknown(self, root: ast.Name) -> QueryError:
-        near = difflib.get_close_matches(root.id, FIELDS, 1, 0.7)
-        meant = near[0] if near else f"config.{root.id}, result.{root.id} or metrics.{root.id}"
-        hint = f" Did you mean {meant}?"
-        known = ", ".join(FIELDS)
-        text = f"; text is put into quotes: {root.id!r}" if not near else ""
-        return self._source.error(
-            root, f"there is no field {root.id!r}{text}.{hint} There are: {known}"
-        )
-
-    def value(self, node: ast.expr, target: Field, symbol: str) -> Any:
-        """Read what a field is compared with.
-
-        Args:
-            node: The value.
-            target: The field.
-            symbol: The comparison, such as ``$gte``.
-
-        Returns:
-            The value as the database would hold it.
-
-        Raises:
-            QueryError: It is no value, or not one of the field's kind.
-        """
-        value = self.constant(node)
-        if target.root in DATES and value is not None:
-            if not isinstance(value, str):
-                raise self._source.error(
-                    node, f"{target.root} is a time: compare it with one in quotes"
-                )
-            return self.date(node, value)
-        if target.root == "duration" and isinstance(value, str):
-            try:
-                return seconds(value)
-            except ValueError:
-                raise self._source.error(
-                    node, "not a duration; write a number of seconds, '90 minutes' or '2 h'"
-                ) from None
-        kind = KINDS.get(type(value))
-        if kind is not None:
-            if target.root == "metrics" and kind != "number":
-                raise self._source.error(node, "values of metrics are numbers: compare with one")
-            negated = symbol in ("$ne", "$nin")
-            ordered = symbol not in ("$eq", "$in") and not negated
-            self.expected.append(Expected(target, kind, ordered or negated != self.negated))
-        return value
-
-    def constant(self, node: ast.expr) -> Any:
-        """Read a number, text, true, false, none, or a list of these.
-
-        Args:
-            node: The constant.
-
-        Returns:
-            Its value.
-
-        Raises:
-            QueryError: It is something else.
-        """
-        if isinstance(node, ast.Constant):
-            if isinstance(node.value, str | int | float | bool) or node.value is None:
-                return self._fitting(node, node.value)
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-            value = self.constant(node.operand)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return -value if isinstance(node.op, ast.USub) else value
-        elif isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-            sides = [self.constant(node.left), self.constant(node.right)]
-            value = compute(_ARITHMETIC[type(node.op)], sides)
-            if value is not None:
-                return self._fitting(node, value)
-        elif isinstance(node, ast.List | ast.Tuple):
-            return [self.constant(entry) for entry in node.elts]
-        elif isinstance(node, ast.Name) and node.id.lower() in _WORDS:
-            return _WORDS[node.id.lower()]
-        raise self._source.error(
-            node, "a number, text in quotes, true, false, none or a list is expected"
-        )
-
-    def _fitting(self, node: ast.expr, value: Any) -> Any:
-        if isinstance(value, int) and not -(2**63) < value < 2**63:
-            return float(value) if abs(value) < 10**300 else float("inf")
-        if isinstance(value, str) and "\0" in value:
-            raise self._source.error(node, "text cannot hold a null character")
-        if isinstance(value, str) and clean_text(value) != value:
-            raise self._source.error(node, "text cannot hold half a character (a lone surrogate)")
-        return value
-
-    def date(self, node: ast.expr, text: str) -> datetime.datetime:
-        """Read a time.
-
-        Args:
-            node: Where it stands.
-            text: The time.
-
-        Returns:
-            The moment, in UTC.
-
-        Raises:
-            QueryError: It is no time.
-        """
-        try:
-            return moment(text)
-        except (ValueError, OverflowError, OSError):
-            raise self._source.error(
-                node,
-                "not a time; write '2026-11-17', '2026-11-17 14:30', 'yesterday', 'last tuesday' "
-                "or '2 days'",
-            ) from None
-
-
-def has_field(node: ast.expr) -> bool:
-    """Say whether an operand names a field; a word without quotes is taken for one."""
-    if is_field(node):
-        return True
-    if isinstance(node, ast.BinOp):
-        return has_field(node.left) or has_field(node.right)
-    if isinstance(node, ast.UnaryOp):
-        return has_field(node.operand)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "abs":
-        return any(has_field(one) for one in node.args)
-    return False
-
-
-def is_text(node: ast.expr) -> TypeGuard[Any]:
-    """Say whether an operand is text in quotes."""
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def is_field(node: ast.expr) -> bool:
-    """Say whether an operand is nothing but the name of a field."""
-    if isinstance(node, ast.Name):
-        return node.id.lower() not in _WORDS
-    return isinstance(node, ast.Attribute | ast.Subscript)
-
+from metatoolkit.records.spool import utcnow
 
 LONGEST = 10_000
+ARITHMETIC: dict[type[ast.operator], str] = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**", ast.Mod: "%",
+}  # fmt: skip
+STATISTICS = ("last", "min", "max", "count", "step", "min_step", "max_step")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+WORDS = {"true": True, "false": False, "null": None, "none": None, "nan": float("nan")}
 _HINTS = {
     r"(?<![=!<>])=(?!=)": "write == to compare",
     r"&&|&": "write `and`",
@@ -276,18 +36,26 @@ _HINTS = {
     r"!(?!=)": "write `not`",
     r"=~|~": "write matches(field, 'pattern')",
 }
+_UNIT = r"(\d+(?:\.\d+)?)\s*(seconds?|sec|s|minutes?|min|m|hours?|h|days?|d|weeks?|w)"
+_AGO = re.compile(rf"{_UNIT}(?:\s+ago)?")
+_LENGTH = re.compile(rf"{_UNIT}(?![a-z])")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-class Source:
-    """The text of an expression.
+class Terms:
+    """Reads the terms of an expression, and notes the fields that they name.
 
     Args:
-        text: The text.
+        text: The expression.
     """
 
     def __init__(self, text: str) -> None:
         # Leading blanks would be an indentation, and line ends are blanks here.
         self.text = " ".join(text.splitlines()).strip()
+        self.fields: list[Field] = []
+        self.expected: list[Expected] = []
+        self.negations = 0
 
     def tree(self) -> ast.expr:
         """Read the text.
@@ -322,8 +90,11 @@ class Source:
         Returns:
             The error to raise.
         """
-        offset = getattr(node, "col_offset", 0)
-        return self._error_at(len(self.text.encode()[:offset].decode("utf-8", "ignore")), message)
+        return self._error_at(self._position(getattr(node, "col_offset", 0)), message)
+
+    def _position(self, offset: int) -> int:
+        """Python counts bytes."""
+        return len(self.text.encode()[:offset].decode("utf-8", "ignore"))
 
     def _syntax_error(self, error: SyntaxError) -> QueryError:
         bare = re.sub(r"'[^']*'|\"[^\"]*\"", lambda found: " " * len(found.group()), self.text)
@@ -333,8 +104,7 @@ class Source:
                 return self._error_at(found.start(), hint)
         if not error.offset or error.offset > len(self.text):
             return self._error_at(len(self.text), "the expression is not complete")
-        where = len(self.text.encode()[: (error.offset or 1) - 1].decode("utf-8", "ignore"))
-        return self._error_at(where, error.msg)
+        return self._error_at(self._position(error.offset - 1), error.msg)
 
     def _error_at(self, position: int, message: str) -> QueryError:
         start = max(0, position - 40)
@@ -343,3 +113,237 @@ class Source:
             f"at character {position + 1} of the expression, {message}:\n"
             f"    {excerpt}\n    {' ' * (position - start)}^"
         )
+
+    def field(self, node: ast.expr, series: bool = False) -> Field:
+        """Read the name of a field.
+
+        Args:
+            node: The name.
+            series: Whether a metric may be named without saying which value of it.
+
+        Returns:
+            The field.
+
+        Raises:
+            QueryError: No such field.
+        """
+        parts: list[str] = []
+        inner = node
+        while isinstance(inner, ast.Attribute | ast.Subscript):
+            key = inner.attr if isinstance(inner, ast.Attribute) else self._key(inner.slice)
+            parts.insert(0, key)
+            inner = inner.value
+        if not isinstance(inner, ast.Name):
+            raise self.error(inner, "a field such as config.lr is expected")
+        root = inner.id
+        if root not in FIELDS:
+            near, known = did_you_mean(root, FIELDS, 0.7), ", ".join(FIELDS)
+            hint = near or (
+                f"; text is put into quotes: {root!r}. Did you mean config.{root}, result.{root} "
+                f"or metrics.{root}?"
+            )
+            raise self.error(inner, f"there is no field {root!r}{hint} There are: {known}")
+        path, deep = FIELDS[root]
+        if parts and not deep:
+            raise self.error(node, f"{root} has no parts")
+        if any(not part for part in parts):
+            raise self.error(node, "an empty name")
+        if root == "metrics":
+            try:
+                parts = _metric_parts(parts, series)
+            except ValueError as error:
+                raise self.error(node, str(error)) from None
+        path = ".".join([path, *(encode_key(part) for part in parts)])
+        self.fields.append(Field(ast.unparse(node), path, root))
+        return self.fields[-1]
+
+    def _key(self, node: ast.expr) -> str:
+        sign, inner = "", node
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            sign, inner = "-", node.operand
+        key = inner.value if isinstance(inner, ast.Constant) else None
+        if isinstance(key, int | float) and not isinstance(key, bool):
+            return f"{sign}{key:g}" if key % 1 else f"{sign}{int(key)}"
+        if isinstance(key, str) and not sign:
+            return key
+        raise self.error(node, "a name in quotes is expected in the brackets")
+
+    def value(self, node: ast.expr, target: Field, symbol: str) -> Any:
+        """Read what a field is compared with.
+
+        Args:
+            node: The value.
+            target: The field.
+            symbol: The comparison, such as ``$gte``.
+
+        Returns:
+            The value as a document would hold it.
+
+        Raises:
+            QueryError: It is no value, or not one of the field's kind.
+        """
+        value = self.constant(node)
+        if target.root in DATES and value is not None:
+            if not isinstance(value, str):
+                raise self.error(node, f"{target.root} is a time: compare it with one in quotes")
+            return self.date(node, value)
+        if target.root == "duration" and isinstance(value, str):
+            try:
+                return _seconds(value)
+            except ValueError:
+                told = "not a duration; write a number of seconds, '90 minutes' or '2 h'"
+                raise self.error(node, told) from None
+        kind = kind_of(value)
+        if kind in ("number", "text", "boolean"):
+            if target.root == "metrics" and kind != "number":
+                raise self.error(node, "values of metrics are numbers: compare with one")
+            negated = (symbol in ("$ne", "$nin")) != bool(self.negations % 2)
+            self.expect(target, kind, negated or symbol not in ("$eq", "$ne", "$in", "$nin"))
+        return value
+
+    def expect(self, target: Field, kind: str, strict: bool = True) -> None:
+        """Note what kind of value is expected of a field.
+
+        Args:
+            target: The field.
+            kind: The kind.
+            strict: Whether runs are answered falsely where no run has such a value.
+        """
+        self.expected.append(Expected(target, kind, strict))
+
+    def constant(self, node: ast.expr) -> Any:
+        """Read a number, text, true, false, none, or a list of these.
+
+        Args:
+            node: The constant.
+
+        Returns:
+            Its value.
+
+        Raises:
+            QueryError: It is something else.
+        """
+        if isinstance(node, ast.Constant):
+            if isinstance(node.value, str | int | float | bool) or node.value is None:
+                return self._fitting(node, node.value)
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+            value = self.constant(node.operand)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return -value if isinstance(node.op, ast.USub) else value
+        elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+            sides = [self.constant(node.left), self.constant(node.right)]
+            value = compute(ARITHMETIC[type(node.op)], sides)
+            if value is not None:
+                return self._fitting(node, value)
+        elif isinstance(node, ast.List | ast.Tuple):
+            return [self.constant(entry) for entry in node.elts]
+        elif isinstance(node, ast.Name) and node.id.lower() in WORDS:
+            return WORDS[node.id.lower()]
+        raise self.error(node, "a number, text in quotes, true, false, none or a list is expected")
+
+    def _fitting(self, node: ast.expr, value: Any) -> Any:
+        if isinstance(value, int) and not -(2**63) < value < 2**63:
+            return float(value) if abs(value) < 10**300 else float("inf")
+        if isinstance(value, str) and "\0" in value:
+            raise self.error(node, "text cannot hold a null character")
+        if isinstance(value, str) and clean_text(value) != value:
+            raise self.error(node, "text cannot hold half a character (a lone surrogate)")
+        return value
+
+    def date(self, node: ast.expr, text: str) -> datetime.datetime:
+        """Read a time: a day, which means its beginning, one with a time, or how long ago it was.
+
+        Args:
+            node: Where it stands.
+            text: The time.
+
+        Returns:
+            The moment as documents keep times: in UTC, without a time zone.
+
+        Raises:
+            QueryError: It is no time.
+        """
+        try:
+            ago = _AGO.fullmatch(text.strip())
+            if ago:
+                seconds = float(ago.group(1)) * _SECONDS[ago.group(2)[0]]
+                return utcnow() - datetime.timedelta(seconds=seconds)
+            day = _day(text) or datetime.datetime.fromisoformat(text.strip()).astimezone()
+            return _naive_utc(day)
+        except (ValueError, OverflowError, OSError):
+            told = "'2026-11-17', '2026-11-17 14:30', 'yesterday', 'last tuesday' or '2 days'"
+            raise self.error(node, f"not a time; write {told}") from None
+
+
+def is_number(text: str) -> bool:
+    """Say whether a text is a number as steps are written, such as ``100``, ``-1`` or ``0.5``."""
+    return text.removeprefix("-").replace(".", "", 1).replace("e+", "", 1).isdigit()
+
+
+def whole_day(text: str) -> tuple[datetime.datetime, datetime.datetime] | None:
+    """Find the day that a text means.
+
+    Args:
+        text: Such as ``2026-11-17``, ``yesterday`` or ``last tuesday``.
+
+    Returns:
+        Its first moment here and that of the next day, as documents keep times; None for anything
+        else.
+    """
+    try:
+        day = _day(text)
+        if day is None:
+            return None
+        # By the calendar, since days on which clocks change are not of 24 hours.
+        following = day.replace(tzinfo=None) + datetime.timedelta(days=1)
+        return _naive_utc(day), _naive_utc(following.astimezone())
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def _metric_parts(parts: list[str], series: bool) -> list[str]:
+    """Tell a metric's name, dots included, from the value of it that is meant."""
+    if len(parts) > 2 and parts[-2] == "at" and is_number(parts[-1]):
+        return [".".join(parts[:-2]), *parts[-2:]]
+    if len(parts) > 1 and parts[-1] in STATISTICS:
+        return [".".join(parts[:-1]), parts[-1]]
+    if series:
+        return [".".join(parts)] if parts else []
+    near = did_you_mean(parts[-1], STATISTICS) if len(parts) > 1 else ""
+    if near:
+        raise ValueError(f"a metric has no {parts[-1]!r}{near}")
+    name = ".".join(parts) or "name"
+    shown = f"metrics.{name}" if name.isidentifier() else f"metrics[{name!r}]"
+    raise ValueError(
+        f"a metric has many values: write {shown}.last, .min, .max, .count or {shown}.at[100] for "
+        "the one at step 100"
+    )
+
+
+def _seconds(text: str) -> float:
+    given = text.strip().lower()
+    parts = _LENGTH.findall(given)
+    if not parts or _LENGTH.sub("", given).strip(" ,"):
+        raise ValueError(f"not a duration: {text!r}")
+    return sum(float(number) * _SECONDS[unit[0]] for number, unit in parts)
+
+
+def _day(text: str) -> datetime.datetime | None:
+    text = text.strip().lower()
+    today = datetime.datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
+    weekday = text.removeprefix("last").strip()
+    if text in ("today", "yesterday"):
+        day = today - datetime.timedelta(days=text == "yesterday")
+    elif weekday in WEEKDAYS:
+        # The latest one that is over: on a Tuesday, `last tuesday` is a week ago.
+        days = (today.weekday() - WEEKDAYS.index(weekday) - 1) % 7 + 1
+        day = today - datetime.timedelta(days=days)
+    elif _DATE.fullmatch(text):
+        day = datetime.datetime.fromisoformat(text)
+    else:
+        return None
+    return day.astimezone()
+
+
+def _naive_utc(moment: datetime.datetime) -> datetime.datetime:
+    return moment.astimezone(datetime.UTC).replace(tzinfo=None)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from metatoolkit.records.settings import differing, distinguishing, finite, labels, settings
+from metatoolkit.records.table import differing, distinguishing, finite, labels, settings
 
 from .fakes import fake_run
 

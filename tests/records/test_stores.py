@@ -2,33 +2,7 @@ import math
 
 import pytest
 
-from metatoolkit.records.completion import (
-    complete_metrics,
-    condition_paths,
-    named_metrics,
-    needs_look,
-    reason,
-    steps_asked,
-    weakened,
-)
-from metatoolkit.records.expressions import parse
-
-
-@pytest.mark.parametrize(
-    ("expression", "look", "left"),
-    [
-        ("config.lr > 1 and id == 2", False, ["config.lr", "_id"]),
-        ("config.lr > 1 and metrics.loss.min < 2", True, ["config.lr"]),
-        ("config.lr > 1 or metrics.loss.min < 2", True, []),
-        ("not metrics.loss.min < 2 and not id == 1", True, ["_id"]),
-        ("config.lr > config.x and status == 'FAILED'", True, ["status"]),
-        ("contains(reason, 'x')", True, []),
-    ],
-)
-def test_what_the_database_cannot_answer_is_left_to_us(expression, look, left):
-    condition = parse(expression).filter
-    assert needs_look(condition) == look
-    assert list(condition_paths(weakened(condition))) == left
+from metatoolkit.records.stores import complete_metrics, named_metrics, reason, steps_asked
 
 
 def test_what_is_asked_of_metrics_is_read_from_the_paths():
