@@ -36,9 +36,13 @@ def settings(run: Run, ignore: Iterable[str] = ()) -> dict[str, Any]:
     Returns:
         Values by name, such as ``config.network.width``; bookkeeping is left out.
     """
-    left_out = tuple(f"config.{one.removeprefix('config.')}" for one in (*BOOKKEEPING, *ignore))
+    left_out = _whole_names([*BOOKKEEPING, *ignore])
     config = {f"config.{name}": value for name, value in flatten(run.config).items()}
     return {name: value for name, value in config.items() if not _is_left_out(name, left_out)}
+
+
+def _whole_names(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"config.{one.removeprefix('config.')}" for one in names)
 
 
 @functools.lru_cache(10_000)
@@ -214,6 +218,7 @@ def group(
 
     shared = [".".join(decode_key(part) for part in one.path.split(".")) for one in by]
     shared = [name for name in shared if name.startswith("config")]
+    pooled = _whole_names([*shared, *over])
     samples: dict[Any, list[tuple[Run, float, dict[str, Any]]]] = {}
     left_out: list[str] = []
     heads: dict[Any, tuple[list[Any], dict[str, Any]]] = {}
@@ -224,7 +229,8 @@ def group(
             continue
         fields = [run.value(field) for field in by]
         whole = settings(run)
-        rest = {"experiment": run.experiment, **settings(run, [*shared, *over])}
+        kept = {n: v for n, v in whole.items() if not _is_left_out(n, pooled)}
+        rest = {"experiment": run.experiment, **kept}
         key = (identity(fields), identity({n: v for n, v in rest.items() if v is not None}))
         heads.setdefault(key, (fields, rest))
         samples.setdefault(key, []).append((run, float(number), whole))
