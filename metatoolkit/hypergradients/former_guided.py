@@ -31,6 +31,8 @@ class TakesGuided(ABCMeta):
             DeprecationWarning,
             stacklevel=2,
         )
+        if guided in ("true", "false"):  # as a command line may have it
+            guided = guided == "true"
         if not isinstance(guided, bool):
             raise ConfigurationError(f"guided is {guided!r}; use EvoGrad or GuidedEvoGrad.")
         if not guided:

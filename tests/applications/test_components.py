@@ -137,3 +137,14 @@ def test_no_choice_leaves_the_digest_of_a_configuration_alone():
     assert configuration_digest({**config, **empty}) == configuration_digest(config)
     chosen = {**empty, "inner": {"name": "Adam"}}
     assert configuration_digest({**config, **chosen}) != configuration_digest(config)
+
+
+def test_the_former_option_of_evograd_is_its_guided_estimator():
+    words = "smoke steps=3 seed=4 progress=False evaluate_every=0 estimator.sigma=0.0125".split()
+    with pytest.warns(DeprecationWarning, match="GuidedEvoGrad"):
+        former = ["estimator.name=EvoGrad", "estimator.guided=true"]
+        assert main(["run", "label_noise", "with", *words, *former]) == 0
+    assert main(["run", "label_noise", "with", *words, "estimator.name=GuidedEvoGrad"]) == 0
+    with records.connect() as database:
+        one, present = database.find("config.estimator.sigma == 0.0125")
+    assert one.result == present.result and present.result["lambda_distance"] > 0

@@ -5,9 +5,9 @@ import inspect
 import pytest
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.experiments.components import COMPONENT_SETTINGS, META_METHODS
+from metatoolkit.experiments.components import COMPONENT_SETTINGS, META_METHODS, build_estimator
 from metatoolkit.experiments.settings import EvoGradSettings, TrainingSettings, TunedSettings
-from metatoolkit.hypergradients import EvoGrad
+from metatoolkit.hypergradients import EvoGrad, GuidedEvoGrad
 
 
 def _config(**updates):
@@ -55,3 +55,20 @@ def test_what_does_not_fit_is_told_before_anything_is_loaded(updates, error, tol
     with pytest.raises(error) as raised:
         TrainingSettings.settle(_config(**updates))
     assert told in str(raised.value)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_an_application_may_choose_guided_evograd(rescale):
+    def config(**updates):
+        options = {**TrainingSettings.defaults()["evograd"], "guided": True, "sigma": 0.1}
+        return _config(method="evograd", evograd={**options, "rescale": rescale, **updates})
+
+    guided = build_estimator(config(perturb=["a"]))
+    assert isinstance(guided, GuidedEvoGrad)
+    assert (guided.sigma, guided.temperature, guided.perturb) == (0.1, 0.05, ["a"])
+    assert guided.learning_rate == pytest.approx(0.1 if rescale else 0.1**2 / 0.05)
+    assert isinstance(build_estimator(config(guided=False)), EvoGrad)
+    for name, value, remedy in (("candidates", 3, "2"), ("noise", "gaussian", "sign")):
+        told = f"evograd.{name} is {value!r}, but with .*guided=True.* set evograd.{name}={remedy}"
+        with pytest.raises(ConfigurationError, match=told):
+            build_estimator(config(**{name: value}))

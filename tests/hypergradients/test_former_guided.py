@@ -79,6 +79,11 @@ def test_takes_no_argument_of_random_candidates(arguments):
         EvoGrad(guided=True, **arguments)
 
 
+def test_takes_words_of_a_command_line():
+    assert type(former(guided="true")) is GuidedEvoGrad
+    assert type(former(guided="false")) is EvoGrad
+
+
 @pytest.mark.parametrize("value", ["yes", 1, None])
 def test_takes_flags_alone(value):
     with (
