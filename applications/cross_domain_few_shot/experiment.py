@@ -7,10 +7,10 @@ the loss on a pseudo-unseen one without them. Methods: ``no_transform``, ``fixed
 it starts), ``second_order`` (the exact one-step hypergradient) and ``evograd`` (Bohdal et al. 2021,
 arXiv 2106.10575, section 4.2).
 
-What differs from the public code, on purpose: EvoGrad's copies share the noise of the transforms,
-which is drawn anew for each copy there and outweighs what the perturbations do; its σ is a setting
-of its own, there it is the learning rate; the second-order method differentiates the very step that
-the inner learner takes; the auxiliary loss is part of the training loss in both; the classes of a
+What differs from the public code, on purpose: EvoGrad's candidates share the noise of the
+transforms, which is drawn anew for each of them there and outweighs what the perturbations do; its
+σ is a setting of its own, there it is the learning rate; second order differentiates the very step
+that the inner learner takes; the auxiliary loss is part of the training loss in both; classes of a
 split follow from their sorted names; every draw is seeded. As published, relation and graph heads
 use the statistics of the test episode; ``head.running_statistics=True`` does not.
 ``with resnet10``, ``resnet18`` or ``resnet34`` sets the paper's protocol.

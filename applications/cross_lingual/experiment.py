@@ -5,11 +5,11 @@ source language and about a hundred of the target language. A representation tra
 behind the encoder's last layer bends the hidden states of the source; it learns from a half of each
 target batch that the classifier does not train on at that step. Methods: ``target_only``, ``joint``
 (both languages, no transformation), ``second_order`` (MetaXL: the exact one-step hypergradient),
-``evograd``, whose copies differ in the head alone and share the encoder's hidden states, and for
-control ``frozen``, the same as these two with a transformation that stays as it was drawn.
+``evograd``, whose candidates differ in the head alone and share the encoder's hidden states, and
+for control ``frozen``, the same as these two with a transformation that stays as it was drawn.
 
 What differs from the public code, on purpose: position ids of RoBERTa-like encoders start behind
-the padding token's; special tokens are those of the encoder's own vocabulary; EvoGrad's copies
+the padding token's; special tokens are those of the encoder's own vocabulary; EvoGrad's candidates
 share their dropout masks, so that they differ by the perturbation alone; nothing is chosen on test
 data, and the reported F1 is that of the last step. Second order differentiates the base learner's
 own step, Adam's; there it is a step of plain SGD. Gradients are not clipped.

@@ -14,7 +14,7 @@ from metatoolkit.networks.text_classifier import TextClassifier
 def encode_all(model: Any, meta: Any, batch: dict[str, dict[str, Tensor]]) -> Any:
     """Return the batch with the encoder's hidden states of each language.
 
-    It depends on the encoder alone, so that EvoGrad computes it once for all copies of the head.
+    It depends on the encoder alone: EvoGrad computes it once for all candidates for the head.
 
     Args:
         model: Encoder and head.

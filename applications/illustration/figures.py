@@ -89,7 +89,7 @@ def draw_bias_variance(frame: pandas.DataFrame, path: Path) -> None:
         "sigma": f"σ = {run.config['sigma']:g}",
         "temperature": f"τ = {run.config['temperature']:g}",
     }
-    labels = {"candidates": "copies K", "sigma": "σ", "temperature": "temperature τ"}
+    labels = {"candidates": "candidates K", "sigma": "σ", "temperature": "temperature τ"}
     size = float(np.abs(run.metrics["true_hypergradient"]).mean())
     axes = above.subplots(1, 3, sharey=True)
     for axis, name in zip(axes, labels, strict=True):

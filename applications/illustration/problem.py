@@ -82,7 +82,7 @@ def limit_estimate(x: Number, penalty: Number, sigma: float, temperature: float)
     estimate into −4σ² (θ⁺ − ½) θ⁺ / D. For τ/σ² → 0 it is the true hypergradient, whatever x.
 
     Args:
-        x: Inner parameter around which the copies lie.
+        x: Inner parameter around which the candidates lie.
         penalty: λ.
         sigma: σ.
         temperature: τ.

@@ -47,21 +47,23 @@ def estimates(
     Args:
         x: Inner parameters, of any shape.
         penalty: λ, of a shape that expands to that of ``x``.
-        noise: ε of the copies, of the shape of ``x`` and one dimension more for the copies.
+        noise: ε of the candidates, of the shape of ``x`` and one dimension more for the candidates.
         sigma: σ.
         temperature: τ.
 
     Returns:
         Estimates of the shape of ``x``.
     """
-    copies = x.unsqueeze(-1) + sigma * noise
+    candidates = x.unsqueeze(-1) + sigma * noise
     penalty = torch.as_tensor(penalty, dtype=x.dtype).expand_as(x).unsqueeze(-1)
-    weights = torch.softmax(-((copies - 1) ** 2 + penalty * copies**2) / temperature, dim=-1)
-    offspring = (weights * copies).sum(-1, keepdim=True)
+    weights = torch.softmax(
+        -((candidates - 1) ** 2 + penalty * candidates**2) / temperature, dim=-1
+    )
+    offspring = (weights * candidates).sum(-1, keepdim=True)
     outer = 2 * (offspring - 0.5)
-    coefficients = -(weights / temperature) * outer * (copies - offspring)
-    # Their sum is zero: shifting ∂ℓ/∂λ = θ² changes nothing but the rounding of equal copies.
-    return (coefficients * (copies**2 - offspring**2)).sum(-1)
+    coefficients = -(weights / temperature) * outer * (candidates - offspring)
+    # Their sum is zero: shifting ∂ℓ/∂λ = θ² changes nothing but the rounding of equal candidates.
+    return (coefficients * (candidates**2 - offspring**2)).sum(-1)
 
 
 def sample_estimates(
@@ -80,7 +82,7 @@ def sample_estimates(
         candidates: K.
         sigma: σ.
         temperature: τ.
-        noise: Stream that gives x, then the K draws of its copies, and so on.
+        noise: Stream that gives x, then the K draws of its candidates, and so on.
 
     Returns:
         Estimates of shape (penalties, trials), float32.

@@ -35,7 +35,7 @@ class Penalties(Settings):
 class Sweep(Settings):
     """What is varied around the first of `candidates`, `sigma` and `temperature`."""
 
-    candidates: _Counts = entry([2, 3, 5, 10, 30, 100], "Numbers of copies.")
+    candidates: _Counts = entry([2, 3, 5, 10, 30, 100], "Numbers of candidates.")
     sigma: _Values = entry([0.01, 0.03, 0.1, 0.3, 1.0, 3.0], "Values of σ.")
     temperature: _Values = entry([0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0], "Values of τ.")
 
@@ -45,11 +45,11 @@ class IllustrationSettings(Settings):
 
     seed: Seed = entry(..., "Seed of all that is drawn; drawn itself where it is not given.")
     part: Literal["gradients", "trajectories", "bias_variance"] = entry("gradients", "What to do.")
-    candidates: _Counts = entry([2, 10, 100], "Numbers of copies K.")
-    sigma: Positive = entry(1.0, "σ, the standard deviation of what copies differ by.")
+    candidates: _Counts = entry([2, 10, 100], "Numbers of candidates K.")
+    sigma: Positive = entry(1.0, "σ, the standard deviation of what candidates differ by.")
     temperature: Positive = entry(0.5, "τ, the temperature of their weights.")
     penalties: Penalties = entry(Penalties(), "Values of λ.")
-    trials: _Two = entry(100, "Draws of x and of the copies at each λ.")
+    trials: _Two = entry(100, "Draws of x and of the candidates at each λ.")
     starts: Annotated[list[_Point], Field(min_length=1)] = entry(
         [[-1.8, 0.2], [-0.9, 1.2], [0.9, 0.8], [1.3, 0.2], [1.5, 1.7]],
         "Where (x, λ) start in the trajectories.",

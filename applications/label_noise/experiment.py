@@ -7,7 +7,7 @@ training and the meta set together) and ``frozen_weights`` (a weight network as 
 
 What differs from the public code, on purpose: the meta set shares no example with the training set
 for any seed (there, all but a few meta images are also noisy training images for most seeds); the
-noise differs by seed; the copies of EvoGrad share their random numbers; the reported accuracy is
+noise differs by seed; EvoGrad's candidates share their random numbers; the reported accuracy is
 that of the last step, never the best over evaluations on test data. EvoGrad's hypergradient is
 scaled to the inner learning rate (``rescale``): at the paper's σ, τ and K it is that of a step of
 1e-5, so that plain SGD hardly moves the weight network. ``with paper_scale`` leaves its scale, and

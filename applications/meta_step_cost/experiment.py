@@ -2,11 +2,11 @@
 
 Puts another application together as its configuration says, and measures peak memory and
 floating-point operations of one hypergradient and of one step of the inner learner on the same
-batches. Estimators: ``second_order`` (the exact one-step hypergradient), ``evograd`` (all copies'
-graphs held at once), ``evograd_streamed`` (one copy at a time), and any registered one by its name,
-with ``options``: ``estimator=Unrolled options.steps=5``. Nothing is trained. Where λ
-enters the weights of the losses alone, a copy's graph holds nothing of the network, and the two
-forms of EvoGrad hardly differ in memory.
+batches. Estimators: ``second_order`` (the exact one-step hypergradient), ``evograd`` (the graphs of
+all candidates held at once), ``evograd_streamed`` (one candidate at a time), and any registered one
+by its name, with ``options``: ``estimator=Unrolled options.steps=5``. Nothing is trained. Where λ
+enters the weights of the losses alone, a candidate's graph holds nothing of the network, and the
+two forms of EvoGrad hardly differ in memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CostSettings(Settings):
         Literal["second_order", "evograd", "evograd_streamed"] | Annotated[str, Among(estimators)]
     ) = entry("evograd_streamed", "Estimator.")
     options: OpenSettings = entry(OpenSettings(), "Options of a registered estimator.")
-    candidates: Annotated[int, Field(ge=2)] = entry(2, "Copies of EvoGrad.")
+    candidates: Annotated[int, Field(ge=2)] = entry(2, "Candidates of EvoGrad.")
     device: Device = entry("cpu", "Where to measure.")
     progress: bool = entry(False, "Without effect; all applications have it.")
     measured: str | None = entry(None, "Digest of the application's own configuration.")

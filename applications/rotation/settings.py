@@ -56,7 +56,7 @@ class RotationSettings(TrainingSettings):
     valid_batch_size: Count = entry(64, "Validation images of a step.")
     lr: Positive = entry(1e-3, "Learning rate of the network.")
     meta_lr: Positive = entry(1e-2, "Learning rate of the angle.")
-    # Two copies, as published, need more steps than these: see docs/rotation.md.
+    # Two candidates, as published, need more steps than these: see docs/rotation.md.
     evograd: EvoGradSettings = entry(EvoGradSettings(candidates=4), "Options of EvoGrad.")
     accuracy_every: Count = entry(100, "Steps between evaluations of accuracy.")
     evaluate_every: CountOrZero = entry(10, "Steps between values of the angle.")

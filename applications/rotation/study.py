@@ -49,9 +49,9 @@ COMPARISON = Study(
     ),
     source="Bohdal et al. 2021, arXiv 2106.10575, notebook of the rotation experiment (MNIST)",
     note=(
-        "The digits are scikit-learn's, 958 images to train on and four copies in the row EvoGrad; "
-        "the published numbers are for 40,000 images of MNIST and two copies, which `with mnist` "
-        "runs."
+        "The digits are scikit-learn's, 958 images to train on and four candidates in the row "
+        "EvoGrad; the published numbers are for 40,000 images of MNIST and two candidates, which "
+        "`with mnist` runs."
     ),
 )
 

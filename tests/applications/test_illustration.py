@@ -76,7 +76,7 @@ def test_replay_is_the_estimator_of_the_toolkit(kind, count, sigma, temperature)
     for index in range(6):
         row = noise[index]
         estimator = EvoGrad(
-            count, sigma, temperature, noise=lambda copy, name, parameter, row=row: row[copy]
+            count, sigma, temperature, noise=lambda k, name, parameter, row=row: row[k]
         )
         expected = call(estimator, float(x[index]), float(penalty[index]))
         assert float(given[index]) == pytest.approx(expected, rel=1e-9, abs=1e-14)
@@ -145,7 +145,7 @@ def test_trajectories_end_where_the_notebooks_do():
 def test_mean_for_infinitely_many_copies(penalty):
     expected = 8 * (8 * penalty - 7) / (5 + 4 * penalty) ** 3
     assert mean_limit_estimate(penalty, 1.0, 0.5) == pytest.approx(expected, abs=1e-12)
-    # The average over x ~ N(0, 1) of the limit at x, and that of estimates with many copies.
+    # The average over x ~ N(0, 1) of the limit at x, and that of estimates with many candidates.
     points, weights = np.polynomial.hermite_e.hermegauss(6)
     at = limit_estimate(points, penalty, 1.0, 0.5)
     assert weights @ at / math.sqrt(2 * math.pi) == pytest.approx(expected, abs=1e-12)
@@ -154,7 +154,7 @@ def test_mean_for_infinitely_many_copies(penalty):
     noise = torch.randn(2000, 1000, generator=generator, dtype=F64)
     drawn = replay.estimates(x, penalty, noise, 1.0, 0.5)
     error = float(drawn.std()) / math.sqrt(2000)
-    # With K copies the mean is off by a term of order 1/K.
+    # With K candidates the mean is off by a term of order 1/K.
     assert float(drawn.mean()) == pytest.approx(expected, abs=4 * error + 2e-3)
 
 
@@ -196,7 +196,7 @@ def test_half_of_the_pairs_of_sign_noise_give_exactly_zero():
     zero = []
     for pair in itertools.product((-1.0, 1.0), repeat=2):
         estimator = EvoGrad(
-            2, 1.0, 0.5, noise=lambda copy, name, p, pair=pair: p.new_tensor(pair[copy])
+            2, 1.0, 0.5, noise=lambda candidate, name, p, pair=pair: p.new_tensor(pair[candidate])
         )
         zero.append(call(estimator, 0.3, 0.4) == 0.0)
         at = torch.tensor(0.3, dtype=F64)

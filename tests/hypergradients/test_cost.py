@@ -59,19 +59,19 @@ class Setup:
 def test_flops_with_meta_in_the_loss(width):
     setup = Setup("loss", 2, width)
     assert count_flops(setup.base_step) / count_flops(setup.forward) == pytest.approx(3, rel=0.01)
-    for copies in (2, 4):
-        assert setup.passes(EvoGrad(copies)) == pytest.approx(copies + 3, rel=0.01)
+    for candidates in (2, 4):
+        assert setup.passes(EvoGrad(candidates)) == pytest.approx(candidates + 3, rel=0.01)
     assert setup.passes(Unrolled(1)) == pytest.approx(10, rel=0.01)
 
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_flops_with_meta_at_the_input(width):
     setup = Setup("input", 2, width)
-    for copies in (2, 4):
-        kept = EvoGrad(copies, streamed=False)
-        assert setup.passes(kept) == pytest.approx(2 * copies + 3, rel=0.01)
-        streamed = EvoGrad(copies, streamed=True)
-        assert setup.passes(streamed) == pytest.approx(3 * copies + 3, rel=0.01)
+    for candidates in (2, 4):
+        kept = EvoGrad(candidates, streamed=False)
+        assert setup.passes(kept) == pytest.approx(2 * candidates + 3, rel=0.01)
+        streamed = EvoGrad(candidates, streamed=True)
+        assert setup.passes(streamed) == pytest.approx(3 * candidates + 3, rel=0.01)
     assert setup.passes(Unrolled(1)) == pytest.approx(11, rel=0.01)
 
 
@@ -87,8 +87,8 @@ def test_memory_with_meta_at_the_input():
     setup = Setup("input", 24)
     assert setup.memory(EvoGrad(2)) <= 1.05
     assert setup.memory(EvoGrad(5)) <= 1.05
-    # With graphs kept there is one set of activations for each copy, and one more.
-    kept = [setup.memory(EvoGrad(copies, streamed=False)) for copies in (2, 3)]
+    # With graphs kept there is one set of activations for each candidate, and one more.
+    kept = [setup.memory(EvoGrad(candidates, streamed=False)) for candidates in (2, 3)]
     assert kept[0] > 2.5
     assert 0.8 < kept[1] - kept[0] < 1.2
 
