@@ -39,6 +39,7 @@ THROUGH = {
         "hypergradients/test_evograd.py",
         "hypergradients/test_evograd_noise.py",
     ],
+    "hypergradients/prefix.py": ["hypergradients/test_prefix_dependence.py"],
     "hypergradients/guided_evograd.py": [
         "hypergradients/test_guided_constants.py",
         "hypergradients/test_prefix.py",
