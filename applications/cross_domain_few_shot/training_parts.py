@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from typing_extensions import override
 
 from metatoolkit.errors import CheckpointError, brief
 from metatoolkit.evaluation import evaluation_mode
 from metatoolkit.losses import episode_cross_entropy
 from metatoolkit.tasks import Episode, EpisodeBatches
 from metatoolkit.tasks.labeled_batches import LabeledBatches
+from metatoolkit.tasks.resumable import BatchesSideBySide
 from metatoolkit.training.checkpoints import load_tensors
 
 
-class AuxiliaryBatches:
+class AuxiliaryBatches(BatchesSideBySide[tuple[Episode, tuple[Tensor, Tensor], float]]):
     """Episodes, each with a batch for classification and the weight of its loss.
 
     The weight falls as ``weight`` · ``decay`` ^ ⌊``decays`` · t / ``steps``⌋ at step t, as in the
@@ -43,30 +44,15 @@ class AuxiliaryBatches:
         decays: int,
         steps: int,
     ) -> None:
+        super().__init__({"episodes": episodes, "labeled": labeled})
         self.episodes, self.labeled = episodes, labeled
         self.weight, self.decay, self.decays, self.steps = weight, decay, decays, steps
 
-    def __iter__(self) -> Iterator[tuple[Episode, tuple[Tensor, Tensor], float]]:
-        """Return this iterator itself: it goes on where it is."""
-        return self
-
+    @override
     def __next__(self) -> tuple[Episode, tuple[Tensor, Tensor], float]:
         """Return an episode, a pair of images and labels, and the weight."""
         power = self.decays * self.labeled.next_batch // self.steps
         return next(self.episodes), next(self.labeled), self.weight * self.decay**power
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the places of both iterators."""
-        return {"episodes": self.episodes.state_dict(), "labeled": self.labeled.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from stored places.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-        """
-        self.episodes.load_state_dict(state_dict["episodes"])
-        self.labeled.load_state_dict(state_dict["labeled"])
 
 
 def add_auxiliary_head(model: nn.Module, classes: int) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.tasks import TokenBatches
+from metatoolkit.tasks.resumable import BatchesSideBySide
 
 Part = Literal["all", "first", "second"]
 TransferBatch = dict[str, dict[str, Tensor]]
 
 
-class TransferBatches:
+class TransferBatches(BatchesSideBySide[TransferBatch]):
     """An endless iterator over ``{"source": batch, "target": batch}``.
 
     MetaXL trains on one half of each target batch and validates on the other. Two of these with
@@ -32,9 +33,7 @@ class TransferBatches:
     def __init__(
         self, target: TokenBatches, source: TokenBatches | None = None, part: Part = "all"
     ) -> None:
-        self._batches = (
-            {"target": target} if source is None else {"source": source, "target": target}
-        )
+        super().__init__(({} if source is None else {"source": source}) | {"target": target})
         self._part = part
         size = len(next(iter(self._peek(target).values())))
         if part != "all" and size < 2:
@@ -50,13 +49,10 @@ class TransferBatches:
         batches.load_state_dict(before)
         return batch
 
-    def __iter__(self) -> Iterator[TransferBatch]:
-        """Return this iterator itself: it goes on where it is."""
-        return self
-
+    @override
     def __next__(self) -> TransferBatch:
         """Return the next batch."""
-        batch = {name: next(batches) for name, batches in self._batches.items()}
+        batch = {name: next(batches) for name, batches in self.parts.items()}
         if self._part != "all":
             batch["target"] = {n: self._half(tensor) for n, tensor in batch["target"].items()}
         return batch
@@ -64,19 +60,3 @@ class TransferBatches:
     def _half(self, tensor: Tensor) -> Tensor:
         middle = len(tensor) // 2
         return tensor[:middle] if self._part == "first" else tensor[middle : 2 * middle]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place of this iterator; the data are not part of it."""
-        return {name: batches.state_dict() for name, batches in self._batches.items()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a stored place.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            CheckpointError: It belongs to other batches.
-        """
-        for name, batches in self._batches.items():
-            batches.load_state_dict(state_dict.get(name, {}))

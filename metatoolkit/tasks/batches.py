@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from metatoolkit.errors import CheckpointError, ConfigurationError, ShapeError
+from metatoolkit.errors import ConfigurationError, ShapeError
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.labels import check_labels
+from metatoolkit.tasks.resumable import ResumableBatches
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
-class Batches:
+class Batches(ResumableBatches[tuple[Tensor, ...]]):
     """An endless iterator over batches, whose place can be stored and found again.
 
     Every epoch has an order of its own. Order and transform draw only from the seed, the epoch
@@ -49,6 +50,9 @@ class Batches:
         2
     """
 
+    kept = ("length", "batch_size", "shuffle", "drop_last")
+    counters = ("epoch", "next_batch")
+
     def __init__(
         self,
         *tensors: Tensor,
@@ -78,7 +82,7 @@ class Batches:
         self.drop_last = drop_last
         self.transform = transform
         self.epoch = 0
-        self._next_batch = 0
+        self.next_batch = 0
         self._order: Tensor | None = None
 
     @property
@@ -87,17 +91,14 @@ class Batches:
         full, rest = divmod(self.length, self.batch_size)
         return full + (1 if rest and not self.drop_last else 0)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """Return this iterator itself: it goes on where it is."""
-        return self
-
+    @override
     def __next__(self) -> tuple[Tensor, ...]:
         """Return the next batch, one tensor for each that was given."""
-        if self._next_batch >= self.epoch_length:
+        if self.next_batch >= self.epoch_length:
             self.epoch += 1
-            self._next_batch = 0
+            self.next_batch = 0
             self._order = None
-        start = self._next_batch * self.batch_size
+        start = self.next_batch * self.batch_size
         stop = min(start + self.batch_size, self.length)
         if self.shuffle:
             if self._order is None:
@@ -106,11 +107,9 @@ class Batches:
         else:
             batch = [tensor[start:stop].clone() for tensor in self.tensors]
         if self.transform is not None:
-            generator = _generator(
-                self.seed, self.epoch, Stream.BATCH_TRANSFORMS + self._next_batch
-            )
+            generator = _generator(self.seed, self.epoch, Stream.BATCH_TRANSFORMS + self.next_batch)
             batch[0] = self.transform(batch[0], generator)
-        self._next_batch += 1
+        self.next_batch += 1
         return tuple(batch)
 
     def _permutation(self) -> Tensor:
@@ -119,51 +118,8 @@ class Batches:
         )
         return order.to(self.tensors[0].device)
 
-    def reseed(self, seed: int) -> None:
-        """Start over with another seed.
-
-        Args:
-            seed: Seed of the order and of the transform.
-        """
-        self.seed = seed
-        self.epoch = 0
-        self._next_batch = 0
-        self._order = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place of this iterator; the data are not part of it."""
-        return {
-            "seed": self.seed,
-            "epoch": self.epoch,
-            "next_batch": self._next_batch,
-            "length": self.length,
-            "batch_size": self.batch_size,
-            "shuffle": self.shuffle,
-            "drop_last": self.drop_last,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a stored place: the next batches are bitwise those that followed it.
-
-        Args:
-            state_dict: What :meth:`state_dict` of an iterator over the same data returned.
-
-        Raises:
-            CheckpointError: It belongs to batches of another length, size or order.
-        """
-        try:
-            for name in ("length", "batch_size", "shuffle", "drop_last"):
-                if state_dict[name] != getattr(self, name):
-                    raise CheckpointError(
-                        f"the stored batches have {name}={state_dict[name]}, these have "
-                        f"{name}={getattr(self, name)}; make them with the stored value."
-                    )
-            place = state_dict["seed"], state_dict["epoch"], state_dict["next_batch"]
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"this is no state of Batches ({error!r}); pass what state_dict() returned."
-            ) from error
-        self.seed, self.epoch, self._next_batch = place
+    @override
+    def _moved(self) -> None:
         self._order = None
 
 

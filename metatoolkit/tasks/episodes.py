@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from metatoolkit.errors import (
-    CheckpointError,
-    ConfigurationError,
-    DataError,
-)
+from metatoolkit.errors import ConfigurationError, DataError
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.batches import Transform
 from metatoolkit.tasks.domains import Domain, Domains, LabeledImages, as_domains
 from metatoolkit.tasks.image_transforms import ImageTransform, transformed
 from metatoolkit.tasks.learn2learn_import import import_learn2learn
-
-_PLACE = ("domains", "split", "ways", "shots", "queries", "role", "period")
+from metatoolkit.tasks.resumable import ResumableBatches
 
 
 class Episode(NamedTuple):
@@ -35,7 +30,7 @@ class Episode(NamedTuple):
     query: Tensor
 
 
-class EpisodeBatches:
+class EpisodeBatches(ResumableBatches[Episode]):
     """An endless iterator over episodes, whose place can be stored and found again.
 
     An episode draws its domain, then its classes, then their images, each without replacement.
@@ -70,6 +65,10 @@ class EpisodeBatches:
         (torch.Size([3, 1, 1, 16, 16]), torch.Size([3, 5, 1, 16, 16]))
     """
 
+    kept = ("split", "ways", "shots", "queries", "role", "period")
+    counters = ("next_episode",)
+    noun = "episodes"
+
     def __init__(
         self,
         domains: Domains,
@@ -101,10 +100,7 @@ class EpisodeBatches:
         self.next_episode = 0
         self._tasks = [_Tasks(domain, split, ways, shots + queries) for domain in self.domains]
 
-    def __iter__(self) -> Iterator[Episode]:
-        """Return this iterator itself: it goes on where it is."""
-        return self
-
+    @override
     def __next__(self) -> Episode:
         """Return the next episode."""
         number = self.next_episode
@@ -134,44 +130,9 @@ class EpisodeBatches:
         pair = random.Random(pair_key)
         return pair.sample(range(count), 2)[self.role]
 
-    def reseed(self, seed: int) -> None:
-        """Start over with another seed.
-
-        Args:
-            seed: Seed of the draws and of the transform.
-        """
-        self.seed = seed
-        self.next_episode = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place of this iterator; the data are not part of it."""
-        place = {name: getattr(self, name) for name in _PLACE if name != "domains"}
-        place["domains"] = [domain.name for domain in self.domains]
-        return {**place, "seed": self.seed, "next_episode": self.next_episode}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a stored place: the next episodes are bitwise those that followed it.
-
-        Args:
-            state_dict: What :meth:`state_dict` of an iterator over the same domains returned.
-
-        Raises:
-            CheckpointError: It belongs to episodes of other domains, splits or sizes.
-        """
-        try:
-            mine = self.state_dict()
-            for name in _PLACE:
-                if state_dict[name] != mine[name]:
-                    raise CheckpointError(
-                        f"the stored episodes have {name}={state_dict[name]!r}, these have "
-                        f"{name}={mine[name]!r}; make them with the stored value."
-                    )
-            place = state_dict["seed"], state_dict["next_episode"]
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"this is no state of EpisodeBatches ({error!r}); pass what state_dict() returned."
-            ) from error
-        self.seed, self.next_episode = place
+    @override
+    def _kept(self) -> dict[str, Any]:
+        return {**super()._kept(), "domains": [domain.name for domain in self.domains]}
 
 
 def pseudo_domains(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from metatoolkit.errors import CheckpointError, ConfigurationError
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.batches import Transform
 from metatoolkit.tasks.domains import Domain
 from metatoolkit.tasks.image_transforms import ImageTransform, transformed
+from metatoolkit.tasks.resumable import ResumableBatches
 
 
-class LabeledBatches:
+class LabeledBatches(ResumableBatches[tuple[Tensor, Tensor]]):
     """An endless iterator over batches of images and their labels, drawn at random.
 
     Batch i depends on the seed and on i alone. Within a batch no image comes twice.
@@ -37,6 +37,8 @@ class LabeledBatches:
     Attributes:
         classes: Number of classes of the split.
     """
+
+    kept = ("batch_size",)
 
     def __init__(
         self,
@@ -61,10 +63,7 @@ class LabeledBatches:
         self.device = device
         self.next_batch = 0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return this iterator itself: it goes on where it is."""
-        return self
-
+    @override
     def __next__(self) -> tuple[Tensor, Tensor]:
         """Return the next batch: images of shape (batch, channels, height, width), and labels."""
         key = fold_in(self.seed, self.next_batch)
@@ -77,23 +76,3 @@ class LabeledBatches:
         targets = labels[torch.tensor(places)]
         self.next_batch += 1
         return images, targets if self.device is None else targets.to(self.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place of this iterator; the data are not part of it."""
-        return {"seed": self.seed, "batch_size": self.batch_size, "next_batch": self.next_batch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a stored place.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            CheckpointError: It belongs to batches of another size.
-        """
-        if state_dict.get("batch_size") != self.batch_size:
-            raise CheckpointError(
-                f"the stored batches have size {state_dict.get('batch_size')}, these have "
-                f"{self.batch_size}; make them with the stored value."
-            )
-        self.seed, self.next_batch = state_dict["seed"], state_dict["next_batch"]

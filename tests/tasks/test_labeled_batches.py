@@ -50,5 +50,5 @@ def test_wrong_sizes_are_answered() -> None:
         with pytest.raises(ConfigurationError, match=f"batch_size is {size}.*1 to 12"):
             LabeledBatches(domain(), "train", size)
     batches = LabeledBatches(domain(), "train", 5)
-    with pytest.raises(CheckpointError, match="stored batches have size 4"):
+    with pytest.raises(CheckpointError, match="stored batches have batch_size=4"):
         batches.load_state_dict({"seed": 0, "batch_size": 4, "next_batch": 0})
