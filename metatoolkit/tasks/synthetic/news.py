@@ -6,6 +6,7 @@ import random
 
 from metatoolkit.randomness import Stream
 from metatoolkit.tasks.languages.corpus import Corpus, Sentence, bio_labels, check_sizes
+from metatoolkit.tasks.synthetic.author import Author, beside
 from metatoolkit.tasks.synthetic.grammar import (
     Grammar,
     Writer,
@@ -13,7 +14,6 @@ from metatoolkit.tasks.synthetic.grammar import (
     write_corpora,
 )
 from metatoolkit.tasks.synthetic.vocabulary import (
-    choice,
     draw_names,
     draw_vocabulary,
     zipf_choice,
@@ -112,13 +112,13 @@ def generated_languages(
     def speak(number: int, grammar: Grammar) -> Writer:
         words = draw_vocabulary(_CONCEPTS, seed, number, cognates)
         names = draw_names(_NAMES, seed, number, shared_names)
-        return lambda rng: _Reporter(grammar, words, names, rng).sentence
+        return lambda rng: _Reporter(grammar, words, names, rng).write
 
     labels = bio_labels(ENTITY_TYPES)
     return write_corpora(count, seed, word_order, sizes, speak, labels, stream=Stream.NEWS)
 
 
-class _Reporter:
+class _Reporter(Author):
     """Writes sentences in one language; each method returns words with their tags."""
 
     def __init__(
@@ -128,14 +128,12 @@ class _Reporter:
         names: dict[str, list[str]],
         rng: random.Random,
     ) -> None:
-        self.grammar = grammar
-        self.words = words
+        super().__init__(grammar, words, rng)
         self.names = names
-        self.rng = rng
 
-    def sentence(self) -> Sentence:
+    def write(self) -> Sentence:
         tokens = self.clause()
-        if self.rng.random() < 0.3:
+        if self.chance(0.3):
             tokens += [(self.words["conjunction"][0], "O"), *self.clause()]
         first, tag = tokens[0]
         tokens[0] = first[:1].upper() + first[1:], tag
@@ -155,9 +153,9 @@ class _Reporter:
 
     def phrase(self, kind: str) -> Tokens:
         if kind == "there":
-            word = (zipf_choice(self.rng, self.words["preposition"]), "O")
+            word = (self.frequent("preposition"), "O")
             target = self.place() if self.chance(0.6) else self.thing()
-            return [word, *target] if self.grammar.preposition else [*target, word]
+            return beside(word, target, self.grammar.preposition)
         writers = {
             "person": self.person,
             "place": self.place,
@@ -168,21 +166,21 @@ class _Reporter:
 
     def ordered(self, subject: Tokens, verb: str, rest: Tokens) -> Tokens:
         plural = subject[0][1] == "O" and self.chance(0.3)
-        acting: Tokens = [(self.inflect(zipf_choice(self.rng, self.words[verb]), plural), "O")]
+        acting: Tokens = [(self.inflect(self.frequent(verb), plural), "O")]
         if self.chance(0.2):
-            acting.append((zipf_choice(self.rng, self.words["adverb"]), "O"))
+            acting.append((self.frequent("adverb"), "O"))
         return self.grammar.clause(subject, acting, rest)
 
     def thing(self) -> Tokens:
         if self.chance(0.15):
             return [(self.name("product"), "O")]
-        noun = self.inflect(zipf_choice(self.rng, self.words["noun"]), self.chance(0.3), 3)
+        noun = self.inflect(self.frequent("noun"), self.chance(0.3), 3)
         tokens = [(noun, "O")]
         if self.chance(0.4):
-            adjective = (zipf_choice(self.rng, self.words["adjective"]), "O")
-            tokens = [adjective, *tokens] if self.grammar.adjective_first else [*tokens, adjective]
+            adjective = (self.frequent("adjective"), "O")
+            tokens = beside(adjective, tokens, self.grammar.adjective_first)
         if self.chance(0.5):
-            tokens = [(zipf_choice(self.rng, self.words["determiner"]), "O"), *tokens]
+            tokens = [(self.frequent("determiner"), "O"), *tokens]
         return tokens
 
     def name(self, bearer: str) -> str:
@@ -191,25 +189,25 @@ class _Reporter:
 
     def person(self) -> Tokens:
         if self.chance(0.15):
-            return [(zipf_choice(self.rng, self.words["title"]), "O")]
+            return [(self.frequent("title"), "O")]
         name = [self.name("family")]
         if self.chance(0.4):
             name.insert(0, zipf_choice(self.rng, self.names["given"]))
         tokens = span("PER", name)
         if self.chance(0.3):
-            title = (zipf_choice(self.rng, self.words["title"]), "O")
-            tokens = [title, *tokens] if self.grammar.title_first else [*tokens, title]
+            title = (self.frequent("title"), "O")
+            tokens = beside(title, tokens, self.grammar.title_first)
         return tokens
 
     def place(self) -> Tokens:
         name = [self.name("city")]
         if self.chance(0.2):
-            name.append(zipf_choice(self.rng, self.words["district"]).capitalize())
+            name.append(self.frequent("district").capitalize())
         return span("LOC", name)
 
     def organization(self) -> Tokens:
         kind = zipf_choice(self.rng, ("company", "institution", "acronym", "named", "common"))
-        institution = zipf_choice(self.rng, self.words["institution"])
+        institution = self.frequent("institution")
         if kind == "common":
             return [(institution, "O")]
         if kind == "company":
@@ -225,25 +223,18 @@ class _Reporter:
     def date(self) -> Tokens:
         kind = zipf_choice(self.rng, ("weekday", "month", "period"))
         if kind == "weekday":
-            return span("DATE", [choice(self.rng, self.words["weekday"]).capitalize()])
+            return span("DATE", [self.any_of("weekday").capitalize()])
         if kind == "month":
-            name = [str(1 + int(self.rng.random() * 28)), choice(self.rng, self.words["month"])]
+            name = [str(1 + int(self.rng.random() * 28)), self.any_of("month")]
             if self.chance(0.4):
                 name.append(str(2000 + int(self.rng.random() * 25)))
             return span("DATE", name)
-        name = [choice(self.rng, self.words["distance"]), choice(self.rng, self.words["period"])]
+        name = [self.any_of("distance"), self.any_of("period")]
         return span("DATE", name if self.grammar.adjective_first else name[::-1])
-
-    def at(self, which: int, phrase: Tokens) -> Tokens:
-        word = (self.words["preposition"][which], "O")
-        return [word, *phrase] if self.grammar.preposition else [*phrase, word]
 
     def inflect(self, word: str, plural: bool, affixes: int = 0) -> str:
         affix = self.words["affix"][affixes + plural]
         return affix + word if self.grammar.prefixes else word + affix
-
-    def chance(self, probability: float) -> bool:
-        return self.rng.random() < probability
 
 
 def span(kind: str, words: list[str]) -> Tokens:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import random
-
 from metatoolkit.randomness import Stream
 from metatoolkit.tasks.languages.corpus import Corpus, Document, check_sizes
+from metatoolkit.tasks.synthetic.author import Author, beside
 from metatoolkit.tasks.synthetic.grammar import (
     Grammar,
     Writer,
     check_shares,
     write_corpora,
 )
-from metatoolkit.tasks.synthetic.vocabulary import choice, draw_vocabulary, zipf_choice
+from metatoolkit.tasks.synthetic.vocabulary import choice, draw_vocabulary
 
 SENTIMENTS = ("negative", "positive")
 _CONCEPTS = {
@@ -75,22 +74,17 @@ def generated_reviews(
 
     def speak(number: int, grammar: Grammar) -> Writer:
         words = draw_vocabulary(_CONCEPTS, seed, number, cognates, loans)
-        return lambda rng: _Reviewer(grammar, words, rng).document
+        return lambda rng: _Reviewer(grammar, words, rng).write
 
     return write_corpora(
         count, seed, word_order, sizes, speak, list(SENTIMENTS), stream=Stream.REVIEWS
     )
 
 
-class _Reviewer:
+class _Reviewer(Author):
     """Writes reviews in one language; a statement is words and what they count."""
 
-    def __init__(self, grammar: Grammar, words: dict[str, list[str]], rng: random.Random) -> None:
-        self.grammar = grammar
-        self.words = words
-        self.rng = rng
-
-    def document(self) -> Document:
+    def write(self) -> Document:
         mood = choice(self.rng, (-1, 1))
         total = 0
         # A review without a verdict is written again.
@@ -104,36 +98,36 @@ class _Reviewer:
         return Document(" ".join(sentences), SENTIMENTS[total > 0])
 
     def sentence(self, mood: int) -> tuple[list[str], int]:
-        if self.rng.random() < 0.3:
+        if self.chance(0.3):
             return self.remark(), 0
         words, value = self.verdict(mood)
-        if self.rng.random() < 0.25:
+        if self.chance(0.25):
             second, decisive = self.verdict(mood)
             return [*words, self.words["contrast"][0], *second], value + 2 * decisive
         return words, value
 
     def verdict(self, mood: int) -> tuple[list[str], int]:
-        value = mood if self.rng.random() < 0.75 else -mood
-        negated = self.rng.random() < 0.25
+        value = mood if self.chance(0.75) else -mood
+        negated = self.chance(0.25)
         polarity = SENTIMENTS[(value > 0) != negated]
-        said = [zipf_choice(self.rng, self.words[polarity])]
-        if self.rng.random() < 0.3:
-            intensifier = choice(self.rng, self.words["intensifier"])
-            said = [intensifier, *said] if self.grammar.adjective_first else [*said, intensifier]
+        said = [self.frequent(polarity)]
+        if self.chance(0.3):
+            intensifier = self.any_of("intensifier")
+            said = beside(intensifier, said, self.grammar.adjective_first)
         if negated:
-            negation = choice(self.rng, self.words["negation"])
-            said = [negation, *said] if self.grammar.negation_first else [*said, negation]
+            negation = self.any_of("negation")
+            said = beside(negation, said, self.grammar.negation_first)
         subject, copula = self.thing(), self.words["copula"]
         return self.grammar.clause(subject, copula, said), value
 
     def remark(self) -> list[str]:
-        verb = [zipf_choice(self.rng, self.words["doing"])]
+        verb = [self.frequent("doing")]
         first, second = self.thing(), self.thing()
         return self.grammar.clause(first, verb, second)
 
     def thing(self) -> list[str]:
-        words = [zipf_choice(self.rng, self.words["noun"])]
-        if self.rng.random() < 0.3:
-            neutral = zipf_choice(self.rng, self.words["neutral"])
-            words = [neutral, *words] if self.grammar.adjective_first else [*words, neutral]
-        return [choice(self.rng, self.words["determiner"]), *words]
+        words = [self.frequent("noun")]
+        if self.chance(0.3):
+            neutral = self.frequent("neutral")
+            words = beside(neutral, words, self.grammar.adjective_first)
+        return [self.any_of("determiner"), *words]
