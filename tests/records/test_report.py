@@ -155,6 +155,8 @@ def test_times_and_mistakes_in_the_filter():
         "config.lr >": "the expression is not complete",
         "start_time > 'soon'": "not a time: 'soon'",
         "id in 3": "a list must follow `in`",
+        "'paper' not on tags": "in is missing",
+        "len(tags) == 1": "there is no function len",
     }.items():
         assert filtered(stored, [text]) == [wanted], text
 
