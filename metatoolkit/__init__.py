@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from metatoolkit import networks as networks
     from metatoolkit import records as records
     from metatoolkit import tasks as tasks
+    from metatoolkit import testing as testing
     from metatoolkit.diagnostics import check_hypergradient as check_hypergradient
     from metatoolkit.diagnostics import compare_estimators as compare_estimators
     from metatoolkit.diagnostics import signal_to_noise as signal_to_noise
@@ -40,6 +41,7 @@ _MODULES = (
     "networks",
     "records",
     "tasks",
+    "testing",
 )
 _NAMES = {
     "BilevelProblem": "metatoolkit.problem",

@@ -110,6 +110,25 @@ class ReplayError(UnsupportedError):
     """
 
 
+class ConformanceError(MetatoolkitError, AssertionError):
+    """A component does not do what every one of its kind must.
+
+    Args:
+        check: Name of the check that found it.
+        expected: What must hold.
+        got: What was found.
+    """
+
+    def __init__(self, check: str, expected: str, got: str) -> None:
+        super().__init__(f"{check}: expected {expected}; got {got}")
+        self.check = check
+        self.expected = expected
+        self.got = got
+
+    def __reduce__(self) -> tuple[type[ConformanceError], tuple[str, str, str]]:
+        return type(self), (self.check, self.expected, self.got)
+
+
 class CheckpointError(MetatoolkitError, RuntimeError):
     """A checkpoint is unreadable or belongs to another configuration."""
 

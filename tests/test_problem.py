@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, ShapeError, UnusedMetaParameterError
 from metatoolkit.randomness import go_to, place
-from tests import bank
+from metatoolkit.testing import bank
 
 
 def squares(model, meta, batch):

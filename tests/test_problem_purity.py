@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import metatoolkit as mt
-from tests import bank
+from metatoolkit.testing import bank
 
 
 def tensors_of(problem):

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 from metatoolkit.state import InnerState, describe, require_grad, tree_map
-from tests import bank
+from metatoolkit.testing import bank
 
 
 def stepped():

@@ -23,6 +23,7 @@ from metatoolkit.errors import (
 )
 from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.hypergradients.instance import ProblemInstance
 from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.torch_optimizers import require_learner
@@ -169,8 +170,9 @@ def check_hypergradient(
         called = estimator.duplicate()
         differenced = called if reference is None else reference.duplicate()
         batches = [tree_map(change, batch) for batch in train_batches]
-        arguments = (problem, inner, start, batches, tree_map(change, valid_batch))
-        return _compare(called, differenced, arguments, coordinates, epsilon, seed)
+        valid = tree_map(change, valid_batch)
+        instance = ProblemInstance(problem, inner, batches, valid, start)
+        return _compare(called, differenced, instance, coordinates, epsilon, seed)
 
     try:
         with double_precision(problem):
@@ -188,15 +190,14 @@ def check_hypergradient(
 def _compare(
     estimator: Estimator,
     reference: Estimator,
-    arguments: tuple[BilevelProblem, InnerLearner, InnerState, list[Any], Any],
+    instance: ProblemInstance,
     coordinates: int | None,
     epsilon: float | None,
     seed: int,
 ) -> HypergradientCheck:
     """Compare a call with the differences of an objective, all in the types that it finds."""
-    problem, inner, state, train_batches, valid_batch = arguments
-    meta = problem.meta_parameters()
-    gradient = estimator(*arguments).gradient
+    meta = instance.problem.meta_parameters()
+    gradient = estimator(*instance.arguments()).gradient
     estimate = as_vector((gradient[name] for name in meta), torch.float64, "cpu")
     chosen: Sequence[int] = range(len(estimate))
     if coordinates is not None and len(chosen) > coordinates:
@@ -204,9 +205,7 @@ def _compare(
     given, places = estimate[list(chosen)], _places(meta, chosen)
 
     def difference(holds: bool) -> tuple[NumericalGradient, str]:
-        objective = CheckedObjective(
-            problem, inner, reference, state, train_batches, valid_batch, holds
-        )
+        objective = CheckedObjective(instance, reference, holds)
         return _difference(objective, places, given, epsilon, seed)
 
     notes: list[str] = []

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from metatoolkit.diagnostics.held_problem import HeldProblem
 from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.hypergradients.instance import ProblemInstance
 from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
-from metatoolkit.inner.base import InnerLearner
-from metatoolkit.problem import BilevelProblem
-from metatoolkit.state import InnerState, Tensors
+from metatoolkit.state import Tensors
 
 
 class CheckedObjective:
@@ -25,30 +24,17 @@ class CheckedObjective:
     without the estimator's knowledge. An approximate one tells its own.
 
     Args:
-        problem: The bilevel problem.
-        inner: Inner learner.
+        instance: Problem and data, with one training batch per inner step and a detached state to
+            start from.
         estimator: Estimator whose objective it is.
-        state: Detached state to start from.
-        train_batches: One training batch per inner step.
-        valid_batch: Batch for the outer loss.
         holds: Whether what a derivative takes for constant is held.
     """
 
-    def __init__(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        estimator: Estimator,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-        holds: bool,
-    ) -> None:
+    def __init__(self, instance: ProblemInstance, estimator: Estimator, holds: bool) -> None:
         last = estimator.traits.kind == "iterative"
-        self._problem = HeldProblem(problem, holds, last)
-        self._inner = inner
+        self._problem = HeldProblem(instance.problem, holds, last)
+        self._instance = dataclasses.replace(instance, problem=self._problem)
         self._estimator = estimator
-        self._arguments = (state, train_batches, valid_batch)
         self._independent = estimator.traits.kind == "exact"
 
     def record(self) -> float:
@@ -109,12 +95,11 @@ class CheckedObjective:
         return self._value(meta)
 
     def _value(self, meta: Tensors) -> float:
-        state, train_batches, valid_batch = self._arguments
-        problem, inner = self._problem, self._inner
+        arguments = self._instance.arguments()
         if self._independent:
+            problem, inner, state, train_batches, valid_batch = arguments
             final = roll_out(problem, inner, state, meta, train_batches)
             return float(outer_loss(problem, final, meta, valid_batch))
-        arguments = (problem, inner, state, train_batches, valid_batch)
         return float(self._estimator.objective(*arguments, meta).detach())
 
 

@@ -26,7 +26,8 @@ from metatoolkit.errors import (
     optional_import,
 )
 from metatoolkit.hypergradients.arguments import require_estimator
-from metatoolkit.hypergradients.base import Cost, Estimator
+from metatoolkit.hypergradients.base import Cost, Estimator, Hypergradient
+from metatoolkit.hypergradients.instance import ProblemInstance
 from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators as registered
 from metatoolkit.hypergradients.unrolled import Unrolled
@@ -161,9 +162,10 @@ def compare_estimators(
             "batches as the longest horizon, and numbers of at least 1 are needed."
         )
     require_learner(inner)
-    state = inner.init(problem) if state is None else state.detach()
-    right = _reference(problem, inner, state, train_batches, valid_batch, reference)
-    first, start = train_batches[0], state
+    start = inner.init(problem) if state is None else state.detach()
+    instance = ProblemInstance(problem, inner, train_batches, valid_batch, start)
+    right = _reference(instance, reference)
+    first = train_batches[0]
 
     def forward() -> None:
         meta = problem.meta_parameters()
@@ -177,7 +179,7 @@ def compare_estimators(
     for name, estimator in tqdm(
         named.items(), desc="estimators", disable=not progress, leave=False, dynamic_ncols=True
     ):
-        call = Call(problem, inner, estimator, state, train_batches, valid_batch)
+        call = Call(instance, estimator)
         try:
             rows[name] = _measure(call, right, unit, draws, repeats)
         except Exception as error:  # A row of its own, whatever it is: the others go on.
@@ -214,75 +216,59 @@ def name_estimators(given: Sequence[Estimator | str]) -> dict[str, Estimator]:
 
 
 def _reference(
-    problem: BilevelProblem,
-    inner: InnerLearner,
-    state: InnerState,
-    train_batches: Sequence[Any],
-    valid_batch: Any,
-    reference: Estimator | Mapping[str, Tensor] | None,
+    instance: ProblemInstance, reference: Estimator | Mapping[str, Tensor] | None
 ) -> Tensor:
     """Return what is right, as a vector."""
     if isinstance(reference, Mapping):
-        return _in_order(problem, reference)
-    estimator = Unrolled(steps=len(train_batches)) if reference is None else reference
-    call = Call(problem, inner, estimator, state, train_batches, valid_batch)
+        return _in_order(instance.problem, reference)
+    steps = len(instance.train_batches)
+    call = Call(instance, Unrolled(steps) if reference is None else reference)
     try:
-        return _in_order(problem, call().gradient)
+        return _in_order(instance.problem, call().gradient)
     except (MetatoolkitError, RuntimeError) as error:
         if reference is None:
             error.add_note(
-                f"while the reference, Unrolled(steps={len(train_batches)}), was called; give "
+                f"while the reference, Unrolled(steps={steps}), was called; give "
                 "another as `reference`: an estimator that works here, or tensors by name."
             )
         raise
 
 
 class Call:
-    """One estimator with all that it is called with.
+    """One estimator on an instance, at the key of its state or at others.
 
     Args:
-        problem: The bilevel problem.
-        inner: Inner learner.
+        instance: Problem and data, of whose training batches it gets as many as its horizon.
         estimator: The estimator, which stays as it is.
-        state: State to start from.
-        train_batches: Training batches, of which it gets as many as its horizon.
-        valid_batch: Batch for the outer loss.
     """
 
-    def __init__(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        estimator: Estimator,
-        state: InnerState,
-        train_batches: Sequence[Any],
-        valid_batch: Any,
-    ) -> None:
-        self.problem, self.inner, self.estimator = problem, inner, estimator
-        self.state = state
-        self.arguments = (list(train_batches[: estimator.horizon]), valid_batch)
+    def __init__(self, instance: ProblemInstance, estimator: Estimator) -> None:
+        batches = list(instance.train_batches[: estimator.horizon])
+        self.instance = dataclasses.replace(instance, train_batches=batches)
+        self.estimator = estimator
 
-    def __call__(self, draw: int = 0) -> Any:
+    def __call__(self, draw: int = 0) -> Hypergradient:
         """Call a copy of the estimator that carries nothing from calls before.
 
         Args:
             draw: Which key; 0 is that of the state.
         """
-        state = self.state
+        state = self.instance.state
         if draw:
             state = dataclasses.replace(state, key=fold_in(state.key, draw))
         estimator = self.estimator.duplicate()
         with contextlib.suppress(CheckpointError):
             # Where it cannot begin anew, it carries nothing that lasts.
             estimator.load_state_dict({})
-        return estimator(self.problem, self.inner, state, *self.arguments)
+        return estimator(*self.instance.arguments(state=state))
 
 
 def _measure(call: Call, right: Tensor, unit: int, draws: int, repeats: int) -> dict[str, Any]:
     first = call()
-    given = [_in_order(call.problem, first.gradient)]
+    problem = call.instance.problem
+    given = [_in_order(problem, first.gradient)]
     if call.estimator.traits.kind == "stochastic":
-        given += [_in_order(call.problem, call(draw).gradient) for draw in range(1, draws)]
+        given += [_in_order(problem, call(draw).gradient) for draw in range(1, draws)]
     estimates = torch.stack(given)
     seconds = []
     for _ in range(repeats):

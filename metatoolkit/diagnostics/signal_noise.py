@@ -19,6 +19,7 @@ from metatoolkit.diagnostics.signal_display import draw, summary
 from metatoolkit.errors import ConfigurationError, DataError, check_installed, optional_import
 from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.hypergradients.instance import ProblemInstance
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
@@ -200,7 +201,7 @@ def signal_to_noise(
             for repeat in range(draws):
                 key = fold_in(state.key, Stream.META_BATCH, number, repeat)
                 at = dataclasses.replace(state, key=key)
-                call = Call(problem, inner, estimator, at, train, valid)
+                call = Call(ProblemInstance(problem, inner, train, valid, at), estimator)
                 for name, tensor in call().gradient.items():
                     samples[name].add(tensor)
                 bar.update()

@@ -39,6 +39,7 @@ from metatoolkit.hypergradients.forward_gradient import ForwardGradient as Forwa
 from metatoolkit.hypergradients.forward_mode import ForwardMode as ForwardMode
 from metatoolkit.hypergradients.guided_evograd import GuidedEvoGrad as GuidedEvoGrad
 from metatoolkit.hypergradients.implicit import Implicit as Implicit
+from metatoolkit.hypergradients.instance import ProblemInstance as ProblemInstance
 from metatoolkit.hypergradients.linear_solvers import GMRES as GMRES
 from metatoolkit.hypergradients.linear_solvers import MINRES as MINRES
 from metatoolkit.hypergradients.linear_solvers import ConjugateGradient as ConjugateGradient

@@ -84,12 +84,12 @@ class Traits:
         paper: Authors, year and arXiv number.
     """
 
-    kind: Literal["exact", "iterative", "approximate", "stochastic"]
-    computes: str
-    assumes: str
-    passes: str
-    memory: str
-    paper: str
+    kind: Literal["exact", "iterative", "approximate", "stochastic"] = "approximate"
+    computes: str = "derivative of its objective"
+    assumes: str = "not told"
+    passes: str = "not told"
+    memory: str = "not told"
+    paper: str = "unpublished"
 
 
 class Estimator(ABC):
@@ -97,7 +97,8 @@ class Estimator(ABC):
 
     Attributes:
         horizon: Number of training batches that a call takes, one per inner step.
-        traits: What the estimator computes, assumes and costs.
+        traits: What the estimator computes, assumes and costs; by default it is an approximate one
+            of which nothing else is told.
         windows: Whether calls are windows of one inner problem, each to follow on the last.
         holds_constants: Whether what a loss detaches is a constant of the estimate, as it is of
             derivatives; not so where losses are only evaluated.
@@ -111,7 +112,7 @@ class Estimator(ABC):
     compared: ClassVar[tuple[str, ...]] = ("train_loss",)
     repeats_steps: bool = False
     horizon: int = 1
-    traits: Traits
+    traits: Traits = Traits()
     _draws: Draws | None = None
     windows: bool = False
     holds_constants: bool = True

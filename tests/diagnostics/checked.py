@@ -10,7 +10,7 @@ import metatoolkit as mt
 from metatoolkit.hypergradients import (
     OneStep,
 )
-from tests import bank
+from metatoolkit.testing import bank
 
 
 def check(problem, inner, estimator, batch, valid, **options):

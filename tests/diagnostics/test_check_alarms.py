@@ -16,7 +16,7 @@ from metatoolkit.hypergradients import (
     OneStep,
     Unrolled,
 )
-from tests import bank
+from metatoolkit.testing import bank
 from tests.diagnostics.checked import (
     SGD,
     build,

@@ -21,7 +21,7 @@ from metatoolkit.hypergradients import (
     Penalty,
     Unrolled,
 )
-from tests import bank
+from metatoolkit.testing import bank
 from tests.diagnostics.checked import (
     SGD,
     Broken,

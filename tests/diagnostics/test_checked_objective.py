@@ -6,8 +6,8 @@ from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.diagnostics.checked_objective import CheckedObjective
-from metatoolkit.hypergradients import SAMA, Implicit, OneStep, Unrolled
-from tests import bank
+from metatoolkit.hypergradients import SAMA, Implicit, OneStep, ProblemInstance, Unrolled
+from metatoolkit.testing import bank
 
 F64 = torch.float64
 
@@ -15,7 +15,8 @@ F64 = torch.float64
 def objective_of(problem, estimator, holds=True, batches=(None,), valid=None):
     inner = mt.inner.SGD(lr=0.1)
     state = inner.init(problem)
-    return CheckedObjective(problem, inner, estimator, state, list(batches), valid, holds)
+    instance = ProblemInstance(problem, inner, list(batches), valid, state)
+    return CheckedObjective(instance, estimator, holds)
 
 
 class Mute(Unrolled):

@@ -1,5 +1,6 @@
 """The comparison of estimators: figures that are known, rows that say why they are empty."""
 
+import dataclasses
 import math
 import sys
 
@@ -25,9 +26,9 @@ from metatoolkit.hypergradients import (
     Unrolled,
 )
 from metatoolkit.hypergradients.listing import all_estimators
-from tests import bank
+from metatoolkit.testing import bank
+from metatoolkit.testing.snapshots import equal, snapshot
 from tests.drawings import bars, lines
-from tests.hypergradients.test_conformance import equal, snapshot
 from tests.hypergradients.test_differentiating_losses import build, by_autograd, by_hand
 
 
@@ -226,7 +227,7 @@ def test_a_reference_that_does_not_work_says_what_to_do():
 
     case = bank.ridge()
     problem = mt.BilevelProblem(case.problem.model, case.problem.meta, loss, loss)
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     with pytest.raises((RuntimeError, UnsupportedError)) as caught:
         compare(case, [EvoGrad()], 1)
     assert any("give another as `reference`" in note for note in caught.value.__notes__)

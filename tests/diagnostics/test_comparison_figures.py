@@ -12,7 +12,7 @@ from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.errors import ConfigurationError, DataError
 from metatoolkit.hypergradients import GMRES, EvoGrad, Implicit, Unrolled
 from metatoolkit.randomness import fold_in
-from tests import bank
+from metatoolkit.testing import bank
 from tests.diagnostics.test_comparison import compare
 
 
@@ -178,7 +178,7 @@ def test_tiny_gradients_have_a_cosine_too():
         lambda model, meta, batch: model.value.square(),
         lambda model, meta, batch: 1e-12 * meta.value.sum(),
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     right = {"value": torch.tensor([3e-12, 0.0], dtype=torch.float64)}
     row = compare(case, {"one": Unrolled(1)}, 1, reference=right).table.loc["one"]
     assert row.cosine == pytest.approx(math.sqrt(0.5), rel=1e-9)

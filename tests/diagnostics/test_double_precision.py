@@ -11,7 +11,7 @@ from metatoolkit.diagnostics.double_precision import (
     double_precision,
     to_double,
 )
-from tests import bank
+from metatoolkit.testing import bank
 from tests.diagnostics.checked import build, images, network
 
 WAYS = {

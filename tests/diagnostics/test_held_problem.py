@@ -5,7 +5,7 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.diagnostics.held_problem import HeldProblem
-from tests import bank
+from metatoolkit.testing import bank
 
 
 def train_loss(model, meta, batch):

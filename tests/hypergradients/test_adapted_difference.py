@@ -1,5 +1,7 @@
 """The parts of a step by finite differences, by themselves."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import SAMA, FiniteDifference, OneStep
 from metatoolkit.hypergradients import adapted_difference as parts
-from tests import bank
+from metatoolkit.testing import bank
 
 
 def tensor(values, dtype=torch.float64):
@@ -95,7 +97,7 @@ def test_a_step_of_its_own_is_refused(name, kind):
     else:
         inner = mt.inner.SGD(lr=0.1)
         setattr(inner, name, getattr(inner, name))
-    case = bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, inner=inner)
     with pytest.raises(UnsupportedError, match=f"has a `{name}` of its own"):
         case.call(FiniteDifference())
 

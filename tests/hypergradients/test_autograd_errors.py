@@ -18,7 +18,7 @@ from metatoolkit.hypergradients import (
     Unrolled,
 )
 from metatoolkit.hypergradients.autograd_errors import missing_derivatives
-from tests import bank
+from metatoolkit.testing import bank
 
 MIXED = Unrolled(2, product="forward_over_reverse")
 TOKENS, STARTS = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 2])

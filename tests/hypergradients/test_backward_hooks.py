@@ -1,5 +1,6 @@
 """Hooks of backward passes under estimators that take differences of losses."""
 
+import dataclasses
 import math
 
 import pytest
@@ -18,7 +19,7 @@ from metatoolkit.hypergradients import (
     backward_hooks,
 )
 from metatoolkit.hypergradients.backward_hooks import CheckedNode, checked_hook
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_detached import relative_error
 from tests.hypergradients.test_pieces import Shift
 
@@ -46,7 +47,7 @@ def case(train_loss=None, prepare=None):
 
     other = bank.small_net()
     problem = mt.BilevelProblem(model, Shift(), train_loss or plain, valid_loss)
-    return bank.Case(problem, mt.inner.SGD(lr=1.0), other.train_batches, other.valid_batch)
+    return dataclasses.replace(other, problem=problem, inner=mt.inner.SGD(lr=1.0))
 
 
 def plain(model, meta, batch):

@@ -1,6 +1,7 @@
 """What a call of any estimator checks, hands on and returns, and the sums that all share."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ from metatoolkit.hypergradients.base import (
     refuse_initial_state,
 )
 from metatoolkit.hypergradients.draws import Draws
-from tests import bank
+from metatoolkit.testing import bank
 
 
 class Fixed(Estimator):
@@ -164,7 +165,7 @@ def test_a_loss_that_cannot_be_evaluated_again_is_seen_in_a_call():
     problem = mt.BilevelProblem(
         case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     with pytest.raises(mt.errors.ReplayError, match="train_loss"):
         case.call(OneStep())
 

@@ -12,8 +12,8 @@ from metatoolkit.hypergradients import EvoGrad
 from metatoolkit.hypergradients.candidates import Candidates
 from metatoolkit.hypergradients.noise import stream_noise
 from metatoolkit.randomness import fold_in
-from tests import bank
-from tests.draws import recorded
+from metatoolkit.testing import bank
+from metatoolkit.testing.draws import recorded
 
 F64 = torch.float64
 

@@ -9,7 +9,7 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import SOBA, ConjugateGradient, FixedPoint, Implicit, Penalty
-from tests import bank
+from metatoolkit.testing import bank
 
 CARRYING = {
     "SOBA": lambda: SOBA(0.3),

@@ -1,5 +1,6 @@
 """The radius of a finite difference, and what it tells of its own error."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import AccuracyWarning
 from metatoolkit.hypergradients import SAMA, FiniteDifference, OneStep
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_cost import Setup
 from tests.hypergradients.test_detached import relative_error
 
@@ -61,7 +62,7 @@ def encoder_case(size, where, inner):
 
     loss = mt.losses.weighted_cross_entropy if where == "weights" else shifted
     problem = mt.BilevelProblem(model, meta, loss, mt.losses.cross_entropy)
-    return bank.Case(problem, inner, batches[:1], batches[1])
+    return bank.ProblemInstance(problem, inner, batches[:1], batches[1], seed=5)
 
 
 @both
@@ -128,7 +129,7 @@ def scaled_case(scale, dtype):
     problem = mt.BilevelProblem(
         model, meta, mt.losses.weighted_cross_entropy, mt.losses.cross_entropy
     )
-    return bank.Case(problem, mt.inner.SGD(lr=0.1 * scale**2), batches[:1], batches[1])
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1 * scale**2), batches[:1], batches[1])
 
 
 @both
@@ -158,7 +159,7 @@ def with_offset(offset):
         for own in (case.problem.train_loss, case.problem.valid_loss)
     ]
     problem = mt.BilevelProblem(case.problem.model, case.problem.meta, *losses)
-    return bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, problem=problem)
 
 
 @both
@@ -167,8 +168,9 @@ def test_other_radii_are_tried_where_the_first_bends(estimator, limit):
     state = case.state
     plain = case.call(estimator, state)
     assert plain.cost.forward == 4
-    steep = bank.Case(
-        mt.BilevelProblem(
+    steep = dataclasses.replace(
+        case,
+        problem=mt.BilevelProblem(
             case.problem.model,
             case.problem.meta,
             lambda model, meta, batch: (
@@ -176,9 +178,6 @@ def test_other_radii_are_tried_where_the_first_bends(estimator, limit):
             ),
             lambda model, meta, batch: case.problem.valid_loss(model, meta, batch),
         ),
-        case.inner,
-        case.train_batches,
-        case.valid_batch,
     )
     result = steep.call(estimator, state)
     assert relative_error(result, steep.call(limit, state)) < 1e-2
@@ -199,7 +198,7 @@ def test_autocast_inside_the_loss_is_seen(where, estimator, limit):
     problem = mt.BilevelProblem(
         case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     state = case.state
     exact = case.call(limit, state)
     with warnings.catch_warnings(record=True) as caught:
@@ -238,7 +237,7 @@ def test_single_precision_inside_double_is_seen(estimator, limit):
     problem = mt.BilevelProblem(
         case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     state = case.state
     assert relative_error(case.call(estimator, state), case.call(limit, state)) < 1e-3
 

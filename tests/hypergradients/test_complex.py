@@ -24,7 +24,7 @@ from metatoolkit.hypergradients import (
 )
 from metatoolkit.hypergradients.linearization import StepLinearization
 from metatoolkit.hypergradients.products import as_real, refuse_complex
-from tests import bank
+from metatoolkit.testing import bank
 
 SIZE = 3
 
@@ -76,7 +76,7 @@ def least_squares(is_complex, inner, initial=False, complex_meta=None):
         value(drawn(SIZE, seed=1), is_complex), meta, train_loss, valid_loss, **options
     )
     batches = [(drawn(5, SIZE, seed=s), drawn(5, seed=s + 10)) for s in (6, 7, 8)]
-    return bank.Case(problem, inner, batches[:2], batches[2])
+    return bank.ProblemInstance(problem, inner, batches[:2], batches[2])
 
 
 def same(estimators, **options):

@@ -1,5 +1,6 @@
 """What a loss takes for a constant, against the exact one-step hypergradient."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import SAMA, FiniteDifference, GuidedEvoGrad, OneStep
 from metatoolkit.hypergradients.detached import HeldConstants
-from tests import bank
+from metatoolkit.testing import bank
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Converting a tensor with requires_grad=True", "ignore:To copy construct from a tensor"
@@ -382,7 +383,7 @@ def case_of(train_loss, inner=None):
     problem = mt.BilevelProblem(
         case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
     )
-    return bank.Case(problem, inner or case.inner, case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, problem=problem, inner=inner or case.inner)
 
 
 def relative_error(result, expected):

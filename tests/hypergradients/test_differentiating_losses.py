@@ -1,5 +1,7 @@
 """Losses that differentiate inside themselves, as gradient penalties do, under each estimator."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import metatoolkit as mt
 from metatoolkit.errors import MetatoolkitError
 from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.registry import ESTIMATORS
 
 
@@ -52,7 +54,7 @@ def by_backward(model, meta, batch):
 def build(loss):
     case = bank.ridge()
     problem = mt.BilevelProblem(case.problem.model, case.problem.meta, loss, loss)
-    return bank.Case(problem, mt.inner.SGD(lr=0.05), case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, problem=problem, inner=mt.inner.SGD(lr=0.05))
 
 
 def call(loss, make):

@@ -19,7 +19,7 @@ from metatoolkit.hypergradients import (
 from metatoolkit.hypergradients import draws as draws_module
 from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.randomness import fold_in
-from tests import bank
+from metatoolkit.testing import bank
 
 RANDOM = {
     "EvoGrad": lambda **options: EvoGrad(2, 0.1, 0.5, noise="gaussian", **options),

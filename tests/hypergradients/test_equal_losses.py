@@ -5,7 +5,7 @@ import torch
 
 from metatoolkit.errors import ReplayError
 from metatoolkit.hypergradients.equal_losses import require_equal
-from tests import bank
+from metatoolkit.testing import bank
 
 
 def compare(first, again, inside=None, dtype=torch.float64, other_kernels=False):

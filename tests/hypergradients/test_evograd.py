@@ -1,5 +1,6 @@
 """EvoGrad against hand-computed values, autograd through the softmax, and its invariances."""
 
+import dataclasses
 import itertools
 import math
 
@@ -10,8 +11,8 @@ import metatoolkit as mt
 from metatoolkit.errors import NonFiniteError, UnusedMetaParameterError
 from metatoolkit.hypergradients import EvoGrad
 from metatoolkit.randomness import fold_in, seeded
-from tests import bank
-from tests.draws import recorded
+from metatoolkit.testing import bank
+from metatoolkit.testing.draws import recorded
 
 F64 = torch.float64
 
@@ -97,7 +98,7 @@ def autograd_evograd(case, state, candidates, sigma, temperature, seed=0):
 @pytest.mark.parametrize("candidates", [2, 5])
 @pytest.mark.parametrize("name", ["ridge", "small_net", "inside_model", "tied"])
 def test_streamed_and_kept_graphs_equal_autograd(name, candidates):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     state, _ = case.inner.step(
         case.problem, case.state, case.problem.meta_parameters(), case.train_batches[0]
     )
@@ -122,7 +123,7 @@ def variant(case, transform):
         lambda model, meta, batch: transform(problem.train_loss(model, meta, batch), meta),
         problem.valid_loss,
     )
-    return bank.Case(changed, case.inner, case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, problem=changed)
 
 
 def test_constant_in_the_losses_changes_nothing():
@@ -150,7 +151,7 @@ def test_zero_where_the_dependence_on_meta_is_the_same_for_all_candidates():
         lambda model, meta, batch: model.value.square().sum() + meta.value.exp().sum(),
         case.problem.valid_loss,
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     result = case.call(EvoGrad(3, 0.5, 0.5))
     assert float(result.details["coefficients"].abs().max()) > 1e-2
     assert float(result.gradient["value"].abs().max()) < 1e-15
@@ -198,12 +199,12 @@ def test_needs_no_second_derivative(streamed):
     )
     estimator = EvoGrad(3, 0.1, 0.5, streamed=streamed, fresh=False)
     gradients = [
-        bank.Case(problem, case.inner, [None], None).call(estimator).gradient["value"]
+        bank.ProblemInstance(problem, case.inner, [None], None).call(estimator).gradient["value"]
         for problem in (hard, easy)
     ]
     torch.testing.assert_close(*gradients)
     with pytest.raises(RuntimeError, match="no second derivative"):
-        bank.Case(hard, case.inner, [None], None).call(mt.hypergradients.Unrolled())
+        bank.ProblemInstance(hard, case.inner, [None], None).call(mt.hypergradients.Unrolled())
 
 
 def test_no_graph_is_asked_for(monkeypatch):
@@ -264,7 +265,7 @@ def test_losses_are_weighted_in_single_precision_at_least():
     case.problem.model.bfloat16()
     case.problem.meta.bfloat16()
     low = [tuple(t.bfloat16() for t in b) for b in (*case.train_batches, case.valid_batch)]
-    case = bank.Case(case.problem, case.inner, low[:1], low[1])
+    case = bank.ProblemInstance(case.problem, case.inner, low[:1], low[1])
     result = case.call(EvoGrad(4, 0.1, 0.5))
     assert result.details["weights"].dtype == torch.float32
     assert float(result.details["weights"].sum()) == pytest.approx(1.0, abs=1e-6)
@@ -279,7 +280,7 @@ def test_a_candidate_that_is_not_finite_is_named():
         lambda model, meta, batch: meta.value * (model.value - 0.2).sqrt(),
         case.problem.valid_loss,
     )
-    case = bank.Case(problem, case.inner, [None], None)
+    case = bank.ProblemInstance(problem, case.inner, [None], None)
     estimator = EvoGrad(2, 1.0, 0.5, noise=fixed_noise((1.0, -1.0)))
     with pytest.raises(NonFiniteError, match="the training loss of a candidate"):
         case.call(estimator)

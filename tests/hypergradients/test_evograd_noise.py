@@ -8,7 +8,7 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.hypergradients import EvoGrad
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_evograd import fixed_noise
 
 F64 = torch.float64

@@ -9,7 +9,7 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import EvoGrad
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_evograd import fixed_noise
 
 
@@ -103,7 +103,7 @@ def test_perturbations_that_rounding_swallows_are_an_error(options, noise):
             lambda model, meta, batch: meta.value * model["large"].square().sum(),
             lambda model, meta, batch: model["large"].sum(),
         )
-        return bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+        return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
 
     make = lambda sigma: EvoGrad(4, sigma, 50.0, noise=noise, **options)  # noqa: E731
     with pytest.raises(ConfigurationError, match=r"sigma is 0\.001.*of bfloat16.*raise sigma"):
@@ -122,6 +122,6 @@ def test_candidates_with_equal_losses_may_differ(common):
         lambda model, meta, batch: meta.value.square() + 0 * model["small"],
         lambda model, meta, batch: model["small"] + meta.value,
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     result = case.call(EvoGrad(3, 0.1, 0.5, common_random_numbers=common))
     assert float(result.gradient["value"]) == pytest.approx(1.0)

@@ -1,5 +1,6 @@
 """ES, PES and NRES: unbiased where they claim to be, biased where theory says so."""
 
+import dataclasses
 import math
 
 import pytest
@@ -15,7 +16,7 @@ from metatoolkit.hypergradients import (
 )
 from metatoolkit.hypergradients.noise import standard_noise
 from metatoolkit.randomness import fold_in
-from tests import bank
+from metatoolkit.testing import bank
 
 ALL = [EvolutionStrategies, PersistentES, NoiseReuseES]
 
@@ -28,7 +29,7 @@ def drift(start=0.0, rate=-0.25):
         lambda model, meta, batch: meta.value * model.value,
         lambda model, meta, batch: (model.value - 1).square() / 2,
     )
-    return bank.Case(problem, mt.inner.SGD(lr=0.5), [None], None)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.5), [None], None)
 
 
 def drift_hypergradient(steps, through, rate=-0.25):
@@ -83,7 +84,7 @@ def chaos():
         train_loss,
         lambda model, meta, batch: (model.value - 0.5).square(),
     )
-    return bank.Case(problem, mt.inner.SGD(lr=1.0), [None], None)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=1.0), [None], None)
 
 
 def logistic_loss(rates, steps):
@@ -118,7 +119,7 @@ def test_the_mean_is_the_derivative_of_the_smoothed_loss():
         lambda model, meta, batch: model.value.square(),
         lambda model, meta, batch: meta.value[0] ** 2 + meta.value[1].sin(),
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     draws = torch.stack(
         [
             case.call(EvolutionStrategies(1, 2, sigma, seed=seed)).gradient["value"]
@@ -150,7 +151,7 @@ def test_nothing_needs_a_derivative_in_meta():
             (meta.value.detach().numpy() ** 2).sum(), dtype=torch.float64
         ),
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     draws = [
         case.call(EvolutionStrategies(1, 4, 0.1, seed=s)).gradient["value"] for s in range(100)
     ]
@@ -260,7 +261,7 @@ def test_slopes_in_another_precision_than_that_of_lambda():
         lambda model, meta, batch: model.value.square(),
         lambda model, meta, batch: meta.value.double().sum(),
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     result = case.call(EvolutionStrategies(1, 3, 0.5))
     assert result.gradient["value"].dtype == torch.bfloat16
     assert result.details["losses"].dtype == torch.float64

@@ -13,7 +13,7 @@ from metatoolkit.errors import (
     UnusedMetaParameterError,
 )
 from metatoolkit.hypergradients import EvolutionStrategies, PersistentES
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_evolution_strategies import ALL, drift
 
 
@@ -27,7 +27,7 @@ def test_a_plateau_is_told_and_no_zero(estimator):
         lambda model, meta, batch: (model.value > -1e9).double(),
     )
     with pytest.raises(UnusedMetaParameterError, match=r"larger sigma"):
-        bank.Case(flat, case.inner, [None], None).call(estimator())
+        bank.ProblemInstance(flat, case.inner, [None], None).call(estimator())
 
 
 @pytest.mark.parametrize("estimator", ALL)
@@ -97,7 +97,7 @@ def test_a_loss_that_moves_in_one_pair_alone_is_no_plateau():
         lambda model, meta, batch: model.value.square(),
         lambda model, meta, batch: (meta.value - 0.15).clamp_min(0.0),
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None, seed=5)
     result = case.call(EvolutionStrategies(1, 20, 0.1))
     still = (result.details["losses"] == 0).all(1)
     assert bool(still.any()) and not bool(still.all())
@@ -112,7 +112,7 @@ def test_an_outer_loss_that_is_not_finite_is_told_where_it_is(value):
         lambda model, meta, batch: model.value.square(),
         lambda model, meta, batch: torch.where(meta.value > 0, value, meta.value),
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     with pytest.raises(NonFiniteError, match=r"outer loss at a perturbed λ is not finite \(1 of 2"):
         case.call(EvolutionStrategies())
 

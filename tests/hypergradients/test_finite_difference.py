@@ -1,5 +1,6 @@
 """DARTS' finite difference against the exact one-step hypergradient."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients import SAMA, FiniteDifference, OneStep
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_cost import Setup
 
 F64 = torch.float64
@@ -49,9 +50,9 @@ def later(case, steps=3):
 
 
 @both
-@pytest.mark.parametrize("name", bank.CASES)
+@pytest.mark.parametrize("name", bank.PROBLEMS)
 def test_tends_to_the_exact_one_step_hypergradient(name, estimator, limit_of):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     state = later(case)
     result, exact = case.call(estimator(), state), case.call(limit_of, state)
     assert relative_error(result, exact) < 1e-7
@@ -63,7 +64,7 @@ def test_tends_to_the_exact_one_step_hypergradient(name, estimator, limit_of):
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_adapts_to_the_optimizer(learner, estimator, limit_of):
     case = bank.small_net()
-    case = bank.Case(case.problem, LEARNERS[learner](), case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, inner=LEARNERS[learner]())
     state = later(case)
     assert relative_error(case.call(estimator(), state), case.call(limit_of, state)) < 1e-6
 
@@ -93,7 +94,7 @@ def test_dropout_masks_are_common_to_the_passes(rate, radius, estimator, limit_o
     )
     batches = [(x.float(), y) for x, y in case.train_batches]
     inputs, targets = case.valid_batch
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), batches, (inputs.float(), targets))
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), batches, (inputs.float(), targets))
     keys = []
     real = problem.evaluate_train
 
@@ -154,7 +155,7 @@ def weighted(how):
     problem = mt.BilevelProblem(
         case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
     )
-    return bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, problem=problem)
 
 
 def without_outer_gradient():
@@ -166,7 +167,7 @@ def without_outer_gradient():
         case.problem.train_loss,
         lambda model, meta, batch: 0.0 * model.value.sum(),
     )
-    return bank.Case(problem, case.inner, case.train_batches, None)
+    return dataclasses.replace(case, problem=problem, valid_batch=None)
 
 
 @both
@@ -207,7 +208,7 @@ def test_a_dead_coordinate_under_adam(dtype, limit, estimator, limit_of):
         lambda model, meta, batch: (meta.value * model.value[:2].square()).sum(),
         lambda model, meta, batch: model.value.square().sum(),
     )
-    case = bank.Case(problem, mt.inner.Adam(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.Adam(lr=0.1), [None], None)
     for state in (case.state, later(case)):
         result, exact = case.call(estimator(), state), case.call(limit_of, state)
         difference = float((flat(result) - flat(exact)).abs())
@@ -222,7 +223,7 @@ def test_bfloat16(estimator, limit_of):
     exact = case.call(limit_of)
     case.problem.model.to(torch.bfloat16)
     case.problem.meta.to(torch.bfloat16)
-    low = bank.Case(
+    low = bank.ProblemInstance(
         case.problem,
         case.inner,
         [tuple(t.bfloat16() for t in batch) for batch in case.train_batches],
@@ -293,7 +294,7 @@ OWN_UPDATES = {
 @pytest.mark.parametrize("name", OWN_UPDATES)
 def test_updates_of_ones_own(name, estimator, limit_of):
     case = bank.ridge()
-    case = bank.Case(case.problem, OWN_UPDATES[name](), case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, inner=OWN_UPDATES[name]())
     state = later(case)
     result, exact = case.call(estimator(), state), case.call(limit_of, state)
     if name in ("sign", "saturated"):
@@ -324,7 +325,7 @@ class OtherGradients(mt.inner.SGD):
 @pytest.mark.parametrize("inner", [TwoGradients(lr=0.1), OtherGradients(lr=0.1)], ids=repr)
 def test_a_step_that_is_no_update_by_the_gradient(inner, estimator, limit_of):
     case = bank.ridge()
-    case = bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, inner=inner)
     with pytest.raises(UnsupportedError, match="OneStep or Unrolled"):
         case.call(estimator())
 

@@ -1,5 +1,7 @@
 """First-order MAML and Reptile against closed forms; what they leave alone; what they refuse."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from metatoolkit.errors import (
 )
 from metatoolkit.hypergradients import FirstOrder, Reptile, Unrolled
 from metatoolkit.metaparameters import Initialization
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_cost import Setup
 from tests.metaparameters.test_initialization import maml
 
@@ -75,7 +77,7 @@ def test_an_initial_state_that_is_a_function_of_meta():
         base.problem.valid_loss,
         initial=lambda meta: {"value": matrix @ meta.value},
     )
-    case = bank.Case(problem, base.inner, base.train_batches, base.valid_batch)
+    case = dataclasses.replace(base, problem=problem)
     with torch.no_grad():
         base.problem.meta.value.copy_(matrix @ problem.meta.value)
     for estimator in (FirstOrder(3), Reptile(3), Unrolled(3)):
@@ -117,7 +119,7 @@ def test_meta_parameters_within_the_steps_are_an_error(estimator):
     )
     inner = mt.inner.SGD(lr=rates.lr)
     with pytest.raises(UnsupportedError, match=r"\(lr\)"):
-        bank.Case(problem, inner, case.train_batches, case.valid_batch).call(estimator(2))
+        dataclasses.replace(case, problem=problem, inner=inner).call(estimator(2))
 
 
 def test_reptile_needs_an_initial_state():
@@ -145,7 +147,7 @@ def test_first_order_keeps_the_direct_derivative_and_reptile_refuses_it():
         lambda model, meta, batch: case.problem.valid_loss(model, meta, batch) + meta.direct.sin(),
         initial=lambda meta: meta.start.values(),
     )
-    other = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    other = dataclasses.replace(case, problem=problem)
     gradient = other.call(FirstOrder(2)).gradient
     assert float(gradient["direct"]) == pytest.approx(float(meta.direct.detach().cos()))
     with pytest.raises(UnsupportedError, match=r"\(direct\)"):
@@ -181,7 +183,7 @@ def test_a_start_by_hand(steps):
         case.problem.valid_loss,
         initial=case.problem.initial,
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     first, reptile = (case.call(kind(steps), state) for kind in (FirstOrder, Reptile))
     assert float(first.gradient["value"]) == pytest.approx(reached - case.valid_batch, rel=1e-12)
     assert float(reptile.gradient["value"]) == pytest.approx(1.3 - reached, rel=1e-12)
@@ -219,7 +221,7 @@ def in_parts(train_loss, valid_loss):
         valid_loss,
         initial=lambda meta: {"value": meta.start.value},
     )
-    return bank.Case(problem, mt.inner.SGD(lr=0.1), [1.0, 2.0, 3.0], 0.25)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [1.0, 2.0, 3.0], 0.25)
 
 
 def plain_loss(model, meta, batch):
@@ -274,7 +276,7 @@ def test_which_losses_reach_nothing(estimator):
         plain_loss,
         initial=lambda meta: {"value": meta.value.detach()},
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     told = {FirstOrder: "the initial state and valid_loss", Reptile: "the values that initial ret"}
     with pytest.raises(UnusedMetaParameterError, match=f"^{told[estimator]}"):
         case.call(estimator(2))

@@ -8,7 +8,7 @@ import torch
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, GuidedEvoGrad, build, estimators
-from tests import bank
+from metatoolkit.testing import bank
 
 
 def former(make=EvoGrad, **options):

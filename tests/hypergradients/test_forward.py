@@ -10,8 +10,8 @@ from metatoolkit.errors import UnsupportedError, UnusedMetaParameterError
 from metatoolkit.hypergradients import ForwardGradient, ForwardMode, tangents
 from metatoolkit.hypergradients.noise import standard_noise
 from metatoolkit.randomness import fold_in
-from tests import bank
-from tests.draws import recorded
+from metatoolkit.testing import bank
+from metatoolkit.testing.draws import recorded
 
 both = pytest.mark.parametrize("kind", [ForwardMode, ForwardGradient])
 
@@ -55,7 +55,7 @@ def test_a_meta_parameter_that_nothing_reads_is_an_error(kind):
     problem = mt.BilevelProblem(
         case.problem.model, bank.Value(0.0), case.problem.valid_loss, case.problem.valid_loss
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     with pytest.raises(UnusedMetaParameterError, match="value"):
         case.call(kind(2))
 

@@ -6,14 +6,14 @@ import torch
 from metatoolkit.diagnostics.measure import peak_memory
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import ForwardGradient, ForwardMode, Unrolled
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_unrolled import Plain, error, flat
 
 
 @pytest.mark.parametrize("noise", ["sign", "gaussian"])
 @pytest.mark.parametrize("name", ["ridge", "learned_rates", "inside_model"])
 def test_unbiased_with_the_variance_of_theory(name, noise):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     exact = flat(case.call(Unrolled(3)))
     draws = torch.stack(
         [flat(case.call(ForwardGradient(3, 16, noise=noise, seed=seed))) for seed in range(60)]

@@ -1,5 +1,7 @@
 """ForwardMode against closed forms, reverse mode and its own promise of flat memory."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients import ForwardMode, Unrolled
 from metatoolkit.inner import SGD
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_mixed_mode import Attention, Recurrent, with_model
 from tests.hypergradients.test_unrolled import (
     LEARNERS,
@@ -45,7 +47,7 @@ def test_learned_schedule_closed_form(steps):
 @learners
 @pytest.mark.parametrize("name", ["illustration", "ridge", "small_net", "inside_model", "tied"])
 def test_equals_reverse_mode(name, learner):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     case.inner = LEARNERS[learner]()
     expected = case.call(Unrolled(5))
     for chunk in (64, 3, 1):
@@ -100,7 +102,7 @@ def test_too_many_meta_parameters_are_an_error():
         lambda model, meta, batch: model(meta.value).square().sum(),
         lambda model, meta, batch: model.weight.square().sum(),
     )
-    case = bank.Case(problem, SGD(lr=0.1, momentum=0.9), [None], None)
+    case = bank.ProblemInstance(problem, SGD(lr=0.1, momentum=0.9), [None], None)
     # 1,000 times θ and its velocity, 10⁵ entries of 8 bytes each.
     message = r"1,000 meta-parameters would take 1\.5 GiB.*1\.0 GiB\. Use Unrolled.*ForwardGradient"
     with pytest.raises(UnsupportedError, match=message):
@@ -140,7 +142,7 @@ def test_an_operation_that_vmap_does_not_know_names_the_remedy():
         lambda model, meta, batch: (meta.value.exp() * Square.apply(model.value)).sum(),
         case.problem.valid_loss,
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     with pytest.raises(UnsupportedError, match="chunk=1, which takes them one by one"):
         case.call(ForwardMode(3))
     found = case.call(ForwardMode(3, chunk=1))

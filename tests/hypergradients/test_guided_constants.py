@@ -6,7 +6,7 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import OneStep
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_finite_difference import weighted
 from tests.hypergradients.test_guided_evograd import flat, guided, relative_error, with_inner
 
@@ -57,7 +57,7 @@ def test_what_a_function_returns_as_it_got_it_is_no_constant(run):
             return (model.value - 0.5) ** 2
 
         problem = mt.BilevelProblem(bank.Value(0.3), bank.Value(0.4), train_loss, valid_loss)
-        return bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+        return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
 
     right = flat(case(lambda x: x).call(guided()))
     assert bool(right.any())
@@ -97,7 +97,7 @@ def vector_case(train_loss):
         bank.Value([0.3, -0.6]), bank.Value([0.4, 0.2]), train_loss, valid_loss
     )
     batch = torch.tensor([0.5, 0.1], dtype=F64)
-    return bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [batch], batch)
 
 
 @pytest.mark.parametrize("write", [_doubled, _entry, _view, _kept_view, _relu, _output])

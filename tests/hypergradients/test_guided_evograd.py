@@ -1,5 +1,6 @@
 """Guided EvoGrad against its formula, its limit for small σ and finite differences."""
 
+import dataclasses
 import inspect
 import math
 
@@ -9,7 +10,7 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.hypergradients import EvoGrad, GuidedEvoGrad, OneStep, build
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_cost import Setup
 from tests.hypergradients.test_finite_difference import without_outer_gradient
 
@@ -30,7 +31,7 @@ def relative_error(result, expected):
 
 
 def with_inner(case, inner):
-    return bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, inner=inner)
 
 
 def test_hand_computed_values():
@@ -52,7 +53,7 @@ def test_limit_is_the_one_step_hypergradient_at_theta(name, sigma, temperature, 
     estimator = guided(sigma, temperature, rescale=rescale)
     lr = sigma**2 / temperature if rescale is None else rescale
     assert estimator.learning_rate == pytest.approx(lr)
-    case = with_inner(bank.CASES[name](), mt.inner.SGD(lr=lr))
+    case = with_inner(bank.PROBLEMS[name](), mt.inner.SGD(lr=lr))
     state = case.state
     result, exact = case.call(estimator, state), case.call(OneStep(lookahead=False), state)
     for key, gradient in result.gradient.items():
@@ -93,7 +94,9 @@ def test_a_parameter_that_one_candidate_alone_reaches(sign):
     problem = mt.BilevelProblem(
         bank.Value(0.3), Two(), train_loss, lambda model, meta, batch: (model.value - 0.5).square()
     )
-    result = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None).call(guided(1.0, 0.5))
+    result = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None).call(
+        guided(1.0, 0.5)
+    )
     weights, (factor, _) = result.details["weights"], result.details["coefficients"]
     assert float(factor) == pytest.approx(-1.6 * float(weights.prod()), rel=1e-12)
     expected = float(factor) * (-(1.3**2) if sign > 0 else 0.7**2)
@@ -124,7 +127,7 @@ def test_the_error_falls_with_the_square_of_sigma():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_is_the_derivative_of_its_objective(name):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     check = mt.check_hypergradient(
         case.problem, case.inner, guided(0.3, 0.5), case.train_batches[:1], case.valid_batch
     )
@@ -140,7 +143,7 @@ def test_is_evograd_with_these_candidates_where_the_outer_loss_is_linear():
         case.problem.train_loss,
         lambda model, meta, batch: model.value.dot(slope),
     )
-    case = bank.Case(problem, case.inner, case.train_batches, None)
+    case = dataclasses.replace(case, problem=problem, valid_batch=None)
     unit = slope / slope.norm()
     random = EvoGrad(2, 0.3, 0.5, noise=lambda k, name, p: unit if k == 0 else -unit)
     one, other = case.call(guided(0.3, 0.5)), case.call(random)
@@ -168,10 +171,10 @@ def test_the_perturbation_is_told_where_it_is_lost_in_all_parameters():
         lambda model, meta, batch: meta.value * (model["large"].sum() * 1e-6 + model["small"]),
         lambda model, meta, batch: model["large"].sum() + batch * model["small"],
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], 1.0)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], 1.0)
     assert torch.isfinite(case.call(guided(1e-3)).gradient["value"])
     with pytest.raises(ConfigurationError, match=r"sigma is 0\.001.*rounding of float32"):
-        bank.Case(problem, case.inner, [None], 0.0).call(guided(1e-3))
+        bank.ProblemInstance(problem, case.inner, [None], 0.0).call(guided(1e-3))
 
 
 def test_nothing_is_random():
@@ -232,7 +235,7 @@ def test_a_perturbation_that_rounding_swallows_is_an_error():
     case.problem.model.value.data += 10
     case.problem.model.to(torch.bfloat16)
     case.problem.meta.to(torch.bfloat16)
-    low = bank.Case(
+    low = bank.ProblemInstance(
         case.problem,
         case.inner,
         [tuple(t.bfloat16() for t in batch) for batch in case.train_batches],

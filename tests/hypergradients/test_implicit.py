@@ -16,7 +16,7 @@ from metatoolkit.hypergradients.linear_solvers import (
     NormalEquationCG,
     Nystrom,
 )
-from tests import bank
+from metatoolkit.testing import bank
 
 F64 = torch.float64
 KRYLOV = [
@@ -33,7 +33,7 @@ def relative_error(result, expected):
 
 
 def with_inner(case, inner):
-    return bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, inner=inner)
 
 
 def converged(case, steps=300):
@@ -204,7 +204,7 @@ def test_the_map_of_a_learned_optimizer():
 
     problem = mt.BilevelProblem(base.problem.model, decay, train_loss, base.problem.valid_loss)
     inner = mt.inner.SGD(lr=0.05, weight_decay=lambda meta, step: meta.value.exp())
-    case = bank.Case(problem, inner, base.train_batches, base.valid_batch)
+    case = dataclasses.replace(base, problem=problem, inner=inner)
     result = case.call(Implicit(GMRES(50, 1e-13)), converged(case))
 
     inputs, targets = case.train_batches[0]
@@ -295,7 +295,7 @@ def test_a_group_that_ascends_beside_one_that_descends(solver):
         lambda model, meta, batch: (model.down.value + 4 * model.up.value).sum(),
     )
     groups = [{"params": ["up.*"], "maximize": True, "lr": 0.2}]
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1, groups=groups), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1, groups=groups), [None], None)
     # 2x + 2y = −λ and 2x − 2y = −2λ: x = −3λ/4 and y = λ/4.
     result = case.call(Implicit(solver))
     assert relative_error(result, torch.full((2,), 1 / 4, dtype=F64)) < 1e-12

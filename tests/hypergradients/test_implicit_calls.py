@@ -23,7 +23,7 @@ from metatoolkit.hypergradients.linear_solvers import (
     Nystrom,
 )
 from metatoolkit.randomness import fold_in
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_cost import Setup
 from tests.hypergradients.test_implicit import (
     Pair,
@@ -106,7 +106,7 @@ def test_small_steps_in_low_precision(dtype, limit, lr):
     case.problem.model.to(dtype)
     case.problem.meta.to(dtype)
     cast = [tuple(t.to(dtype) for t in batch) for batch in case.train_batches]
-    low = bank.Case(
+    low = bank.ProblemInstance(
         case.problem, mt.inner.SGD(lr=lr), cast, tuple(t.to(dtype) for t in case.valid_batch)
     )
     for solver in (ConjugateGradient(10), GMRES(10), MINRES(10)):
@@ -128,7 +128,7 @@ def test_a_non_finite_product_names_the_parameter():
         model.scale.value[0] = 0.0
     problem = mt.BilevelProblem(model, bank.Value([1.0]), train_loss, case.problem.valid_loss)
     problem.valid_loss = lambda model, meta, batch: model.scale.value.sum()
-    bad = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    bad = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     for solver in (GMRES(), ConjugateGradient(), FixedPoint(), NormalEquationCG()):
         with pytest.raises(NonFiniteError, match=r"scale\.value"):
             bad.call(Implicit(solver))
@@ -265,7 +265,7 @@ def halving(optimum, start):
     problem = mt.BilevelProblem(
         model, bank.Value([0.0, 0.0]), train_loss, lambda model, meta, batch: model.down.value.sum()
     )
-    return bank.Case(problem, mt.inner.SGD(lr=0.5), [None], None)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.5), [None], None)
 
 
 @pytest.mark.parametrize(

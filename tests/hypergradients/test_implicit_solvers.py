@@ -20,7 +20,7 @@ from metatoolkit.hypergradients.linear_solvers import (
     NormalEquationCG,
     Nystrom,
 )
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_implicit import (
     relative_error,
     ridge_at_optimum,
@@ -46,7 +46,7 @@ def test_the_residual_is_true(build, iterations):
     problem = mt.BilevelProblem(
         case.problem.model, meta, case.problem.train_loss, case.problem.valid_loss
     )
-    other = bank.Case(problem, case.inner, [identity], case.valid_batch)
+    other = dataclasses.replace(case, problem=problem, train_batches=[identity])
     w = other.call(Implicit(solver)).gradient["value"]
     torch.testing.assert_close(result.gradient["value"], mixing.T @ w, rtol=1e-9, atol=1e-9)
     expected = float((outer - curvature @ w).norm() / outer.norm())
@@ -119,7 +119,7 @@ def saddle():
         train_loss,
         lambda model, meta, batch: (model.value * torch.tensor([1.0, 3.0])).sum(),
     )
-    return bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
 
 
 def test_an_indefinite_hessian():

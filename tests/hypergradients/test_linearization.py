@@ -12,7 +12,7 @@ from metatoolkit.hypergradients.linearization import (
     learning_rates,
     relative_residual,
 )
-from tests import bank
+from metatoolkit.testing import bank
 
 F64 = torch.float64
 
@@ -20,7 +20,7 @@ F64 = torch.float64
 @pytest.mark.parametrize("through", ["state", "parameters"])
 @pytest.mark.parametrize("name", ["small_net", "inside_model", "tied", "learned_rates"])
 def test_products_are_those_of_the_jacobian(name, through):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     state, _ = case.inner.step(
         case.problem, case.state, case.problem.meta_parameters(), case.train_batches[0]
     )
@@ -76,7 +76,7 @@ def test_an_initial_state_leads_to_meta():
 @pytest.mark.parametrize("through", ["state", "parameters"])
 @pytest.mark.parametrize("name", ["small_net", "learned_rates", "inside_model"])
 def test_products_with_meta_are_differences(name, through):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     state, _ = case.inner.step(
         case.problem, case.state, case.problem.meta_parameters(), case.train_batches[0]
     )
@@ -193,7 +193,7 @@ def test_the_type_of_vectors_and_the_rounding_of_products(dtypes, vector, least)
         return sum((meta.value * part.value).square().sum().double() for part in model.parts)
 
     problem = mt.BilevelProblem(Mixed(*dtypes), bank.Value(2.0), loss, loss)
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     step = linearized(case, case.state)
     assert step.dtype == vector and step.rounding == torch.finfo(least).eps
     whole = step.flatten([None, case.state.tensors()[1]])
@@ -214,7 +214,7 @@ def test_what_is_not_finite_is_named(through):
         lambda model, meta, batch: meta.value * model.value.sqrt(),
         case.problem.valid_loss,
     )
-    bad = bank.Case(problem, case.inner, [None], None)
+    bad = bank.ProblemInstance(problem, case.inner, [None], None)
     with pytest.raises(NonFiniteError, match=r"^'value' after an inner step is not finite"):
         linearized(bad, bad.state, through)
 
@@ -269,7 +269,7 @@ def test_small_residuals_are_relative_too():
 
 
 def test_a_product_without_meta_takes_no_derivative_in_it(monkeypatch):
-    case = bank.CASES["inside_model"]()
+    case = bank.PROBLEMS["inside_model"]()
     step = linearized(case, case.state)
     vector, asked = torch.ones(step.size, dtype=F64), []
     grad = torch.autograd.grad

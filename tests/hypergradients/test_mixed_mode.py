@@ -1,5 +1,6 @@
 """The adjoint by forward over reverse mode against that by double backward."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -18,7 +19,7 @@ from metatoolkit.hypergradients.mixed_mode import (
 )
 from metatoolkit.hypergradients.trajectory import StepGraph
 from metatoolkit.inner import SGD
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_unrolled import PRODUCTS, error, flat
 
 
@@ -34,7 +35,7 @@ def test_constants_of_a_loss_are_constants_in_both_modes():
     problem = mt.BilevelProblem(
         case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     one, other = (flat(case.call(Unrolled(3, product=product))) for product in PRODUCTS)
     assert error(one, other) < 1e-12
 
@@ -66,7 +67,7 @@ def with_model(model):
         return (meta(losses) * losses).mean()
 
     problem = mt.BilevelProblem(model, case.problem.meta, train_loss, case.problem.valid_loss)
-    return bank.Case(problem, SGD(lr=0.5), case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, problem=problem, inner=SGD(lr=0.5))
 
 
 @pytest.mark.parametrize("kind", [Attention, Recurrent])
@@ -112,7 +113,7 @@ def test_losses_of_torch_in_mixed_mode(name):
     problem = mt.BilevelProblem(
         case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     one, other = (flat(case.call(Unrolled(3, product=product))) for product in PRODUCTS)
     assert error(one, other) < 1e-12
 
@@ -212,7 +213,7 @@ def test_arguments_by_name_reach_what_runs_without_gradients():
     problem = mt.BilevelProblem(
         case.problem.model, case.problem.meta, train_loss, case.problem.valid_loss
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     one, other = (flat(case.call(Unrolled(3, product=product))) for product in PRODUCTS)
     assert error(one, other) < 1e-12
 

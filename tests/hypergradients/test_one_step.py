@@ -1,13 +1,15 @@
 """The one-step hypergradient against unrolling, closed forms and finite differences."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients import OneStep, Unrolled
-from tests import bank
-from tests.draws import recorded
+from metatoolkit.testing import bank
+from metatoolkit.testing.draws import recorded
 from tests.hypergradients.test_cost import Setup
 
 
@@ -19,9 +21,9 @@ def relative_error(result, expected):
     return float((flat(result) - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("name", bank.CASES)
+@pytest.mark.parametrize("name", bank.PROBLEMS)
 def test_after_the_step_it_is_the_exact_one_of_that_step(name):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     state, _ = case.inner.step(
         case.problem, case.state, case.problem.meta_parameters(), case.train_batches[0]
     )
@@ -37,9 +39,9 @@ def test_after_the_step_it_is_the_exact_one_of_that_step(name):
     [OneStep(), OneStep(lookahead=False), OneStep(inverse="identity"), OneStep(False, "identity")],
     ids=["step", "at θ", "identity", "identity at θ"],
 )
-@pytest.mark.parametrize("name", bank.CASES)
+@pytest.mark.parametrize("name", bank.PROBLEMS)
 def test_is_the_derivative_of_its_objective(name, estimator):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     if estimator.inverse == "identity" and not isinstance(case.inner, mt.inner.SGD):
         pytest.skip("needs SGD")
     if name == "learned_rates" and estimator.inverse == "identity":
@@ -66,7 +68,7 @@ def test_the_error_is_of_the_order_of_the_contraction_rate():
     values, basis = torch.linalg.eigh(curvature)
     batch = (curvature, basis, mixing @ case.problem.meta.value.detach() + shift)
     case.problem.meta.value.data.zero_()
-    case = bank.Case(case.problem, case.inner, [batch], case.valid_batch)
+    case = dataclasses.replace(case, train_batches=[batch])
     exact = bank.quadratic_hypergradient(case)
     gradient = case.call(OneStep(lookahead=False)).gradient["value"]
     torch.testing.assert_close(1 - gradient / exact, 1 - values / 5.0)
@@ -77,7 +79,7 @@ def test_identity_undoes_the_learning_rate_of_each_group():
     groups = [{"params": ["last.*"], "lr": 0.05}]
     gradients = []
     for inner in (mt.inner.SGD(lr=0.3, groups=groups), mt.inner.SGD(lr=1.0)):
-        other = bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+        other = dataclasses.replace(case, inner=inner)
         gradients.append(flat(other.call(OneStep(False, "identity"))))
     torch.testing.assert_close(*gradients)
 
@@ -91,7 +93,7 @@ def test_passes():
 
 def test_unsupported():
     case = bank.ridge()
-    case = bank.Case(case.problem, mt.inner.Adam(lr=0.1), case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, inner=mt.inner.Adam(lr=0.1))
     with pytest.raises(UnsupportedError, match="use SGD"):
         case.call(OneStep(inverse="identity"))
     with pytest.raises(ConfigurationError, match="inverse is 'hessian'"):
@@ -113,7 +115,7 @@ def test_by_hand(lookahead, inverse):
         lambda model, meta, batch: batch * model.value * meta.value,
         lambda model, meta, batch: (model.value - batch).square() / 2 + meta.value,
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.25), [3.0], -1.0)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.25), [3.0], -1.0)
     result = case.call(OneStep(lookahead, inverse))
     after = 2.0 - 0.25 * 3.0 * 0.5
     point = after if lookahead else 2.0

@@ -22,7 +22,7 @@ from metatoolkit.hypergradients import (
     OneStep,
     Unrolled,
 )
-from tests import bank
+from metatoolkit.testing import bank
 
 SOLVERS = {
     "conjugate gradient": lambda: ConjugateGradient(60, 1e-12),
@@ -82,7 +82,7 @@ def test_zero_order_estimates_have_the_right_size(sigma):
         lambda model, meta, batch: model.value.square(),
         lambda model, meta, batch: meta.value.square().sum(),
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     draws = torch.stack(
         [
             case.call(EvolutionStrategies(1, 8, sigma, seed=seed)).gradient["value"]

@@ -1,5 +1,6 @@
 """The penalty method against the closed form of its optima and the implicit hypergradient."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError, ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients import Penalty
-from tests import bank
-from tests.draws import recorded
+from metatoolkit.testing import bank
+from metatoolkit.testing.draws import recorded
 from tests.hypergradients.test_cost import Setup
 
 
@@ -34,7 +35,7 @@ def ridge():
     """Ridge regression with a step that converges fast."""
     case = bank.ridge()
     inner = mt.inner.SGD(lr=0.15, momentum=0.3)
-    return bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, inner=inner)
 
 
 def relative_error(gradient, expected):
@@ -79,12 +80,13 @@ def test_the_error_falls_as_one_over_the_penalty():
 def test_weight_decay_belongs_to_both_inner_problems(inner):
     case = ridge()
     inner = inner or mt.inner.AdamW(lr=0.02, weight_decay=0.0)
-    case = bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, inner=inner)
     if isinstance(inner, mt.inner.AdamW):
         calls, limit, exact = 800, 1e-2, bank.ridge_hypergradient(case)
     else:
-        plain = bank.Case(
-            mt.BilevelProblem(
+        plain = dataclasses.replace(
+            case,
+            problem=mt.BilevelProblem(
                 case.problem.model,
                 case.problem.meta,
                 lambda model, meta, batch: (
@@ -92,19 +94,17 @@ def test_weight_decay_belongs_to_both_inner_problems(inner):
                 ),
                 case.problem.valid_loss,
             ),
-            mt.inner.SGD(lr=0.15),
-            case.train_batches,
-            case.valid_batch,
+            inner=mt.inner.SGD(lr=0.15),
         )
         calls, limit = 300, 1e-8
         exact = trained(plain, Penalty(1000.0)).gradient["value"]
     assert relative_error(trained(case, Penalty(1000.0), calls).gradient["value"], exact) < limit
 
 
-@pytest.mark.parametrize("name", [name for name in bank.CASES if name != "learned_rates"])
+@pytest.mark.parametrize("name", [name for name in bank.PROBLEMS if name != "learned_rates"])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_is_the_derivative_of_its_objective(name, steps):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     check = mt.check_hypergradient(
         case.problem, case.inner, Penalty(3.0, steps), case.batches(steps), case.valid_batch
     )
@@ -209,7 +209,7 @@ def test_y_and_z_have_buffers_of_their_own():
         return (model.value - 0.25).square() / 2 + model.total
 
     problem = mt.BilevelProblem(Counting(), bank.Value(-0.4), train_loss, valid_loss)
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     estimator, state = Penalty(2.0, steps=2), case.state
     y = z = 0.7
     seen_y = seen_z = 0.0
@@ -236,7 +236,7 @@ def test_z_takes_on_the_type_and_the_step_of_y():
     case.problem.model.float()
     case.problem.meta.float()
     low = [(batch[0].float(), batch[1]) for batch in [*case.train_batches, case.valid_batch]]
-    single = bank.Case(case.problem, case.inner, low[:3], low[3])
+    single = bank.ProblemInstance(case.problem, case.inner, low[:3], low[3])
     single.call(estimator, state.to(torch.float32))
     saved = estimator.state_dict()["z"]
     tensors = [*saved["parameters"].values(), *saved["optimizer"]["velocity"].values()]
@@ -309,7 +309,7 @@ def test_a_trained_estimator_can_be_checked_in_float64():
     case = bank.ridge()
     case.problem.model.float()
     case.problem.meta.float()
-    single = bank.Case(
+    single = bank.ProblemInstance(
         case.problem,
         case.inner,
         [tuple(t.float() for t in batch) for batch in case.train_batches],

@@ -8,8 +8,8 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.hypergradients import EvolutionStrategies, NoiseReuseES, PersistentES
-from tests import bank
-from tests.draws import recorded
+from metatoolkit.testing import bank
+from metatoolkit.testing.draws import recorded
 
 F64 = torch.float64
 RATE, SLOPE, SIGMA, STEPS = 0.5, -0.25, 0.1, 2
@@ -23,7 +23,7 @@ def drift():
         lambda model, meta, batch: meta.value * model.value,
         lambda model, meta, batch: model.value + batch,
     )
-    return bank.Case(problem, mt.inner.SGD(lr=RATE), [None], 7.0)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=RATE), [None], 7.0)
 
 
 def windows(estimator, case, count, state=None):
@@ -113,7 +113,7 @@ def test_many_pairs_span_many_directions(kind):
         lambda model, meta, batch: model.value.square(),
         lambda model, meta, batch: slope.dot(meta.value),
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     found = case.call(kind(1, pairs, 0.1)).gradient["value"]
     error = float((found - slope).norm() / slope.norm())
     # Its square has the mean (size + 1) / pairs; with a single direction it would be 9.

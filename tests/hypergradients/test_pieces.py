@@ -1,5 +1,7 @@
 """Piecewise functions in finite differences: the piece is that of the point."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.hypergradients import SAMA, FiniteDifference, GuidedEvoGrad, OneStep
 from metatoolkit.hypergradients.pieces import Flags
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_detached import relative_error
 
 FUNCTIONS = {
@@ -73,7 +75,7 @@ def case_of(function):
 
     problem = mt.BilevelProblem(model, Shift(), train_loss, valid_loss)
     case = bank.small_net()
-    return bank.Case(problem, mt.inner.SGD(lr=1.0), case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, problem=problem, inner=mt.inner.SGD(lr=1.0))
 
 
 def assert_keeps_its_piece(function):

@@ -17,7 +17,7 @@ from metatoolkit.hypergradients import (
     OneStep,
     Unrolled,
 )
-from tests import bank
+from metatoolkit.testing import bank
 
 
 class Net(nn.Module):
@@ -63,7 +63,9 @@ def network(again, initial=False):
             return valid_loss(model, meta, batch)
 
     problem = mt.BilevelProblem(model, meta, train_loss, valid_loss, **options)
-    return bank.Case(problem, mt.inner.SGD(lr=0.2, momentum=0.5), batches[:2], batches[2])
+    return bank.ProblemInstance(
+        problem, mt.inner.SGD(lr=0.2, momentum=0.5), batches[:2], batches[2]
+    )
 
 
 @pytest.mark.parametrize(

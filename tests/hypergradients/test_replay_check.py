@@ -26,7 +26,7 @@ from metatoolkit.hypergradients import (
     Unrolled,
     replay_check,
 )
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.registry import ESTIMATORS
 
 ALL = ESTIMATORS | {"EvoGrad, graphs kept": lambda: EvoGrad(2, 0.1, 0.5, streamed=False)}
@@ -207,7 +207,7 @@ def build(between=None, train_loss=penalized, valid_loss=cross_entropy, initial=
         options["initial"] = mt.metaparameters.Initialization.values
     problem = mt.BilevelProblem(model, meta, train_loss, valid_loss, **options)
     small = bank.small_net()
-    return bank.Case(problem, mt.inner.SGD(lr=0.2), small.train_batches, small.valid_batch)
+    return dataclasses.replace(small, problem=problem, inner=mt.inner.SGD(lr=0.2))
 
 
 def call(make, *arguments, **options):

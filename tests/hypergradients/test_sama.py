@@ -1,11 +1,13 @@
 """SAMA against its formula with the optimizers of torch; what it shares is tested with DARTS."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import metatoolkit as mt
 from metatoolkit.hypergradients import SAMA
-from tests import bank
+from metatoolkit.testing import bank
 
 F64 = torch.float64
 PAIRS = {
@@ -36,7 +38,7 @@ PAIRS = {
 def test_formula_with_the_optimizer_of_torch(name):
     make_optimizer, make_inner = PAIRS[name]
     case = bank.ridge()
-    case = bank.Case(case.problem, make_inner(), case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, inner=make_inner())
     meta = case.problem.meta
     state = case.state
     gradients = []

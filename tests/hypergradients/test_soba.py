@@ -1,5 +1,6 @@
 """SOBA against its recursion by hand, and the optimum that it tends to."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError, UnsupportedError
 from metatoolkit.hypergradients import SOBA, OneStep
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_cost import Setup
 
 
@@ -60,7 +61,7 @@ def test_recursion_by_hand(keep_lookahead, step_size):
 def test_tends_to_the_optimum(momentum):
     case, optimum = problem_and_optimum()
     inner = mt.inner.SGD(lr=0.3, momentum=momentum)
-    case = bank.Case(case.problem, inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, inner=inner)
     estimator = SOBA()
     trainer(case, estimator, True, lr=0.05).fit(
         case.train_batches, [case.valid_batch], 1500, progress=False
@@ -99,7 +100,7 @@ def test_the_first_two_calls():
 @pytest.mark.parametrize("through", ["state", "parameters"])
 @pytest.mark.parametrize("name", ["ridge", "small_net", "learned_rates", "inside_model", "tied"])
 def test_is_the_derivative_of_its_objective(name, through):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     estimator = SOBA(0.5, through)
     for _ in range(3):
         case.call(estimator)

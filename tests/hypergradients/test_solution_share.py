@@ -17,7 +17,7 @@ from metatoolkit.hypergradients.linear_solvers import (
 )
 from metatoolkit.hypergradients.solution_share import checked_share
 from metatoolkit.randomness import fold_in
-from tests import bank
+from metatoolkit.testing import bank
 
 F64 = torch.float64
 

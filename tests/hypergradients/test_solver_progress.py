@@ -19,7 +19,7 @@ from metatoolkit.hypergradients.linear_solvers import (
     Nystrom,
 )
 from metatoolkit.hypergradients.linear_solvers.progress import Progress
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.test_linear_solvers import Counted, relative_error, rotation, symmetric
 from tests.hypergradients.test_solver_edges import diagonal
 

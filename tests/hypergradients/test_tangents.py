@@ -1,13 +1,15 @@
 """Tangents that are carried forward, by hand and against finite differences."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.tangents import TangentBundle
-from tests import bank
-from tests.draws import recorded
+from metatoolkit.testing import bank
+from metatoolkit.testing.draws import recorded
 
 F64 = torch.float64
 
@@ -103,7 +105,7 @@ def test_an_initial_state_that_does_not_depend_on_meta():
     problem = mt.BilevelProblem(
         problem.model, problem.meta, problem.train_loss, problem.valid_loss, initial=constant
     )
-    case = bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+    case = dataclasses.replace(case, problem=problem)
     forward = bundle(case, torch.ones(1, 1, dtype=F64))
     assert forward.reached == set() and forward.tangents[0].tolist() == [0.0]
     forward.step(2.0)
@@ -179,7 +181,7 @@ def test_a_function_of_meta_that_cuts_the_second_derivative_is_refused():
     problem = mt.BilevelProblem(
         base.problem.model, base.problem.meta, train_loss, base.problem.valid_loss
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), base.train_batches, base.valid_batch)
+    case = dataclasses.replace(base, problem=problem, inner=mt.inner.SGD(lr=0.1))
     forward = bundle(case, torch.eye(5, dtype=F64))
     with pytest.raises(UnsupportedError, match=r"Once.*once_differentiable"):
         forward.step(case.train_batches[0])

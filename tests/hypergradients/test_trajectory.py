@@ -20,8 +20,8 @@ from metatoolkit.hypergradients.trajectory import (
     valid_key,
 )
 from metatoolkit.randomness import fold_in
-from tests import bank
-from tests.draws import recorded
+from metatoolkit.testing import bank
+from metatoolkit.testing.draws import recorded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ def test_a_gradient_that_is_not_finite_names_its_parameter(value):
 
 @pytest.mark.parametrize("name", ["small_net", "learned_rates", "inside_model"])
 def test_a_step_pulls_an_adjoint_back(name):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     meta = case.problem.meta_leaves()
     state = roll_out(case.problem, case.inner, case.state, meta, case.train_batches[:1])
     batch = case.train_batches[1]

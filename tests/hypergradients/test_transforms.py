@@ -22,7 +22,7 @@ from metatoolkit.hypergradients.transforms import (
     requires_gradient,
     taken_out,
 )
-from tests import bank
+from metatoolkit.testing import bank
 
 
 def weighed(loss, x, value):
@@ -88,7 +88,7 @@ def case(loss, activation=nn.Tanh):
         return F.mse_loss(model(batch[0]), batch[1])
 
     problem = mt.BilevelProblem(model, bank.Value([0.7, -0.4]), loss, valid_loss)
-    return bank.Case(problem, mt.inner.SGD(lr=0.1), batches[:1], batches[1])
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), batches[:1], batches[1])
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -6,7 +6,7 @@ import torch
 import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit.inner import SGD
-from tests import bank
+from metatoolkit.testing import bank
 from tests.inner import heads
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.hypergradients.unrewound import changed_by
-from tests import bank
+from metatoolkit.testing import bank
 
 COUNTER = 0
 QUIET = [1, 2]

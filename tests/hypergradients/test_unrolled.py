@@ -11,7 +11,7 @@ from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.hypergradients import Unrolled
 from metatoolkit.inner import SGD, Adam, AdamW, RMSprop
 from metatoolkit.randomness import fold_in, seeded
-from tests import bank
+from metatoolkit.testing import bank
 
 F64 = torch.float64
 PRODUCTS = ["reverse_over_reverse", "forward_over_reverse"]
@@ -161,7 +161,7 @@ def convolution(steps=10, examples=4):
         for index, batch in enumerate(batches[:-1])
     ]
     problem = mt.BilevelProblem(model, Examples(steps * examples), train_loss, valid_loss)
-    return bank.Case(problem, SGD(lr=0.1), train, batches[-1])
+    return bank.ProblemInstance(problem, SGD(lr=0.1), train, batches[-1])
 
 
 @products
@@ -175,7 +175,7 @@ def test_equals_one_graph_of_all_steps(momentum, nesterov, product):
 
 @pytest.mark.parametrize("name", ["ridge", "small_net", "inside_model", "tied"])
 def test_equals_one_graph_on_the_bank(name):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     case.inner = SGD(lr=0.1, momentum=0.5)
     found = flat(case.call(Unrolled(4)))
     assert error(found, one_graph(case, 4, 0.1, 0.5, 0.0, False)) < 1e-12
@@ -193,7 +193,7 @@ def test_equals_finite_differences(learner):
 @learners
 @pytest.mark.parametrize("name", ["small_net", "inside_model", "tied"])
 def test_every_way_gives_the_same(name, learner):
-    case = bank.CASES[name]()
+    case = bank.PROBLEMS[name]()
     case.inner = LEARNERS[learner]()
     steps = 7
     expected = case.call(Unrolled(steps))

@@ -8,7 +8,7 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import Unrolled
-from tests import bank
+from metatoolkit.testing import bank
 
 PLAIN = Unrolled(1).traits
 
@@ -146,7 +146,7 @@ def test_the_batch_of_each_step_by_hand():
     problem = mt.BilevelProblem(
         bank.Value(0.5), bank.Value(2.0), train_loss, lambda model, meta, batch: model.value * batch
     )
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [1.0, 10.0, 100.0, 1000.0], 3.0)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [1.0, 10.0, 100.0, 1000.0], 3.0)
     for window, through in ((1, 1000.0), (2, 1100.0), (3, 1110.0), (None, 1111.0)):
         for keep in (1, 2, 4):
             for product in ("reverse_over_reverse", "forward_over_reverse"):

@@ -19,7 +19,7 @@ from metatoolkit.hypergradients import (
     Unrolled,
 )
 from metatoolkit.hypergradients.base import fill_gradients
-from tests import bank
+from metatoolkit.testing import bank
 
 
 class Named(nn.Module):

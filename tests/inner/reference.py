@@ -9,7 +9,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.diagnostics import check_hypergradient
 from metatoolkit.hypergradients import Unrolled
-from tests import bank
+from metatoolkit.testing import bank
 
 F64 = torch.float64
 

@@ -6,7 +6,7 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner import Adagrad
-from tests import bank
+from metatoolkit.testing import bank
 from tests.inner import reference
 
 OPTIONS = [

@@ -9,7 +9,7 @@ import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner import ASGD, exponential
-from tests import bank
+from metatoolkit.testing import bank
 from tests.inner import reference
 
 OPTIONS = [

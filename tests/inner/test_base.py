@@ -8,8 +8,8 @@ from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner import SGD, Adagrad, Adam, AdamW
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState
-from tests import bank
-from tests.draws import recorded
+from metatoolkit.testing import bank
+from metatoolkit.testing.draws import recorded
 from tests.inner import heads
 
 ORDERS = ["abab", "aaabb", "baaab"]

@@ -9,7 +9,7 @@ import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner import SGD, Adam, Clipped
-from tests import bank
+from metatoolkit.testing import bank
 from tests.inner import heads, reference
 
 INF = float("inf")

@@ -9,7 +9,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit import inner
-from tests import bank
+from metatoolkit.testing import bank
 from tests.inner import reference
 
 F32, F64 = torch.float32, torch.float64

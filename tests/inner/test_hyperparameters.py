@@ -21,7 +21,7 @@ from metatoolkit.inner.hyperparameters import (
     hyperparameters_at,
     is_used,
 )
-from tests import bank
+from metatoolkit.testing import bank
 from tests.inner import reference
 
 F64 = torch.float64

@@ -7,7 +7,7 @@ import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import Unrolled
 from metatoolkit.inner import RMSprop
-from tests import bank
+from metatoolkit.testing import bank
 from tests.inner import reference
 
 OPTIONS = [

@@ -17,7 +17,7 @@ from metatoolkit.inner import (
     multistep,
 )
 from metatoolkit.problem import BilevelProblem
-from tests import bank
+from metatoolkit.testing import bank
 from tests.inner import reference
 
 OPTIONS = [

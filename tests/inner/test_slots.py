@@ -9,7 +9,7 @@ from metatoolkit import hypergradients as hg
 from metatoolkit.errors import ShapeError, UnsupportedError
 from metatoolkit.inner import ASGD, SGD, Adadelta, Adam, Adamax, AdamW, NAdam, RMSprop, Rprop
 from metatoolkit.inner.slots import slots_of, update_parameter, zero_slots
-from tests import bank
+from metatoolkit.testing import bank
 from tests.inner import reference
 
 F64, C128 = torch.float64, torch.complex128

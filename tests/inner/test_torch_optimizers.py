@@ -8,7 +8,7 @@ import metatoolkit as mt
 from metatoolkit import hypergradients as hg
 from metatoolkit import inner
 from metatoolkit.errors import ConfigurationError, UnsupportedError
-from tests import bank
+from metatoolkit.testing import bank
 from tests.inner import heads, reference
 
 KINDS = {

@@ -29,7 +29,7 @@ from metatoolkit.hypergradients import (
     Unrolled,
 )
 from metatoolkit.metaparameters import Initialization
-from tests import bank
+from metatoolkit.testing import bank
 
 
 def network():
@@ -54,7 +54,7 @@ def maml(inner=None, size=6, condition=5.0):
         initial=Initialization.values,
     )
     inner = inner or mt.inner.SGD(lr=0.1)
-    return bank.Case(problem, inner, [(curvature, shift)], case.valid_batch)
+    return bank.ProblemInstance(problem, inner, [(curvature, shift)], case.valid_batch)
 
 
 def test_holds_copies_under_the_names_of_the_model():

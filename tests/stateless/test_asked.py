@@ -8,7 +8,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.stateless.asked import Asked
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.registry import ESTIMATORS
 
 FILTERS = {
@@ -32,7 +32,7 @@ def penalized(chosen):
         return F.mse_loss(model(batch[0]), batch[1])
 
     problem = mt.BilevelProblem(model, bank.Value([0.7, -1.5]), train_loss, valid_loss)
-    return bank.Case(problem, mt.inner.SGD(lr=0.05), batches[:2], batches[2])
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.05), batches[:2], batches[2])
 
 
 @pytest.mark.parametrize("question", FILTERS)

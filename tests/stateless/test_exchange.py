@@ -24,7 +24,7 @@ from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import GMRES, FiniteDifference, ForwardMode, Implicit, Unrolled
 from metatoolkit.hypergradients.base import double_backward_kernels
 from metatoolkit.stateless.exchange import turn, within
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.registry import ESTIMATORS
 
 plainly = functools.partial(checkpoint, use_reentrant=False)
@@ -155,7 +155,9 @@ def net_case(run):
         return F.mse_loss(model(batch[0]), batch[1])
 
     problem = mt.BilevelProblem(model, bank.Value([1.0] * 4), train_loss, valid_loss)
-    return bank.Case(problem, mt.inner.SGD(lr=0.1, momentum=0.5), batches[:2], batches[2])
+    return bank.ProblemInstance(
+        problem, mt.inner.SGD(lr=0.1, momentum=0.5), batches[:2], batches[2]
+    )
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -198,7 +200,7 @@ def test_an_estimator_within_a_loss_is_right():
             return (model.value - 1) ** 2
 
         problem = mt.BilevelProblem(bank.Value(0.5), bank.Value(1.2), train_loss, valid_loss)
-        return bank.Case(problem, mt.inner.SGD(lr=0.5), [None], None)
+        return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.5), [None], None)
 
     plain, checkpointed = outer_case(RUNS["as it is"]), outer_case(plainly)
     right, found = plain.call(Unrolled(2)), checkpointed.call(Unrolled(2))
@@ -231,7 +233,7 @@ def test_selective_checkpointing_is_refused_where_it_is_differentiated_twice():
     )
     problem = sine_problem(functools.partial(plainly, context_fn=contexts))
     x = torch.tensor(1.0, dtype=torch.float64)
-    case = bank.Case(problem, mt.inner.SGD(lr=0.5), [x], x)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.5), [x], x)
     for estimator in (Unrolled(2), ForwardMode(1), Implicit(GMRES(3))):
         with pytest.raises(UnsupportedError, match="FiniteDifference"):
             case.call(estimator)
@@ -301,7 +303,7 @@ def test_second_order_through_a_checkpointed_hugging_face_model(model):
     labels = torch.tensor([0, 1, 2, 1])
     batch = torch.arange(1, 17).view(4, 4)
     problem = mt.BilevelProblem(network, bank.Value([1.0, 0.5, 2.0, 1.5]), train_loss, valid_loss)
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [batch], batch)
     estimators = [Unrolled(2), Implicit(GMRES(3)), ForwardMode(1, chunk=1), FiniteDifference()]
     rights = [case.call(estimator) for estimator in estimators]
     with warnings.catch_warnings():
@@ -395,7 +397,7 @@ def test_recurrent_modules_in_a_checkpoint_are_run_again_with_the_state(kind):
             return model(batch * meta.value).square().mean()
 
         problem = mt.BilevelProblem(model, bank.Value(1.0), train_loss, train_loss)
-        return bank.Case(problem, mt.inner.SGD(lr=0.5), [batch], batch)
+        return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.5), [batch], batch)
 
     plain, checkpointed = recurrent_case(RUNS["as it is"]), recurrent_case(plainly)
     flat = list(checkpointed.problem.model.cell._flat_weights)
@@ -611,7 +613,7 @@ def hooked_case(hook):
         lambda model, meta, batch: (model.w - 0.3) ** 2,
     )
     x = torch.tensor(1.0, dtype=torch.float64)
-    return bank.Case(problem, mt.inner.SGD(lr=0.5), [x], x)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.5), [x], x)
 
 
 @pytest.mark.parametrize("hook", HOOKS)

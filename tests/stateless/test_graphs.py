@@ -22,7 +22,7 @@ from metatoolkit.hypergradients import (
     Unrolled,
 )
 from metatoolkit.stateless.graphs import graph_nodes, inspect_graph, watch_second_derivatives
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.registry import ESTIMATORS
 
 SECOND_ORDER = {
@@ -40,7 +40,7 @@ def value_case(train_loss, x=0.7, penalty=0.4):
         return (model.value - 0.5) ** 2
 
     problem = mt.BilevelProblem(bank.Value(x), bank.Value(penalty), train_loss, valid_loss)
-    return bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
 
 
 class Square(torch.autograd.Function):
@@ -285,7 +285,7 @@ def weight_norm_case(layer):
         return F.mse_loss(model(batch[0]), batch[1])
 
     problem = mt.BilevelProblem(model, bank.Value([[1.0]] * 5), train_loss, valid_loss)
-    return bank.Case(problem, mt.inner.SGD(lr=0.5), [batch], batch)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.5), [batch], batch)
 
 
 @pytest.mark.parametrize("steps", [2, 3])
@@ -329,7 +329,7 @@ def test_a_penalty_on_captured_parameters_is_refused(name):
 
     problem = mt.BilevelProblem(model, meta, train_loss, valid_loss)
     batch = torch.randn(4, 2, dtype=torch.float64)
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [batch], batch)
     estimator = ESTIMATORS[name]()
     if name == "FirstOrder" or name == "Reptile":
         pytest.skip("takes λ in the initial state only")
@@ -353,7 +353,7 @@ def test_an_outer_loss_of_captured_parameters_is_refused(name):
         return (model.value - 0.5) ** 2 + meta.value * captured[0] ** 2
 
     problem = mt.BilevelProblem(model, meta, train_loss, valid_loss)
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     if name == "Reptile":
         pytest.skip("takes λ in the initial state only")
     with pytest.raises(ConfigurationError, match=r"valid_loss uses the parameter 'model\.value'"):
@@ -371,7 +371,7 @@ def test_a_captured_meta_parameter_is_refused():
         return (model.value - 0.5) ** 2
 
     problem = mt.BilevelProblem(bank.Value(0.3), meta, train_loss, valid_loss)
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     with pytest.raises(ConfigurationError, match=r"meta\.value"):
         case.call(Unrolled(1))
 
@@ -386,7 +386,7 @@ def test_the_penalty_that_the_error_tells_to_write_is_right():
         return model.weight.sum()
 
     problem = mt.BilevelProblem(model, meta, train_loss, valid_loss)
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [None], None)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [None], None)
     found = case.call(Unrolled(1)).gradient["value"]
     torch.testing.assert_close(found, -0.2 * model.weight.detach().sum())
 
@@ -445,7 +445,7 @@ def test_a_copy_of_a_problem_knows_its_own_parameters():
         return (model.value - meta.value) ** 2 + sum(others)
 
     copied.train_loss = train_loss
-    again = bank.Case(copied, mt.inner.SGD(lr=0.1), [None], None)
+    again = bank.ProblemInstance(copied, mt.inner.SGD(lr=0.1), [None], None)
     assert again.call(Unrolled(1)).gradient["value"].isfinite()
 
 

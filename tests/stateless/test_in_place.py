@@ -8,7 +8,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import EvolutionStrategies, Unrolled
-from tests import bank
+from metatoolkit.testing import bank
 
 
 class Changing(nn.Module):
@@ -72,7 +72,7 @@ def changing_case(model):
 
     problem = mt.BilevelProblem(model, bank.Value(0.5), train_loss, train_loss)
     batch = torch.ones(2, dtype=torch.float64)
-    return bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [batch], batch)
 
 
 @changing

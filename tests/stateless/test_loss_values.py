@@ -10,7 +10,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import DataError, ShapeError, UnsupportedError
 from metatoolkit.stateless.loss_values import checked_loss, refuse_sparse
-from tests import bank
+from metatoolkit.testing import bank
 
 SCALAR = torch.tensor(1.5)
 

@@ -14,7 +14,7 @@ from metatoolkit.randomness import seeded
 from metatoolkit.stateless import passes
 from metatoolkit.stateless.exchange import within
 from metatoolkit.stateless.in_place import Untouched
-from tests import bank
+from metatoolkit.testing import bank
 from tests.hypergradients.registry import ESTIMATORS
 
 
@@ -26,7 +26,7 @@ def noisy_case(seen=None):
 
     problem = mt.BilevelProblem(bank.Value(0.7), bank.Value(0.2), train_loss, train_loss)
     batch = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    return bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [batch], batch)
 
 
 def test_only_the_first_pass_of_a_loss_is_watched_over():
@@ -108,7 +108,7 @@ def test_hooks_on_frozen_parameters_are_nobodys_business():
 
     problem = mt.BilevelProblem(model, bank.Value(1.0), train_loss, train_loss)
     batch = torch.ones(3, 2, dtype=torch.float64)
-    case = bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [batch], batch)
     assert case.call(Unrolled(1)).gradient["value"].isfinite()
     case.call(EvolutionStrategies())
 
@@ -296,7 +296,7 @@ def test_a_graph_that_is_kept_from_an_earlier_evaluation_is_refused(name):
             lambda model, meta, batch: ((model.weight - batch) ** 2).sum(),
         )
         batch = torch.tensor([1.0, 2.0], dtype=torch.float64)
-        case = bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
+        case = bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [batch], batch)
         return case.call(ESTIMATORS[name]())
 
     assert bool(call(False).gradient["value"])

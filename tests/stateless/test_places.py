@@ -1,6 +1,7 @@
 """Modules that change after the problem was made are noticed, and passes leave them alone."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients import Unrolled
 from metatoolkit.stateless.places import Places
-from tests import bank
+from metatoolkit.testing import bank
 
 
 class Network(nn.Module):
@@ -34,7 +35,7 @@ def network_case(model=None):
 
     problem = mt.BilevelProblem(model, bank.Value(1.0), train_loss, train_loss)
     batch = torch.randn(4, 2, dtype=torch.float64)
-    return bank.Case(problem, mt.inner.SGD(lr=0.1), [batch], batch)
+    return bank.ProblemInstance(problem, mt.inner.SGD(lr=0.1), [batch], batch)
 
 
 def freeze(model):
@@ -139,7 +140,7 @@ def test_a_copy_of_a_problem_stands_for_itself():
     copied = copy.deepcopy(case.problem)
     right = case.call(Unrolled(2)).gradient["value"]
     case.problem.model.first.requires_grad_(False)
-    other = bank.Case(copied, case.inner, case.train_batches, case.valid_batch)
+    other = dataclasses.replace(case, problem=copied)
     torch.testing.assert_close(other.call(Unrolled(2)).gradient["value"], right, rtol=0, atol=0)
 
 

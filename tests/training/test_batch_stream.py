@@ -9,10 +9,10 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import DataError
+from metatoolkit.testing import bank
 from metatoolkit.training import batch_stream
 from metatoolkit.training.batch_stream import BatchStream, Stateful
 from metatoolkit.training.checkpoints import read_checkpoint, write_checkpoint
-from tests import bank
 
 
 def take(stream, count):

@@ -13,9 +13,9 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError
+from metatoolkit.testing import bank
 from metatoolkit.training import checkpoints
 from metatoolkit.training.checkpoints import load_tensors, read_checkpoint, write_checkpoint
-from tests import bank
 
 CONTENT = {"state": {"w": torch.arange(3.0)}, "step": 4, "names": ["a", "b"], "none": None}
 

@@ -9,8 +9,8 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, NonFiniteError
 from metatoolkit.hypergradients import PersistentES, Unrolled
+from metatoolkit.testing import bank
 from metatoolkit.training import checks
-from tests import bank
 from tests.training.assembled import fit, trainer_of
 
 

@@ -10,7 +10,7 @@ import metatoolkit as mt
 from metatoolkit.errors import CheckpointError
 from metatoolkit.hypergradients import Unrolled
 from metatoolkit.randomness import fold_in
-from tests import bank
+from metatoolkit.testing import bank
 from tests.training.assembled import fit, same, tensors_of, trainer_of
 
 

@@ -5,8 +5,8 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError, ConfigurationError
+from metatoolkit.testing import bank
 from metatoolkit.training.early_stopping import Watch
-from tests import bank
 from tests.training.assembled import fit, same, tensors_of, trainer_of
 
 SCORES = [3.0, 1.0, 2.0, 0.9, 0.8, 0.85, float("nan"), 0.81, 0.1, 0.0, 0.0, 0.0]

@@ -11,7 +11,7 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, DataError, NonFiniteError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
-from tests import bank
+from metatoolkit.testing import bank
 from tests.training.assembled import fit, same, tensors_of, trainer_of
 
 

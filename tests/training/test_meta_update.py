@@ -6,8 +6,8 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import Unrolled
+from metatoolkit.testing import bank
 from metatoolkit.training.meta_update import MetaUpdate
-from tests import bank
 from tests.training.assembled import fit
 
 

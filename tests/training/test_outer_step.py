@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from metatoolkit.hypergradients import Unrolled
+from metatoolkit.testing import bank
 from metatoolkit.training.batch_stream import BatchStream
 from metatoolkit.training.outer_step import OuterStep
-from tests import bank
 from tests.training.assembled import trainer_of
 
 

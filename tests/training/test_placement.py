@@ -11,8 +11,8 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from metatoolkit.errors import DataError
+from metatoolkit.testing import bank
 from metatoolkit.training.placement import placed
-from tests import bank
 from tests.training.assembled import trainer_of
 
 ELSEWHERE = torch.device("meta")

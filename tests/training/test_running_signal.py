@@ -9,8 +9,8 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.testing import bank
 from metatoolkit.training.running_signal import RunningSignal
-from tests import bank
 from tests.training.assembled import Counted, same, tensors_of, trainer_of
 
 NAME = "hypergradient_signal_to_noise"

@@ -1,6 +1,7 @@
 """Resume: the same numbers as without a pause, or an error."""
 
 import copy
+import dataclasses
 import errno
 import os
 
@@ -12,10 +13,10 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError
 from metatoolkit.hypergradients import EvoGrad, Penalty, Unrolled
+from metatoolkit.testing import bank
 from metatoolkit.training.batch_stream import BatchStream
 from metatoolkit.training.early_stopping import Watch
 from metatoolkit.training.snapshot import restore, snapshot
-from tests import bank
 from tests.training.assembled import Counted, fit, same, tensors_of, trainer_of
 
 
@@ -144,7 +145,7 @@ def growing():
         model, meta = Queue().double(), Memory().double()
     case = bank.small_net()
     problem = mt.BilevelProblem(model, meta, train_loss, valid_loss, "eval")
-    return bank.Case(problem, mt.inner.SGD(lr=0.1), case.train_batches, case.valid_batch)
+    return dataclasses.replace(case, problem=problem, inner=mt.inner.SGD(lr=0.1))
 
 
 def test_buffers_that_grow_end_in_the_modules(tmp_path):
@@ -369,7 +370,7 @@ def test_buffers_that_are_not_stored_stay(tmp_path):
         case.problem.meta.register_buffer("fill", torch.full((2,), fill), persistent=False)
         given = case.problem.train_loss, case.problem.valid_loss
         problem = mt.BilevelProblem(case.problem.model, case.problem.meta, *given)
-        return bank.Case(problem, case.inner, case.train_batches, case.valid_batch)
+        return dataclasses.replace(case, problem=problem)
 
     case = assembled(1.0)
     fit(trainer_of(case), case, 2, checkpoint=tmp_path / "c.pt")

@@ -13,8 +13,8 @@ from metatoolkit.hypergradients import (
     PersistentES,
     Unrolled,
 )
-from tests import bank
-from tests.draws import recorded
+from metatoolkit.testing import bank
+from metatoolkit.testing.draws import recorded
 from tests.training.assembled import fit, same, tensors_of, trainer_of
 
 

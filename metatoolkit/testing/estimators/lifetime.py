@@ -1,0 +1,88 @@
+"""Many calls of an estimator: memory, copies, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import pickle
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import UnsupportedError, UnusedMetaParameterError
+from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.testing import bank
+from metatoolkit.testing.conformance import Inapplicable, Make, Suite, expect, expect_equal
+from metatoolkit.testing.estimators.calls import call
+from metatoolkit.training import MetaTrainer
+
+SUITE: Suite[Estimator] = Suite("estimator", Estimator)
+
+
+@SUITE.check()
+def memory_does_not_grow(make: Make[Estimator]) -> None:
+    """Further calls leave no more tensors alive, with garbage collection switched off."""
+    pairs = []
+    for build in bank.CONFORMANCE.values():
+        instance, estimator = build(), make()
+        with contextlib.suppress(UnsupportedError, UnusedMetaParameterError):
+            instance.call(estimator)
+            pairs.append((instance, estimator, instance.state))
+    if not pairs:
+        raise Inapplicable("unsupported: every problem of the bank")
+    counts = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            for instance, estimator, state in pairs:
+                for _ in range(2):
+                    instance.call(estimator, state)
+            counts.append(sum(issubclass(type(o), Tensor) for o in gc.get_objects()))
+    finally:
+        gc.enable()
+    expect(counts[1] == counts[2], f"{counts[1]} tensors alive as after fewer calls", counts[2])
+
+
+@SUITE.check()
+def can_be_copied_and_pickled(make: Make[Estimator]) -> None:
+    """A copy, a duplicate and one that was stored return what the estimator does."""
+    estimator, instance = make(), bank.ridge()
+    wanted = call(instance, make()).gradient["value"]
+    stored = pickle.loads(pickle.dumps(estimator))
+    others = {"copy": copy.deepcopy(estimator), "duplicate": estimator.duplicate()}
+    for name, other in {**others, "pickled": stored}.items():
+        found = call(instance, other).gradient["value"]
+        expect_equal(f"the gradient of the {name} estimator", found, wanted)
+
+
+@SUITE.check()
+def training_goes_on_bitwise_from_a_checkpoint(make: Make[Estimator]) -> None:
+    """Three steps, a checkpoint and three more are six steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.pt"
+        whole = _train(make, path, 6)
+        _train(make, path, 3)
+        resumed = _train(make, path, 6, resume=True)
+    for one, other in zip(resumed, whole, strict=True):
+        expect_equal("a tensor of the model or of meta after a resumed training", one, other)
+
+
+def _train(make: Make[Estimator], path: Path, steps: int, resume: bool = False) -> list[Tensor]:
+    """Train on the small network, and return all tensors of model and meta."""
+    instance = bank.small_net()
+    problem = instance.problem
+    optimizer = torch.optim.Adam(problem.meta.parameters(), lr=0.01)
+    trainer = MetaTrainer(problem, instance.inner, make(), optimizer)
+    trainer.fit(
+        instance.train_batches,
+        [instance.valid_batch],
+        steps,
+        checkpoint=path,
+        resume=resume,
+        progress=False,
+    )
+    return [*problem.model.state_dict().values(), *problem.meta.parameters()]

@@ -1,0 +1,151 @@
+"""What a hypergradient is, and what its call leaves alone."""
+
+from __future__ import annotations
+
+import torch
+
+from metatoolkit.diagnostics.check import check_hypergradient
+from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.testing import bank
+from metatoolkit.testing.conformance import (
+    Inapplicable,
+    Make,
+    Suite,
+    expect,
+    expect_close,
+    expect_equal,
+)
+from metatoolkit.testing.estimators.calls import build, call
+from metatoolkit.testing.snapshots import expect_unchanged, snapshot
+
+SUITE: Suite[Estimator] = Suite("estimator", Estimator)
+
+
+@SUITE.check(problem=bank.CONFORMANCE)
+def result_has_the_form_of_the_meta_parameters(make: Make[Estimator], problem: str) -> None:
+    """Names, shapes and types are those of λ, nothing carries a graph, and passes are counted."""
+    instance = build(problem)
+    result = call(instance, make(), problem)
+    wanted = {n: p for n, p in instance.problem.meta.named_parameters() if p.requires_grad}
+    expect(
+        result.gradient.keys() == wanted.keys(),
+        f"gradients of {', '.join(wanted)}",
+        ", ".join(result.gradient) or "none",
+    )
+    for key, parameter in wanted.items():
+        gradient = result.gradient[key]
+        form, own = ((tuple(t.shape), t.dtype) for t in (gradient, parameter))
+        expect(form == own, f"shape and type {own} of the gradient of {key!r}", form)
+        expect(not gradient.requires_grad, f"a detached gradient of {key!r}", "one with a graph")
+    loss = result.valid_loss
+    expect(loss.dim() == 0, "a scalar valid_loss", f"shape {tuple(loss.shape)}")
+    expect(not loss.requires_grad, "a detached valid_loss", "one with a graph")
+    graphs = [tensor for tensor in result.state.tensors() if tensor.requires_grad]
+    expect(not graphs, "a detached state", f"{len(graphs)} tensors that require a gradient")
+    expect(result.cost.forward > 0, "a cost with forward passes", result.cost)
+
+
+@SUITE.check(problem=("ridge", "tied"))
+def gradient_is_the_derivative_of_the_objective(make: Make[Estimator], problem: str) -> None:
+    """Finite differences of the objective do not contradict it; see check_hypergradient."""
+    estimator = make()
+    if estimator.traits.kind == "iterative":
+        raise Inapplicable("an iterative estimator tends to it at an inner optimum alone")
+    instance = build(problem)
+    call(instance, make(), problem)
+    given, inner, state, batches, valid_batch = instance.arguments(estimator.horizon)
+    found = check_hypergradient(given, inner, estimator, batches, valid_batch, state)
+    wanted = f"the derivative of {type(estimator).__name__}.objective"
+    if estimator.traits.kind == "exact":
+        wanted = "the derivative of the outer loss after the inner steps"
+    expect(found.verdict != "differs", wanted, found)
+
+
+@SUITE.check(problem=bank.CONFORMANCE)
+def leaves_everything_as_it_was(make: Make[Estimator], problem: str) -> None:
+    """Model, buffers, modes, the state given and the global random state stay."""
+    instance = build(problem)
+    state = instance.state
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        before = snapshot(instance.problem, state)
+        call(instance, make(), problem, state)
+        expect_unchanged(before, instance.problem, state)
+
+
+@SUITE.check(problem=bank.CONFORMANCE)
+def gradients_that_a_user_holds_stay(make: Make[Estimator], problem: str) -> None:
+    """No ``.grad`` field is written."""
+    instance = build(problem)
+    parameters = [*instance.problem.model.parameters(), *instance.problem.meta.parameters()]
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, 7.0)
+    call(instance, make(), problem)
+    for parameter in parameters:
+        held = parameter.grad
+        expect(held is None or bool((held == 7).all()), ".grad to stay 7 everywhere", held)
+
+
+@SUITE.check(problem=bank.CONFORMANCE)
+def the_same_state_gives_the_same_result_whatever_the_global_seed(
+    make: Make[Estimator], problem: str
+) -> None:
+    """What is random is drawn from the key of the state."""
+    instance = build(problem)
+    state = instance.state
+    results = []
+    with torch.random.fork_rng():
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            results.append(call(instance, make(), problem, state))
+    for key, gradient in results[0].gradient.items():
+        what = f"the gradient of {key!r} under another global seed"
+        expect_equal(what, results[1].gradient[key], gradient)
+
+
+@SUITE.check()
+def running_statistics_move_in_real_steps_alone(make: Make[Estimator]) -> None:
+    """BatchNorm counts the inner steps that the returned state took, and no other pass."""
+    instance = bank.small_net()
+    state = instance.state
+    result = call(instance, make(), "small_net", state)
+    taken = result.state.step - state.step
+    for key, buffer in result.state.buffers.items():
+        if taken == 0:
+            expect_equal(f"buffer {key!r} without a step", buffer, state.buffers[key])
+        elif "num_batches" in key:
+            expect(int(buffer) == taken, f"{key!r} to count {taken} steps", int(buffer))
+
+
+@SUITE.check()
+def the_state_is_what_the_inner_learner_reaches(make: Make[Estimator]) -> None:
+    """The state returned is that after some of the inner steps, none of them changed."""
+    instance = bank.small_net()
+    estimator = make()
+    state = instance.state
+    result = call(instance, estimator, "small_net", state)
+    taken = result.state.step - state.step
+    horizon = estimator.horizon
+    expect(0 <= taken <= horizon, f"a state 0 to {horizon} steps after the one given", taken)
+    wanted, meta = state, instance.problem.meta_parameters()
+    for batch in instance.batches(taken):
+        wanted, _ = instance.inner.step(instance.problem, wanted, meta, batch)
+    for one, other in zip(result.state.tensors(), wanted.tensors(), strict=True):
+        expect_close(f"a tensor of the state after {taken} steps", one, other, 1e-12, 1e-14)
+
+
+@SUITE.check()
+def a_part_of_meta_that_the_training_loss_ignores_has_its_direct_gradient(
+    make: Make[Estimator],
+) -> None:
+    """λ that the outer loss reads alone has its derivative there, and what nothing reads zero."""
+    instance, estimator = bank.tied(), make()
+    if not estimator.holds_constants:
+        raise Inapplicable("evaluations alone put noise into every coordinate")
+    gradient = call(instance, estimator).gradient
+    wanted = dict(instance.problem.meta.named_parameters())["direct"].detach().cos()
+    expect_close("the gradient of 'direct'", gradient["direct"], wanted, 1e-9, 1e-12)
+    unused = gradient["unused"]
+    expect(bool((unused == 0).all()), "zeros for 'unused', which no loss reads", unused)
+    expect("frozen" not in gradient, "no gradient of 'frozen', which is frozen", "one")

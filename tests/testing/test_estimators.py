@@ -1,0 +1,186 @@
+"""Each check of estimators finds an estimator that is wrong in its way."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from metatoolkit.errors import ConfigurationError, ConformanceError
+from metatoolkit.hypergradients import Estimator, Hypergradient, OneStep, Traits, Unrolled
+from metatoolkit.hypergradients.base import Cost
+from metatoolkit.testing import check_estimator, estimator_checks
+
+KEPT = []
+
+
+def changed(change, **fields):
+    """An estimator class whose result is changed; ``change`` gets the arguments and the result."""
+
+    def estimate(self, *arguments):
+        result = OneStep.estimate(self, *arguments)
+        return change(self, arguments, result) or result
+
+    return type("Wrong", (OneStep,), {"estimate": estimate, "__module__": __name__, **fields})
+
+
+def gradient(function):
+    def change(self, arguments, result):
+        found = {name: function(name, tensor) for name, tensor in result.gradient.items()}
+        return dataclasses.replace(result, gradient=found)
+
+    return changed(change)
+
+
+def moved(self, arguments, result):
+    state = result.state.map(lambda t: t + 1 if t.dtype == torch.int64 else t)
+    return dataclasses.replace(result, state=state)
+
+
+def further(self, arguments, result):
+    state = result.state.map(lambda t: t + 1e-6 if t.is_floating_point() else t)
+    return dataclasses.replace(result, state=state)
+
+
+def first_key(self, arguments, result):
+    problem, inner, state, batches, valid_batch = arguments
+    return OneStep.estimate(self, problem, inner, state.replaced(key=7), batches, valid_batch)
+
+
+def no_batches(self, problem, inner, state, train_batches, valid_batch):
+    return self.estimate(problem, inner, state, [None], valid_batch)
+
+
+def zeros_where_it_fails(self, problem, inner, state, batches, valid_batch):
+    try:
+        return OneStep.estimate(self, problem, inner, state, batches, valid_batch)
+    except Exception:
+        found = {n: torch.zeros_like(t) for n, t in problem.meta_parameters().items()}
+        return Hypergradient(found, torch.zeros(()), state, Cost(forward=1))
+
+
+def quiet(self, arguments, result):
+    found = {n: torch.nan_to_num(t, posinf=0.0) for n, t in result.gradient.items()}
+    return dataclasses.replace(result, gradient=found)
+
+
+def weaker(self, arguments, result):
+    self.calls = getattr(self, "calls", 0) + 1
+    found = {n: t / self.calls for n, t in result.gradient.items()}
+    return dataclasses.replace(result, gradient=found)
+
+
+def held(self, arguments, result):
+    KEPT.append(result.valid_loss.clone())
+
+
+def touch(what):
+    def change(self, arguments, result):
+        what(arguments[0])
+
+    return changed(change)
+
+
+def noise(tensor):
+    return torch.rand(tensor.shape).to(tensor) * 1e-3
+
+
+def local():
+    one = OneStep()
+    one.function = lambda: None
+    return one
+
+
+WRONG = {
+    "result_has_the_form_of_the_meta_parameters": [
+        gradient(lambda name, tensor: tensor[None]),
+        gradient(lambda name, tensor: tensor.clone().requires_grad_()),
+        changed(
+            lambda s, a, r: dataclasses.replace(r, gradient=dict(list(r.gradient.items())[1:]))
+        ),
+        changed(lambda s, a, r: dataclasses.replace(r, valid_loss=r.valid_loss[None])),
+        changed(lambda s, a, r: dataclasses.replace(r, cost=Cost())),
+    ],
+    "gradient_is_the_derivative_of_the_objective": [gradient(lambda name, tensor: 1.01 * tensor)],
+    "leaves_everything_as_it_was": [
+        touch(lambda problem: torch.rand(())),
+        touch(lambda problem: problem.model.eval()),
+        touch(lambda problem: next(problem.meta.parameters()).data.add_(1e-3)),
+        touch(lambda problem: next(problem.model.parameters()).detach().add_(0.0)),
+    ],
+    "gradients_that_a_user_holds_stay": [
+        touch(lambda problem: next(problem.model.parameters()).grad.zero_())
+    ],
+    "the_same_state_gives_the_same_result_whatever_the_global_seed": [
+        gradient(lambda name, tensor: tensor + noise(tensor))
+    ],
+    "running_statistics_move_in_real_steps_alone": [changed(moved)],
+    "the_state_is_what_the_inner_learner_reaches": [changed(further)],
+    "a_part_of_meta_that_the_training_loss_ignores_has_its_direct_gradient": [
+        gradient(lambda name, tensor: 1.01 * tensor),
+        gradient(lambda name, tensor: tensor + 1e-6),
+    ],
+    "a_meta_module_that_nothing_depends_on_is_an_error": [
+        changed(held, estimate=zeros_where_it_fails)
+    ],
+    "non_finite_losses_are_errors_and_never_zeros": [changed(held, estimate=zeros_where_it_fails)],
+    "a_non_finite_hypergradient_names_its_parameter": [changed(quiet)],
+    "masks_are_those_of_the_inner_steps": [changed(first_key)],
+    "batches_must_be_as_many_as_the_horizon": [changed(held, __call__=no_batches)],
+    "a_wrong_batch_shape_tells_the_shapes": [changed(held, estimate=zeros_where_it_fails)],
+    "lower_precision_points_the_same_way": [
+        gradient(lambda name, tensor: tensor.double()),
+        gradient(lambda name, t: t if t.dtype == torch.float64 else -t),
+    ],
+    "meta_parameters_of_another_type_than_the_model": [
+        gradient(lambda name, tensor: tensor.float())
+    ],
+    "memory_does_not_grow": [changed(held)],
+    "can_be_copied_and_pickled": [local],
+    "training_goes_on_bitwise_from_a_checkpoint": [changed(weaker)],
+}
+
+
+def test_every_check_has_an_estimator_that_fails_it():
+    assert set(WRONG) == {check.function.__name__ for check in estimator_checks()}
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [(name, make) for name, makes in WRONG.items() for make in makes],
+    ids=[f"{name}-{place}" for name, makes in WRONG.items() for place in range(len(makes))],
+)
+def test_an_estimator_that_is_wrong_is_found(name, make):
+    with pytest.raises(ConformanceError) as caught:
+        check_estimator(make, [f"^{name}"])
+    assert caught.value.check.startswith(name)
+    assert caught.value.expected and caught.value.got
+
+
+class Plain(Estimator):
+    """A stranger's estimator, which says nothing of itself."""
+
+    def estimate(self, *arguments):
+        return OneStep().estimate(*arguments)
+
+    def objective(self, *arguments):
+        return OneStep().objective(*arguments)
+
+
+def test_an_estimator_needs_no_traits():
+    assert Plain().traits == Traits() and Traits().kind == "approximate"
+    assert all(vars(Traits()).values())
+    names = ["form_of", "derivative_of_the_objective", "precision"]
+    report = check_estimator(Plain(), names)
+    chosen = [c.name for c in estimator_checks() if any(re.search(n, c.name) for n in names)]
+    assert report.passed == chosen and not report.skipped
+
+
+def test_what_is_no_estimator_is_refused():
+    with pytest.raises(ConfigurationError, match="the estimator is 'Unrolled'"):
+        check_estimator("Unrolled")
+    with pytest.raises(ConfigurationError, match="an instance of Estimator"):
+        check_estimator(dict)
+    assert check_estimator(Unrolled, ["ridge"]).passed == [
+        c.name for c in estimator_checks() if "ridge" in c.name
+    ]
