@@ -46,7 +46,7 @@ def main(figures: str, page: str) -> None:
         figures: What the fault suite has noted, one JSON object a line.
         page: Where to.
     """
-    from metatoolkit.records.pusher import END_WAIT_SECONDS, START_WAIT_SECONDS
+    from metatoolkit.records.push_thread import END_WAIT_SECONDS, START_WAIT_SECONDS
 
     text = HEAD.format(start=START_WAIT_SECONDS, end=END_WAIT_SECONDS)
     for line in Path(figures).read_text().splitlines():

@@ -21,7 +21,7 @@ import pymongo
 
 from benchmarks.machine import processor
 from metatoolkit import records
-from metatoolkit.records.files import metric_id
+from metatoolkit.records.metrics import metric_id
 from metatoolkit.records.server import ManagedServer
 
 RUNS, VALUES = 10_000, 100

@@ -19,13 +19,12 @@ from metatoolkit.records.address import (
     open_client,
     open_database,
 )
-from metatoolkit.records.edits import copy_all
 from metatoolkit.records.home import data_home
 from metatoolkit.records.importing import import_folder
-from metatoolkit.records.pusher import BAD, sync
 from metatoolkit.records.redaction import redact
 from metatoolkit.records.server import ManagedServer, find_server
 from metatoolkit.records.spool import spool_directory, spooled_runs
+from metatoolkit.records.syncing import BAD, sync, sync_databases
 from metatoolkit.records.terminal import say, text
 
 # Omniboard listens on every interface, without a password; this keeps it on this machine.
@@ -215,7 +214,7 @@ def copy_records(options: argparse.Namespace) -> int:
     with open_client(source) as one, open_client(target) as other:
         with database_errors(target):
             other.admin.command("ping")
-            done = copy_all(open_database(one), open_database(other), _progress)
+            done = sync_databases(open_database(one), open_database(other), _progress)
     moved = [f"{one} -> {other}" for one, other in done.runs.items() if one != other]
     print(
         f"{len(done.runs)} runs with {done.values:,} metric values, {done.files} new files: copied "

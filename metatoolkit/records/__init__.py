@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from metatoolkit.records.comparison import Comparison, compare
     from metatoolkit.records.edits import delete, note, tag
     from metatoolkit.records.experiments import experiment, record
-    from metatoolkit.records.pusher import sync
     from metatoolkit.records.query import Database, connect
     from metatoolkit.records.recorder import mark_resumed, run_id, run_uuid
     from metatoolkit.records.report import write_report
     from metatoolkit.records.run import Run
     from metatoolkit.records.selection import RunSet
+    from metatoolkit.records.syncing import sync
 
 _LOCATION = {
     "Comparison": "comparison",
@@ -35,7 +35,7 @@ _LOCATION = {
     "connect": "query",
     "write_report": "report",
     "Run": "run",
-    "sync": "pusher",
+    "sync": "syncing",
 }
 
 __all__ = [

@@ -1,19 +1,16 @@
-"""The files of a run that goes on: appended to, lines of values, and room for last words."""
+"""The files of a run that goes on: appended to, and room for last words."""
 
 from __future__ import annotations
 
-import datetime
 import errno
-import hashlib
 import json
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.records.clean import INT64
+from metatoolkit.records.clean import decode_date, encode_date
 from metatoolkit.records.home import private, storage_error
 from metatoolkit.records.terminal import say
 
@@ -211,112 +208,3 @@ def read_last_words(folder: Path) -> dict[str, Any]:
         # Cut off while it was written over; the document is still there.
         return {}
     return words if isinstance(words, dict) else {}
-
-
-def encode_date(value: object) -> dict[str, str]:
-    """Write a date as JSON can hold it; what ``json.dump`` calls for what it does not know.
-
-    Args:
-        value: The date.
-
-    Returns:
-        A dictionary that no plain data can be mistaken for.
-
-    Raises:
-        TypeError: It is something else.
-    """
-    if isinstance(value, datetime.datetime):
-        return {"$date": value.isoformat(timespec="milliseconds")}
-    raise TypeError(f"{type(value).__name__} is not plain data")
-
-
-def decode_date(value: dict[str, Any]) -> Any:
-    """Undo :func:`encode_date`; what ``json.loads`` calls for every dictionary.
-
-    Args:
-        value: A dictionary.
-
-    Returns:
-        The date that it stands for, or the dictionary itself.
-    """
-    if len(value) == 1 and isinstance(value.get("$date"), str):
-        return datetime.datetime.fromisoformat(value["$date"])
-    return value
-
-
-EARLIEST, LATEST = -62_000_000_000, 253_000_000_000
-_EPOCH = datetime.datetime(1970, 1, 1)
-_MILLISECOND = datetime.timedelta(milliseconds=1)
-
-
-def parse(lines: list[bytes], place: Path) -> list[list[Any]]:
-    """Parse many lines in one call: the run pays for every moment that is spent here."""
-    try:
-        entries: list[list[Any]] = json.loads(b"[" + b",".join(lines) + b"]")
-    except ValueError:
-        entries = []
-    if len(entries) == len(lines) and all(map(_is_entry, entries)):
-        return entries
-    entries = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if _is_entry(entry):
-            entries.append(entry)
-        else:
-            say(f"{place} holds a damaged line of values, which is left out: {line[:200]!r}")
-    return entries
-
-
-def moment(seconds: float) -> datetime.datetime:
-    """Write a time as the database keeps it."""
-    return _EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000))
-
-
-def entries_of(document: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """List the values that a document of the database holds."""
-    lists = [document.get(field, []) for field in ("steps", "values", "timestamps")]
-    return zip(*lists, strict=False)
-
-
-def content_of(document: Mapping[str, Any]) -> bytes:
-    """Digest the values that a document of the database holds."""
-    digest = hashlib.blake2b(digest_size=16)
-    for step, value, when in entries_of(document):
-        digest.update(fingerprint(step, value, when))
-    return digest.digest()
-
-
-def fingerprint(step: Any, value: Any, when: datetime.datetime) -> bytes:
-    """Write a value so that no other one is written the same.
-
-    Args:
-        step: Its step.
-        value: The value; NaN equals itself here.
-        when: Its time.
-
-    Returns:
-        Bytes for a digest.
-    """
-    return repr((step, value, (when - _EPOCH) // _MILLISECOND)).encode()
-
-
-def _is_entry(entry: Any) -> bool:
-    return (
-        type(entry) is list
-        and len(entry) == 4
-        and type(entry[0]) is str
-        and _fits(entry[1])
-        and _fits(entry[2])
-        and isinstance(entry[3], int | float)
-        and EARLIEST < entry[3] < LATEST
-    )
-
-
-def _fits(value: Any) -> bool:
-    """Say whether the database can hold a number, or nested lists of them."""
-    if type(value) is int:
-        return -INT64 <= value < INT64
-    return all(map(_fits, value)) if type(value) is list else isinstance(value, float | int)

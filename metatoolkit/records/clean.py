@@ -174,7 +174,7 @@ def _plain(value: Any, path: list[int]) -> Any:
     if isinstance(value, numbers.Number):
         return repr(value) if isinstance(value, complex) else _plain_number(value)
     if isinstance(value, datetime.datetime):
-        return _utc(value)
+        return utc(value)
     if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
         return str(value)
     if isinstance(value, os.PathLike):
@@ -325,8 +325,39 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, bool | int | float)
 
 
-def _utc(value: datetime.datetime) -> datetime.datetime:
+def utc(value: datetime.datetime) -> datetime.datetime:
+    """Write a moment as the database keeps it: in UTC, without a time zone, cut to milliseconds."""
     if value.tzinfo is not None:
         value = value.astimezone(datetime.UTC).replace(tzinfo=None)
-    # MongoDB keeps milliseconds; what is compared later must have been cut the same way.
     return value.replace(microsecond=value.microsecond // 1000 * 1000)
+
+
+def encode_date(value: object) -> dict[str, str]:
+    """Write a date as JSON can hold it; what ``json.dump`` calls for what it does not know.
+
+    Args:
+        value: The date.
+
+    Returns:
+        A dictionary that no plain data can be mistaken for.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if isinstance(value, datetime.datetime):
+        return {"$date": value.isoformat(timespec="milliseconds")}
+    raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def decode_date(value: dict[str, Any]) -> Any:
+    """Undo :func:`encode_date`; what ``json.loads`` calls for every dictionary.
+
+    Args:
+        value: A dictionary.
+
+    Returns:
+        The date that it stands for, or the dictionary itself.
+    """
+    if len(value) == 1 and isinstance(value.get("$date"), str):
+        return datetime.datetime.fromisoformat(value["$date"])
+    return value

@@ -1,4 +1,4 @@
-"""What lies in the database: ids, indexes, and files whose cut-off upload is continued."""
+"""Files in the database: pushed in pieces, continued where they were cut off, and read back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import RecordsError
-from metatoolkit.records.spool import utcnow
+from metatoolkit.records.appended_file import AppendedFile
+from metatoolkit.records.spool import RunSpool, utcnow
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -21,9 +21,8 @@ SMALLEST, LARGEST = 64 * 1024, 8 * 2**20
 SLOWEST = 20_000
 SERVER_BYTES_PER_SECOND = 20_000_000
 SECONDS_AT_ONCE = 1.0
-ATTEMPTS = 1_000
-# Somebody may have given a run the largest of all: what comes after it is none.
-LARGEST_NUMBER = 2**53
+OUTPUT_LIMIT = 1_000_000
+OUTPUT_ARTIFACT = "cout.txt"
 
 
 class Pace:
@@ -65,18 +64,115 @@ class Pace:
         self.after()
 
 
-def file_blocks(path: Path) -> Iterator[bytes]:
-    """Read a file in the blocks that the database keeps it in.
+class FilePush:
+    """What is known about one run's artifacts and sources in one database.
 
     Args:
-        path: The file.
-
-    Yields:
-        Its bytes.
+        spool: The run's folder.
+        output: The file of captured output, open; all of it becomes an artifact where it is long.
+        pace: How much is sent at once.
     """
+
+    def __init__(self, spool: RunSpool, output: AppendedFile, pace: Pace) -> None:
+        self.spool = spool
+        self._output = output
+        self._pace = pace
+        self._uploaded: set[Any] = set()
+        self._artifacts: set[Any] = set()
+        self._outdated: set[Any] = set()
+        # Where the content of each file lies; None is for the captured output.
+        self._contents: dict[Any, Path | None] = {}
+
+    def push(
+        self, database: Database[dict[str, Any]], run_id: Any, document: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Upload a run's files; return the lists that name them, in the schema's own layout."""
+        sources, artifacts, missing = [], [], []
+        for entry in document["experiment"].get("sources", []):
+            file_id = object_id("source", entry["sha256"])
+            source = self.spool.file(entry["sha256"])
+            if self._upload(database, file_id, source, {"filename": entry["path"]}):
+                sources.append([entry["name"], file_id])
+            else:
+                missing.append(entry["name"])
+        entries: list[tuple[Any, Path | None]] = []
+        for entry in document["artifacts"]:
+            entries.append((entry, self.spool.file(entry["sha256"])))
+        if self._output.size() > OUTPUT_LIMIT and document["status"] != "RUNNING":
+            digest = _digest(self._blocks(None), hashlib.sha256())
+            whole = {"name": OUTPUT_ARTIFACT, "sha256": digest, "content_type": "text/plain"}
+            entries.append(({**whole, "size": self._output.size()}, None))
+        for entry, path in entries:
+            file_id = object_id(self.spool.uuid, "artifact", entry["sha256"])
+            fields = {
+                "filename": f"artifact://runs/{run_id}/{entry['name']}",
+                "metadata": {"run_uuid": self.spool.uuid, "sha256": entry["sha256"]},
+                "contentType": entry.get("content_type"),
+            }
+            if self._upload(database, file_id, path, fields):
+                artifacts.append({**entry, "file_id": file_id})
+            else:
+                missing.append(entry["name"])
+        present = {entry["file_id"] for entry in artifacts}
+        self._outdated = (self._outdated | self._artifacts) - present
+        self._artifacts = present
+        return {"sources": sources, "artifacts": artifacts, "missing": missing}
+
+    def same(self, database: Database[dict[str, Any]], ids: Iterable[Any]) -> bool:
+        """Compare what files hold; what is damaged is deleted, so that the next push writes it."""
+        damaged = [file_id for file_id in ids if not self._same(database, file_id)]
+        remove(database, damaged)
+        return not damaged
+
+    def remove_outdated(self, database: Database[dict[str, Any]]) -> None:
+        """Delete artifacts that others have replaced, which no document names any longer."""
+        remove(database, self._outdated)
+        self._uploaded -= self._outdated
+        self._outdated = set()
+
+    def forget(self) -> None:
+        """Ask the database anew what it holds, since an attempt has failed on the way."""
+        self._uploaded.clear()
+
+    def _upload(
+        self, database: Database[dict[str, Any]], file_id: Any, path: Path | None, entry: Any
+    ) -> bool:
+        if file_id not in self._uploaded:
+            if path is not None and not path.exists():
+                return holds(database, file_id)
+            self._contents[file_id] = path
+            upload(database, file_id, self._blocks(path), entry, self._pace)
+            self._uploaded.add(file_id)
+        return True
+
+    def _same(self, database: Database[dict[str, Any]], file_id: Any) -> bool:
+        path = self._contents.get(file_id)
+        if file_id not in self._contents or (path is not None and not path.exists()):
+            # The spool has lost it, and the database has it from before.
+            return holds(database, file_id)
+        size = self._output.size() if path is None else path.stat().st_size
+        wanted = _digest(self._blocks(path), hashlib.md5(usedforsecurity=False))
+        return content_digest(database, file_id, size) == wanted
+
+    def _blocks(self, path: Path | None) -> Iterator[bytes]:
+        if path is not None:
+            return file_blocks(path)
+        size = self._output.size()
+        return (self._output.read(offset, CHUNK) for offset in range(0, size, CHUNK))
+
+
+def file_blocks(path: Path) -> Iterator[bytes]:
+    """Read a file in the blocks that the database keeps it in."""
     with open(path, "rb") as reader:
         while block := reader.read(CHUNK):
             yield block
+
+
+def object_id(*parts: str) -> Any:
+    """Derive the same id from what identifies a stored thing, on every attempt."""
+    from bson import ObjectId
+
+    return ObjectId(hashlib.sha256("\0".join(parts).encode("utf-8")).digest()[:12])
 
 
 def upload(
@@ -128,15 +224,7 @@ def upload(
 
 
 def holds(database: Database[dict[str, Any]], file_id: Any) -> bool:
-    """Say whether a file is stored.
-
-    Args:
-        database: The database.
-        file_id: The file's id.
-
-    Returns:
-        Whether its entry is there, which is written last.
-    """
+    """Say whether a file's entry is there, which is written last."""
     return database["fs.files"].find_one({"_id": {"$eq": file_id}}, {"_id": 1}) is not None
 
 
@@ -152,18 +240,7 @@ def _write(chunks: Any, operations: list[Any]) -> None:
 
 
 def download(database: Database[dict[str, Any]], file_id: Any) -> Iterator[bytes]:
-    """Read a stored file.
-
-    Args:
-        database: The database.
-        file_id: The file's id.
-
-    Yields:
-        Its bytes, in blocks.
-
-    Raises:
-        gridfs.errors.NoFile: There is no such file.
-    """
+    """Read a stored file in blocks; ``gridfs.errors.NoFile`` is raised where there is none."""
     import gridfs
 
     with gridfs.GridFS(database).get(file_id) as stored:
@@ -197,13 +274,16 @@ def content_digest(database: Database[dict[str, Any]], file_id: Any, size: int) 
             if error.timeout:
                 raise
             # This server does not know the command, or misses a part of the file.
-    digest = hashlib.md5(usedforsecurity=False)
     try:
-        for block in download(database, file_id):
-            digest.update(block)
+        return _digest(download(database, file_id), hashlib.md5(usedforsecurity=False))
     except (NoFile, CorruptGridFile):
         return ""
-    return digest.hexdigest()
+
+
+def _digest(blocks: Iterable[bytes], digest: Any) -> str:
+    for block in blocks:
+        digest.update(block)
+    return str(digest.hexdigest())
 
 
 def remove(database: Database[dict[str, Any]], ids: Iterable[Any]) -> None:
@@ -218,87 +298,3 @@ def remove(database: Database[dict[str, Any]], ids: Iterable[Any]) -> None:
         # The entry first: chunks without one are what a cut-off upload leaves, and are used again.
         database["fs.files"].delete_many({"_id": {"$in": gone}})
         database["fs.chunks"].delete_many({"files_id": {"$in": gone}})
-
-
-def object_id(*parts: str) -> Any:
-    """Derive the same id from the same content, on every attempt.
-
-    Args:
-        parts: What identifies the stored thing.
-
-    Returns:
-        A ``bson.ObjectId``.
-    """
-    from bson import ObjectId
-
-    return ObjectId(hashlib.sha256("\0".join(parts).encode("utf-8")).digest()[:12])
-
-
-def metric_id(uuid: str, name: str, part: int) -> Any:
-    """Derive the id of a metric's document.
-
-    Args:
-        uuid: The run's own id.
-        name: The metric's name.
-        part: Which hundred thousand values.
-
-    Returns:
-        A ``bson.ObjectId``.
-    """
-    return object_id(uuid, "metric", name, str(part))
-
-
-def next_id(database: Database[dict[str, Any]]) -> int:
-    """Reserve the number of a new run.
-
-    Args:
-        database: The database.
-
-    Returns:
-        A number above all that are in use; no other process gets the same one.
-
-    Raises:
-        RecordsError: All numbers that were tried are taken.
-    """
-    from pymongo import ReturnDocument
-    from pymongo.errors import DuplicateKeyError
-
-    runs, counters = database["runs"], database["counters"]
-    for _ in range(ATTEMPTS):
-        try:
-            counter = counters.find_one_and_update(
-                {"_id": "runs"},
-                {"$inc": {"last": 1}},
-                upsert=True,
-                return_document=ReturnDocument.AFTER,
-            )
-        except DuplicateKeyError:
-            # Two processes have created the counter at once; now it is there for both.
-            continue
-        assert counter is not None
-        number = int(counter["last"])
-        if runs.find_one({"_id": number}, {"_id": 1}) is None:
-            return number
-        integers = {"$type": ["int", "long"], "$lt": LARGEST_NUMBER}
-        largest = runs.find_one({"_id": integers}, {"_id": 1}, sort=[("_id", -1)])
-        top = int(largest["_id"]) if largest is not None else 0
-        counters.update_one({"_id": "runs"}, {"$max": {"last": top}})
-    raise RecordsError("the database gives no number to a new run: those that follow are taken")
-
-
-def ensure_indexes(database: Database[dict[str, Any]]) -> None:
-    """Create the indexes that queries and uniqueness rest on; existing ones are left alone.
-
-    Args:
-        database: The database.
-    """
-    runs, metrics = database["runs"], database["metrics"]
-    # Partial: documents that Sacred's own observer wrote have no run_uuid.
-    only_ours = {"run_uuid": {"$exists": True}}
-    runs.create_index("run_uuid", unique=True, partialFilterExpression=only_ours)
-    runs.create_index("start_time")
-    runs.create_index("experiment.name")
-    runs.create_index("status")
-    metrics.create_index([("run_id", 1), ("name", 1)])
-    database["fs.chunks"].create_index([("files_id", 1), ("n", 1)], unique=True)
-    database["fs.files"].create_index([("filename", 1), ("uploadDate", 1)])

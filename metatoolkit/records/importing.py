@@ -10,19 +10,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metatoolkit.errors import ConfigurationError, MetatoolkitError, StorageError
-from metatoolkit.records.clean import clean, clean_metric, clean_text
+from metatoolkit.records.clean import clean, clean_metric, clean_text, utc
 from metatoolkit.records.document import FORMAT
 from metatoolkit.records.fields import duration
 from metatoolkit.records.query import connect
 from metatoolkit.records.spool import DOCUMENT, METRICS, OUTPUT, RunSpool, utcnow
 from metatoolkit.records.stores import plain_objects
 from metatoolkit.records.terminal import say
-
-if TYPE_CHECKING:
-    pass
 
 TIMES = ("start_time", "stop_time", "heartbeat")
 SILENT = datetime.timedelta(minutes=2)
@@ -106,10 +103,7 @@ def _identity(path: Path, entry: Mapping[str, Any]) -> str:
 def _moment(value: Any) -> datetime.datetime | None:
     if not isinstance(value, str):
         return None
-    found = datetime.datetime.fromisoformat(value)
-    if found.tzinfo is not None:
-        found = found.astimezone(datetime.UTC).replace(tzinfo=None)
-    return found.replace(microsecond=found.microsecond // 1000 * 1000)
+    return utc(datetime.datetime.fromisoformat(value))
 
 
 def _lives(entry: Mapping[str, Any]) -> bool:

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.appended_file import AppendedFile
 from metatoolkit.records.clean import encode_key
 from metatoolkit.records.fields import duration
-from metatoolkit.records.files import (
-    CHUNK,
-    Pace,
-    content_digest,
-    ensure_indexes,
-    file_blocks,
-    holds,
-    next_id,
-    object_id,
-    remove,
-    upload,
-)
-from metatoolkit.records.metric_copy import MetricCopy
+from metatoolkit.records.files import OUTPUT_ARTIFACT, OUTPUT_LIMIT, FilePush, Pace
+from metatoolkit.records.metrics import MetricPush
 from metatoolkit.records.spool import RunSpool, utcnow
 
 if TYPE_CHECKING:
@@ -34,12 +21,11 @@ if TYPE_CHECKING:
 
 NAMES = 10_000
 NAMES_LENGTH = 1_000_000
-ENROLLMENTS = 100
+ATTEMPTS = 1_000
 SIGN_SECONDS = 5.0
+# Somebody may have given a run the largest of all: what comes after it is none.
+LARGEST = 2**53
 _NEVER = datetime.datetime.min
-OUTPUT_LIMIT = 1_000_000
-OUTPUT_ARTIFACT = "cout.txt"
-BLOCK = 1 << 20
 
 
 class Push:
@@ -54,16 +40,12 @@ class Push:
     def __init__(self, spool: RunSpool, metrics: AppendedFile, output: AppendedFile) -> None:
         self.spool = spool
         self.run_id: int | None = None
-        self.metrics = MetricCopy(spool, metrics)
+        self._pace = Pace()
+        self.metrics = MetricPush(spool, metrics)
+        self.files = FilePush(spool, output, self._pace)
         self._output = output
-        self._uploaded: set[Any] = set()
-        self._outdated: set[Any] = set()
-        self._artifacts: set[Any] = set()
         self._fields: dict[str, int] = {}
         self._shown = (0, "")
-        self._pace = Pace()
-        self._contents: dict[Any, Path] = {}
-        self._whole_output: Any = None
         self._pushed: dict[str, Any] = {}
         self._signed = 0.0
 
@@ -91,21 +73,21 @@ class Push:
         database = database.with_options(write_concern=WriteConcern(w="majority", j=True))
         self.metrics.read()
         if self.run_id is None:
-            self._enroll(database, document)
+            ensure_indexes(database)
+            first = {name: document[name] for name in ("status", "start_time")}
+            self.run_id, new = number_run(database, {"run_uuid": self.spool.uuid}, first)
+            if new:
+                # Of a run whose document was deleted, values may be left under another number.
+                self.metrics.adopt(database, self.run_id)
         if document["status"] == "RUNNING":
             self._pace.after = lambda: self._sign_of_life(database)
         self.metrics.push(database, self.run_id, self._pace)
-        files = self._push_files(database, document)
+        files = self.files.push(database, self.run_id, document)
         self._pushed = self._run_document(document, files)
         if former is not None:
             self._pushed = _not_less(self._pushed, former)
         self._push_document(database, self._pushed, final)
-        present = {entry["file_id"] for entry in files["artifacts"]}
-        self._outdated = (self._outdated | self._artifacts) - present
-        self._artifacts = present
-        remove(database, self._outdated)
-        self._uploaded -= self._outdated
-        self._outdated = set()
+        self.files.remove_outdated(database)
         assert self.run_id is not None
         return self.run_id
 
@@ -128,29 +110,16 @@ class Push:
         for field, value in self._pushed.items():
             if field not in found or encode({"": found[field]}) != encode({"": value}):
                 return False
-        damaged = [one for one in self._file_ids() if not self._same_file(database, one)]
-        remove(database, damaged)
-        return self.metrics.same(database, found["_id"]) and not damaged
-
-    def _file_ids(self) -> list[Any]:
         ids = [entry["file_id"] for entry in self._pushed.get("artifacts", [])]
-        return ids + [one[1] for one in self._pushed.get("experiment", {}).get("sources", [])]
+        ids += [one[1] for one in self._pushed.get("experiment", {}).get("sources", [])]
+        files = self.files.same(database, ids)
+        return self.metrics.same(database, found["_id"]) and files
 
-    def _same_file(self, database: Database[dict[str, Any]], file_id: Any) -> bool:
-        blocks: Iterator[bytes]
-        if file_id == self._whole_output:
-            size = self._output.size()
-            blocks = (self._output.read(at, BLOCK) for at in range(0, size, BLOCK))
-        elif file_id in self._contents and self._contents[file_id].exists():
-            size = self._contents[file_id].stat().st_size
-            blocks = file_blocks(self._contents[file_id])
-        else:
-            # The spool has lost it, and the database has it from before.
-            return holds(database, file_id)
-        digest = hashlib.md5(usedforsecurity=False)
-        for block in blocks:
-            digest.update(block)
-        return content_digest(database, file_id, size) == digest.hexdigest()
+    def forget(self) -> None:
+        """Ask the database anew what it holds, since an attempt has failed on the way."""
+        self.metrics.forget()
+        self.files.forget()
+        self._fields.clear()
 
     def _sign_of_life(self, database: Database[dict[str, Any]]) -> None:
         """Say that the run goes on, as it takes long to send what it has."""
@@ -159,97 +128,9 @@ class Push:
             beat = {"$set": {"heartbeat": utcnow()}}
             database["runs"].update_one({"_id": self.run_id}, beat)
 
-    def forget(self) -> None:
-        """Ask the database anew what it holds, since an attempt has failed on the way."""
-        self.metrics.forget()
-        self._fields.clear()
-        self._uploaded.clear()
-
-    def _enroll(self, database: Database[dict[str, Any]], document: dict[str, Any]) -> None:
-        from pymongo.errors import DuplicateKeyError
-
-        runs = database["runs"]
-        ensure_indexes(database)
-        for _ in range(ENROLLMENTS):
-            found = runs.find_one({"run_uuid": self.spool.uuid}, {"_id": 1})
-            if found is not None:
-                self.run_id = found["_id"]
-                return
-            number = next_id(database)
-            first = {
-                "_id": number,
-                "run_uuid": self.spool.uuid,
-                "status": document["status"],
-                "start_time": document["start_time"],
-            }
-            try:
-                runs.insert_one(first)
-            except DuplicateKeyError:
-                # Somebody else numbers runs here too, and has just taken this one.
-                continue
-            self.run_id = number
-            # Of a run whose document was deleted, values may be left under its former number.
-            self.metrics.adopt(database, number)
-            return
-        raise RecordsError(f"no number can be had for run {self.spool.uuid}")
-
-    def _push_files(
-        self, database: Database[dict[str, Any]], document: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Upload artifacts and sources; return the ids by kind, in the schema's own layout."""
-        sources = []
-        missing = []
-        for entry in document["experiment"].get("sources", []):
-            file_id = object_id("source", entry["sha256"])
-            if self._upload(database, entry["sha256"], file_id, {"filename": entry["path"]}):
-                sources.append([entry["name"], file_id])
-            else:
-                missing.append(entry["name"])
-        artifacts = []
-        for entry in document["artifacts"]:
-            file_id = object_id(self.spool.uuid, "artifact", entry["sha256"])
-            filename = f"artifact://runs/{self.run_id}/{entry['name']}"
-            content_type = entry.get("content_type")
-            metadata = {"run_uuid": self.spool.uuid, "sha256": entry["sha256"]}
-            extra = {"filename": filename, "metadata": metadata, "contentType": content_type}
-            if self._upload(database, entry["sha256"], file_id, extra):
-                artifacts.append({**entry, "file_id": file_id})
-            else:
-                missing.append(entry["name"])
-        if self._output.size() > OUTPUT_LIMIT and document["status"] != "RUNNING":
-            artifacts.append(self._push_output(database))
-        return {"sources": sources, "artifacts": artifacts, "missing": missing}
-
-    def _push_output(self, database: Database[dict[str, Any]]) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        size = self._output.size()
-        for offset in range(0, size, BLOCK):
-            digest.update(self._output.read(offset, BLOCK))
-        file_id = object_id(self.spool.uuid, "artifact", digest.hexdigest())
-        self._whole_output = file_id
-        if file_id not in self._uploaded:
-            metadata = {"run_uuid": self.spool.uuid, "sha256": digest.hexdigest()}
-            filename = f"artifact://runs/{self.run_id}/{OUTPUT_ARTIFACT}"
-            extra = {"filename": filename, "metadata": metadata, "contentType": "text/plain"}
-            blocks = (self._output.read(offset, CHUNK) for offset in range(0, size, CHUNK))
-            upload(database, file_id, blocks, extra, self._pace)
-            self._uploaded.add(file_id)
-        return {"name": OUTPUT_ARTIFACT, "file_id": file_id, "size": size}
-
-    def _upload(
-        self, database: Database[dict[str, Any]], digest: str, file_id: Any, entry: dict[str, Any]
-    ) -> bool:
-        if file_id not in self._uploaded:
-            path = self.spool.file(digest)
-            if not path.exists():
-                return holds(database, file_id)
-            self._contents[file_id] = path
-            upload(database, file_id, file_blocks(path), entry, self._pace)
-            self._uploaded.add(file_id)
-        return True
-
     def _run_document(self, document: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
-        every = self.metrics.names()
+        summaries = self.metrics.summary
+        every = sorted(summaries)
         # With a name for every step, say, the document would outgrow what MongoDB takes.
         lengths = itertools.accumulate(len(name) for name in every)
         names = [name for name, length in zip(every, lengths, strict=True) if length < NAMES_LENGTH]
@@ -258,8 +139,7 @@ class Push:
         result = {key: value for key, value in document.items() if key != "output"}
         result["experiment"] = {**document["experiment"], "sources": files["sources"]}
         result["artifacts"] = files["artifacts"]
-        missing = [*document.get("missing_files", []), *files["missing"]]
-        result.pop("missing_files", None)
+        missing = [*result.pop("missing_files", []), *files["missing"]]
         if missing:
             result["missing_files"] = list(dict.fromkeys(missing))
         lost = result.pop("lost", None)
@@ -271,7 +151,7 @@ class Push:
         if metrics and isinstance(document["info"], dict):
             result["info"] = {**document["info"], "metrics": metrics[: 2 * NAMES]}
         result["captured_out"] = self._captured_output()
-        result["summary"] = {encode_key(name): self.metrics.summary[name] for name in names}
+        result["summary"] = {encode_key(name): summaries[name] for name in names}
         if len(every) > len(names):
             result["unlisted_metrics"] = len(every) - len(names)
         return result
@@ -344,3 +224,84 @@ def shorten(output: bytes, left_out: int = 0) -> str:
     left_out += len(text) - 2 * half
     note = f"[... {left_out} characters: see the artifact {OUTPUT_ARTIFACT} ...]"
     return f"{text[:half]}\n{note}\n{text[-half:]}"
+
+
+def number_run(
+    database: Database[dict[str, Any]],
+    identity: Mapping[str, Any],
+    first: Mapping[str, Any],
+    number: Any = None,
+) -> tuple[Any, bool]:
+    """Find a run's number, or reserve one, and keep it from others.
+
+    Args:
+        database: The database.
+        identity: What tells the run from others; it is compared, and never read as a condition.
+        first: What else to store of it where it is new.
+        number: The number that it should get if no other run has it.
+
+    Returns:
+        The number, and whether it is new.
+
+    Raises:
+        RecordsError: No number can be had.
+    """
+    from pymongo.errors import DuplicateKeyError
+
+    runs = database["runs"]
+    same = {name: {"$eq": value} for name, value in identity.items()}
+    for _ in range(ATTEMPTS):
+        found = runs.find_one(same, {"_id": 1})
+        if found is not None:
+            return found["_id"], False
+        number = next_id(database) if number is None else number
+        try:
+            runs.insert_one({**identity, **first, "_id": number})
+        except DuplicateKeyError:
+            # Somebody else numbers runs here too, and has just taken this one.
+            number = None
+            continue
+        return number, True
+    raise RecordsError(f"no number can be had for the run {dict(identity)}")
+
+
+def next_id(database: Database[dict[str, Any]]) -> int:
+    """Reserve a number above all that are in use; no other process gets the same one."""
+    from pymongo import ReturnDocument
+    from pymongo.errors import DuplicateKeyError
+
+    runs, counters = database["runs"], database["counters"]
+    for _ in range(ATTEMPTS):
+        try:
+            counter = counters.find_one_and_update(
+                {"_id": "runs"},
+                {"$inc": {"last": 1}},
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
+            )
+        except DuplicateKeyError:
+            # Two processes have created the counter at once; now it is there for both.
+            continue
+        assert counter is not None
+        number = int(counter["last"])
+        if runs.find_one({"_id": number}, {"_id": 1}) is None:
+            return number
+        integers = {"$type": ["int", "long"], "$lt": LARGEST}
+        largest = runs.find_one({"_id": integers}, {"_id": 1}, sort=[("_id", -1)])
+        top = int(largest["_id"]) if largest is not None else 0
+        counters.update_one({"_id": "runs"}, {"$max": {"last": top}})
+    raise RecordsError("the database gives no number to a new run: those that follow are taken")
+
+
+def ensure_indexes(database: Database[dict[str, Any]]) -> None:
+    """Create the indexes that queries and uniqueness rest on; existing ones are left alone."""
+    runs, metrics = database["runs"], database["metrics"]
+    # Partial: documents that Sacred's own observer wrote have no run_uuid.
+    only_ours = {"run_uuid": {"$exists": True}}
+    runs.create_index("run_uuid", unique=True, partialFilterExpression=only_ours)
+    runs.create_index("start_time")
+    runs.create_index("experiment.name")
+    runs.create_index("status")
+    metrics.create_index([("run_id", 1), ("name", 1)])
+    database["fs.chunks"].create_index([("files_id", 1), ("n", 1)], unique=True)
+    database["fs.files"].create_index([("filename", 1), ("uploadDate", 1)])

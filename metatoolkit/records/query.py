@@ -20,13 +20,13 @@ from metatoolkit.records.clean import clean_text
 from metatoolkit.records.expressions import Query, parse, value_field
 from metatoolkit.records.fields import lookup
 from metatoolkit.records.hints import check_fields
-from metatoolkit.records.pusher import sync_beside
 from metatoolkit.records.run import Run
 from metatoolkit.records.selection import RunSet, complete, nothing_found
 from metatoolkit.records.server import find_server
 from metatoolkit.records.spool import spooled_runs
 from metatoolkit.records.spool_store import SpoolStore
 from metatoolkit.records.stores import MongoStore, Store
+from metatoolkit.records.syncing import sync_beside
 from metatoolkit.records.terminal import say
 from metatoolkit.records.terminal import text as shown
 

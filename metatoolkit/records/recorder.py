@@ -16,7 +16,7 @@ from metatoolkit.records.capture import KeptInMemory, OutputTee, TerminationSign
 from metatoolkit.records.clean import INT64, clean_metric, clean_text
 from metatoolkit.records.document import RunDocument
 from metatoolkit.records.push import Push
-from metatoolkit.records.pusher import BEAT_SECONDS, Pusher
+from metatoolkit.records.push_thread import BEAT_SECONDS, PushThread
 from metatoolkit.records.spool import RunSpool
 from metatoolkit.records.terminal import say
 
@@ -55,7 +55,7 @@ class RunRecorder:
         self._filtered = False
         self._finished = False
         self.push = Push(self.spool, self._metrics, self._output)
-        self._pusher = Pusher(self.push, self.document.write, self._release, home)
+        self._thread = PushThread(self.push, self.document.write, self._release, home)
 
     def started_event(
         self,
@@ -70,7 +70,7 @@ class RunRecorder:
         """Write the run's first document, take over its metrics, output and signals, push."""
         self.document.begin(ex_info, command, host_info, config)
         self._take_over()
-        self._pusher.start()
+        self._thread.start()
         return self.run_id
 
     @property
@@ -136,7 +136,7 @@ class RunRecorder:
         self.document.put("result", result)
         if self.run._id is None:
             self.run._id = self.run_id
-        self._pusher.wake()
+        self._thread.wake()
 
     def completed_event(self, stop_time: Any, result: Any) -> None:
         """Record the normal end; Sacred calls this."""
@@ -182,7 +182,7 @@ class RunRecorder:
         except OSError as error:
             # Sacred would switch this observer off for the rest of the run.
             self.document.miss(name, f"{filename}: {error.strerror or error}")
-        self._pusher.wake()
+        self._thread.wake()
 
     def join(self) -> None:
         """Do nothing: the end has been waited for already; Sacred calls this."""
@@ -228,7 +228,7 @@ class RunRecorder:
             self._tee.remove()
         self._take_last_output()
         self.document.end(status, note)
-        if self._pusher.finish():
+        if self._thread.finish():
             self.spool.remove()
         else:
             self._tell_what_is_left()
@@ -238,7 +238,7 @@ class RunRecorder:
 
     def _tell_what_is_left(self) -> None:
         """Say what the spool holds of a run that did not reach the database."""
-        reason = self._pusher.complaint or "the database did not answer in time"
+        reason = self._thread.complaint or "the database did not answer in time"
         lost = self.document.write().get("lost")
         if not self.spool.path.is_dir():
             say(f"nothing is kept of the run: {self.spool.path} was deleted, and {reason}")
@@ -345,4 +345,4 @@ def mark_resumed(run: Any, previous: str) -> None:
     run.meta_info["resumed_from"] = str(previous)
     recorder = recorder_of(run)
     if recorder is not None:
-        recorder._pusher.wake()
+        recorder._thread.wake()

@@ -17,7 +17,7 @@ from typing import Any
 from metatoolkit.errors import ConfigurationError, RecordsError, StorageError
 from metatoolkit.records.clean import decode
 from metatoolkit.records.fields import DATES, FIELDS, flatten, lookup
-from metatoolkit.records.metric_copy import summarize
+from metatoolkit.records.metrics import summarize
 from metatoolkit.records.run import Artifact, Run, section
 from metatoolkit.records.table import settings
 from metatoolkit.records.terminal import text

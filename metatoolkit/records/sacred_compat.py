@@ -18,10 +18,16 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.records.appended_file import decode_date, encode_date
-from metatoolkit.records.clean import clean, decode, decode_key, encoded_keys
+from metatoolkit.records.clean import (
+    clean,
+    decode,
+    decode_date,
+    decode_key,
+    encode_date,
+    encoded_keys,
+)
 from metatoolkit.records.provenance import git_state
-from metatoolkit.records.pusher import BEAT_SECONDS
+from metatoolkit.records.push_thread import BEAT_SECONDS
 from metatoolkit.records.recorder import CAPTURED_BY_US
 
 REFUSED = {

@@ -18,11 +18,10 @@ from metatoolkit.errors import StorageError
 from metatoolkit.records.appended_file import (
     FORKED,
     AppendedFile,
-    decode_date,
-    encode_date,
     keep_room,
     read_last_words,
 )
+from metatoolkit.records.clean import decode_date, encode_date, utc
 from metatoolkit.records.home import (
     check_owner,
     data_home,
@@ -41,13 +40,8 @@ BIRTHS = 20
 
 
 def utcnow() -> datetime.datetime:
-    """Tell the time as the database stores it.
-
-    Returns:
-        The present time in UTC, without a time zone, cut to milliseconds.
-    """
-    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+    """Tell the time as the database keeps it."""
+    return utc(datetime.datetime.now(datetime.UTC))
 
 
 class RunSpool:

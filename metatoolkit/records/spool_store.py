@@ -14,7 +14,7 @@ from metatoolkit.records.clean import decode_key, encode_key
 from metatoolkit.records.expressions import REASON
 from metatoolkit.records.fields import duration
 from metatoolkit.records.files import file_blocks
-from metatoolkit.records.metric_copy import MetricCopy
+from metatoolkit.records.metrics import MetricPush
 from metatoolkit.records.push import shorten
 from metatoolkit.records.spool import RunSpool, spooled_runs
 from metatoolkit.records.stores import Document, Store, add_reasons, complete_metrics, steps_asked
@@ -89,12 +89,12 @@ class SpoolStore(Store):
             raise RecordsError(f"cannot read the artifact {entry['name']!r}: {error}") from error
 
 
-def _values_of(spool: RunSpool) -> MetricCopy:
+def _values_of(spool: RunSpool) -> MetricPush:
     metrics = spool.open_metrics()
     try:
-        copy = MetricCopy(spool, metrics)
-        copy.read()
-        return copy
+        values = MetricPush(spool, metrics)
+        values.read()
+        return values
     finally:
         metrics.close()
 

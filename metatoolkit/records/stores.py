@@ -19,7 +19,7 @@ from metatoolkit.records.clean import decode_key, encode_key
 from metatoolkit.records.expressions import MARKED, REASON
 from metatoolkit.records.fields import identity
 from metatoolkit.records.files import download
-from metatoolkit.records.metric_copy import summarize
+from metatoolkit.records.metrics import summarize
 
 if TYPE_CHECKING:
     from pymongo.database import Database

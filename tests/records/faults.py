@@ -14,10 +14,10 @@ from pathlib import Path
 import pymongo
 
 from metatoolkit import records
-from metatoolkit.records import pusher
-from metatoolkit.records.pusher import sync
+from metatoolkit.records import push_thread
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spooled_runs
+from metatoolkit.records.syncing import sync
 
 from .conftest import kill_server
 from .experiments import make, processes
@@ -25,8 +25,8 @@ from .experiments import make, processes
 VALUES = 100
 PAUSE = 0.015
 # A run waits so long for its database at its beginning and at its end (docs/records.md).
-START_LIMIT = pusher.START_WAIT_SECONDS
-END_LIMIT = pusher.END_WAIT_SECONDS
+START_LIMIT = push_thread.START_WAIT_SECONDS
+END_LIMIT = push_thread.END_WAIT_SECONDS
 GRACE = 5.0
 CROWDED = 120.0
 
@@ -128,7 +128,7 @@ def _work(target, folder, environment):
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    pusher.BEAT_SECONDS = 0.2
+    push_thread.BEAT_SECONDS = 0.2
     try:
         target(folder)
     except Exception as error:

@@ -15,7 +15,7 @@ import pytest
 from metatoolkit import records
 from metatoolkit.cli import main
 from metatoolkit.errors import RecordsError, StorageError
-from metatoolkit.records import edits
+from metatoolkit.records import syncing
 from metatoolkit.records.address import Address, open_client, open_database
 from metatoolkit.records.home import private_directory
 from metatoolkit.records.server import ManagedServer
@@ -96,7 +96,7 @@ def test_a_copy_that_differs_is_said(database, other, monkeypatch, tmp_path):
                 changed = {**entry, "data": b"wrong"} if "data" in entry else entry
                 target[name].insert_one(changed)
         with pytest.raises(RecordsError, match="differs in the target"):
-            edits.copy_all(database, target)
+            syncing.sync_databases(database, target)
 
 
 def test_the_same_server_or_none_is_refused(server, impatient, capsys):
@@ -282,7 +282,7 @@ def test_a_hostile_source_changes_nothing_but_its_own(database, other, tmp_path)
             ]
         )
         database["metrics"].insert_one({"_id": 9, "run_id": 1, "name": "loss", "values": 5})
-        done = edits.copy_all(database, target)
+        done = syncing.sync_databases(database, target)
         assert sorted(done.runs) == [1, 2, 3, 4]
         after = everything(target)
         assert after["fs.files"] == before["fs.files"]
@@ -290,5 +290,5 @@ def test_a_hostile_source_changes_nothing_but_its_own(database, other, tmp_path)
         assert {"_id": "m", "run_id": 1, "name": "loss", "values": [1.0]} in after["metrics"]
         database["metrics"].insert_one({"_id": "m", "run_id": 2, "name": "loss", "values": [2.0]})
         with pytest.raises(RecordsError, match="another run's in the target"):
-            edits.copy_all(database, target)
+            syncing.sync_databases(database, target)
         assert target["metrics"].find_one({"_id": "m"})["values"] == [1.0]

@@ -9,8 +9,8 @@ import pytest
 from metatoolkit import cli, records
 from metatoolkit.errors import StorageError
 from metatoolkit.records import appended_file
-from metatoolkit.records.pusher import sync
 from metatoolkit.records.spool import RunSpool, spooled_runs, utcnow
+from metatoolkit.records.syncing import sync
 
 from .conftest import kill_server
 from .experiments import make, stored

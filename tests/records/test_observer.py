@@ -13,10 +13,10 @@ import torch
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, StorageError
 from metatoolkit.records import address
-from metatoolkit.records.pusher import sync
 from metatoolkit.records.recorder import RunRecorder, recorder_of
 from metatoolkit.records.server import ManagedServer
 from metatoolkit.records.spool import spool_directory
+from metatoolkit.records.syncing import sync
 
 from .experiments import UNREACHABLE, count_up, make, run, stored
 

@@ -2,9 +2,10 @@ import pytest
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from metatoolkit.errors import RecordsError
-from metatoolkit.records import files, metric_copy
-from metatoolkit.records.files import metric_id, next_id
-from metatoolkit.records.push import Push, shorten
+from metatoolkit.records import metrics as pushed
+from metatoolkit.records import push as pushing
+from metatoolkit.records.metrics import metric_id
+from metatoolkit.records.push import Push, next_id, shorten
 from metatoolkit.records.spool import RunSpool, utcnow
 
 
@@ -87,7 +88,7 @@ def check(database, spool, names, count):
 def test_an_attempt_cut_off_anywhere_is_repeated_without_loss_or_double(
     database, spool, monkeypatch, after
 ):
-    monkeypatch.setattr(metric_copy, "PART", 7)
+    monkeypatch.setattr(pushed, "PART", 7)
     names = ("loss", "val.acc")
     fail_at = 0
     cut_off = True
@@ -215,7 +216,7 @@ def test_a_run_that_is_deleted_while_it_goes_on_is_written_again(database, spool
 def test_a_database_that_keeps_nothing_is_given_up(database, spool, monkeypatch):
     log(spool, "loss", 0, 10)
     push, metrics, output = opened(spool)
-    monkeypatch.setattr(metric_copy, "metric_lengths", lambda *arguments: {})
+    monkeypatch.setattr(pushed, "metric_lengths", lambda *arguments: {})
     database["metrics"].insert_one({"_id": metric_id(spool.uuid, "loss", 0), "steps": [0]})
     with pytest.raises(RecordsError, match="does not keep what is written"):
         push(database, spool.read_document())
@@ -227,7 +228,7 @@ def test_numbers_are_given_whatever_stands_in_the_database(database, monkeypatch
     for odd in (2**63 - 1, 1e300, float("nan"), "text", 5.0, -3):
         database["runs"].insert_one({"_id": odd})
     assert [next_id(database) for _ in range(6)] == [1, 2, 3, 4, 6, 7]
-    monkeypatch.setattr(files, "ATTEMPTS", 3)
+    monkeypatch.setattr(pushing, "ATTEMPTS", 3)
     database["runs"].insert_many([{"_id": float(number)} for number in range(8, 20)])
     with pytest.raises(RecordsError, match="are taken"):
         next_id(database)
@@ -330,14 +331,12 @@ def test_values_that_the_disk_lost_and_the_database_has_are_not_lost(database, s
 
 
 def test_a_run_that_takes_long_to_send_gives_signs_of_life(database, spool, monkeypatch):
-    from metatoolkit.records import push as pushing
-
     monkeypatch.setattr(pushing, "SIGN_SECONDS", 0.0)
     log(spool, "loss", 0, 10)
     push, metrics, output = opened(spool)
     document = {**spool.read_document(), "status": "RUNNING"}
     seen = []
-    monkeypatch.setattr(push, "_push_files", lambda *_: seen.append(database["runs"].find_one()))
+    monkeypatch.setattr(push.files, "push", lambda *_: seen.append(database["runs"].find_one()))
     with pytest.raises(TypeError):
         push(database, document)
     assert (utcnow() - seen[0]["heartbeat"]).total_seconds() < 60

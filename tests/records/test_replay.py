@@ -8,12 +8,12 @@ import time
 import pytest
 
 from metatoolkit import records
-from metatoolkit.records import pusher, query
+from metatoolkit.records import query, syncing
 from metatoolkit.records.home import process_identity
 from metatoolkit.records.push import Push
-from metatoolkit.records.pusher import sync
 from metatoolkit.records.recorder import recorder_of
 from metatoolkit.records.spool import RunSpool, spool_directory, spooled_runs, utcnow
+from metatoolkit.records.syncing import sync
 
 from .experiments import count_up, make, run, stored
 
@@ -26,7 +26,7 @@ def cut_power(home, name, main, **config):
         recorder = recorder_of(_run)
 
         def snapshot():
-            recorder._pusher.wake()
+            recorder._thread.wake()
             recorder.document.write()
             # Files that are about to take the place of others come and go meanwhile.
             shutil.copytree(recorder.spool.path, copied, ignore=shutil.ignore_patterns("*.new"))
@@ -169,9 +169,9 @@ def planted(home, count=1):
 
 def test_a_query_does_not_wait_for_a_replay(home, database, monkeypatch):
     planted(home)
-    release = pusher.threading.Event()
+    release = syncing.threading.Event()
     monkeypatch.setattr(query, "REPLAY_SECONDS", 0.2)
-    monkeypatch.setattr(pusher, "_replay", lambda *arguments: release.wait(60) and None)
+    monkeypatch.setattr(syncing, "_sync_run", lambda *arguments: release.wait(60) and None)
     try:
         with records.connect() as connection:
             assert [one.status for one in connection.find()] == ["PROBABLY_DEAD"]
@@ -186,17 +186,17 @@ def test_a_query_does_not_fail_by_a_replay_nor_move_a_run_aside(home, database, 
     for _ in range(5):
         with records.connect() as connection:
             assert len(connection.find()) <= 1
-    assert spool.path.exists() and not (spool_directory(home) / pusher.BAD).exists()
+    assert spool.path.exists() and not (spool_directory(home) / syncing.BAD).exists()
     assert capsys.readouterr().err.count("earlier runs stay in the spool") == 5
     # Who asks for it by name moves it after three attempts.
     for _ in range(3):
         assert sync(home).failed
-    assert not spool.path.exists() and (spool_directory(home) / pusher.BAD).exists()
+    assert not spool.path.exists() and (spool_directory(home) / syncing.BAD).exists()
 
 
 def test_a_planted_document_stops_no_query(home, database, monkeypatch):
     (spool,) = planted(home)
-    monkeypatch.setattr(pusher, "_replay", lambda *arguments: None)
+    monkeypatch.setattr(syncing, "_sync_run", lambda *arguments: None)
     database["runs"].insert_one({"_id": 1, "run_uuid": [spool.uuid, {"a": 1}], "status": "FAILED"})
     with records.connect() as connection:
         assert [one.id for one in connection.find("status == 'FAILED'")] == [1]
@@ -214,7 +214,7 @@ def test_a_live_run_whose_documents_are_deleted_leaves_queries_alone(home, datab
         recorder = recorder_of(_run)
         deadline = time.monotonic() + 60
         while database["metrics"].count_documents({}) == 0:
-            recorder._pusher.wake()
+            recorder._thread.wake()
             assert time.monotonic() < deadline
             time.sleep(0.02)
         database["runs"].delete_many({})

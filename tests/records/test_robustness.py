@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from metatoolkit import records
-from metatoolkit.records import push, pusher
+from metatoolkit.records import push, push_thread
 from metatoolkit.records.document import _without_secrets
-from metatoolkit.records.pusher import sync
 from metatoolkit.records.recorder import recorder_of
 from metatoolkit.records.spool import spool_directory, spooled_runs
+from metatoolkit.records.syncing import sync
 
 from .experiments import count_up, make, run, stored
 
@@ -68,7 +68,7 @@ def test_a_metric_for_every_step_keeps_them_all(database, monkeypatch):
 
 
 def test_replaced_artifacts_do_not_pile_up(home, database, tmp_path, monkeypatch):
-    monkeypatch.setattr(pusher, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(push_thread, "BEAT_SECONDS", 0.05)
     path = tmp_path / "checkpoint.bin"
     kept = []
 
