@@ -108,24 +108,22 @@ class Run:
     @property
     def artifacts(self) -> dict[str, Artifact]:
         """The artifacts, by name."""
-        entries = self.document.get("artifacts")
-        return {
-            str(entry["name"]): Artifact(self, entry)
-            for entry in (entries if isinstance(entries, list) else [])
-            if isinstance(entry, Mapping) and "name" in entry
-        }
+        entries = _named(self.document.get("artifacts"))
+        return {name: Artifact(self, entry) for name, entry in entries.items()}
 
     @property
     def sources(self) -> dict[str, Artifact]:
         """The files of the program, by name, as they were when the run started."""
         entries = section(self._whole(), "experiment").get("sources")
-        found = {}
-        for entry in entries if isinstance(entries, list) else []:
-            if isinstance(entry, list) and len(entry) == 2:
-                entry = {"name": entry[0], "file_id": entry[1]}
-            if isinstance(entry, Mapping) and "name" in entry:
-                found[str(entry["name"])] = Artifact(self, entry)
-        return found
+        if isinstance(entries, list):
+            # Sacred writes a pair.
+            entries = [
+                {"name": one[0], "file_id": one[1]}
+                if isinstance(one, list) and len(one) == 2
+                else one
+                for one in entries
+            ]
+        return {name: Artifact(self, entry) for name, entry in _named(entries).items()}
 
     def value(self, field: Field) -> Any:
         """Read a field.
@@ -165,21 +163,13 @@ class Metrics(Mapping[str, "pandas.Series[Any]"]):
     def __init__(self, run: Run) -> None:
         self._run = run
         names = [decode_key(name) for name in section(run.document, "summary")]
-        listed = section(run.document, "info").get("metrics")
-        names += [
-            str(entry["name"])
-            for entry in (listed if isinstance(listed, list) else [])
-            if isinstance(entry, Mapping) and "name" in entry
-        ]
+        names += _named(section(run.document, "info").get("metrics"))
         if run.document.get("unlisted_metrics"):
             names += sorted(run.store.metric_names(run.document))
         self._names = list(dict.fromkeys(names))
 
     def __getitem__(self, name: str) -> pandas.Series[Any]:
-        import pandas
-
-        steps, values, _ = self._read(name)
-        return pandas.Series(values, index=pandas.Index(steps, name="step"), name=name)
+        return self._series(name, 1)
 
     def times(self, name: str) -> pandas.Series[Any]:
         """Say when each value was logged.
@@ -193,10 +183,7 @@ class Metrics(Mapping[str, "pandas.Series[Any]"]):
         Raises:
             UnknownNameError: The run has no such metric.
         """
-        import pandas
-
-        steps, _, times = self._read(name)
-        return pandas.Series(times, index=pandas.Index(steps, name="step"), name=name)
+        return self._series(name, 2)
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -210,10 +197,13 @@ class Metrics(Mapping[str, "pandas.Series[Any]"]):
     def __repr__(self) -> str:
         return f"<Metrics {', '.join(self._names)}>"
 
-    def _read(self, name: str) -> tuple[list[Any], ...]:
+    def _series(self, name: str, place: int) -> pandas.Series[Any]:
+        import pandas
+
         if name not in self._names:
             raise UnknownNameError("metric", name, self._names)
-        return self._run.store.metric(self._run.document, name)
+        read = self._run.store.metric(self._run.document, name)
+        return pandas.Series(read[place], index=pandas.Index(read[0], name="step"), name=name)
 
 
 class Artifact:
@@ -275,13 +265,11 @@ class Artifact:
                 raise StorageError(f"{target} leads out of {base}: not written")
             with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
                 partial = Path(file.name)
-                for block in self.blocks():
-                    file.write(block)
+                file.writelines(self.blocks())
             partial.replace(target)
-            partial = None
+        except StorageError:
+            raise
         except OSError as error:
-            if isinstance(error, StorageError):
-                raise
             raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
         finally:
             if partial is not None:
@@ -323,3 +311,10 @@ def section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
     """
     found = document.get(name)
     return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _named(entries: Any) -> dict[str, Mapping[str, Any]]:
+    """Read a list of dictionaries that have a name each, whoever wrote it."""
+    listed = entries if isinstance(entries, list) else []
+    named = [one for one in listed if isinstance(one, Mapping) and "name" in one]
+    return {str(one["name"]): one for one in named}

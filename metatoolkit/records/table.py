@@ -119,8 +119,7 @@ def distinguishing(
         return len(set(zip(keys, *(values[name] for name in chosen), strict=True)))
 
     wanted = count(names)
-    sizes = range(3 if len(names) <= PAIRS else 2)
-    for size in sizes:
+    for size in range(3 if len(names) <= PAIRS else 2):
         for chosen in itertools.combinations(names, size):
             if count(chosen) == wanted:
                 return list(chosen)
@@ -145,14 +144,9 @@ def labels(configs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[s
     told = []
     for key, config in zip(keys, configs, strict=True):
         others = {one for one in keys if one != key}
-        shown = next(
-            (
-                count
-                for count in range(1, len(names) + 1)
-                if not any(one[:count] == key[:count] for one in others)
-            ),
-            len(names),
-        )
+        shown = min(len(names), 1)
+        while any(one[:shown] == key[:shown] for one in others):
+            shown += 1
         told.append(", ".join(_entry(name, config.get(name)) for name in names[:shown]))
     return told
 
@@ -198,18 +192,16 @@ def table(runs: list[Run], fields: Sequence[Field] | None = None) -> pandas.Data
 def group(
     runs: list[Run], by: list[Field], value: Field, over: Sequence[str] = ("seed",)
 ) -> pandas.DataFrame:
-    """Aggregate a value over groups of runs that differ in nothing but ``over``.
+    """Aggregate a value over groups of runs, as :meth:`RunSet.group` describes.
 
     Args:
         runs: The runs.
-        by: What the runs of a group share. Runs that share it and differ in other entries of the
-            configuration, or in their experiment, are kept apart.
+        by: What the runs of a group share; their experiment is one of these things, too.
         value: What is averaged; runs without a finite number there are left out.
         over: Entries that are averaged over.
 
     Returns:
-        The fields, the entries that tell groups of the same fields apart, mean, std, count, and the
-        ends of the 95 % interval of the mean; ``attrs["notes"]`` says what must be known of it.
+        The table.
     """
     import pandas
 
