@@ -11,8 +11,9 @@ from typing import Any
 
 from metatoolkit.cli.arguments import add_selection, command, names_of, selected_runs, tell_why
 from metatoolkit.cli.display import as_json
-from metatoolkit.errors import ConfigurationError, StorageError
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.records.query import connect
+from metatoolkit.records.run import writing
 from metatoolkit.records.table import series
 from metatoolkit.records.terminal import harmless
 
@@ -73,11 +74,8 @@ def export_runs(options: argparse.Namespace) -> int:
             sys.stdout.reconfigure(encoding="utf-8")
         print(shown, end="")
         return 0
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with writing(output):
         _write_table(table, form, output)
-    except OSError as error:
-        raise StorageError(f"cannot write {output}: {error.strerror or error}") from error
     print(output)
     return 0
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import ConfigurationError, RecordsError, StorageError, UnknownNameError
+from metatoolkit.errors import ConfigurationError, RecordsError, UnknownNameError
 from metatoolkit.records.fields import flatten, identity
 from metatoolkit.records.query import Database, connect
-from metatoolkit.records.run import Run
+from metatoolkit.records.run import Run, writing
 from metatoolkit.records.table import check_entries, differing, distinguishing, labels, settings
 from metatoolkit.records.terminal import text
 
@@ -139,11 +139,8 @@ class Comparison:
         if target.suffix.lower() not in FORMATS:
             raise ConfigurationError(f"{target} must end in one of {', '.join(FORMATS)}")
         figure = self._draw(self._groups(over), log_x, log_y)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(target):
             figure.savefig(target, dpi=150)
-        except OSError as error:
-            raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
         return target
 
     def _draw(self, groups: list[tuple[str, Any]], log_x: bool, log_y: bool) -> Figure:

@@ -14,11 +14,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from metatoolkit.errors import ConfigurationError, RecordsError, StorageError
+from metatoolkit.errors import ConfigurationError, RecordsError
 from metatoolkit.records.clean import decode
-from metatoolkit.records.fields import DATES, FIELDS, flatten, lookup
+from metatoolkit.records.fields import DATES, FIELDS, flatten, value_at
 from metatoolkit.records.metrics import summarize
-from metatoolkit.records.run import Artifact, Run, section
+from metatoolkit.records.run import Artifact, Run, section, writing
 from metatoolkit.records.table import settings
 from metatoolkit.records.terminal import text
 
@@ -63,11 +63,8 @@ def write_report(
     if not runs:
         raise ConfigurationError("no runs match: there is nothing to report")
     page = render(runs, title)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
         target.write_text(page, "utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
     return target
 
 
@@ -121,7 +118,11 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
             if curve is not None:
                 curves[name] = curve
                 thinned = thinned or len(steps) > points
-        images = [_image(one, budget) for one in run.artifacts.values() if _is_image(one)]
+        images = [
+            _image(one, budget)
+            for one in run.artifacts.values()
+            if one.name.lower().endswith(_ENDINGS)
+        ]
         record = _record(run, summaries)
         entries.append(
             {"id": run.id, "values": values, "record": record, "curves": curves, "images": images}
@@ -162,15 +163,12 @@ def _values(run: Run) -> dict[str, Any]:
 def _record(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what query expressions ask for, under the names that they use."""
     document = run.document
-    found = {
-        name: lookup(document, path)
+    record = {
+        name: value_at(document, path)
         for name, (path, deep) in FIELDS.items()
         if not deep and name not in LEFT_OUT
     }
-    record = {
-        name: values[0] if len(values) == 1 else values for name, values in found.items() if values
-    }
-    record |= {name: _milliseconds(record.get(name)) for name in DATES if name in record}
+    record |= {name: _milliseconds(record[name]) for name in DATES}
     record |= {
         "status": run.status,
         "config": run.config,
@@ -222,10 +220,6 @@ def _thin(steps: list[Any], values: list[Any], points: int) -> dict[str, list[An
         "steps": [float(step) for step, _ in kept],
         "values": [float(value) if math.isfinite(value) else None for _, value in kept],
     }
-
-
-def _is_image(artifact: Artifact) -> bool:
-    return artifact.name.lower().endswith(_ENDINGS)
 
 
 def _image(artifact: Artifact, budget: list[int]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import datetime
 import os
 import tempfile
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -259,22 +260,37 @@ class Artifact:
         target = base.joinpath(*(safe or ["artifact"]))
         partial = None
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # A link that lies in the directory already could lead out of it.
-            if base.resolve() not in target.resolve().parents:
-                raise StorageError(f"{target} leads out of {base}: not written")
-            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-                partial = Path(file.name)
-                file.writelines(self.blocks())
-            partial.replace(target)
-        except StorageError:
-            raise
-        except OSError as error:
-            raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
+            with writing(target):
+                # A link that lies in the directory already could lead out of it.
+                if base.resolve() not in target.resolve().parents:
+                    raise StorageError(f"{target} leads out of {base}: not written")
+                with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+                    partial = Path(file.name)
+                    file.writelines(self.blocks())
+                partial.replace(target)
         finally:
             if partial is not None:
                 partial.unlink(missing_ok=True)
         return target
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Make the folder of a file, and say in one line why the file cannot be written.
+
+    Args:
+        target: The file, which is written inside.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def status_of(document: Mapping[str, Any]) -> str:
