@@ -14,8 +14,7 @@ from metatoolkit.records.files import (
 from metatoolkit.records.query import looked_up
 from metatoolkit.records.run import Run
 from metatoolkit.records.spool import RunSpool, spooled_runs
-from metatoolkit.records.spool_store import SpoolStore
-from metatoolkit.records.stores import MongoStore
+from metatoolkit.records.stores import MongoStore, SpoolStore
 
 if TYPE_CHECKING:
     pass

@@ -24,8 +24,7 @@ from metatoolkit.records.run import Run
 from metatoolkit.records.selection import RunSet, complete, nothing_found
 from metatoolkit.records.server import find_server
 from metatoolkit.records.spool import spooled_runs
-from metatoolkit.records.spool_store import SpoolStore
-from metatoolkit.records.stores import MongoStore, Store
+from metatoolkit.records.stores import MongoStore, SpoolStore, Store
 from metatoolkit.records.syncing import sync_beside
 from metatoolkit.records.terminal import say
 from metatoolkit.records.terminal import text as shown

@@ -1,4 +1,4 @@
-"""Where runs are read from: the interface, and MongoDB; the spool is in ``spool_store``.
+"""Where runs are read from: a database of MongoDB, and the spool of this machine.
 
 Documents hold what was stored. What is asked for beyond that is put into them as they are read:
 values of metrics at a step, the reason of an end, and what stock Sacred keeps elsewhere.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,9 +19,11 @@ from metatoolkit.errors import RecordsError
 from metatoolkit.records.address import Address, database_errors
 from metatoolkit.records.clean import decode_key, encode_key
 from metatoolkit.records.expressions import MARKED, REASON
-from metatoolkit.records.fields import identity
-from metatoolkit.records.files import download
-from metatoolkit.records.metrics import summarize
+from metatoolkit.records.fields import duration, identity
+from metatoolkit.records.files import download, file_blocks
+from metatoolkit.records.metrics import MetricPush, summarize
+from metatoolkit.records.push import shorten
+from metatoolkit.records.spool import RunSpool, spooled_runs
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
 HEAVY = ("captured_out", "fail_trace", "experiment.sources", "experiment.dependencies")
 REASON_PATHS = ("fail_trace", "status_note")
 PICKLED = ("result", "info")
-
 Document = dict[str, Any]
 
 
@@ -35,7 +38,7 @@ class Store(Protocol):
     """Where runs are read from."""
 
     def headers(self, prefilter: Mapping[str, Any], paths: Iterable[str]) -> list[Document]:
-        """Read some fields of runs.
+        """Read fields of runs.
 
         Args:
             prefilter: A filter of MongoDB; runs that it does not select may be left out.
@@ -46,23 +49,10 @@ class Store(Protocol):
         """
 
     def documents(self, ids: list[Any], whole: bool = False) -> list[Document]:
-        """Return runs by their ids.
-
-        Args:
-            ids: Ids.
-            whole: Whether to fetch captured output and the like too.
-
-        Returns:
-            The documents in the order of the ids.
-        """
+        """Return runs in the order of their ids; ``whole`` ones hold what they printed, too."""
 
     def complete(self, documents: list[Document], paths: Iterable[str]) -> None:
-        """Put into documents what is asked for and not, or not always, stored in them.
-
-        Args:
-            documents: Documents of this store, which are changed.
-            paths: Dotted paths of what is asked for.
-        """
+        """Put into documents what dotted paths ask for and is not, or not always, stored there."""
 
     def metric(self, document: Mapping[str, Any], name: str) -> tuple[list[Any], ...]:
         """Return a metric's steps, values and times; empty lists where there is no such metric."""
@@ -71,18 +61,7 @@ class Store(Protocol):
         """Return the names of all metrics: of a run, listed in its document or not, or of all."""
 
     def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
-        """Read an artifact, block by block.
-
-        Args:
-            document: The run.
-            entry: The artifact's entry in it.
-
-        Yields:
-            Its bytes.
-
-        Raises:
-            RecordsError: It is not stored.
-        """
+        """Read the artifact of an entry block by block, or raise a RecordsError."""
 
 
 class MongoStore(Store):
@@ -102,7 +81,6 @@ class MongoStore(Store):
         self.home = home
 
     def _find(self, name: str, *asked: Any) -> list[Document]:
-        # Parts of a metric in their order; those that have none come first.
         key = "part" if name == "metrics" else "_id"
         with database_errors(self.address):
             return list(self.database[name].find(*asked).sort(key, 1))
@@ -130,14 +108,15 @@ class MongoStore(Store):
     def _finish(self, documents: list[Document], paths: list[str]) -> None:
         _unpickle(documents)
         if REASON in paths:
-            add_reasons(documents)
-        names, steps = named_metrics(paths), steps_asked(paths)
-        chosen = [one for one in documents if steps or _is_unlisted(one)]
-        if names == [] or not chosen:
+            _add_reasons(documents)
+        asked = metrics_asked(paths)
+        every = "summary" in paths
+        chosen = [one for one in documents if any(asked.values()) or _is_unlisted(one)]
+        if not chosen or not (asked or every):
             return
         condition: Document = {"run_id": {"$in": [one["_id"] for one in chosen]}}
-        if names is not None:
-            condition["name"] = {"$in": names}
+        if not every:
+            condition["name"] = {"$in": list(asked)}
         series: dict[Any, dict[str, tuple[list[Any], list[Any]]]] = {}
         fields = dict.fromkeys(("run_id", "name", "steps", "values"), 1)
         for part in self._find("metrics", condition, fields):
@@ -147,7 +126,7 @@ class MongoStore(Store):
             values += part.get("values") or []
         for document in chosen:
             own = series.get(identity(document["_id"]), {})
-            complete_metrics(document, own.__getitem__, own, steps)
+            complete_metrics(document, own.__getitem__, own, asked)
 
     @override
     def documents(self, ids: list[Any], whole: bool = False) -> list[Document]:
@@ -183,21 +162,93 @@ class MongoStore(Store):
             try:
                 yield from download(self.database, entry["file_id"])
             except (NoFile, CorruptGridFile, KeyError):
-                raise RecordsError(
-                    f"run {document['_id']}: the database does not hold the artifact "
-                    f"{entry.get('name')!r}"
-                ) from None
+                what = f"the artifact {entry.get('name')!r}"
+                told = f"run {document['_id']}: the database does not hold {what}"
+                raise RecordsError(told) from None
+
+
+class SpoolStore(Store):
+    """Runs that lie in the spool of this machine and not, or not yet, in a database.
+
+    Args:
+        home: The data directory.
+        known: Says which of these run ids the database has already.
+    """
+
+    def __init__(self, home: Path | None = None, known: frozenset[str] = frozenset()) -> None:
+        self.home = home
+        self._spools: dict[str, RunSpool] = {}
+        self._documents: list[Document] = []
+        for spool in (one for one in spooled_runs(home) if one.uuid not in known):
+            try:
+                self._documents.append(_as_stored(spool))
+            except (RecordsError, OSError):
+                # Pushed and deleted in this very moment, or damaged: `records doctor` tells.
+                continue
+            self._spools[spool.uuid] = spool
+
+    @override
+    def headers(self, prefilter: Mapping[str, Any], paths: Iterable[str]) -> list[Document]:
+        self.complete(self._documents, paths)
+        return list(self._documents)
+
+    @override
+    def complete(self, documents: list[Document], paths: Iterable[str]) -> None:
+        asked = list(paths)
+        if REASON in asked:
+            _add_reasons(documents)
+        metrics = {name: steps for name, steps in metrics_asked(asked).items() if steps}
+        for document in documents:
+            output = self._spools[document["run_uuid"]].path / "cout.txt"
+            if "captured_out" in asked and output.exists():
+                document["captured_out"] = shorten(output.read_bytes())
+            complete_metrics(document, partial(self.metric, document), metrics, metrics)
+
+    @override
+    def documents(self, ids: list[Any], whole: bool = False) -> list[Document]:
+        found = {document["_id"]: document for document in self._documents}
+        chosen = [found[one] for one in ids if one in found]
+        self.complete(chosen, ["captured_out"] if whole else [])
+        return chosen
+
+    @override
+    def metric(self, document: Mapping[str, Any], name: str) -> tuple[list[Any], ...]:
+        entries = _values_of(self._spools[document["run_uuid"]]).logged(name)
+        return tuple([entry[place] for entry in entries] for place in range(3))
+
+    @override
+    def metric_names(self, document: Mapping[str, Any] | None = None) -> set[str]:
+        chosen = self._documents if document is None else [document]
+        return {decode_key(name) for one in chosen for name in one["summary"]}
+
+    @override
+    def content(self, document: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[bytes]:
+        try:
+            yield from file_blocks(self._spools[document["run_uuid"]].file(entry["sha256"]))
+        except OSError as error:
+            raise RecordsError(f"cannot read the artifact {entry['name']!r}: {error}") from error
+
+
+def _values_of(spool: RunSpool) -> MetricPush:
+    with closing(spool.open_metrics()) as metrics:
+        values = MetricPush(spool, metrics)
+        values.read()
+        return values
+
+
+def _as_stored(spool: RunSpool) -> Document:
+    document = spool.read_document()
+    summary = _values_of(spool).summary
+    document["summary"] = {encode_key(name): one for name, one in summary.items()}
+    # No database has given it a number: the beginning of its own id stands in.
+    document["_id"] = spool.uuid[:8]
+    document.setdefault("duration", duration(document))
+    document["spooled"] = True
+    return document
 
 
 def plain_objects(value: Any) -> Any:
-    """Read NumPy's numbers and arrays, tuples and keys as jsonpickle writes them; decode no others.
-
-    Args:
-        value: Data that stock Sacred has stored.
-
-    Returns:
-        The data with plain numbers and lists in their places.
-    """
+    """Read NumPy's numbers and arrays, tuples and keys as jsonpickle writes them, and no others."""
     if isinstance(value, list):
         return [plain_objects(entry) for entry in value]
     if not isinstance(value, dict):
@@ -212,20 +263,12 @@ def plain_objects(value: Any) -> Any:
     return {str(key).removeprefix("json://"): plain_objects(one) for key, one in value.items()}
 
 
-def named_metrics(paths: Iterable[str]) -> list[str] | None:
-    """List the metrics whose values some dotted paths ask for; None stands for all of them."""
-    parts = [path.split(".") for path in paths]
-    if ["summary"] in parts:
-        return None
-    return list(dict.fromkeys(decode_key(one[1]) for one in parts if one[0] == "summary"))
-
-
-def steps_asked(paths: Iterable[str]) -> dict[str, list[str]]:
-    """List the steps, as paths such as ``summary.loss.at.100`` write them, by metric."""
+def metrics_asked(paths: Iterable[str]) -> dict[str, list[str]]:
+    """List the metrics that dotted paths ask for, each with the steps of its values, as written."""
     found: dict[str, list[str]] = {}
-    for parts in (path.split(".") for path in paths):
-        if parts[0] == "summary" and len(parts) == 4 and parts[2] == "at":
-            found.setdefault(decode_key(parts[1]), []).append(parts[3])
+    for _, name, *rest in (path.split(".") for path in paths if path.startswith("summary.")):
+        steps = found.setdefault(decode_key(name), [])
+        steps += rest[1:] if rest[:1] == ["at"] else []
     return found
 
 
@@ -235,14 +278,7 @@ def complete_metrics(
     names: Iterable[str],
     steps: Mapping[str, Sequence[str]],
 ) -> None:
-    """Put what is asked about metrics into a document.
-
-    Args:
-        document: The document, which is changed.
-        read: Returns steps and values of a metric of this run, and perhaps more.
-        names: The metrics.
-        steps: The steps asked for, by metric.
-    """
+    """Put summaries of metrics into a document, and their values at the steps asked for."""
     present = document.get("summary")
     summary = dict(present) if isinstance(present, Mapping) else {}
     for name in names:
@@ -264,14 +300,7 @@ def complete_metrics(
 
 
 def reason(document: Mapping[str, Any]) -> str | None:
-    """Say in one line why a run ended before its time.
-
-    Args:
-        document: The run's document, its traceback included.
-
-    Returns:
-        The error's own line, else the note about its end; None where there is neither.
-    """
+    """Say why a run ended early: the error's own line, else the note about its end, else None."""
     trace = document.get("fail_trace")
     lines = trace if isinstance(trace, list) else [trace or ""]
     text = "".join(str(line) for line in lines).strip()
@@ -282,11 +311,9 @@ def reason(document: Mapping[str, Any]) -> str | None:
     return str(note) if note else None
 
 
-def add_reasons(documents: Iterable[Document]) -> None:
-    """Put the reasons of ends into documents, where there are some, tracebacks included."""
+def _add_reasons(documents: Iterable[Document]) -> None:
     for document in documents:
-        told = reason(document)
-        if told is not None:
+        if (told := reason(document)) is not None:
             document[REASON] = told
 
 
@@ -301,8 +328,8 @@ def _projection(paths: Iterable[str]) -> dict[str, int]:
     return {path: 1 for path in stored if not any(path.startswith(f"{other}.") for other in stored)}
 
 
+# The same as the filter UNLISTED.
 def _is_unlisted(document: Mapping[str, Any]) -> bool:
-    """Say the same of a document as the filter ``UNLISTED``."""
     return not document.get("summary") or MARKED in document or "run_uuid" not in document
 
 

@@ -2,14 +2,13 @@ import math
 
 import pytest
 
-from metatoolkit.records.stores import complete_metrics, named_metrics, reason, steps_asked
+from metatoolkit.records.stores import complete_metrics, metrics_asked, reason
 
 
 def test_what_is_asked_of_metrics_is_read_from_the_paths():
     paths = ["summary.a．b.min", "summary.loss.at.100", "summary.loss.at.0．5", "config.summary"]
-    assert named_metrics(paths) == ["a.b", "loss"]
-    assert named_metrics([*paths, "summary"]) is None
-    assert steps_asked(paths) == {"loss": ["100", "0．5"]}
+    assert metrics_asked(paths) == {"a.b": [], "loss": ["100", "0．5"]}
+    assert metrics_asked(["summary"]) == {}
 
 
 def test_metrics_are_summarized_as_when_they_are_recorded():
