@@ -42,6 +42,7 @@ THROUGH = {
     "hypergradients/prefix.py": ["hypergradients/test_prefix_dependence.py"],
     "hypergradients/guided_evograd.py": [
         "hypergradients/test_guided_constants.py",
+        "hypergradients/test_scored_candidates.py",
         "hypergradients/test_prefix.py",
         "metaparameters/test_initialization.py",
     ],

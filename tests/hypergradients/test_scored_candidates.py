@@ -9,7 +9,7 @@ import torch
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import EvoGrad, GuidedEvoGrad
 from metatoolkit.hypergradients.scored_candidates import ScoredCandidates
-from tests import bank
+from metatoolkit.testing import bank
 
 BOTH = pytest.mark.parametrize("make", [EvoGrad, GuidedEvoGrad])
 
@@ -44,10 +44,7 @@ def test_parameters_are_named_in_a_list_and_found(make):
 @BOTH
 def test_rescale_is_a_factor_of_what_flows_through_the_training_loss(make):
     case = bank.small_net()
-    plain, rescaled = (
-        make(sigma=0.1, temperature=0.5),
-        make(sigma=0.1, temperature=0.5, rescale=3.0),
-    )
+    plain, rescaled = (make(sigma=0.1, temperature=0.5, rescale=r) for r in (None, 3.0))
     assert rescaled.learning_rate == 3.0
     factor = 3.0 / plain.learning_rate
     one, other = case.call(plain, case.state), case.call(rescaled, case.state)
