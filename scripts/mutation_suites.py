@@ -133,16 +133,29 @@ THROUGH = {
     "inner/registry.py": ["components/test_registry.py"],
     "metaparameters/__init__.py": ["components/test_registry.py"],
     "metaparameters/registry.py": ["components/test_registry.py"],
+    "metaparameters/representation_transform.py": [
+        "metaparameters/test_representation_transform_layers.py"
+    ],
     "metaparameters/placement.py": ["metaparameters/test_initialization.py"],
-    "problem.py": ["test_problem_purity.py"],
+    "problem.py": ["test_problem_draws.py", "test_problem_purity.py"],
     "stateless/passes.py": [
         "stateless/test_places.py",
         "test_problem.py",
+        "test_problem_draws.py",
         "randomness/test_global_generators.py",
         "stateless/test_in_place.py",
         "stateless/test_graphs.py",
+        "stateless/test_live_tensors.py",
+        "stateless/test_weight_norm.py",
     ],
-    "stateless/exchange.py": ["test_problem_purity.py", "stateless/test_in_place.py"],
+    "stateless/graphs.py": ["stateless/test_live_tensors.py", "stateless/test_weight_norm.py"],
+    "stateless/exchange.py": [
+        "stateless/test_exchange_hooks.py",
+        "stateless/test_exchange_models.py",
+        "stateless/test_exchange_threads.py",
+        "test_problem_purity.py",
+        "stateless/test_in_place.py",
+    ],
     "hypergradients/central_difference.py": ["hypergradients/test_difference_by_hand.py"],
     "diagnostics/held_problem.py": ["diagnostics/test_check.py"],
     "hypergradients/pieces.py": ["hypergradients/test_kinks.py"],
@@ -151,11 +164,17 @@ THROUGH = {
             "hypergradients/test_detached.py",
             "hypergradients/test_pieces.py",
             "hypergradients/test_custom_functions.py",
+            "hypergradients/test_custom_functions_observed.py",
             "hypergradients/test_backward_hooks.py",
         ]
         for name in ("holding", "recording", "replaying", "torch_calls")
     },
-    "hypergradients/equal_losses.py": ["hypergradients/test_replay_check.py"],
+    "hypergradients/custom_functions.py": ["hypergradients/test_custom_functions_observed.py"],
+    "hypergradients/replay_check.py": ["hypergradients/test_replay_check_calls.py"],
+    "hypergradients/equal_losses.py": [
+        "hypergradients/test_replay_check.py",
+        "hypergradients/test_replay_check_calls.py",
+    ],
     "diagnostics/check.py": ["diagnostics/test_check_verdicts.py"],
     "diagnostics/checked_objective.py": [
         "diagnostics/test_check.py",
@@ -167,7 +186,10 @@ THROUGH = {
         "hypergradients/test_unused.py",
         "hypergradients/test_complex.py",
     ],
-    "training/batch_stream.py": ["training/test_trainer.py"],
+    "training/batch_stream.py": [
+        "training/test_batch_stream_generators.py",
+        "training/test_trainer.py",
+    ],
     "training/checkpoints.py": ["training/test_trainer.py"],
     "training/checks.py": ["training/test_trainer.py"],
     "training/snapshot.py": ["training/test_trainer.py"],

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,11 +22,12 @@ from applications.cross_lingual.study import STUDIES
 from applications.cross_lingual.tuning import SEARCH
 from metatoolkit import records
 from metatoolkit.diagnostics.measure import count_flops
-from metatoolkit.errors import ConfigurationError, DataError, LabelError, UnknownNameError
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.experiments.components import META_METHODS
 from metatoolkit.experiments.jobs import Job, configuration_of
 from metatoolkit.experiments.tuning import trials
 from metatoolkit.hypergradients import EvoGrad, GuidedEvoGrad, Unrolled
+from tests.applications.cross_lingual import merged, smoke
 from tests.drawings import bars
 
 QUIET = {"progress": False}
@@ -36,19 +35,6 @@ QUIET = {"progress": False}
 
 def run(*named, **updates):
     return experiment.run(named_configs=["smoke", *named], config_updates={**QUIET, **updates})
-
-
-def merged(base, updates):
-    return {
-        name: merged(value, updates[name])
-        if isinstance(value, dict) and isinstance(updates.get(name), dict)
-        else updates.get(name, value)
-        for name, value in base.items()
-    }
-
-
-def smoke(**updates):
-    return merged(merged({**DEFAULT, "seed": 1}, NAMED["smoke"]), updates)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -278,76 +264,6 @@ def test_estimators_follow_the_method():
     joint = assemble(smoke(method="joint"))
     assert joint.trainer.estimator is None and joint.valid_batches is None
     assert set(next(assemble(smoke(method="target_only")).train_batches)) == {"target"}
-
-
-def write_language(folder, tags):
-    folder.mkdir(parents=True)
-    for split in ("train", "dev", "test"):
-        lines = [f"Word{n} {tag}\nend O\n" for n in range(4) for tag in tags]
-        (folder / f"{split}.txt").write_text("\n".join(lines))
-
-
-def test_conll_folders_and_label_sets_that_differ(tmp_path):
-    write_language(tmp_path / "aa", ["B-PER", "B-LOC"])
-    write_language(tmp_path / "bb", ["B-PER", "B-LOC"])
-    write_language(tmp_path / "cc", ["B-PER", "B-MISC"])
-
-    def settings(target, **more):
-        data = {"name": "conll", "root": str(tmp_path), "source": "aa", "target": target}
-        return settings_of(smoke(data={**data, "target_examples": 4, "source_examples": 8, **more}))
-
-    assert load_task(settings("bb")).labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-    with pytest.raises(LabelError, match=r"'aa' lacks B-MISC.*'cc' lacks B-LOC"):
-        load_task(settings("cc"))
-    assert "B-MISC" in load_task(settings("cc", labels="union")).labels
-    with pytest.raises(DataError, match="dd does not exist"):
-        load_task(settings("dd"))
-    silent = (tmp_path / "bb" / "dev.txt").read_text().replace("B-PER", "O").replace("B-LOC", "O")
-    (tmp_path / "bb" / "dev.txt").write_text(silent)
-    with pytest.raises(DataError, match="dev of 'bb' holds no span"):
-        load_task(settings("bb"))
-
-
-@pytest.mark.parametrize(
-    ("updates", "error", "message"),
-    [
-        ({"method": "evogard"}, UnknownNameError, "evograd"),
-        ({"data": {"name": "masakanher"}}, UnknownNameError, "masakhaner"),
-        ({"data": {"name": "conll"}}, ConfigurationError, r"data\.source is None"),
-        ({"data": {"target": "generated-0"}}, ConfigurationError, "name two languages"),
-        ({"data": {"target": "generated-7"}}, UnknownNameError, "generated-1"),
-        (
-            {"data": {"target_examples": 61}},
-            ConfigurationError,
-            r"data\.target_examples is 61",
-        ),
-        ({"data": {"name": "masakhaner", "root": "/missing"}}, DataError, "masakhane-ner"),
-        ({"target_batch_size": 1}, ConfigurationError, "at least 2 is needed"),
-        ({"target_batch_size": 21}, ConfigurationError, r"target_batch_size is 21.* 20 target"),
-        ({"batch_size": 41}, ConfigurationError, r"batch_size is 41, but there are 40 source"),
-        ({"transform": {"layers": [2]}}, ConfigurationError, "the encoder has 2 layers"),
-        ({"encoder": {"embeddings": 100}}, ConfigurationError, "100 embeddings"),
-        ({"evograd": {"candidates": 1}}, ConfigurationError, "candidates is 1"),
-        ({"evograd": {"sigma": 0.0}}, ConfigurationError, "sigma"),
-        ({"evograd": {"perturb": None}}, ConfigurationError, "prefix depends on inner parameters"),
-        ({"batch_size": 0}, ConfigurationError, "batch_size is 0"),
-    ],
-)
-def test_wrong_input_is_answered(updates, error, message):
-    with pytest.raises(error, match=message):
-        assembly = assemble(smoke(**updates))
-        assembly.trainer.fit(assembly.train_batches, assembly.valid_batches, progress=False)
-
-
-def test_command_line_names_the_nearest_method():
-    done = subprocess.run(
-        [sys.executable, "-m", "applications.cross_lingual", "with", "smoke", "method=evogard"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "Did you mean 'evograd'?" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_the_figure_of_the_study(tmp_path, drawn):

@@ -12,18 +12,10 @@ from applications.cross_lingual.settings import DEFAULT, METHODS, NAMED
 from metatoolkit.errors import DataError, LabelError
 from metatoolkit.evaluation import label_accuracy
 from metatoolkit.tasks import Corpus, Document, generated_languages, generated_reviews
+from tests.applications.cross_lingual import merged
 
 # The package has an attribute of the same name: the experiment that this module defines.
 experiment = importlib.import_module("applications.cross_lingual.experiment")
-
-
-def merged(base, updates):
-    return {
-        name: merged(value, updates[name])
-        if isinstance(value, dict) and isinstance(updates.get(name), dict)
-        else updates.get(name, value)
-        for name, value in base.items()
-    }
 
 
 def smoke(*named, **updates):

@@ -20,7 +20,7 @@ from metatoolkit.hypergradients import (
 )
 from metatoolkit.hypergradients.backward_hooks import CheckedNode, checked_hook
 from metatoolkit.testing import bank
-from tests.hypergradients.test_detached import relative_error
+from tests.hypergradients.held_losses import relative_error
 from tests.hypergradients.test_pieces import Shift
 
 DIFFERENCES = {

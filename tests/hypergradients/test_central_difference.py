@@ -12,8 +12,8 @@ import metatoolkit as mt
 from metatoolkit.errors import AccuracyWarning
 from metatoolkit.hypergradients import SAMA, FiniteDifference, OneStep
 from metatoolkit.testing import bank
+from tests.hypergradients.held_losses import relative_error
 from tests.hypergradients.test_cost import Setup
-from tests.hypergradients.test_detached import relative_error
 
 both = pytest.mark.parametrize(
     ("estimator", "limit"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from metatoolkit.hypergradients import FiniteDifference, OneStep
 from metatoolkit.hypergradients.composed import COMPOSED
-from tests.hypergradients.test_detached import relative_error
+from tests.hypergradients.held_losses import relative_error
 from tests.hypergradients.test_pieces import assert_keeps_its_piece, case_of
 
 

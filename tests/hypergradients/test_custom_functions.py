@@ -1,7 +1,6 @@
 """Functions with a backward pass of their own in finite differences."""
 
 import contextlib
-import threading
 import types
 
 import numpy as np
@@ -14,14 +13,11 @@ from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import SAMA, EvoGrad, FiniteDifference, GuidedEvoGrad, OneStep
 from metatoolkit.hypergradients.custom_functions import (
     check_derivative,
-    is_observed,
-    is_own,
-    name_of,
     observed,
-    points_of,
 )
 from metatoolkit.inner import SGD
-from tests.hypergradients.test_detached import case_of, cross_entropies, relative_error
+from tests.hypergradients.custom import NumpySine, Product, Rounded
+from tests.hypergradients.held_losses import case_of, cross_entropies, relative_error
 
 ESTIMATORS = {
     "FiniteDifference": (FiniteDifference(), OneStep()),
@@ -29,45 +25,6 @@ ESTIMATORS = {
     "GuidedEvoGrad": (GuidedEvoGrad(1e-4, 5.0, rescale=1.0), OneStep(False)),
 }
 estimators = pytest.mark.parametrize(("estimator", "limit"), ESTIMATORS.values(), ids=ESTIMATORS)
-
-
-class NumpySine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, inputs):
-        ctx.save_for_backward(inputs)
-        return torch.from_numpy(np.sin(inputs.detach().numpy()))
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * ctx.saved_tensors[0].cos()
-
-
-class Product(torch.autograd.Function):
-    """Two arguments, a number, and the newer way to write it."""
-
-    @staticmethod
-    def forward(one, other, factor):
-        return factor * one.detach() * other.detach()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
-        ctx.factor = inputs[2]
-
-    @staticmethod
-    def backward(ctx, gradient):
-        one, other = ctx.saved_tensors
-        return ctx.factor * gradient * other, ctx.factor * gradient * one, None
-
-
-class Rounded(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, inputs):
-        return (inputs * 4).round() / 4
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient
 
 
 class Reversed(torch.autograd.Function):
@@ -330,75 +287,6 @@ def test_a_function_without_a_derivative(moves):
             check()
     else:
         check()
-
-
-def test_the_innermost_observer_is_asked_and_classes_are_put_back():
-    seen = []
-
-    def observer(name):
-        def observe(cls, args, call):
-            seen.append((name, cls, len(args)))
-            return call()
-
-        return observe
-
-    forward = vars(Product)["forward"]
-    x = torch.ones(2)
-    with observed(observer("outer")):
-        Product.apply(x, x, 2.0)
-        with observed(observer("inner")):
-            assert is_observed(Product) and not is_observed(torch.nn.Linear)
-            assert Product.apply(x, x, 2.0).tolist() == [2.0, 2.0]
-            NumpySine.apply(x)
-        Product.apply(x, x, 2.0)
-    assert seen == [
-        ("outer", Product, 3),
-        ("inner", Product, 3),
-        ("inner", NumpySine, 1),
-        ("outer", Product, 3),
-    ]
-    assert vars(Product)["forward"] is forward and not is_observed(Product)
-    Product.apply(x, x, 2.0)
-    assert len(seen) == 4
-
-
-def test_observers_are_those_of_their_thread():
-    seen = []
-
-    def observe(cls, args, call):
-        seen.append(cls)
-        return call()
-
-    with observed(observe):
-        thread = threading.Thread(target=lambda: NumpySine.apply(torch.ones(1)))
-        thread.start()
-        thread.join()
-    assert seen == []
-
-
-def test_a_class_that_inherits_its_forward_pass_is_told_apart():
-    class Child(NumpySine):
-        pass
-
-    seen = []
-    with observed(lambda cls, args, call: seen.append(cls) or call()):
-        Child.apply(torch.ones(1))
-    assert seen == [Child]
-
-
-def test_names():
-    assert name_of(Rounded) == f"{__name__}.Rounded"
-    assert name_of(torch.ops.metatoolkit_tests.sine) == "metatoolkit_tests.sine"
-    assert is_own(torch.nn.functional.__class__) is False
-    assert is_own(type("Own", (), {"__module__": "torch.autograd"})) and not is_own(Rounded)
-    assert is_own(type("Own", (), {"__module__": "metatoolkit.losses"}))
-    assert not is_own(type("Other", (), {"__module__": "torchvision.ops"}))
-
-
-def test_points_are_floating_point_tensors():
-    one, other = torch.ones(1), torch.ones(2, dtype=torch.float16)
-    found = points_of((one, 3.0, torch.ones(3, dtype=torch.int64), None, other, "text"))
-    assert [len(point) for point in found] == [1, 2]
 
 
 @pytest.mark.parametrize("estimator", [FiniteDifference(), SAMA()], ids=["DARTS", "SAMA"])

@@ -11,7 +11,7 @@ import metatoolkit as mt
 from metatoolkit.hypergradients import SAMA, FiniteDifference, GuidedEvoGrad, OneStep
 from metatoolkit.hypergradients.pieces import Flags
 from metatoolkit.testing import bank
-from tests.hypergradients.test_detached import relative_error
+from tests.hypergradients.held_losses import relative_error
 
 FUNCTIONS = {
     "relu": F.relu,

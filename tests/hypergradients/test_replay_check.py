@@ -1,6 +1,5 @@
 """Losses that give another value when they are evaluated again, under every estimator."""
 
-import collections
 import contextlib
 import dataclasses
 import math
@@ -11,9 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import metatoolkit as mt
 from metatoolkit.errors import NonFiniteError, ReplayError, UnsupportedError
@@ -27,187 +24,25 @@ from metatoolkit.hypergradients import (
     replay_check,
 )
 from metatoolkit.testing import bank
+from tests.hypergradients import drifting
+from tests.hypergradients.drifting import (
+    ALIKE,
+    ALL,
+    DRIFTING,
+    REWOUND,
+    AttachedState,
+    Logged,
+    MovingAverage,
+    Numpy,
+    OwnGenerator,
+    Python,
+    Warmup,
+    build,
+    cross_entropy,
+    estimators,
+    penalized,
+)
 from tests.hypergradients.registry import ESTIMATORS
-
-ALL = ESTIMATORS | {"EvoGrad, graphs kept": lambda: EvoGrad(2, 0.1, 0.5, streamed=False)}
-estimators = pytest.mark.parametrize("make", ALL.values(), ids=ALL.keys())
-F64 = torch.float64
-
-
-class Net(nn.Module):
-    """A network with one place where something may happen to its hidden units."""
-
-    def __init__(self, between=None):
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
-        self.between = between or nn.Identity()
-
-    def forward(self, inputs):
-        return self.last(self.between(torch.tanh(self.first(inputs))))
-
-
-class OwnGenerator(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(0)
-
-    def forward(self, hidden):
-        return hidden * (torch.rand(5, generator=self.generator, dtype=F64) < 0.7)
-
-
-class OwnNumpyGenerator(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rng = np.random.default_rng(0)
-
-    def forward(self, hidden):
-        return hidden * float(self.rng.normal(1, 0.2))
-
-
-class OwnPythonGenerator(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rng = random.Random(0)
-
-    def forward(self, hidden):
-        return hidden + self.rng.gauss(0, 0.2)
-
-
-class HiddenState(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.hidden = torch.zeros(5, dtype=F64)
-
-    def forward(self, inputs):
-        hidden = inputs + 0.5 * self.hidden
-        self.hidden = hidden.detach().mean(0)
-        return hidden
-
-
-class AttachedState(HiddenState):
-    def forward(self, inputs):
-        hidden = inputs + 0.5 * self.hidden
-        self.hidden = hidden.mean(0)
-        return hidden
-
-
-class MovingAverage(nn.Module):
-    """Begins with the first batch, so that a second look at that batch moves nothing."""
-
-    def __init__(self):
-        super().__init__()
-        self.average = None
-
-    def forward(self, hidden):
-        mean = hidden.detach().mean(0)
-        self.average = mean if self.average is None else 0.9 * self.average + 0.1 * mean
-        return hidden - self.average
-
-
-class InPlaceAverage(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.average = torch.zeros(5, dtype=F64)
-
-    def forward(self, hidden):
-        self.average.mul_(0.9).add_(0.1 * hidden.detach().mean(0))
-        return hidden - self.average
-
-
-class Memory(nn.Module):
-    """Keeps what it saw in a deque that grows."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = collections.deque(maxlen=8)
-
-    def forward(self, hidden):
-        self.seen.append(hidden.detach().mean(0))
-        return hidden + 0.1 * torch.stack(list(self.seen)).sum(0)
-
-
-class Warmup(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, hidden):
-        self.calls += 1
-        return hidden * (1 - 0.5**self.calls)
-
-
-class Average(nn.Module):
-    """The same as a buffer: it is rewound."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("average", torch.zeros(5))
-
-    def forward(self, hidden):
-        self.average = 0.9 * self.average + 0.1 * hidden.detach().mean(0)
-        return hidden - self.average
-
-
-class Python(nn.Module):
-    def forward(self, hidden):
-        return hidden * random.uniform(0.5, 1.5) + random.gauss(0, 0.1)
-
-
-class Numpy(nn.Module):
-    def forward(self, hidden):
-        rows = np.random.permutation(len(hidden))[:6]
-        return hidden * float(np.random.normal(1, 0.3)) + hidden[rows].mean(0)
-
-
-class Logged(nn.Module):
-    """Keeps what it saw and counts, to no effect."""
-
-    def __init__(self):
-        super().__init__()
-        self.last, self.calls = None, 0
-
-    def forward(self, hidden):
-        self.last = hidden.detach()
-        self.calls += 1
-        return hidden
-
-
-DRIFTING = {
-    "OwnGenerator": "between.generator (a random generator",
-    "OwnNumpyGenerator": "between.rng (a random generator",
-    "OwnPythonGenerator": "between.rng (a random generator",
-    "HiddenState": "between.hidden (a tensor that is no buffer)",
-    "MovingAverage": "between.average (a tensor that is no buffer)",
-    "InPlaceAverage": "between.average (a tensor that is no buffer)",
-    "Memory": "between.seen (a deque)",
-    "Warmup": "between.calls (a number)",
-}
-REWOUND = [Average, Python, Numpy, Logged]
-ALIKE = ("OwnPythonGenerator", "InPlaceAverage")
-
-
-def penalized(model, meta, batch):
-    losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
-    penalty = meta.log_penalty.exp() * model.first.weight.square().sum()
-    return (meta(losses) * losses).mean() + penalty
-
-
-def cross_entropy(model, meta, batch):
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def build(between=None, train_loss=penalized, valid_loss=cross_entropy, initial=False):
-    """Return a case whose model has ``between``; the outer loss sees the same model."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model, meta = Net(between).double(), bank.Weights().double()
-    options = {}
-    if initial:
-        meta, train_loss = mt.metaparameters.Initialization(model), cross_entropy
-        options["initial"] = mt.metaparameters.Initialization.values
-    problem = mt.BilevelProblem(model, meta, train_loss, valid_loss, **options)
-    small = bank.small_net()
-    return dataclasses.replace(small, problem=problem, inner=mt.inner.SGD(lr=0.2))
 
 
 def call(make, *arguments, **options):
@@ -224,7 +59,7 @@ def call(make, *arguments, **options):
 @pytest.mark.parametrize("kind", [kind for kind in DRIFTING if kind not in ALIKE])
 def test_what_no_evaluation_rewinds_is_an_error_that_names_it(kind, make):
     with pytest.raises(ReplayError, match="Likely sources") as caught:
-        call(make, globals()[kind]())
+        call(make, getattr(drifting, kind)())
     assert f"model.{DRIFTING[kind]}" in str(caught.value)
     for remedy in ("global generator", "register_buffer", "pass in the batch"):
         assert remedy in str(caught.value)
@@ -234,7 +69,7 @@ def test_what_no_evaluation_rewinds_is_an_error_that_names_it(kind, make):
 @pytest.mark.parametrize("name", ["FiniteDifference", "Unrolled(3)", "EvoGrad, graphs kept"])
 def test_its_neighbors_are_named_too(kind, name):
     with pytest.raises(ReplayError, match=re.escape(f"model.{DRIFTING[kind]}")):
-        call(ALL[name], globals()[kind]())
+        call(ALL[name], getattr(drifting, kind)())
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -286,106 +121,6 @@ def test_the_value_is_that_of_the_objective(between, kind):
         case.problem, case.inner, estimator, batches, case.valid_batch, case.state
     )
     assert check.relative_error < 1e-5
-
-
-def test_finite_differences_with_masks_of_numpy_equal_the_second_order():
-    """They were 10,000 times too large when each pass drew a mask of its own."""
-
-    class Mask(nn.Module):
-        def forward(self, hidden):
-            return hidden * torch.from_numpy(np.random.rand(5) < 0.7)
-
-    exact = build(Mask()).call(Unrolled(1)).gradient
-    found = build(Mask()).call(FiniteDifference()).gradient
-    for name, gradient in exact.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-9)
-
-
-def flops(function):
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
-
-
-@estimators
-def test_the_first_call_takes_one_evaluation_more_at_most(make):
-    case, estimator = build(), make()
-    try:
-        case.call(estimator)
-    except UnsupportedError:
-        case = build(initial=True)
-        case.call(estimator)
-    case = build(initial=case.problem.initial is not None)
-    state = case.state
-
-    def forward():
-        with torch.no_grad():
-            meta = case.problem.meta_parameters()
-            case.problem.evaluate_train(
-                state.parameters, meta, state.buffers, case.train_batches[0], 0
-            )
-
-    def outer():
-        with torch.no_grad():
-            meta = case.problem.meta_parameters()
-            case.problem.evaluate_valid(state.parameters, meta, state.buffers, case.valid_batch, 0)
-
-    one = flops(forward)
-    first, second, third = (flops(lambda: case.call(make(), state)) for _ in range(3))
-    assert second == third
-    more = one + flops(outer) if "valid_loss" in estimator.compared else one
-    # The graphs of this problem's candidates are too large for the first one to be kept.
-    streamed = isinstance(estimator, EvoGrad) and estimator.streamed is not False
-    # The two trajectories of Penalty begin at one point.
-    taken_twice = estimator.repeats_steps or isinstance(estimator, Penalty)
-    if taken_twice or streamed:
-        more = 0
-    assert first - second == more
-    # What is measured is each call, the first one included.
-    case = build(initial=case.problem.initial is not None)
-    assert mt.diagnostics.measure.count_flops(lambda: case.call(make(), state)) == second
-
-
-def test_another_loss_and_another_mode_are_checked_again():
-    between = OwnGenerator()
-    case = build(nn.Sequential(Quiet(between), nn.Identity()))
-    case.problem.model.eval()
-    case.call(FiniteDifference())
-    case.problem.model.train()
-    with pytest.raises(ReplayError):
-        case.call(FiniteDifference())
-    case = build()
-    case.call(FiniteDifference())
-    generator = torch.Generator().manual_seed(0)
-    case.problem.train_loss = lambda model, meta, batch: (
-        penalized(model, meta, batch) * torch.rand((), generator=generator)
-    )
-    with pytest.raises(ReplayError, match="'generator' of train_loss"):
-        case.call(FiniteDifference())
-
-
-class Quiet(nn.Module):
-    """Does in training alone what another module does."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, hidden):
-        return self.inner(hidden) if self.training else hidden
-
-
-@pytest.mark.parametrize("make", [lambda: Unrolled(3), lambda: EvoGrad(2, 0.1, 0.5, streamed=True)])
-def test_what_is_taken_twice_is_compared_in_each_call(make):
-    late = OwnGenerator()
-    late.on = False
-    late.forward = lambda hidden: OwnGenerator.forward(late, hidden) if late.on else hidden
-    case = build(late)
-    for _ in range(3):
-        case.call(make())
-    late.on = True
-    with pytest.raises(ReplayError):
-        case.call(make())
 
 
 @pytest.mark.parametrize("kind", ["EvolutionStrategies", "PersistentES", "NoiseReuseES"])
@@ -543,31 +278,6 @@ def test_a_loss_is_repeated_as_it_was_evaluated(kind, graph, fused):
     first = seen[0]
     assert repeated == first
     assert first[0] == graph and first[1:3] == (fused, fused) and first[3]
-
-
-def test_what_was_checked_is_kept_with_the_loss_itself():
-    case = build()
-    case.call(FiniteDifference())
-    assert list(case.problem.replayed.values()) == [case.problem.train_loss]
-    ((kind, identity, modes),) = case.problem.replayed
-    assert kind == "train_loss" and identity == id(case.problem.train_loss)
-    both = [*case.problem.model.modules(), *case.problem.meta.modules()]
-    assert modes == (True,) * len(both)
-
-
-def test_another_mode_of_meta_is_checked_again():
-    generator = torch.Generator().manual_seed(0)
-
-    def train_loss(model, meta, batch):
-        loss = penalized(model, meta, batch)
-        return loss * torch.rand((), generator=generator) if meta.training else loss
-
-    case = build(train_loss=train_loss)
-    case.problem.meta.eval()
-    case.call(FiniteDifference())
-    case.problem.meta.train()
-    with pytest.raises(ReplayError, match=r"train_loss gave .*'generator' of train_loss"):
-        case.call(FiniteDifference())
 
 
 @pytest.mark.parametrize("streamed", [True, False])

@@ -12,96 +12,11 @@ import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, ShapeError, UnsupportedError
 from metatoolkit.metaparameters.representation_transform import (
     RepresentationTransform,
-    find_layers,
 )
+from tests.metaparameters.encoders import ENCODERS, SMALL, build, inputs
+from tests.metaparameters.transforms import randomized
 
 F64 = torch.float64
-SMALL = {
-    "vocab_size": 30,
-    "hidden_size": 8,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 12,
-    "pad_token_id": 1,
-}
-SPECIAL = {"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2}
-
-
-def make_bert():
-    return transformers.BertForTokenClassification(transformers.BertConfig(**SMALL))
-
-
-def make_xlm_roberta():
-    config = transformers.XLMRobertaConfig(**SMALL, bos_token_id=0, eos_token_id=2)
-    return transformers.XLMRobertaModel(config, add_pooling_layer=False)
-
-
-def make_distilbert():
-    config = transformers.DistilBertConfig(
-        vocab_size=30, dim=8, n_layers=3, n_heads=2, hidden_dim=12, pad_token_id=1
-    )
-    return transformers.DistilBertModel(config)
-
-
-def make_electra():
-    return transformers.ElectraModel(transformers.ElectraConfig(embedding_size=8, **SMALL))
-
-
-def make_modernbert():
-    return transformers.ModernBertModel(transformers.ModernBertConfig(**SMALL, **SPECIAL))
-
-
-def make_t5():
-    config = transformers.T5Config(
-        vocab_size=30, d_model=8, num_layers=3, num_heads=2, d_kv=4, d_ff=12
-    )
-    return transformers.T5EncoderModel(config)
-
-
-def make_bart():
-    config = transformers.BartConfig(
-        vocab_size=30,
-        d_model=8,
-        encoder_layers=3,
-        decoder_layers=3,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=12,
-        decoder_ffn_dim=12,
-        bos_token_id=0,
-        eos_token_id=2,
-        forced_eos_token_id=2,
-    )
-    return transformers.BartModel(config)
-
-
-def make_torch():
-    layer = torch.nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
-    return torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
-
-
-ENCODERS = {
-    "bert": (make_bert, "bert.encoder.layer"),
-    "xlm_roberta": (make_xlm_roberta, "encoder.layer"),
-    "distilbert": (make_distilbert, "transformer.layer"),
-    "electra": (make_electra, "encoder.layer"),
-    "modernbert": (make_modernbert, "layers"),
-    "t5": (make_t5, "encoder.block"),
-    "bart": (make_bart, "encoder.layers"),
-    "torch": (make_torch, "layers"),
-}
-
-
-def build(name):
-    torch.manual_seed(0)
-    return ENCODERS[name][0]().double().eval()
-
-
-def inputs(name):
-    generator = torch.Generator().manual_seed(1)
-    if name == "torch":
-        return torch.randn(3, 5, 8, generator=generator, dtype=F64)
-    return torch.randint(5, 30, (3, 5), generator=generator)
 
 
 def layer_outputs(model, name, run):
@@ -129,14 +44,6 @@ def change(network, hidden):
     inside = (hidden @ first.weight.T + first.bias).clamp(min=0)
     output = inside @ second.weight.T + second.bias
     return output[..., :-1] / (1 + torch.exp(-output[..., -1:]))
-
-
-def randomized(transform, seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in transform.parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-        parameter.data.copy_(0.5 * noise)
-    return transform
 
 
 def test_number_of_parameters_at_the_papers_size():
@@ -400,94 +307,3 @@ def test_the_size_is_that_of_the_last_normalization_of_a_layer():
     model = torch.nn.ModuleDict({"stack": plain})
     with pytest.raises(ConfigurationError, match="stack is 'other'"):
         RepresentationTransform.attach(model, stack="other")
-
-
-def test_all_layers_weigh_the_same_at_first():
-    torch.testing.assert_close(RepresentationTransform(4, layers=3).weights, torch.ones(3) / 3)
-    single = RepresentationTransform(1)
-    assert single.weights.tolist() == [1.0] and single.alpha is None
-    assert single.networks[0][0].out_features == 1
-
-
-def test_what_is_active_is_so_in_the_body_alone():
-    model = torch.nn.ModuleDict({"stack": torch.nn.ModuleList([_block(), _block()])})
-    transform = randomized(RepresentationTransform.attach(model, layers=[0]))
-    hidden = torch.ones(2, 3, 4)
-    first = model["stack"][0]
-    off = first(hidden)
-    with transform.active():
-        on = first(hidden)
-        with pytest.raises(ZeroDivisionError), transform.active(torch.tensor([True, False])):
-            half = first(hidden)
-            raise ZeroDivisionError
-        assert torch.equal(first(hidden), on)
-    assert torch.equal(first(hidden), off)
-    torch.testing.assert_close(half, torch.stack([on[0], off[1]]))
-    transform.remove()
-    transform.remove()
-    with transform.active():
-        assert torch.equal(first(hidden), off)
-
-
-def _block():
-    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))
-
-
-def test_what_is_no_number_of_a_layer_is_refused():
-    model = torch.nn.ModuleDict({"stack": torch.nn.ModuleList([_block(), _block()])})
-    with pytest.raises(ConfigurationError, match="layers holds True"):
-        RepresentationTransform.attach(model, layers=[True])
-    with pytest.raises(ConfigurationError, match=r"layers is \[0, -2\]; at least one is needed"):
-        RepresentationTransform.attach(model, layers=[0, -2])
-    mixed = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
-    with pytest.raises(UnsupportedError, match="there is none"):
-        RepresentationTransform.attach(torch.nn.ModuleDict({"stack": mixed}))
-    # Of lists within lists it is the outer one.
-    outer = torch.nn.ModuleList([torch.nn.ModuleList([_block(), _block()]) for _ in range(2)])
-    model = torch.nn.ModuleDict({"deep": outer})
-    assert find_layers(model) is outer
-
-
-def test_the_last_layer_is_transformed_unless_others_are_named():
-    stack = torch.nn.ModuleList([_block() for _ in range(3)])
-    transform = randomized(RepresentationTransform.attach(torch.nn.ModuleDict({"stack": stack})))
-    hidden = torch.ones(2, 3, 4)
-    off = [layer(hidden) for layer in stack]
-    with transform.active():
-        on = [layer(hidden) for layer in stack]
-    assert [torch.equal(a, b) for a, b in zip(off, on, strict=True)] == [True, True, False]
-    model = torch.nn.ModuleDict({"stack": stack})
-    assert RepresentationTransform.attach(model, bottleneck=3).networks[0][0].out_features == 3
-
-
-def test_states_of_any_number_of_dimensions_are_transformed():
-    transform = randomized(RepresentationTransform(4))
-    hidden = torch.randn(2, 3, 4)
-    expected = transform(hidden)
-    torch.testing.assert_close(transform(hidden[0, 0]), expected[0, 0])
-    torch.testing.assert_close(transform(hidden[0]), expected[0])
-    with pytest.raises(ShapeError, match=r"hidden states have shape \(\);"):
-        transform(torch.tensor(1.0))
-
-
-class _Tupled(torch.nn.Module):
-    """A layer that returns more than its hidden states."""
-
-    def __init__(self):
-        super().__init__()
-        self.block = _block()
-
-    def forward(self, hidden):
-        return self.block(hidden), "attention", 3
-
-
-def test_what_a_layer_returns_beside_its_states_stays():
-    stack = torch.nn.ModuleList([_Tupled(), _Tupled()])
-    transform = randomized(RepresentationTransform.attach(torch.nn.ModuleDict({"stack": stack})))
-    hidden, tokens = torch.ones(2, 3, 4), torch.tensor([True, False])
-    off = stack[1](hidden)
-    with transform.active(tokens):
-        on = stack[1](hidden)
-    assert on[1:] == off[1:] == ("attention", 3)
-    torch.testing.assert_close(on[0], transform(off[0], 0, tokens))
-    assert not torch.equal(on[0][0], off[0][0]) and torch.equal(on[0][1], off[0][1])

@@ -45,3 +45,9 @@ def numbered_domain(
         return ImageSet(pixels, labels, tuple(f"{split}.{label}" for label in range(classes)))
 
     return Domain(name, images(0), images(1), images(2))
+
+
+def images_of(domain: Domain, split: str) -> ImageSet:
+    images = domain.split(split)
+    assert isinstance(images, ImageSet)
+    return images

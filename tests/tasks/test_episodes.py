@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import collections
-import io
 import pickle
 import random
 import subprocess
@@ -19,40 +18,20 @@ from metatoolkit.errors import (
     ConfigurationError,
     DataError,
     MissingDependencyError,
-    ShapeError,
     UnknownNameError,
 )
 from metatoolkit.tasks import (
     Domain,
     Episode,
     EpisodeBatches,
-    ImageFiles,
-    PhotoTransform,
-    default_domains,
-    image_folder_domain,
     pseudo_domains,
 )
-from tests.tasks.images import numbered_domain, write_image, write_tree
-
-
-def raw(images: Tensor, generator: torch.Generator) -> Tensor:
-    return images
+from tests.tasks.images import numbered_domain
+from tests.tasks.taken import raw, same, take
 
 
 def domains(count: int = 3) -> dict[str, Domain]:
     return {f"d{i}": numbered_domain(f"d{i}", offset=10 * i) for i in range(count)}
-
-
-def take(batches: EpisodeBatches, count: int) -> list[Episode]:
-    return [next(batches) for _ in range(count)]
-
-
-def same(first: list[Episode], second: list[Episode]) -> bool:
-    return all(
-        torch.equal(a, b)
-        for one, two in zip(first, second, strict=True)
-        for a, b in zip(one, two, strict=True)
-    )
 
 
 # One episode.
@@ -301,60 +280,3 @@ def test_a_split_or_domains_that_do_not_exist() -> None:
         EpisodeBatches(names, "train", 2, 1, 2)
     with pytest.raises(ConfigurationError, match="only the domain 'd0'"):
         pseudo_domains(domains(1), "train", 2, 1, 2)
-
-
-# Images in files.
-
-
-def test_episodes_of_image_files_are_augmented_reproducibly(tmp_path: Path) -> None:
-    for number in range(8):
-        for image in range(3):
-            write_image(tmp_path / f"c{number}" / f"{image}.png", 20 * number, (9 + image, 12))
-    domain = image_folder_domain("tiny", tmp_path)
-
-    def make(augment: bool) -> EpisodeBatches:
-        transform = PhotoTransform(8, augment)
-        return EpisodeBatches(domain, "train", 2, 1, 2, transform=transform)
-
-    plain, augmented = take(make(False), 4), take(make(True), 4)
-    assert plain[0].support.shape == (2, 1, 3, 8, 8)
-    assert plain[0].query.shape == (2, 2, 3, 8, 8)
-    assert not same(plain, augmented)
-    torch.manual_seed(9)
-    assert same(augmented, take(make(True), 4))
-
-
-def test_images_of_different_sizes_need_a_transform(tmp_path: Path) -> None:
-    write_tree(tmp_path, {f"c{number}": 2 for number in range(8)})
-    domain = image_folder_domain("tiny", tmp_path)
-    assert next(EpisodeBatches(domain, "train", 4, 1, 1)).query.shape == (4, 1, 3, 4, 4)
-    write_image(tmp_path / "c4" / "0001.png", 0, (5, 4))
-    for transform in (None, raw):
-        with pytest.raises(ShapeError, match="PhotoTransform"):
-            next(EpisodeBatches(domain, "train", 4, 1, 1, transform=transform))
-
-
-def test_a_corrupt_image_is_named_and_the_place_is_kept(tmp_path: Path) -> None:
-    write_tree(tmp_path, {f"c{number}": 2 for number in range(8)})
-    broken = tmp_path / "c2" / "0001.png"
-    content = broken.read_bytes()
-    broken.write_bytes(content[: len(content) // 2])
-    domain = image_folder_domain("tiny", tmp_path)
-    assert isinstance(domain.train, ImageFiles)
-    batches = EpisodeBatches(domain, "train", 4, 1, 1, transform=PhotoTransform(4))
-    with pytest.raises(DataError, match=r"c2/0001\.png cannot be read as an image"):
-        next(batches)
-    assert batches.next_episode == 0
-    broken.write_bytes(content)
-    assert next(batches).support.shape == (4, 1, 3, 4, 4)
-
-
-def test_a_real_batch_goes_through_a_device_and_a_pickle() -> None:
-    digits = default_domains(["digits"], size=12)
-    batches = EpisodeBatches(digits, "train", 5, 1, 3, device="cpu")
-    episode = next(batches)
-    assert episode.query.device.type == "cpu"
-    buffer = io.BytesIO()
-    torch.save(batches.state_dict(), buffer)
-    buffer.seek(0)
-    assert torch.load(buffer, weights_only=True)["next_episode"] == 1

@@ -1,14 +1,11 @@
 """Resume: the same numbers as without a pause, or an error."""
 
 import copy
-import dataclasses
 import errno
 import os
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError
@@ -103,76 +100,6 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
     torch.save({"steps_done": 1}, path)
     with pytest.raises(CheckpointError, match="it holds something else"):
         fit(trainer_of(case), case, 2, checkpoint=path, resume=True)
-
-
-class Queue(nn.Module):
-    """Remembers the inputs it saw, as a memory bank does: its buffer grows."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(6, 3)
-        self.register_buffer("seen", torch.zeros(0, 6))
-
-    def forward(self, inputs):
-        pull = self.seen.mean(0) if len(self.seen) else 0.0
-        if self.training:
-            self.seen = torch.cat([self.seen, inputs.detach()])[-25:]
-        return self.linear(inputs - pull)
-
-
-class Memory(nn.Module):
-    """λ with a memory of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(0.5))
-        self.register_buffer("losses", torch.zeros(0))
-
-    def forward(self, losses):
-        self.losses = torch.cat([self.losses, losses.detach()])[-25:]
-        return (losses * self.scale).mean() / self.losses.mean()
-
-
-def growing():
-    def train_loss(model, meta, batch):
-        return meta(F.cross_entropy(model(batch[0]), batch[1], reduction="none"))
-
-    def valid_loss(model, meta, batch):
-        return F.cross_entropy(model(batch[0]), batch[1])
-
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model, meta = Queue().double(), Memory().double()
-    case = bank.small_net()
-    problem = mt.BilevelProblem(model, meta, train_loss, valid_loss, "eval")
-    return dataclasses.replace(case, problem=problem, inner=mt.inner.SGD(lr=0.1))
-
-
-def test_buffers_that_grow_end_in_the_modules(tmp_path):
-    case = growing()
-    fit(trainer_of(case, None), case, 4)
-    model, batches = growing().problem.model, [*case.train_batches, case.train_batches[0]]
-    meta = growing().problem.meta
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for inputs, targets in batches:
-        optimizer.zero_grad()
-        meta(F.cross_entropy(model(inputs), targets, reduction="none")).backward()
-        optimizer.step()
-    assert case.problem.model.seen.shape == (25, 6) and case.problem.meta.losses.shape == (25,)
-    torch.testing.assert_close(case.problem.model.state_dict(), model.state_dict())
-    torch.testing.assert_close(case.problem.meta.losses, meta.losses)
-
-
-@pytest.mark.parametrize("estimator", [Unrolled(1), EvoGrad(2, 0.1, 0.5)])
-def test_buffers_that_grow_resume_bitwise(tmp_path, estimator):
-    def train(path, steps, resume):
-        case = growing()
-        fit(trainer_of(case, estimator), case, steps, checkpoint=path, resume=resume)
-        return tensors_of(case.problem)
-
-    whole = train(tmp_path / "a.pt", 5, False)
-    train(tmp_path / "b.pt", 1, False)
-    assert same(whole, train(tmp_path / "b.pt", 5, True))
 
 
 def other(role):
@@ -362,21 +289,6 @@ def test_a_training_comes_back_to_the_device_where_it_runs(tmp_path):
     for state in (again.state, again.start):
         assert {tensor.device.type for tensor in state.tensors()} == {"meta"}
     assert again.state.step == 1 and again.start.step == 0
-
-
-def test_buffers_that_are_not_stored_stay(tmp_path):
-    def assembled(fill):
-        case = bank.small_net()
-        case.problem.meta.register_buffer("fill", torch.full((2,), fill), persistent=False)
-        given = case.problem.train_loss, case.problem.valid_loss
-        problem = mt.BilevelProblem(case.problem.model, case.problem.meta, *given)
-        return dataclasses.replace(case, problem=problem)
-
-    case = assembled(1.0)
-    fit(trainer_of(case), case, 2, checkpoint=tmp_path / "c.pt")
-    other = assembled(3.0)
-    trainer_of(other).load_checkpoint(tmp_path / "c.pt")
-    assert other.problem.meta.fill.tolist() == [3.0, 3.0]
 
 
 def test_episodes_may_begin_with_a_resume(tmp_path):
