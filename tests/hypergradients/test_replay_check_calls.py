@@ -63,7 +63,7 @@ def test_the_first_call_takes_one_evaluation_more_at_most(make):
     first, second, third = (flops(lambda: case.call(make(), state)) for _ in range(3))
     assert second == third
     more = one + flops(outer) if "valid_loss" in estimator.compared else one
-    # The graphs of this problem's copies are too large for the first one to be kept.
+    # The graphs of this problem's candidates are too large for the first one to be kept.
     streamed = isinstance(estimator, EvoGrad) and estimator.streamed is not False
     # The two trajectories of Penalty begin at one point.
     taken_twice = estimator.repeats_steps or isinstance(estimator, Penalty)
