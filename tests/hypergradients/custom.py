@@ -41,3 +41,14 @@ class Rounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient
+
+
+@torch.library.custom_op("metatoolkit_tests::sine", mutates_args=())
+def sine(inputs: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.sin(inputs.detach().numpy()))
+
+
+sine.register_autograd(
+    lambda ctx, gradient: gradient * ctx.saved_tensors[0].cos(),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+)

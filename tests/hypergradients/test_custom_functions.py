@@ -3,7 +3,6 @@
 import contextlib
 import types
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from metatoolkit.hypergradients.custom_functions import (
     observed,
 )
 from metatoolkit.inner import SGD
-from tests.hypergradients.custom import NumpySine, Product, Rounded
+from tests.hypergradients.custom import NumpySine, Product, Rounded, sine
 from tests.hypergradients.held_losses import case_of, cross_entropies, relative_error
 
 ESTIMATORS = {
@@ -77,17 +76,6 @@ def normalized(inputs):
 
 # As many a module keeps it.
 numpy_sine = NumpySine.apply
-
-
-@torch.library.custom_op("metatoolkit_tests::sine", mutates_args=())
-def sine(inputs: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.sin(inputs.detach().numpy()))
-
-
-sine.register_autograd(
-    lambda ctx, gradient: gradient * ctx.saved_tensors[0].cos(),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
-)
 
 
 def with_function(function):
