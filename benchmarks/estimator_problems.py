@@ -107,7 +107,7 @@ def _digits(examples: int) -> tuple[Tensor, Tensor]:
 def weights() -> dict[str, Any]:
     """Meta-Weight-Net on noisy digits, one step."""
     dataset = load_dataset("digits")
-    task = mt.tasks.label_noise_task(dataset, kind="flip", probability=0.4, meta_per_class=10)
+    task = mt.tasks.label_noise_task(dataset, kind="flip", probability=0.4, valid_per_class=10)
     torch.manual_seed(0)
     model = mt.networks.build_network("mlp", task.classes, task.input_shape)
     problem = mt.BilevelProblem(
@@ -119,7 +119,7 @@ def weights() -> dict[str, Any]:
     inner = mt.inner.SGD(lr=0.05)
     transform = dataset.transform()
     stream = mt.tasks.Batches(*task.train, batch_size=100, seed=0, transform=transform)
-    meta_batches = mt.tasks.Batches(*task.meta, batch_size=100, seed=1, transform=transform)
+    valid_batches = mt.tasks.Batches(*task.valid, batch_size=100, seed=1, transform=transform)
     state = inner.init(problem)
     batches = iter(stream)
     for _ in range(10):
@@ -147,7 +147,7 @@ def weights() -> dict[str, Any]:
         "state": state,
         "estimators": estimators,
         "train_batches": [next(batches)],
-        "valid_batch": next(iter(meta_batches)),
+        "valid_batch": next(iter(valid_batches)),
         "reference": None,
         "peer_steps": 1,
     }

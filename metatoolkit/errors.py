@@ -9,7 +9,9 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
+T = TypeVar("T")
 # The extra of setup.cfg that brings each optional module.
 EXTRAS = {
     "records": "bson docopt gridfs pandas platformdirs psutil pydantic pymongo rich sacred scipy",
@@ -190,6 +192,26 @@ def warn_renamed(former: str, present: str) -> None:
         DeprecationWarning,
         stacklevel=level,
     )
+
+
+def from_former_name(former: str, given: T | None, present: str, value: T | None) -> T | None:
+    """Return the value of an argument that may have been passed by its former name, with a warning.
+
+    Args:
+        former: The former name.
+        given: What was passed by it.
+        present: The present name.
+        value: What was passed by that.
+
+    Raises:
+        ConfigurationError: Both were passed.
+    """
+    if given is None:
+        return value
+    if value is not None:
+        raise ConfigurationError(f"{former} is the former name of {present}; pass {present}.")
+    warn_renamed(f"{former}=", f"{present}=")
+    return given
 
 
 def check_installed(purpose: str, *modules: str) -> None:

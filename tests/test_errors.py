@@ -10,8 +10,10 @@ import pytest
 
 from metatoolkit.errors import (
     EXTRAS,
+    ConfigurationError,
     MissingDependencyError,
     check_installed,
+    from_former_name,
     optional_import,
     warn_renamed,
 )
@@ -93,3 +95,12 @@ def test_a_former_name_is_told_at_the_line_that_used_it():
     with pytest.warns(DeprecationWarning, match=r"^old= is new= now; the former name goes") as seen:
         warn_renamed("old=", "new=")
     assert [Path(warning.filename) for warning in seen] == [Path(__file__)]
+
+
+def test_an_argument_may_come_by_its_former_name():
+    assert from_former_name("old", None, "new", 3) == 3
+    assert from_former_name("old", None, "new", None) is None
+    with pytest.warns(DeprecationWarning, match=r"^old= is new= now"):
+        assert from_former_name("old", 0, "new", None) == 0
+    with pytest.raises(ConfigurationError, match="old is the former name of new; pass new"):
+        from_former_name("old", 1, "new", 2)

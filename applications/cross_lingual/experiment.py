@@ -65,7 +65,7 @@ class Transfer:
     Attributes:
         source: Training examples of the source.
         target: The few training examples of the target.
-        dev: Development examples of the target.
+        dev: Tuning examples of the target, its split ``dev``.
         test: Test examples of the target.
         labels: Names of the classes.
         tokenizer: The tokenizer.
@@ -311,7 +311,7 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
     """Train one method with one seed, and record curves, figure and costs.
 
     Returns:
-        Score on test and development data after the last step.
+        Score on test and tuning data after the last step.
     """
     config = settings_of(dict(_config))
     assembly = assemble(dict(_config))

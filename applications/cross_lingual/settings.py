@@ -60,7 +60,7 @@ class Generated(Settings):
     shared_names: Share = entry(0.4, "Share of names that they have in common.")
     word_order: Share = entry(0.3, "How much their word order differs.")
     train: Count = entry(2000, "Training sentences of each.")
-    dev: Count = entry(300, "Development sentences of each.")
+    dev: Count = entry(300, "Tuning sentences of each, to choose settings by.")
     test: Count = entry(600, "Test sentences of each.")
 
 

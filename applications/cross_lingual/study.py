@@ -30,7 +30,7 @@ def _comparison(name: str, data: str, languages: str) -> Study:
         },
         columns=(
             _SCORE,
-            Column("dev F1 [%]", "result.dev_f1", 100.0),
+            Column("tuning F1 [%]", "result.dev_f1", 100.0),
             Column("λ moved", "result.lambda_distance", spread=False),
             _MEMORY,
             Column("base step [MiB]", "info.base_peak_memory_bytes", 2.0**-20, 1, spread=False),

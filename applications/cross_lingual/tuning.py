@@ -1,10 +1,10 @@
-"""Choose settings on development data: ``python -m applications.cross_lingual.tuning``.
+"""Choose settings on tuning data: ``python -m applications.cross_lingual.tuning``.
 
 Every method gets the same number of trials and seeds over the settings that it has: learning rate,
 for the meta-learning methods the transformation's learning rate too, and for EvoGrad σ. The score
-is the F1 on the target language's development data. ``data.name=generated`` searches for generated
-languages; without it MasakhaNER is taken where METATOOLKIT_DATA holds it. The winners go into
-``settings.py``.
+is the F1 on the target language's tuning data, the split ``dev``. ``data.name=generated`` searches
+for generated languages; without it MasakhaNER is taken where METATOOLKIT_DATA holds it. The winners
+go into ``settings.py``.
 """
 
 from __future__ import annotations

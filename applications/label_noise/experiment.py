@@ -1,17 +1,17 @@
 """Meta-Weight-Net under label noise (Shu et al. 2019; EvoGrad, Bohdal et al. 2021, section 4.3).
 
 A weight network maps the loss of each training example to its weight; it is trained on a small
-clean, class-balanced meta set. Methods: ``evograd``, ``second_order`` (the exact one-step
+clean, class-balanced validation set. Methods: ``evograd``, ``second_order`` (the exact one-step
 hypergradient), and without meta-learning ``plain``, ``uniform_weights`` (plain training on the
-training and the meta set together) and ``frozen_weights`` (a weight network as it was drawn).
+training and the validation set together) and ``frozen_weights`` (a weight network as it was drawn).
 
-What differs from the public code, on purpose: the meta set shares no example with the training set
-for any seed (there, all but a few meta images are also noisy training images for most seeds); the
-noise differs by seed; EvoGrad's candidates share their random numbers; the reported accuracy is
-that of the last step, never the best over evaluations on test data. EvoGrad's hypergradient is
-scaled to the inner learning rate (``rescale``): at the paper's σ, τ and K it is that of a step of
-1e-5, so that plain SGD hardly moves the weight network. ``with paper_scale`` leaves its scale, and
-``with cifar10`` or ``cifar100`` sets the paper's protocol.
+What differs from the public code, on purpose: the validation set shares no example with the
+training set for any seed (there, all but a few validation images are also noisy training images for
+most seeds); the noise differs by seed; EvoGrad's candidates share their random numbers; the
+reported accuracy is that of the last step, never the best over evaluations on test data. EvoGrad's
+hypergradient is scaled to the inner learning rate (``rescale``): at the paper's σ, τ and K it is
+that of a step of 1e-5, so that plain SGD hardly moves the weight network. ``with paper_scale``
+leaves its scale, and ``with cifar10`` or ``cifar100`` sets the paper's protocol.
 
 Expected on the default, digits with 40 % flip noise: see docs/label_noise.md.
 """
@@ -73,7 +73,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
     task = mt.tasks.label_noise_task(
         dataset,
         **config["noise"],
-        meta_per_class=config["meta_per_class"],
+        valid_per_class=config["meta_per_class"],
         tuning_per_class=config["tuning_per_class"],
         seed=config["seed"],
     )
@@ -120,15 +120,15 @@ def assemble(config: dict[str, Any]) -> Assembly:
     train = task.train
     if config["method"] == "uniform_weights":
         train = mt.tasks.Split(
-            torch.cat([task.train.images, task.meta.images]),
-            torch.cat([task.train.labels, task.meta.labels]),
+            torch.cat([task.train.images, task.valid.images]),
+            torch.cat([task.train.labels, task.valid.labels]),
         )
     check_at_most("batch_size", config["batch_size"], len(train.labels), "training examples")
     common = {"transform": transform, "device": device}
     batches = mt.tasks.Batches(*train, batch_size=config["batch_size"], seed=seed, **common)
-    meta_size = min(config["meta_batch_size"], len(task.meta.labels))
-    meta_batches = mt.tasks.Batches(*task.meta, batch_size=meta_size, seed=seed + 1, **common)
-    return Assembly(trainer, batches, meta_batches, task)
+    valid_size = min(config["meta_batch_size"], len(task.valid.labels))
+    valid_batches = mt.tasks.Batches(*task.valid, batch_size=valid_size, seed=seed + 1, **common)
+    return Assembly(trainer, batches, valid_batches, task)
 
 
 @experiment.main

@@ -88,13 +88,15 @@ class LabelNoiseSettings(TunedSettings):
     data_root: Text | None = entry(None, "Folder of the data; None for METATOOLKIT_DATA.")
     resize: Count | None = entry(None, "Side that images are resized to; None to keep them.")
     noise: Noise = entry(Noise(), "Corruption of the training labels.")
-    meta_per_class: Count = entry(10, "Clean examples of a class in the meta set.")
-    tuning_per_class: CountOrZero = entry(10, "Clean examples of a class to choose settings on.")
+    meta_per_class: Count = entry(10, "Clean validation examples of a class.")
+    tuning_per_class: CountOrZero = entry(
+        10, "Clean tuning examples of a class, to choose settings by."
+    )
     network: Network = entry(Network(), "Classifier.")
     weight_net: WeightNetSettings = entry(WeightNetSettings(), "Weight network.")
     steps: Count = entry(1500, "Steps of training.")
     batch_size: Count = entry(100, "Training examples of a step.")
-    meta_batch_size: Count = entry(100, "Meta examples of a step.")
+    meta_batch_size: Count = entry(100, "Validation examples of a step.")
     augment: bool = entry(False, "Whether training images are shifted and flipped.")
     momentum: ShareBelowOne | None = entry(None, "Momentum; None for what was tuned.")
     nesterov: bool | None = entry(None, "Whether it is Nesterov's; None for what was tuned.")

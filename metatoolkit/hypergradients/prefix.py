@@ -34,7 +34,7 @@ def share_prefix(
 ) -> tuple[BilevelProblem, Any, Any]:
     """Compute the features of both batches once, without a graph.
 
-    The outer batch passes the prefix in the mode of the outer loss. Each loss goes on with the
+    The validation batch passes the prefix in the mode of the outer loss. Each loss goes on with the
     random numbers where the prefix left them, in every pass anew: its dropout masks are those of
     a loss that begins with the prefix and is given the batch itself.
 
@@ -49,7 +49,7 @@ def share_prefix(
 
     Returns:
         A problem whose losses take the features, the features of the training batch and those of
-        the outer batch. Cost: one pass of the prefix for each batch.
+        the validation batch. Cost: one pass of the prefix for each batch.
 
     Raises:
         ConfigurationError: The features depend on λ or on a perturbed parameter, or were made

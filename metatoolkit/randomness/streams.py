@@ -53,7 +53,7 @@ class Stream(int, enum.Enum):
     # Seeds of labels that are corrupted, and of what is set aside.
     TRANSITIONS = "label noise", 0
     NOISY_LABELS = "label noise", 1
-    META_SPLIT = "label noise", 2
+    VALID_SPLIT = "label noise", 2
     TUNING_SPLIT = "label noise", 3
     ROTATED_SPLIT = "rotated images", -11
 

@@ -14,6 +14,7 @@ from metatoolkit.tasks.label_corruption import (
     NoisyClassification,
     corrupt_labels,
     label_noise_task,
+    set_aside,
     split_meta,
     transition_matrix,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "resize_dataset",
     "rotate",
     "rotation_task",
+    "set_aside",
     "split_classes",
     "split_meta",
     "train_tokenizer",

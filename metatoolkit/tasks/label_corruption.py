@@ -8,7 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
+from metatoolkit.errors import (
+    ConfigurationError,
+    DataError,
+    UnknownNameError,
+    from_former_name,
+    warn_renamed,
+)
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.classification import Classification, Split
 from metatoolkit.tasks.image_transforms import ImageTransform
@@ -128,9 +134,7 @@ def corrupt_labels(
     return CorruptedLabels(noisy, clean, noisy != clean, matrix)
 
 
-def split_meta(
-    labels: Tensor, per_class: int, classes: int, seed: int = 0
-) -> tuple[Tensor, Tensor]:
+def set_aside(labels: Tensor, per_class: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Set aside equally many examples of each class.
 
     Args:
@@ -140,7 +144,7 @@ def split_meta(
         seed: Seed of the choice.
 
     Returns:
-        Indices of the remaining (training) examples and of those set aside (meta), both in
+        Indices of the remaining (training) examples and of those set aside, both in
         ascending order; no index is in both, and each is in one.
 
     Raises:
@@ -158,7 +162,7 @@ def split_meta(
             f"{per_class} examples for each of {classes} classes are {per_class * classes}, but "
             f"there are {len(labels)} examples, and some must remain for training; lower per_class."
         )
-    generator = torch.Generator().manual_seed(fold_in(seed, Stream.META_SPLIT))
+    generator = torch.Generator().manual_seed(fold_in(seed, Stream.VALID_SPLIT))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(classes):
         members = (labels == label).nonzero().flatten()
@@ -171,6 +175,21 @@ def split_meta(
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
+def split_meta(
+    labels: Tensor, per_class: int, classes: int, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return what :func:`set_aside` does; the former name, which goes with the next release.
+
+    Args:
+        labels: As there.
+        per_class: As there.
+        classes: As there.
+        seed: As there.
+    """
+    warn_renamed("split_meta", "set_aside")
+    return set_aside(labels, per_class, classes, seed)
+
+
 @dataclass(frozen=True, eq=False)
 class NoisyClassification:
     """A classification task whose training labels are noisy.
@@ -180,7 +199,7 @@ class NoisyClassification:
     Attributes:
         dataset: The data set behind the task.
         train: Images and corrupted labels.
-        meta: Images and clean labels for the outer loss, equally many of each class.
+        valid: Images and clean labels for the validation loss, equally many of each class.
         tuning: Images and clean labels to choose settings with, equally many of each class; empty
             unless asked for.
         test: Images and clean labels of the data set's test part.
@@ -188,21 +207,33 @@ class NoisyClassification:
         is_corrupted: Where the labels of ``train`` are wrong, bool, for diagnosis only.
         transition: Transition matrix as in :class:`CorruptedLabels`.
         train_indices: Places of ``train`` in the data set's training part, ascending.
-        meta_indices: Places of ``meta``, likewise.
+        valid_indices: Places of ``valid``, likewise.
         tuning_indices: Places of ``tuning``, likewise.
     """
 
     dataset: Classification
     train: Split
-    meta: Split
+    valid: Split
     tuning: Split
     test: Split
     clean_labels: Tensor
     is_corrupted: Tensor
     transition: Tensor
     train_indices: Tensor
-    meta_indices: Tensor
+    valid_indices: Tensor
     tuning_indices: Tensor
+
+    @property
+    def meta(self) -> Split:
+        """Former name of ``valid``, which goes with the next release."""
+        warn_renamed("NoisyClassification.meta", "valid")
+        return self.valid
+
+    @property
+    def meta_indices(self) -> Tensor:
+        """Former name of ``valid_indices``, which goes with the next release."""
+        warn_renamed("NoisyClassification.meta_indices", "valid_indices")
+        return self.valid_indices
 
     @property
     def classes(self) -> int:
@@ -229,10 +260,12 @@ def label_noise_task(
     kind: Kind = "flip2",
     probability: float = 0.4,
     *,
-    meta_per_class: int | None = None,
-    meta_size: int | None = None,
+    valid_per_class: int | None = None,
+    valid_size: int | None = None,
     tuning_per_class: int = 0,
     seed: int = 0,
+    meta_per_class: int | None = None,
+    meta_size: int | None = None,
 ) -> NoisyClassification:
     """Corrupt the training labels of a data set and set clean examples aside.
 
@@ -243,28 +276,32 @@ def label_noise_task(
         dataset: The data set; its training part must be clean.
         kind: As in :func:`transition_matrix`.
         probability: As in :func:`transition_matrix`.
-        meta_per_class: Clean examples of each class for the outer loss.
-        meta_size: The same as a total, a multiple of the number of classes. Give one of the two.
+        valid_per_class: Clean examples of each class for the validation loss.
+        valid_size: The same as a total, a multiple of the number of classes. Give one of the two.
         tuning_per_class: Clean examples of each class to choose settings with.
         seed: Seed of the splits, of the transition matrix and of the draws.
+        meta_per_class: Former name of ``valid_per_class``, which goes with the next release.
+        meta_size: Former name of ``valid_size``, likewise.
 
     Returns:
         The task; its images share no memory between splits, except ``test``.
 
     Raises:
-        ConfigurationError: Not exactly one of ``meta_per_class`` and ``meta_size`` is given, or an
-            argument is out of range.
+        ConfigurationError: Not exactly one of ``valid_per_class`` and ``valid_size`` is given, or
+            an argument is out of range.
         UnknownNameError: There is no such kind.
         DataError: There are too few examples.
     """
     classes = dataset.classes
-    per_class = _meta_per_class(meta_per_class, meta_size, classes)
+    given = from_former_name("meta_per_class", meta_per_class, "valid_per_class", valid_per_class)
+    size = from_former_name("meta_size", meta_size, "valid_size", valid_size)
+    per_class = _valid_per_class(given, size, classes)
     if tuning_per_class < 0:
         raise ConfigurationError(f"tuning_per_class is {tuning_per_class}; it cannot be negative.")
     labels = dataset.train_labels
-    rest, meta_indices = split_meta(labels, per_class, classes, seed)
+    rest, valid_indices = set_aside(labels, per_class, classes, seed)
     tuning_seed = fold_in(seed, Stream.TUNING_SPLIT)
-    kept, held = split_meta(labels[rest], tuning_per_class, classes, tuning_seed)
+    kept, held = set_aside(labels[rest], tuning_per_class, classes, tuning_seed)
     train_indices, tuning_indices = rest[kept], rest[held]
     corrupted = corrupt_labels(labels[train_indices], classes, kind, probability, seed)
 
@@ -274,29 +311,31 @@ def label_noise_task(
     return NoisyClassification(
         dataset=dataset,
         train=Split(dataset.train_images[train_indices], corrupted.labels),
-        meta=clean(meta_indices),
+        valid=clean(valid_indices),
         tuning=clean(tuning_indices),
         test=dataset.test,
         clean_labels=corrupted.clean_labels,
         is_corrupted=corrupted.is_corrupted,
         transition=corrupted.transition,
         train_indices=train_indices,
-        meta_indices=meta_indices,
+        valid_indices=valid_indices,
         tuning_indices=tuning_indices,
     )
 
 
-def _meta_per_class(per_class: int | None, size: int | None, classes: int) -> int:
+def _valid_per_class(per_class: int | None, size: int | None, classes: int) -> int:
     if (per_class is None) == (size is None):
-        raise ConfigurationError("give one of meta_per_class and meta_size, not both or neither.")
+        raise ConfigurationError("give one of valid_per_class and valid_size, not both or neither.")
     if size is not None:
         if size % classes:
             raise ConfigurationError(
-                f"meta_size is {size}, no multiple of the {classes} classes; the meta set holds "
-                "equally many examples of each."
+                f"valid_size is {size}, no multiple of the {classes} classes; the validation set "
+                "holds equally many examples of each."
             )
         per_class = size // classes
     assert per_class is not None
     if per_class < 1:
-        raise ConfigurationError("the meta set would be empty; at least 1 of each class is needed.")
+        raise ConfigurationError(
+            "the validation set would be empty; at least 1 of each class is needed."
+        )
     return per_class

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metatoolkit.errors import ConfigurationError, NonFiniteError, warn_renamed
+from metatoolkit.errors import ConfigurationError, NonFiniteError
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
@@ -206,21 +206,3 @@ def checked_device(device: torch.device | str | None) -> torch.device | None:
             f"device is {device!r}, but no GPU can be used here; pass device='cpu'."
         )
     return resolved
-
-
-def taken_from_episode(reset_every: int | None, episode: int | None) -> int | None:
-    """Return ``reset_every`` from its former name, with a warning, where that was given.
-
-    Args:
-        reset_every: What was given under the present name.
-        episode: What was given under the former one.
-
-    Raises:
-        ConfigurationError: Both were given.
-    """
-    if episode is None:
-        return reset_every
-    if reset_every is not None:
-        raise ConfigurationError("episode is the former name of reset_every; pass reset_every.")
-    warn_renamed("MetaTrainer(episode=...)", "reset_every=")
-    return episode

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, from_former_name
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -26,7 +26,6 @@ from metatoolkit.training.checks import (
     check_rhythm,
     check_stopping,
     checked_device,
-    taken_from_episode,
     warn_of_forgotten_start,
 )
 from metatoolkit.training.early_stopping import EarlyStopping, Watch
@@ -95,7 +94,7 @@ class MetaTrainer:
         episode: int | None = None,
     ) -> None:
         refuse_inference_mode()
-        reset_every = taken_from_episode(reset_every, episode)
+        reset_every = from_former_name("episode", episode, "reset_every", reset_every)
         check_components(inner, estimator, meta_optimizer, meta_scheduler)
         check_rhythm(estimator, meta_every, order, keep_lookahead, reset_every, accumulate)
         self.meta_update = None
@@ -151,8 +150,8 @@ class MetaTrainer:
         if self.estimator is None or self.meta_update is None:
             raise ConfigurationError("this trainer has no estimator, so λ cannot move.")
         gradients, losses = [], []
-        for support, query in [(train_batches, valid_batch), *further]:
-            result = self.estimator(self.problem, self.inner, self.state, support, query)
+        for train, valid in [(train_batches, valid_batch), *further]:
+            result = self.estimator(self.problem, self.inner, self.state, train, valid)
             gradients.append(result.gradient)
             losses.append(result.valid_loss)
         if self.keep_lookahead:

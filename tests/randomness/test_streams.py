@@ -23,7 +23,7 @@ VALUES = {
         "PERTURBED_META": -7,
     },
     "inner seed": {"TRAJECTORY": 0},
-    "label noise": {"TRANSITIONS": 0, "NOISY_LABELS": 1, "META_SPLIT": 2, "TUNING_SPLIT": 3},
+    "label noise": {"TRANSITIONS": 0, "NOISY_LABELS": 1, "VALID_SPLIT": 2, "TUNING_SPLIT": 3},
     "rotated images": {"ROTATED_SPLIT": -11},
     "epoch": {"EPOCH_ORDER": 0, "BATCH_TRANSFORMS": 1},
     "batch": {"BATCH_PLACES": 0, "BATCH_TRANSFORM": 1},

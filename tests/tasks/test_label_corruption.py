@@ -20,6 +20,7 @@ from metatoolkit.tasks import (
     corrupt_labels,
     label_noise_task,
     load_dataset,
+    set_aside,
     split_meta,
     transition_matrix,
 )
@@ -132,7 +133,7 @@ def test_uniform_draws_differ_by_seed() -> None:
 def test_corruption_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     corrupt_labels(LABELS, CLASSES, "flip2", 0.4)
-    split_meta(LABELS, 100, CLASSES)
+    set_aside(LABELS, 100, CLASSES)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -158,7 +159,7 @@ def test_errors_of_corruption_name_what_is_wrong() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_meta_and_train_indices_are_disjoint_and_balanced_for_every_seed(seed: int) -> None:
-    train, meta = split_meta(LABELS, 100, CLASSES, seed)
+    train, meta = set_aside(LABELS, 100, CLASSES, seed)
     assert len(train) == 49_000
     assert not set(train.tolist()) & set(meta.tolist())
     assert torch.equal(torch.cat([train, meta]).sort().values, torch.arange(50_000))
@@ -166,40 +167,40 @@ def test_meta_and_train_indices_are_disjoint_and_balanced_for_every_seed(seed: i
 
 
 def test_meta_sets_differ_by_seed() -> None:
-    first, second = (split_meta(LABELS, 100, CLASSES, seed)[1] for seed in (1, 2))
+    first, second = (set_aside(LABELS, 100, CLASSES, seed)[1] for seed in (1, 2))
     assert len(set(first.tolist()) & set(second.tolist())) < 100
 
 
 def test_a_meta_set_must_leave_training_data() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1])
-    train, meta = split_meta(labels, 2, 2)
+    train, meta = set_aside(labels, 2, 2)
     assert len(train) == 1
     assert len(meta) == 4
     with pytest.raises(DataError, match="class 1 has 2 examples, but 3"):
-        split_meta(torch.tensor([0, 0, 0, 0, 0, 1, 1]), 3, 2)
+        set_aside(torch.tensor([0, 0, 0, 0, 0, 1, 1]), 3, 2)
     with pytest.raises(DataError, match="are 6, but there are 5 examples"):
-        split_meta(labels, 3, 2)
+        set_aside(labels, 3, 2)
     with pytest.raises(DataError, match="some must remain"):
-        split_meta(torch.tensor([0, 0, 1, 1]), 2, 2)
+        set_aside(torch.tensor([0, 0, 1, 1]), 2, 2)
     with pytest.raises(ConfigurationError, match="per_class is -1"):
-        split_meta(labels, -1, 2)
+        set_aside(labels, -1, 2)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_four_splits_share_no_image(digits: Classification, seed: int) -> None:
-    task = label_noise_task(digits, "flip2", 0.4, meta_per_class=10, tuning_per_class=5, seed=seed)
-    places = torch.cat([task.train_indices, task.meta_indices, task.tuning_indices])
+    task = label_noise_task(digits, "flip2", 0.4, valid_per_class=10, tuning_per_class=5, seed=seed)
+    places = torch.cat([task.train_indices, task.valid_indices, task.tuning_indices])
     assert torch.equal(places.sort().values, torch.arange(len(digits.train_labels)))
-    assert [len(split.labels) for split in (task.meta, task.tuning)] == [100, 50]
-    assert task.meta.labels.bincount().tolist() == [10] * 10
+    assert [len(split.labels) for split in (task.valid, task.tuning)] == [100, 50]
+    assert task.valid.labels.bincount().tolist() == [10] * 10
     assert task.tuning.labels.bincount().tolist() == [5] * 10
     for split, indices in (
         (task.train, task.train_indices),
-        (task.meta, task.meta_indices),
+        (task.valid, task.valid_indices),
         (task.tuning, task.tuning_indices),
     ):
         assert torch.equal(split.images, digits.train_images[indices])
-    assert torch.equal(task.meta.labels, digits.train_labels[task.meta_indices])
+    assert torch.equal(task.valid.labels, digits.train_labels[task.valid_indices])
     assert torch.equal(task.tuning.labels, digits.train_labels[task.tuning_indices])
     assert torch.equal(task.clean_labels, digits.train_labels[task.train_indices])
     assert torch.equal(task.is_corrupted, task.train.labels != task.clean_labels)
@@ -209,18 +210,18 @@ def test_the_four_splits_share_no_image(digits: Classification, seed: int) -> No
 
 def test_the_task_repeats_for_one_seed_and_differs_between_seeds(digits: Classification) -> None:
     first, again, other = (
-        label_noise_task(digits, "flip", 0.4, meta_size=100, seed=seed) for seed in (1, 1, 2)
+        label_noise_task(digits, "flip", 0.4, valid_size=100, seed=seed) for seed in (1, 1, 2)
     )
     assert torch.equal(first.train.labels, again.train.labels)
-    assert torch.equal(first.meta_indices, again.meta_indices)
-    assert not torch.equal(first.meta_indices, other.meta_indices)
+    assert torch.equal(first.valid_indices, again.valid_indices)
+    assert not torch.equal(first.valid_indices, other.valid_indices)
     assert not torch.equal(first.transition, other.transition)
 
 
-def test_meta_size_and_meta_per_class_say_the_same(digits: Classification) -> None:
-    first = label_noise_task(digits, meta_size=100)
-    second = label_noise_task(digits, meta_per_class=10)
-    assert torch.equal(first.meta_indices, second.meta_indices)
+def test_valid_size_and_valid_per_class_say_the_same(digits: Classification) -> None:
+    first = label_noise_task(digits, valid_size=100)
+    second = label_noise_task(digits, valid_per_class=10)
+    assert torch.equal(first.valid_indices, second.valid_indices)
     assert len(first.tuning.labels) == 0
     assert first.classes == 10
     assert first.input_shape == (1, 8, 8)
@@ -231,17 +232,17 @@ def test_errors_of_the_task_name_what_is_wrong(digits: Classification) -> None:
     with pytest.raises(ConfigurationError, match="not both or neither"):
         label_noise_task(digits)
     with pytest.raises(ConfigurationError, match="not both or neither"):
-        label_noise_task(digits, meta_per_class=1, meta_size=10)
+        label_noise_task(digits, valid_per_class=1, valid_size=10)
     with pytest.raises(ConfigurationError, match="no multiple of the 10 classes"):
-        label_noise_task(digits, meta_size=105)
-    with pytest.raises(ConfigurationError, match="meta set would be empty"):
-        label_noise_task(digits, meta_size=0)
+        label_noise_task(digits, valid_size=105)
+    with pytest.raises(ConfigurationError, match="validation set would be empty"):
+        label_noise_task(digits, valid_size=0)
     with pytest.raises(ConfigurationError, match="tuning_per_class is -1"):
-        label_noise_task(digits, meta_size=100, tuning_per_class=-1)
+        label_noise_task(digits, valid_size=100, tuning_per_class=-1)
     with pytest.raises(DataError, match="are 2000, but there are 1438 examples"):
-        label_noise_task(digits, meta_size=2000)
+        label_noise_task(digits, valid_size=2000)
     with pytest.raises(DataError, match="to be set aside"):
-        label_noise_task(digits, meta_per_class=140, tuning_per_class=3)
+        label_noise_task(digits, valid_per_class=140, tuning_per_class=3)
 
 
 def test_a_data_set_with_a_label_out_of_range_is_refused(digits: Classification) -> None:
@@ -249,3 +250,22 @@ def test_a_data_set_with_a_label_out_of_range_is_refused(digits: Classification)
     labels[17] = 10
     with pytest.raises(LabelError, match="train_labels of digits hold 10 at index 17"):
         dataclasses.replace(digits, train_labels=labels)
+
+
+def test_former_names_of_validation_data_warn_and_give_the_same(digits: Classification) -> None:
+    task = label_noise_task(digits, valid_per_class=3)
+    for former in ({"meta_per_class": 3}, {"meta_size": 30}):
+        (name,) = former
+        with pytest.warns(DeprecationWarning, match=f"{name}= is {name.replace('meta', 'valid')}="):
+            again = label_noise_task(digits, **former)
+        assert torch.equal(again.valid_indices, task.valid_indices)
+    with pytest.warns(DeprecationWarning, match=r"NoisyClassification\.meta is valid now"):
+        assert task.meta is task.valid
+    with pytest.warns(DeprecationWarning, match=r"meta_indices is valid_indices now"):
+        assert task.meta_indices is task.valid_indices
+    with pytest.warns(DeprecationWarning, match="split_meta is set_aside now"):
+        former_split = split_meta(LABELS, 5, CLASSES, 2)
+    for one, other in zip(former_split, set_aside(LABELS, 5, CLASSES, 2), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ConfigurationError, match="meta_size is the former name of valid_size"):
+        label_noise_task(digits, meta_size=30, valid_size=30)

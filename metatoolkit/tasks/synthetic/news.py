@@ -90,7 +90,7 @@ def generated_languages(
         word_order: Probability that a language differs from the first one in a parameter of the
             grammar, from 0 to 1.
         train: Sentences in the training split of each language.
-        dev: Sentences in the development split.
+        dev: Sentences in the split ``dev``, to choose settings by.
         test: Sentences in the test split.
 
     Returns:

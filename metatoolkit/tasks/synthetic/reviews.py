@@ -53,7 +53,7 @@ def generated_reviews(
         word_order: Probability that a language differs from the first one in a parameter of the
             grammar, from 0 to 1.
         train: Documents in the training split of each language.
-        dev: Documents in the development split.
+        dev: Documents in the split ``dev``, to choose settings by.
         test: Documents in the test split.
 
     Returns:
