@@ -132,6 +132,25 @@ def test_a_third_party_joins_by_the_decorator(registry):
     registry.register()(Mine)
 
 
+def test_an_option_of_former_times_is_left_to_the_component(registry):
+    class Kept:
+        former_options = ("old",)
+
+        def __init__(self, *, new=1, **former):
+            self.given = (new, former)
+
+        __signature__ = inspect.Signature(
+            [inspect.Parameter("new", inspect.Parameter.KEYWORD_ONLY, default=1)]
+        )
+
+    registry.register()(Kept)
+    assert registry.build("Kept", old=2).given == (1, {"old": 2})
+    assert list(registry.options("Kept")) == ["new"]
+    with pytest.raises(UnknownNameError, match="option of solver 'Kept': 'older'") as caught:
+        registry.build("Kept", older=2)
+    assert "'old'" not in str(caught.value) and "new" in str(caught.value)
+
+
 def test_a_name_is_not_taken_twice(registry):
     registry.register("GMRES")(GMRES)
     with pytest.raises(ConfigurationError, match=r"'GMRES' is metatoolkit.*gmres\.GMRES already"):
