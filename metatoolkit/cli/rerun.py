@@ -15,8 +15,8 @@ from typing import Any
 from metatoolkit.cli.arguments import command
 from metatoolkit.errors import ConfigurationError, RecordsError
 from metatoolkit.experiments.applications import applications
+from metatoolkit.records.capture import git_state
 from metatoolkit.records.clean import encode_date
-from metatoolkit.records.provenance import git_state
 from metatoolkit.records.query import connect
 from metatoolkit.records.redaction import HIDDEN
 from metatoolkit.records.run import Run, section

@@ -19,8 +19,8 @@ from metatoolkit.records.address import (
     open_client,
     open_database,
 )
+from metatoolkit.records.edits import import_folder
 from metatoolkit.records.home import data_home
-from metatoolkit.records.importing import import_folder
 from metatoolkit.records.redaction import redact
 from metatoolkit.records.server import ManagedServer, find_server
 from metatoolkit.records.spool import spool_directory, spooled_runs

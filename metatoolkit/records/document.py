@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import StorageError
-from metatoolkit.records import provenance
-from metatoolkit.records.appended_file import AppendedFile, write_last_words
+from metatoolkit.records import capture
 from metatoolkit.records.clean import clean, clean_text, clean_update
 from metatoolkit.records.fields import duration
-from metatoolkit.records.home import process_identity
+from metatoolkit.records.home import AppendedFile, process_identity
 from metatoolkit.records.spool import RunSpool, utcnow
 from metatoolkit.records.terminal import say
 
@@ -98,7 +97,7 @@ class RunDocument:
         with self.lock:
             experiment = dict(self.data["experiment"])
             experiment["sources"] = clean(self._sources())
-            experiment["dependencies"] = provenance.package_versions()
+            experiment["dependencies"] = capture.package_versions()
             self.data["experiment"] = experiment
 
     def put(self, field: str, value: Any) -> None:
@@ -214,7 +213,7 @@ class RunDocument:
             for section in SECTIONS:
                 if section in document:
                     document[section] = self._bounded(section, document[section])
-            gpus = provenance.gpu_information()
+            gpus = capture.gpu_information()
             if gpus is not None:
                 document["host"] = {**document["host"], "gpus": clean(gpus)}
             if document["status"] == "RUNNING":
@@ -232,7 +231,7 @@ class RunDocument:
             try:
                 self.spool.write_document(snapshot)
                 if self._words:
-                    write_last_words(self.spool.path, {})
+                    self.spool.write_last_words({})
                 self._failing = self._words = False
             except StorageError as error:
                 if strict:
@@ -251,7 +250,7 @@ class RunDocument:
             if field is not None and words.pop(field, None):
                 words["missing_files"] = [*words.get("missing_files", [])[:20], field]
             try:
-                write_last_words(self.spool.path, words)
+                self.spool.write_last_words(words)
                 return
             except StorageError as error:
                 reason = error
@@ -268,7 +267,7 @@ class RunDocument:
 
     def _experiment(self, ex_info: dict[str, Any]) -> dict[str, Any]:
         base = Path(os.path.realpath(ex_info.get("base_dir") or "."))
-        git = provenance.git_state(base)
+        git = capture.git_state(base)
         roots = [base] if git is None else [base, Path(git["root"])]
         self._roots = roots
         repositories = [] if git is None else [{k: git[k] for k in ("url", "commit", "dirty")}]
@@ -277,14 +276,14 @@ class RunDocument:
             "base_dir": str(base),
             "mainfile": ex_info.get("mainfile"),
             "sources": self._sources(),
-            "dependencies": provenance.package_versions(),
+            "dependencies": capture.package_versions(),
             "repositories": repositories,
         }
 
     def _sources(self) -> list[dict[str, str]]:
         base = self._roots[0]
         sources = []
-        for path in provenance.source_files(self._roots):
+        for path in capture.source_files(self._roots):
             if path not in self._digests:
                 try:
                     self._digests[path], _ = self.spool.add_file(path)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.records.appended_file import AppendedFile
+from metatoolkit.records.home import AppendedFile
 from metatoolkit.records.spool import RunSpool, utcnow
 
 if TYPE_CHECKING:

@@ -1,17 +1,33 @@
-"""This machine: where records live on it, who may write there, and which processes still live."""
+"""This machine: where records live on it, files that grow, and which processes still live."""
 
 from __future__ import annotations
 
 import errno
 import os
 import platform
+import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import StorageError
+from metatoolkit.records.terminal import say
 
 HOME_VARIABLE = "METATOOLKIT_HOME"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_MACHINE = Path("/etc/machine-id")
+_NAMESPACE = Path("/proc/self/ns/pid")
+# What a forked child must put right: locks that nobody will free, and the run's own lock.
+FORKED: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for one in list(FORKED):
+        one.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def data_home(home: str | os.PathLike[str] | None = None) -> Path:
@@ -59,13 +75,7 @@ def check_owner(path: Path, root: bool = False) -> None:
 
 
 def private_directory(path: Path) -> Path:
-    """Create a directory that only its owner can enter.
-
-    Args:
-        path: The directory; missing parents are created too.
-
-    Returns:
-        The same path.
+    """Create a directory that only its owner can enter, and missing parents; return it.
 
     Raises:
         StorageError: The directory cannot be created or written.
@@ -88,44 +98,120 @@ def private_directory(path: Path) -> Path:
 
 
 def private(path: str, flags: int) -> int:
-    """Open a file that only its owner can read; an ``opener`` for Python's ``open``.
-
-    Args:
-        path: The file.
-        flags: How to open it.
-
-    Returns:
-        The descriptor.
-    """
+    """Open a file that only its owner can read; an ``opener`` for Python's ``open``."""
     return os.open(path, flags, 0o600)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """Explain a failure of the file system in one line that names the remedy.
-
-    Args:
-        path: What could not be read or written.
-        error: What the operating system said.
-
-    Returns:
-        The error to raise.
-    """
+    """Explain a failure of the file system in one line that names the remedy."""
     reason = error.strerror or str(error)
     return StorageError(
         f"cannot write {path}: {reason}. Set {HOME_VARIABLE} to a directory that you may write."
     )
 
 
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
-_MACHINE = Path("/etc/machine-id")
-_NAMESPACE = Path("/proc/self/ns/pid")
+class AppendedFile:
+    """A file that only grows, and that keeps in memory what a full disk does not take.
+
+    Threads may append at once; so may forked workers, whose lines go into the same file. Offsets
+    and sizes count all that was appended, what the disk did not take included.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.unwritten = b""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._failed = False
+        self.after_fork()
+        FORKED.add(self)
+
+    def append(self, data: bytes) -> None:
+        """Write at once, or keep for the next attempt."""
+        with self._lock:
+            problem = self._append(data)
+        # Only now: what is said may come back here, as captured output.
+        if problem is not None:
+            say(f"cannot write {self.path} ({problem}); what it lacks is kept in memory")
+
+    def _append(self, data: bytes) -> str | None:
+        if self.unwritten:
+            data = self.unwritten + data
+        try:
+            written = os.write(self._descriptor, data)
+        except OSError as error:
+            self.unwritten = data
+            if self._failed:
+                return None
+            self._failed = True
+            return error.strerror or str(error)
+        self.unwritten = data[written:]
+        self._failed = self._failed and bool(self.unwritten)
+        return None
+
+    def sync(self) -> None:
+        """Have the system write to the disk what it has taken, as a power failure may come."""
+        if self._descriptor < 0:
+            return
+        if self.unwritten:
+            self.append(b"")
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            # No file of a disk, or closed meanwhile; anything else shows when it is written to.
+            if error.errno not in (errno.EINVAL, errno.EBADF) and not self._failed:
+                self._failed = True
+                say(f"cannot write {self.path} ({error.strerror or error})")
+
+    def lost(self) -> tuple[int, int]:
+        """Say how many ends of lines, and how many bytes, only the memory holds."""
+        with self._lock:
+            return self.unwritten.count(b"\n"), len(self.unwritten)
+
+    def size(self) -> int:
+        """Say how many bytes were appended."""
+        with self._lock:
+            return self._stored() + len(self.unwritten)
+
+    def read(self, offset: int, length: int = -1) -> bytes:
+        """Read from an offset on, at most so many bytes; all of them by default."""
+        with self._lock:
+            stored = self._stored()
+            wanted = stored + len(self.unwritten) - offset if length < 0 else length
+            data = b""
+            # Not by its name: somebody may have deleted the folder.
+            while offset + len(data) < stored and len(data) < wanted:
+                most = min(wanted, stored - offset) - len(data)
+                block = os.pread(self._descriptor, most, offset + len(data))
+                if not block:
+                    break
+                data += block
+            start = max(0, offset - stored)
+            return data + self.unwritten[start : start + wanted - len(data)]
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        with self._lock:
+            if self._descriptor < 0:
+                return
+            if self.unwritten:
+                self._append(b"")
+            os.close(self._descriptor)
+            self._descriptor = -1
+        FORKED.discard(self)
+
+    def after_fork(self) -> None:
+        """Free the lock, which another thread may have held when the process was forked."""
+        self._lock = threading.RLock()
+
+    def _stored(self) -> int:
+        return os.fstat(self._descriptor).st_size
 
 
 def process_identity(pid: int | None = None) -> dict[str, Any]:
-    """Identify a process so that others can tell whether it still lives.
-
-    Args:
-        pid: A process of this machine; this one by default.
+    """Identify this process, or another one, so that others can tell whether it still lives.
 
     Returns:
         ``pid``, ``user``, where the process lives (``host``, ``machine``, ``boot``, ``namespace``)
@@ -154,7 +240,7 @@ def process_lives(identity: Mapping[str, Any], ending: bool = False) -> bool | N
         ending: Whether one counts that has ended and waits for its parent, or for its threads.
 
     Returns:
-        True or False, or None for one of another host or container, which cannot be seen from here.
+        True or False, or None for one of another host or container.
     """
     import psutil
 
@@ -182,14 +268,7 @@ def process_lives(identity: Mapping[str, Any], ending: bool = False) -> bool | N
 
 
 def same_kernel(identity: Mapping[str, Any]) -> bool:
-    """Say whether a process runs, or ran, on this machine since it was started, if in a container.
-
-    Args:
-        identity: What :func:`process_identity` returned.
-
-    Returns:
-        Whether locks on files tell from here whether it lives.
-    """
+    """Say whether locks on files tell from here if a process lives, maybe in a container."""
     boot = _place()["boot"]
     return bool(boot) and identity.get("boot") == boot
 

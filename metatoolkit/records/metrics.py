@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
-from metatoolkit.records.appended_file import AppendedFile
 from metatoolkit.records.clean import INT64, count_entries
 from metatoolkit.records.files import Pace, object_id
+from metatoolkit.records.home import AppendedFile
 from metatoolkit.records.spool import RunSpool
 from metatoolkit.records.terminal import say
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
-from metatoolkit.records.appended_file import AppendedFile
 from metatoolkit.records.clean import encode_key
 from metatoolkit.records.fields import duration
 from metatoolkit.records.files import OUTPUT_ARTIFACT, OUTPUT_LIMIT, FilePush, Pace
+from metatoolkit.records.home import AppendedFile
 from metatoolkit.records.metrics import MetricPush
 from metatoolkit.records.spool import RunSpool, utcnow
 

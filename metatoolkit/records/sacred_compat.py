@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.records.capture import git_state
 from metatoolkit.records.clean import (
     clean,
     decode,
@@ -26,7 +27,6 @@ from metatoolkit.records.clean import (
     encode_date,
     encoded_keys,
 )
-from metatoolkit.records.provenance import git_state
 from metatoolkit.records.push_thread import BEAT_SECONDS
 from metatoolkit.records.recorder import CAPTURED_BY_US
 

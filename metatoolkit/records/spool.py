@@ -15,14 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import StorageError
-from metatoolkit.records.appended_file import (
-    FORKED,
-    AppendedFile,
-    keep_room,
-    read_last_words,
-)
 from metatoolkit.records.clean import decode_date, encode_date, utc
 from metatoolkit.records.home import (
+    FORKED,
+    AppendedFile,
     check_owner,
     data_home,
     private,
@@ -35,7 +31,9 @@ METRICS = "metrics.jsonl"
 OUTPUT = "cout.txt"
 LOCK = "lock"
 FILES = "files"
+LAST_WORDS = "last"
 VERIFIED = ".done-"
+ROOM = 64 * 1024
 BIRTHS = 20
 
 
@@ -57,14 +55,7 @@ class RunSpool:
 
     @classmethod
     def create(cls, home: Path | None = None, uuid: str | None = None) -> RunSpool:
-        """Make the folder of a new run and hold its lock.
-
-        Args:
-            home: The data directory.
-            uuid: The run's own id; a new one by default.
-
-        Returns:
-            The spool, locked for as long as this process lives.
+        """Make the folder of a run, new or of a given id, locked for as long as this process lives.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -80,7 +71,8 @@ class RunSpool:
                 (hidden / FILES).mkdir(mode=0o700, parents=True)
                 spool = cls(hidden)
                 if spool.lock():
-                    keep_room(spool.path)
+                    with open(hidden / LAST_WORDS, "wb", opener=private) as room:
+                        room.write(bytes(ROOM))
                     hidden.rename(path)
                     spool.path = path
                     _sync(base)
@@ -98,11 +90,7 @@ class RunSpool:
         return self.path.name.rpartition("-")[2]
 
     def lock(self) -> bool:
-        """Try to become the only process that works on this run.
-
-        Returns:
-            Whether the lock is ours now; the system frees it when the process ends in any way.
-        """
+        """Try to become the only process that works on this run, until this process ends."""
         if self._lock is not None:
             return True
         try:
@@ -132,10 +120,7 @@ class RunSpool:
         self.unlock()
 
     def write_document(self, document: dict[str, Any]) -> None:
-        """Replace the run's document in one step that a crash cannot tear.
-
-        Args:
-            document: Plain data, dates included.
+        """Replace the run's document, plain data with dates, in one step that no crash can tear.
 
         Raises:
             StorageError: The disk does not take it; the former document is still there.
@@ -154,11 +139,31 @@ class RunSpool:
             temporary.unlink(missing_ok=True)
             raise storage_error(temporary, error) from error
 
-    def read_document(self) -> dict[str, Any]:
-        """Read the run's document.
+    def write_last_words(self, words: dict[str, Any]) -> None:
+        """Write fields of the document into the room that was kept for them; none, to be silent.
 
-        Returns:
-            The document as it was last written.
+        Raises:
+            StorageError: Even that is not possible.
+        """
+        path = self.path / LAST_WORDS
+        data = json.dumps(words, default=encode_date).encode() + b"\n" if words else b"\0"
+        try:
+            if len(data) > ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # Over what is there already: a full disk has no other room.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                written = os.pwrite(descriptor, data, 0)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if written < len(data):
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+    def read_document(self) -> dict[str, Any]:
+        """Read the run's document as it was last written, with its last words.
 
         Raises:
             StorageError: It is missing or damaged.
@@ -170,33 +175,24 @@ class RunSpool:
             raise StorageError(f"cannot read {path}: {error}") from error
         if not isinstance(document, dict) or document.get("run_uuid") != self.uuid:
             raise StorageError(f"cannot read {path}: it is not the document of this run")
-        return {**document, **read_last_words(self.path)}
+        try:
+            line = (self.path / LAST_WORDS).read_bytes().partition(b"\n")[0]
+            words = json.loads(line, object_hook=decode_date) if line[:1] == b"{" else {}
+        except (OSError, ValueError):
+            # Cut off while they were written over; the document is still there.
+            words = {}
+        return {**document, **words}
 
     def open_metrics(self) -> AppendedFile:
-        """Open the file that holds one line per metric value.
-
-        Returns:
-            The file, which may be empty.
-        """
+        """Open the file that holds one line per metric value."""
         return AppendedFile(self.path / METRICS)
 
     def open_output(self) -> AppendedFile:
-        """Open the file that holds the captured output.
-
-        Returns:
-            The file, which may be empty.
-        """
+        """Open the file that holds the captured output."""
         return AppendedFile(self.path / OUTPUT)
 
     def add_file(self, source: Path) -> tuple[str, int]:
-        """Copy a file into the spool under the name of its content.
-
-        Args:
-            source: The file to keep.
-
-        Returns:
-            The SHA-256 of the content and its length.
-        """
+        """Copy a file into the spool; return the SHA-256 of the content, and its length."""
         digest = hashlib.sha256()
         size = 0
         temporary = self.path / FILES / f".{uuids.uuid4().hex}"
@@ -214,14 +210,7 @@ class RunSpool:
         return digest.hexdigest(), size
 
     def file(self, digest: str) -> Path:
-        """Say where a kept file lies.
-
-        Args:
-            digest: What :meth:`add_file` returned.
-
-        Returns:
-            The path inside the spool.
-        """
+        """Say where the file lies for which :meth:`add_file` has returned a digest."""
         return self.path / FILES / digest
 
     def remove(self) -> None:
@@ -237,26 +226,12 @@ class RunSpool:
 
 
 def spool_directory(home: Path | None = None) -> Path:
-    """Say where the runs that are not yet in the database lie.
-
-    Args:
-        home: The data directory.
-
-    Returns:
-        The folder that holds one folder per run.
-    """
+    """Say where the folders of the runs lie that are not yet in the database."""
     return data_home(home) / "spool"
 
 
 def spooled_runs(home: Path | None = None) -> Iterator[RunSpool]:
-    """List the runs in the spool, oldest first.
-
-    Args:
-        home: The data directory.
-
-    Yields:
-        One spool per run.
-    """
+    """List the runs in the spool, oldest first."""
     base = spool_directory(home)
     check_owner(base)
     try:
@@ -272,11 +247,7 @@ def spooled_runs(home: Path | None = None) -> Iterator[RunSpool]:
 
 
 def sweep(home: Path | None = None) -> None:
-    """Delete what a killed process left of folders that are empty, or verified in the database.
-
-    Args:
-        home: The data directory.
-    """
+    """Delete what a killed process left of folders that are empty, or verified in the database."""
     base = spool_directory(home)
     for path in base.glob(".*") if base.is_dir() else []:
         spool = RunSpool(path)

@@ -7,7 +7,7 @@ import pytest
 
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.records import provenance
+from metatoolkit.records import capture
 from metatoolkit.records.redaction import redact
 
 from .experiments import count_up, make
@@ -147,11 +147,11 @@ def test_a_run_that_is_not_recorded_has_no_id():
 
 
 def test_git_is_never_in_the_way(tmp_path, monkeypatch):
-    assert provenance.git_state(tmp_path) is None
+    assert capture.git_state(tmp_path) is None
     git(tmp_path, "init", "-q")
-    assert provenance.git_state(tmp_path) is None
+    assert capture.git_state(tmp_path) is None
     monkeypatch.setenv("PATH", "")
-    assert provenance.git_state(tmp_path) is None
+    assert capture.git_state(tmp_path) is None
 
 
 def test_credentials_are_stripped():

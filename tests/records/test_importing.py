@@ -7,7 +7,7 @@ import pytest
 from metatoolkit import records
 from metatoolkit.cli import main
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.records.importing import import_folder
+from metatoolkit.records.edits import import_folder
 from metatoolkit.records.sacred_compat import import_sacred
 
 

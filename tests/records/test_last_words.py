@@ -8,7 +8,7 @@ import pytest
 
 from metatoolkit import cli, records
 from metatoolkit.errors import StorageError
-from metatoolkit.records import appended_file
+from metatoolkit.records import spool as spooling
 from metatoolkit.records.spool import RunSpool, spooled_runs, utcnow
 from metatoolkit.records.syncing import sync
 
@@ -24,13 +24,13 @@ def test_words_are_written_into_room_that_is_there(home):
     assert spool.read_document() == document
     now = utcnow()
     for words in ({"status": "FAILED", "fail_trace": ["x" * 5000]}, {"stop_time": now}):
-        appended_file.write_last_words(spool.path, words)
+        spool.write_last_words(words)
         assert spool.read_document() == {**document, **words}
-    assert (spool.path / "last").stat().st_size == appended_file.ROOM
-    appended_file.write_last_words(spool.path, {})
+    assert (spool.path / "last").stat().st_size == spooling.ROOM
+    spool.write_last_words({})
     assert spool.read_document() == document
     with pytest.raises(StorageError, match="No space left"):
-        appended_file.write_last_words(spool.path, {"result": "x" * appended_file.ROOM})
+        spool.write_last_words({"result": "x" * spooling.ROOM})
     (spool.path / "last").write_bytes(b'{"status": "FAI')
     assert spool.read_document() == document
     (spool.path / "last").unlink()

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from metatoolkit import records
-from metatoolkit.records import provenance
+from metatoolkit.records import capture
 from metatoolkit.records.clean import clean, clean_update
 from metatoolkit.records.redaction import is_secret, redact
 
@@ -129,5 +129,5 @@ def test_nothing_of_a_command_line_environment_or_remote_is_stored(database, tmp
     subprocess.run([*git, "commit", "-qm", "m"], check=True)
     url = "https://me:hun/ter2@example.org/x.git?private_token=hunter2"
     subprocess.run([*git, "remote", "add", "origin", url], check=True)
-    state = provenance.git_state(tmp_path)
+    state = capture.git_state(tmp_path)
     assert state["url"] == "https://example.org/x.git?private_token=***"

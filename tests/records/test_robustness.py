@@ -174,7 +174,7 @@ def test_gpus_are_recorded_once_they_are_used(monkeypatch):
 
     import torch
 
-    from metatoolkit.records.provenance import gpu_information
+    from metatoolkit.records.capture import gpu_information
 
     assert gpu_information() is None
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
