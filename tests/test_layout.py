@@ -1,0 +1,55 @@
+"""Each thing stands where its name says, and no file is longer than a reader holds in mind."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("metatoolkit", "applications", "baselines", "benchmarks", "scripts", "tests")
+LONGEST = 350
+# Lists, of which a line is an entry.
+DATA = {".json", ".toml", ".typed"}
+TO_BE_CUT = {
+    "metatoolkit/records/clean.py",
+    "metatoolkit/records/sacred_compat.py",
+    "tests/records/faults.py",
+    "tests/records/test_expressions.py",
+    "tests/records/test_observer.py",
+    "tests/records/test_query.py",
+}
+# The core, what stands around it, and the harness, as the page of the design names them.
+TOP = {
+    *("__init__.py", "py.typed", "errors.py", "losses.py", "problem.py", "state.py"),
+    *("components", "diagnostics", "hypergradients", "inner", "metaparameters", "randomness"),
+    *("stateless", "testing", "training"),
+    *("evaluation", "networks", "tasks"),
+    *("cli", "experiments", "records"),
+}
+
+
+def files():
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in DATA:
+                yield path
+
+
+def test_no_file_is_too_long():
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text("utf-8").splitlines())
+        for path in files()
+    }
+    assert lengths["metatoolkit/problem.py"] > 200 and "scripts/quickstart" in lengths
+    assert "metatoolkit/records/report.html" in lengths
+    too_long = {
+        name: length
+        for name, length in lengths.items()
+        if length > LONGEST and name not in TO_BE_CUT
+    }
+    assert not too_long, f"cut at a seam what is longer than {LONGEST} lines: {too_long}"
+
+
+def test_the_top_of_the_package_holds_what_the_design_names():
+    assert {path.name for path in (ROOT / "metatoolkit").iterdir()} - {"__pycache__"} == TOP
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    section = page.partition("## Where things stand")[2].partition("\n## ")[0]
+    modules = {name.removesuffix(".py") for name in TOP} - {"__init__", "py.typed"}
+    assert not [name for name in sorted(modules) if f"`{name}`" not in section]
