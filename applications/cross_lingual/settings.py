@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from metatoolkit.experiments.configuration import (
     Count,
     CountOrZero,
+    Field,
     NotNegative,
     Seed,
     Settings,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from metatoolkit.experiments.configuration import (
     Count,
+    Field,
     NotNegative,
     Positive,
     Seed,

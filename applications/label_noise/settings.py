@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from metatoolkit.experiments.configuration import (
     Among,
     Count,
     CountOrZero,
+    Field,
     Milestones,
     NotNegative,
     Settings,

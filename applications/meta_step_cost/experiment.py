@@ -15,14 +15,13 @@ import importlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.experiments.applications import assembling
 from metatoolkit.experiments.configuration import (
     Among,
     Device,
+    Field,
     OpenSettings,
     Seed,
     Settings,

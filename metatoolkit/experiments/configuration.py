@@ -12,6 +12,7 @@ from metatoolkit.experiments.entries import Among as Among
 from metatoolkit.experiments.entries import Count as Count
 from metatoolkit.experiments.entries import CountOrZero as CountOrZero
 from metatoolkit.experiments.entries import Device as Device
+from metatoolkit.experiments.entries import Field as Field
 from metatoolkit.experiments.entries import Milestones as Milestones
 from metatoolkit.experiments.entries import NotNegative as NotNegative
 from metatoolkit.experiments.entries import Positive as Positive

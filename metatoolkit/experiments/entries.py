@@ -11,7 +11,8 @@ import torch
 from metatoolkit.errors import optional_import
 
 with optional_import("metatoolkit.experiments"):
-    from pydantic import AfterValidator, Field, GetCoreSchemaHandler
+    from pydantic import AfterValidator, GetCoreSchemaHandler
+    from pydantic import Field as Field
     from pydantic_core import CoreSchema, core_schema
 
 

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 
 from typing_extensions import override
 
-from metatoolkit.errors import ConfigurationError, optional_import
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.experiments.components import META_METHODS, build_estimator, build_inner
 from metatoolkit.experiments.configuration import (
     Among,
     Count,
     CountOrZero,
     Device,
+    Field,
     OpenSettings,
     Positive,
     Seed,
@@ -23,9 +24,6 @@ from metatoolkit.experiments.configuration import (
 )
 from metatoolkit.hypergradients import estimators
 from metatoolkit.inner import learners
-
-with optional_import("metatoolkit.experiments"):
-    from pydantic import Field
 
 
 class RunSettings(Settings):

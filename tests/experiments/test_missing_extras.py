@@ -7,6 +7,7 @@ import textwrap
 import pytest
 
 from metatoolkit.errors import EXTRAS
+from metatoolkit.experiments.applications import applications
 
 MISSING = [*EXTRAS["records"].split(), *EXTRAS["plots"].split(), "pydantic_core"]
 
@@ -59,3 +60,21 @@ def test_figures_name_their_extra():
             'a figure needs matplotlib, which is not installed: pip install "metatoolkit[plots]".'
         )
     )
+
+
+def test_applications_name_the_extra():
+    done = run_without_extras(
+        """
+        from metatoolkit.errors import MissingDependencyError
+        from metatoolkit.experiments.applications import applications
+        for name in applications():
+            try:
+                runpy.run_module(f"applications.{name}", run_name="__main__")
+            except MissingDependencyError as error:
+                print(error)
+        """
+    )
+    told = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert len(told) == len(applications()) >= 6
+    assert all(line.endswith('pip install "metatoolkit[records]".') for line in told)
