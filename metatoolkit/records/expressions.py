@@ -195,7 +195,7 @@ class _Reader(Terms):
 
     def condition(self, node: ast.expr, depth: int = 0) -> Selected:
         if depth > DEEPEST:
-            raise self.error(node, f"the expression is nested more than {DEEPEST} times")
+            raise self._error(node, f"the expression is nested more than {DEEPEST} times")
         if isinstance(node, ast.BoolOp):
             parts = [self.condition(value, depth + 1) for value in node.values]
             return _all(parts) if isinstance(node.op, ast.And) else _any(parts)
@@ -212,12 +212,12 @@ class _Reader(Terms):
         if isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
             return comparison(self.field(node).path, "$nin", [None, False, 0, ""]), {}
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
-            raise self.error(node, "write `and`, `or` between comparisons")
-        raise self.error(node, "a comparison such as config.lr > 0.1 is expected")
+            raise self._error(node, "write `and`, `or` between comparisons")
+        raise self._error(node, "a comparison such as config.lr > 0.1 is expected")
 
     def _pair(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> Selected:
         if isinstance(operator, ast.Is | ast.IsNot):
-            raise self.error(left, "write == or != to compare")
+            raise self._error(left, "write == or != to compare")
         symbol = _SYMBOLS[type(operator)]
         if symbol in ("$in", "$nin"):
             if _is_field(right):
@@ -225,11 +225,11 @@ class _Reader(Terms):
                 return self._with_constant(right, "$eq" if symbol == "$in" else "$ne", left)
             target = self.field(left)
             if not isinstance(right, ast.List | ast.Tuple | ast.Set):
-                raise self.error(right, "a list such as ['a', 'b'] must follow `in`")
-            return self._leaf(target, symbol, [self.value(v, target, symbol) for v in right.elts])
+                raise self._error(right, "a list such as ['a', 'b'] must follow `in`")
+            return self._leaf(target, symbol, [self._value(v, target, symbol) for v in right.elts])
         sides = [_has_field(left), _has_field(right)]
         if not any(sides):
-            raise self.error(left, "one side of a comparison must be a field")
+            raise self._error(left, "one side of a comparison must be a field")
         if all(sides) or not (_is_field(left) or _is_field(right)):
             return self._relation(left, symbol, right), {}
         if sides[0]:
@@ -244,7 +244,7 @@ class _Reader(Terms):
             if day is not None:
                 ends = [self._leaf(target, "$gte", day[0]), self._leaf(target, "$lt", day[1])]
                 return _all(ends) if symbol == "$eq" else _not(_all(ends))
-        return self._leaf(target, symbol, self.value(right, target, symbol))
+        return self._leaf(target, symbol, self._value(right, target, symbol))
 
     def _leaf(self, target: Field, symbol: str, value: Any) -> Selected:
         listed = {"$eq": [value], "$in": value}.get(symbol)
@@ -258,13 +258,13 @@ class _Reader(Terms):
         sides = {node: self._operand(node) for node in (left, right)}
         roots = {named.root for named in self.fields[before:]}
         if "status" in roots:
-            raise self.error(left, "the status is compared with text in quotes only")
+            raise self._error(left, "the status is compared with text in quotes only")
         for node in (left, right):
-            text = None if _has_field(node) else self.constant(node)
+            text = None if _has_field(node) else self._constant(node)
             if isinstance(text, str):
                 if not roots & DATES:
-                    raise self.error(node, "what is computed is a number; compare it with one")
-                at = self.date(node, text)
+                    raise self._error(node, "what is computed is a number; compare it with one")
+                at = self._date(node, text)
                 sides[node] = lambda document, at=at: at
         one, other = sides[left], sides[right]
         return lambda document: relation(symbol, one(document), other(document))
@@ -274,10 +274,10 @@ class _Reader(Terms):
         if _is_field(node):
             found = self.field(node)
             if found.root not in DATES:
-                self.expect(found, "number" if computed else "any")
+                self._expect(found, "number" if computed else "any")
             return lambda document: value_at(document, found.path)
         if not _has_field(node):
-            value = self.constant(node)
+            value = self._constant(node)
             return lambda document: value
         operation, inner = "", []
         if isinstance(node, ast.BinOp):
@@ -287,7 +287,7 @@ class _Reader(Terms):
         elif isinstance(node, ast.Call) and len(node.args) == 1:
             operation, inner = "abs", node.args
         if not operation:
-            raise self.error(node, "fields are computed with +, -, *, /, **, % and abs() only")
+            raise self._error(node, "fields are computed with +, -, *, /, **, % and abs() only")
         parts = [self._operand(one, True) for one in inner]
         return lambda document: compute(operation, [part(document) for part in parts])
 
@@ -295,23 +295,23 @@ class _Reader(Terms):
         name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
         if name not in FUNCTIONS:
             hint, known = did_you_mean(name, FUNCTIONS, 0.5) or ".", ", ".join(FUNCTIONS)
-            raise self.error(node, f"there is no function {name!r}{hint} There are: {known}")
+            raise self._error(node, f"there is no function {name!r}{hint} There are: {known}")
         count = 1 if name == "exists" else 2
         if len(node.args) != count or node.keywords:
-            raise self.error(node, f"{name} takes {count} argument{'s'[: count - 1]}")
+            raise self._error(node, f"{name} takes {count} argument{'s'[: count - 1]}")
         target = self.field(node.args[0], series=name == "exists")
         if name == "exists":
             return self._leaf(target, "$exists", True)
-        text = self.constant(node.args[1])
+        text = self._constant(node.args[1])
         if not isinstance(text, str):
-            raise self.error(node.args[1], f"{name} takes text in quotes")
-        self.expect(target, "text")
+            raise self._error(node.args[1], f"{name} takes text in quotes")
+        self._expect(target, "text")
         if name != "matches":
             text = "^" * (name == "startswith") + re.escape(text)
         try:
             return self._leaf(target, "$regex", text)
         except (re.error, RecursionError, OverflowError, ValueError) as error:
-            raise self.error(node.args[1], f"not a regular expression ({error})") from None
+            raise self._error(node.args[1], f"not a regular expression ({error})") from None
 
 
 def _not(part: Selected) -> Selected:

@@ -53,7 +53,7 @@ def check_fields(stores: Sequence[Store], fields: Iterable[Field]) -> None:
             if known and metric not in known:
                 raise UnknownNameError("metric", metric, known)
             continue
-        every = [header for store in stores for header in store.headers({}, [root])[-200:]]
+        every = [header for store in stores for header in [*store.headers({}, [root])][-200:]]
         names = {name for header in every for name in flatten(header.get(root))}
         told = sorted(f"{field.root}.{decode_key(name)}" for name in names)
         if told:
@@ -93,20 +93,17 @@ def kind_hint(stores: Sequence[Store], expected: Expected) -> str | None:
         QueryError: No run has the field.
         UnknownNameError: No run has the metric.
     """
-    field = expected.field
+    field, other = expected.field, None
     # Values of metrics are numbers, whatever was asked for.
-    values = [] if field.root == "metrics" else list(_values(stores, field.path))
-    if any(_is_kind(value, expected.kind) for value in values):
-        return None
-    for value in values:
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None:
-                kind = kind_of(one)
-                if kind not in _KIND_WORDS:
-                    return None
-                return f"{field.name} is {_KIND_WORDS[kind]} such as {one!r}: compare it with one"
-    check_fields(stores, [field])
-    return None
+    for value in _values(stores, field.path) if field.root != "metrics" else ():
+        if _is_kind(value, expected.kind):
+            return None
+        entries = value if isinstance(value, list) else [value]
+        other = next((one for one in [other, *entries] if one is not None), None)
+    if other is None:
+        check_fields(stores, [field])
+    kind = _KIND_WORDS.get(kind_of(other))
+    return kind and f"{field.name} is {kind} such as {other!r}: compare it with one"
 
 
 def unmatched_value(stores: Sequence[Store], query: Query) -> str | None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
 LONGEST_NUMBER = 19
-REPLAY_SECONDS = 2.0
+SYNC_SECONDS = 2.0
 
 
 def connect(uri: str | None = None, home: str | os.PathLike[str] | None = None) -> Database:
@@ -66,7 +66,7 @@ def connect(uri: str | None = None, home: str | os.PathLike[str] | None = None) 
         database = open_database(client)
         with database_errors(address):
             database.command("ping")
-        sync_beside(directory, address.uri, REPLAY_SECONDS)
+        sync_beside(directory, address.uri, SYNC_SECONDS)
         uuids = [one.uuid for one in spooled_runs(directory)]
         with database_errors(address):
             found = database["runs"].distinct("run_uuid", {"run_uuid": {"$in": uuids}})

@@ -215,14 +215,17 @@ class RunSet:
         """
         paths = [field.path for field in (*self._query.fields, *fields)]
         by_life = any(field.root == "status" for field in self._query.fields)
+        paths += LIFE if by_life else ()
+        # What a run printed is long, and of no more use once it has been looked at.
+        brief = {} if any(field.root == "output" for field in fields) else {"captured_out": ""}
         chosen = []
         for position, store in enumerate(self._stores):
-            asked = [*paths, *(LIFE if by_life else ())]
-            for header in store.headers(self._query.prefilter, asked):
+            for header in store.headers(self._query.prefilter, paths):
                 # A run that lives is told from one that only says so.
                 known = {**header, "status": status_of(header)} if by_life else header
                 if self._query.holds(known):
-                    chosen.append((position, header))
+                    shown = header | brief if "captured_out" in header else header
+                    chosen.append((position, shown))
         return chosen
 
     def fetch(self, chosen: Sequence[tuple[int, Document]]) -> list[Run]:

@@ -37,14 +37,14 @@ Document = dict[str, Any]
 class Store(Protocol):
     """Where runs are read from."""
 
-    def headers(self, prefilter: Mapping[str, Any], paths: Iterable[str]) -> list[Document]:
-        """Read fields of runs.
+    def headers(self, prefilter: Mapping[str, Any], paths: Iterable[str]) -> Iterator[Document]:
+        """Read fields of runs, in the order of their ids.
 
         Args:
             prefilter: A filter of MongoDB; runs that it does not select may be left out.
             paths: Dotted paths of what is asked for.
 
-        Returns:
+        Yields:
             At least these fields of each run.
         """
 
@@ -73,9 +73,7 @@ class MongoStore(Store):
         home: The data directory, whose spool may hold more of a run.
     """
 
-    def __init__(
-        self, database: Database[Document], address: Address, home: Path | None = None
-    ) -> None:
+    def __init__(self, database: Database[Document], address: Address, home: Path | None) -> None:
         self.database = database
         self.address = address
         self.home = home
@@ -86,11 +84,15 @@ class MongoStore(Store):
             return list(self.database[name].find(*asked).sort(key, 1))
 
     @override
-    def headers(self, prefilter: Mapping[str, Any], paths: Iterable[str]) -> list[Document]:
+    def headers(self, prefilter: Mapping[str, Any], paths: Iterable[str]) -> Iterator[Document]:
         asked = list(dict.fromkeys(paths))
-        found = self._find("runs", prefilter, _projection(asked))
-        self._finish(found, asked)
-        return found
+        # What runs printed is long: only some of it is here at a time.
+        count = 50 if "captured_out" in asked else 1000
+        with database_errors(self.address):
+            found = self.database["runs"].find(prefilter, _projection(asked)).sort("_id", 1)
+            while some := list(itertools.islice(found, count)):
+                self._finish(some, asked)
+                yield from some
 
     @override
     def complete(self, documents: list[Document], paths: Iterable[str]) -> None:
@@ -162,9 +164,8 @@ class MongoStore(Store):
             try:
                 yield from download(self.database, entry["file_id"])
             except (NoFile, CorruptGridFile, KeyError):
-                what = f"the artifact {entry.get('name')!r}"
-                told = f"run {document['_id']}: the database does not hold {what}"
-                raise RecordsError(told) from None
+                told = f"the database does not hold the artifact {entry.get('name')!r}"
+                raise RecordsError(f"run {document['_id']}: {told}") from None
 
 
 class SpoolStore(Store):
@@ -188,9 +189,9 @@ class SpoolStore(Store):
             self._spools[spool.uuid] = spool
 
     @override
-    def headers(self, prefilter: Mapping[str, Any], paths: Iterable[str]) -> list[Document]:
+    def headers(self, prefilter: Mapping[str, Any], paths: Iterable[str]) -> Iterator[Document]:
         self.complete(self._documents, paths)
-        return list(self._documents)
+        yield from self._documents
 
     @override
     def complete(self, documents: list[Document], paths: Iterable[str]) -> None:
@@ -333,8 +334,8 @@ def _is_unlisted(document: Mapping[str, Any]) -> bool:
     return not document.get("summary") or MARKED in document or "run_uuid" not in document
 
 
+# Sacred has stored NumPy's own numbers.
 def _unpickle(documents: Iterable[Document]) -> None:
-    """Have numbers where stock Sacred has stored NumPy's own."""
     for document in documents:
         if "run_uuid" not in document:
             document.update({n: plain_objects(document[n]) for n in PICKLED if n in document})

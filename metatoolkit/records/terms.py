@@ -80,16 +80,8 @@ class Terms:
         except (ValueError, RecursionError, MemoryError) as error:
             raise QueryError(f"the expression cannot be read: {error}") from None
 
-    def error(self, node: ast.AST, message: str) -> QueryError:
-        """Point at a part of the text.
-
-        Args:
-            node: The part.
-            message: What is wrong with it.
-
-        Returns:
-            The error to raise.
-        """
+    def _error(self, node: ast.AST, message: str) -> QueryError:
+        """Return the error that points at a part of the text."""
         return self._error_at(self._position(getattr(node, "col_offset", 0)), message)
 
     def _position(self, offset: int) -> int:
@@ -134,7 +126,7 @@ class Terms:
             parts.insert(0, key)
             inner = inner.value
         if not isinstance(inner, ast.Name):
-            raise self.error(inner, "a field such as config.lr is expected")
+            raise self._error(inner, "a field such as config.lr is expected")
         root = inner.id
         if root not in FIELDS:
             near, known = did_you_mean(root, FIELDS, 0.7), ", ".join(FIELDS)
@@ -142,17 +134,17 @@ class Terms:
                 f"; text is put into quotes: {root!r}. Did you mean config.{root}, result.{root} "
                 f"or metrics.{root}?"
             )
-            raise self.error(inner, f"there is no field {root!r}{hint} There are: {known}")
+            raise self._error(inner, f"there is no field {root!r}{hint} There are: {known}")
         path, deep = FIELDS[root]
         if parts and not deep:
-            raise self.error(node, f"{root} has no parts")
+            raise self._error(node, f"{root} has no parts")
         if any(not part for part in parts):
-            raise self.error(node, "an empty name")
+            raise self._error(node, "an empty name")
         if root == "metrics":
             try:
                 parts = _metric_parts(parts, series)
             except ValueError as error:
-                raise self.error(node, str(error)) from None
+                raise self._error(node, str(error)) from None
         path = ".".join([path, *(encode_key(part) for part in parts)])
         self.fields.append(Field(ast.unparse(node), path, root))
         return self.fields[-1]
@@ -166,103 +158,64 @@ class Terms:
             return f"{sign}{key:g}" if key % 1 else f"{sign}{int(key)}"
         if isinstance(key, str) and not sign:
             return key
-        raise self.error(node, "a name in quotes is expected in the brackets")
+        raise self._error(node, "a name in quotes is expected in the brackets")
 
-    def value(self, node: ast.expr, target: Field, symbol: str) -> Any:
-        """Read what a field is compared with.
-
-        Args:
-            node: The value.
-            target: The field.
-            symbol: The comparison, such as ``$gte``.
-
-        Returns:
-            The value as a document would hold it.
-
-        Raises:
-            QueryError: It is no value, or not one of the field's kind.
-        """
-        value = self.constant(node)
+    def _value(self, node: ast.expr, target: Field, symbol: str) -> Any:
+        """Read what a field is compared with, as a document would hold it."""
+        value = self._constant(node)
         if target.root in DATES and value is not None:
             if not isinstance(value, str):
-                raise self.error(node, f"{target.root} is a time: compare it with one in quotes")
-            return self.date(node, value)
+                raise self._error(node, f"{target.root} is a time: compare it with one in quotes")
+            return self._date(node, value)
         if target.root == "duration" and isinstance(value, str):
             try:
                 return _seconds(value)
             except ValueError:
                 told = "not a duration; write a number of seconds, '90 minutes' or '2 h'"
-                raise self.error(node, told) from None
+                raise self._error(node, told) from None
         kind = kind_of(value)
         if kind in ("number", "text", "boolean"):
             if target.root == "metrics" and kind != "number":
-                raise self.error(node, "values of metrics are numbers: compare with one")
+                raise self._error(node, "values of metrics are numbers: compare with one")
             negated = (symbol in ("$ne", "$nin")) != bool(self.negations % 2)
-            self.expect(target, kind, negated or symbol not in ("$eq", "$ne", "$in", "$nin"))
+            self._expect(target, kind, negated or symbol not in ("$eq", "$ne", "$in", "$nin"))
         return value
 
-    def expect(self, target: Field, kind: str, strict: bool = True) -> None:
-        """Note what kind of value is expected of a field.
-
-        Args:
-            target: The field.
-            kind: The kind.
-            strict: Whether runs are answered falsely where no run has such a value.
-        """
+    def _expect(self, target: Field, kind: str, strict: bool = True) -> None:
+        """Note what kind of value is expected of a field, and whether others would mislead."""
         self.expected.append(Expected(target, kind, strict))
 
-    def constant(self, node: ast.expr) -> Any:
-        """Read a number, text, true, false, none, or a list of these.
-
-        Args:
-            node: The constant.
-
-        Returns:
-            Its value.
-
-        Raises:
-            QueryError: It is something else.
-        """
+    def _constant(self, node: ast.expr) -> Any:
+        """Read a number, text, true, false, none, or a list of these."""
         if isinstance(node, ast.Constant):
             if isinstance(node.value, str | int | float | bool) or node.value is None:
                 return self._fitting(node, node.value)
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-            value = self.constant(node.operand)
+            value = self._constant(node.operand)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return -value if isinstance(node.op, ast.USub) else value
         elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
-            sides = [self.constant(node.left), self.constant(node.right)]
+            sides = [self._constant(node.left), self._constant(node.right)]
             value = compute(ARITHMETIC[type(node.op)], sides)
             if value is not None:
                 return self._fitting(node, value)
         elif isinstance(node, ast.List | ast.Tuple):
-            return [self.constant(entry) for entry in node.elts]
+            return [self._constant(entry) for entry in node.elts]
         elif isinstance(node, ast.Name) and node.id.lower() in WORDS:
             return WORDS[node.id.lower()]
-        raise self.error(node, "a number, text in quotes, true, false, none or a list is expected")
+        raise self._error(node, "a number, text in quotes, true, false, none or a list is expected")
 
     def _fitting(self, node: ast.expr, value: Any) -> Any:
         if isinstance(value, int) and not -(2**63) < value < 2**63:
             return float(value) if abs(value) < 10**300 else float("inf")
         if isinstance(value, str) and "\0" in value:
-            raise self.error(node, "text cannot hold a null character")
+            raise self._error(node, "text cannot hold a null character")
         if isinstance(value, str) and clean_text(value) != value:
-            raise self.error(node, "text cannot hold half a character (a lone surrogate)")
+            raise self._error(node, "text cannot hold half a character (a lone surrogate)")
         return value
 
-    def date(self, node: ast.expr, text: str) -> datetime.datetime:
-        """Read a time: a day, which means its beginning, one with a time, or how long ago it was.
-
-        Args:
-            node: Where it stands.
-            text: The time.
-
-        Returns:
-            The moment as documents keep times: in UTC, without a time zone.
-
-        Raises:
-            QueryError: It is no time.
-        """
+    def _date(self, node: ast.expr, text: str) -> datetime.datetime:
+        """Read a time: a day, meaning its beginning, one with a time, or how long ago it was."""
         try:
             ago = _AGO.fullmatch(text.strip())
             if ago:
@@ -272,7 +225,7 @@ class Terms:
             return _naive_utc(day)
         except (ValueError, OverflowError, OSError):
             told = "'2026-11-17', '2026-11-17 14:30', 'yesterday', 'last tuesday' or '2 days'"
-            raise self.error(node, f"not a time; write {told}") from None
+            raise self._error(node, f"not a time; write {told}") from None
 
 
 def is_number(text: str) -> bool:

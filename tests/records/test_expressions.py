@@ -115,7 +115,7 @@ def test_expressions_select_without_a_server(expression):
 def on_a_server(database, query):
     """Return the ids of what the server's prefilter and then the predicate select."""
     paths = [field.path for field in query.fields]
-    headers = MongoStore(database, None).headers(query.prefilter, paths)
+    headers = MongoStore(database, None, None).headers(query.prefilter, paths)
     return [one["_id"] for one in headers if query.holds(one)]
 
 

@@ -414,6 +414,23 @@ def test_a_dead_run_is_asked_for_by_what_is_shown(server):
             assert [run.id for run in connection.find(expression)] == wanted, expression
 
 
+def test_what_runs_printed_is_searched_some_at_a_time(server):
+    import pymongo
+
+    with pymongo.MongoClient(server.running_uri()) as client:
+        client.get_default_database()["runs"].insert_many(
+            [{"_id": n, "captured_out": f"Epoch {n}\n" * 100} for n in range(130)]
+        )
+    with records.connect() as connection:
+        for pattern in ("(?i)EPOCH 12$", r"(?i)EPOCH 12\\b", r"^Epoch 12\\s"):
+            found = connection.find(f"matches(output, '{pattern}')")
+            assert [run.id for run in found] == [12]
+            assert [header["captured_out"] for _, header in found.select()] == [""]
+        assert len(connection.find("contains(output, 'Epoch 1') and id > 99")) == 30
+        assert connection.find("contains(output, 'epoch')").runs() == []
+        assert connection[12].output.startswith("Epoch 12")
+
+
 def test_documents_of_stock_sacred_are_read_too(server):
     import pymongo
 

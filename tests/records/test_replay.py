@@ -170,7 +170,7 @@ def planted(home, count=1):
 def test_a_query_does_not_wait_for_a_replay(home, database, monkeypatch):
     planted(home)
     release = syncing.threading.Event()
-    monkeypatch.setattr(query, "REPLAY_SECONDS", 0.2)
+    monkeypatch.setattr(query, "SYNC_SECONDS", 0.2)
     monkeypatch.setattr(syncing, "_sync_run", lambda *arguments: release.wait(60) and None)
     try:
         with records.connect() as connection:
