@@ -6,3 +6,5 @@ from metatoolkit.testing.conformance import Check as Check
 from metatoolkit.testing.conformance import ConformanceReport as ConformanceReport
 from metatoolkit.testing.estimators import check_estimator as check_estimator
 from metatoolkit.testing.estimators import estimator_checks as estimator_checks
+from metatoolkit.testing.inner_learners import check_inner_learner as check_inner_learner
+from metatoolkit.testing.inner_learners import inner_learner_checks as inner_learner_checks

@@ -36,6 +36,9 @@ from metatoolkit.testing.bank.regression import logistic as logistic
 from metatoolkit.testing.bank.regression import logistic_hypergradient as logistic_hypergradient
 from metatoolkit.testing.bank.regression import ridge as ridge
 from metatoolkit.testing.bank.regression import ridge_hypergradient as ridge_hypergradient
+from metatoolkit.testing.bank.shapes import heads as heads
+from metatoolkit.testing.bank.shapes import matrices as matrices
+from metatoolkit.testing.bank.shapes import shapes as shapes
 
 PROBLEMS: dict[str, Callable[[], ProblemInstance]] = {
     "illustration": illustration,

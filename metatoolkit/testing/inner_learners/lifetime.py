@@ -1,0 +1,69 @@
+"""Copies of an inner learner, stored states, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.state import InnerState
+from metatoolkit.testing.conformance import Make, Suite, expect_equal
+from metatoolkit.testing.inner_learners.calls import build, take
+from metatoolkit.training import MetaTrainer
+
+SUITE: Suite[InnerLearner] = Suite("inner learner", InnerLearner)
+_PROBLEM = "matrices"
+
+
+@SUITE.check()
+def can_be_copied_and_pickled(make: Make[InnerLearner]) -> None:
+    """A copy and a learner that was stored take the same steps."""
+    instance = build(_PROBLEM, make)
+    wanted = take(instance, instance.state, instance.batches(3))
+    others = {"copied": copy.deepcopy(make()), "pickled": pickle.loads(pickle.dumps(make()))}
+    for name, learner in others.items():
+        instance.inner = learner
+        _expect_same(take(instance, instance.state, instance.batches(3)), wanted, name)
+
+
+@SUITE.check()
+def a_stored_state_goes_on_bitwise(make: Make[InnerLearner]) -> None:
+    """Three steps are one, a state that is written and read, and two more."""
+    instance = build(_PROBLEM, make)
+    batches = instance.batches(3)
+    wanted = take(instance, instance.state, batches)
+    file = io.BytesIO()
+    torch.save(take(instance, instance.state, batches[:1]).state_dict(), file)
+    file.seek(0)
+    state = InnerState.from_state_dict(torch.load(file, weights_only=True))
+    _expect_same(take(instance, state, batches[1:]), wanted, "stored")
+
+
+@SUITE.check()
+def training_goes_on_bitwise_from_a_checkpoint(make: Make[InnerLearner]) -> None:
+    """Two steps, a checkpoint and three more are five steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.pt"
+        whole = _train(make, path, 5)
+        _train(make, path, 2)
+        resumed = _train(make, path, 5, resume=True)
+    for one, other in zip(resumed, whole, strict=True):
+        expect_equal("a tensor of the model after a resumed training", one, other)
+
+
+def _train(make: Make[InnerLearner], path: Path, steps: int, resume: bool = False) -> list[Tensor]:
+    instance = build(_PROBLEM, make)
+    trainer = MetaTrainer(instance.problem, instance.inner)
+    trainer.fit(instance.train_batches, steps=steps, checkpoint=path, resume=resume, progress=False)
+    return list(instance.problem.model.state_dict().values())
+
+
+def _expect_same(found: InnerState, wanted: InnerState, what: str) -> None:
+    for one, other in zip(found.tensors(), wanted.tensors(), strict=True):
+        expect_equal(f"a tensor of the state of the {what} learner", one, other)
