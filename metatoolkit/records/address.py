@@ -53,14 +53,11 @@ class Address:
 
 
 def open_client(address: Address, seconds: float | None = None) -> MongoClient[dict[str, Any]]:
-    """Open a client with short limits, so that a dead server is noticed in seconds.
+    """Open a client, not yet connected, with short limits: a dead server is noticed in seconds.
 
     Args:
         address: Where the server is.
         seconds: How long to wait for it, other than as usual.
-
-    Returns:
-        A client, not yet connected.
 
     Raises:
         DatabaseUnavailableError: The connection string is malformed.
@@ -94,12 +91,6 @@ def open_database(client: MongoClient[dict[str, Any]]) -> Database[dict[str, Any
 @contextmanager
 def database_errors(address: Address) -> Iterator[None]:
     """Turn what pymongo raises inside the block into one clear line.
-
-    Args:
-        address: Where the server is, for the message.
-
-    Yields:
-        Nothing.
 
     Raises:
         DatabaseUnavailableError: The server cannot be reached or refuses.

@@ -26,25 +26,13 @@ DEEPEST = 60
 def encode_key(key: object) -> str:
     """Write a dictionary key as MongoDB can store and query it.
 
-    Args:
-        key: Any key; ``.`` and ``$`` have a meaning of their own in MongoDB.
-
-    Returns:
-        The key as text, with full-width forms of the two characters.
+    ``.`` and ``$``, which have a meaning of their own there, become their full-width forms.
     """
-    text = key if isinstance(key, str) else str(key)
-    return clean_text(text).replace("\0", "").replace(".", "．").replace("$", "＄")
+    return clean_text(str(key)).replace("\0", "").replace(".", "．").replace("$", "＄")
 
 
 def encoded_keys(keys: Iterable[object]) -> Iterator[tuple[str, Any]]:
-    """Write all keys of one dictionary as MongoDB can store them.
-
-    Args:
-        keys: The keys.
-
-    Yields:
-        Each one as text, and as it is.
-    """
+    """Write the keys of one dictionary as MongoDB can store them; yield each beside the key."""
     names: set[str] = set()
     for key in keys:
         name = encode_key(key)
@@ -56,26 +44,12 @@ def encoded_keys(keys: Iterable[object]) -> Iterator[tuple[str, Any]]:
 
 
 def decode_key(key: str) -> str:
-    """Undo :func:`encode_key`.
-
-    Args:
-        key: A stored key.
-
-    Returns:
-        The key as the run wrote it.
-    """
+    """Undo :func:`encode_key`."""
     return key.replace("．", ".").replace("＄", "$")
 
 
 def decode(value: Any) -> Any:
-    """Undo :func:`encode_key` on every key of nested data.
-
-    Args:
-        value: Stored data.
-
-    Returns:
-        The same data with the keys as the run wrote them.
-    """
+    """Undo :func:`encode_key` on every key of nested data."""
     if isinstance(value, Mapping):
         return {decode_key(str(key)): decode(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -84,11 +58,11 @@ def decode(value: Any) -> Any:
 
 
 def clean_metric(name: str, value: Any) -> Any:
-    """Turn a metric value into a number or a nested list of numbers.
+    """Turn a metric value into a number or a nested list of numbers; NaN and infinity stay.
 
     Args:
         name: The metric's name, for the message.
-        value: A number, a NumPy or torch scalar or array; NaN and infinity stay as they are.
+        value: A number, a NumPy or torch scalar or array.
 
     Returns:
         An ``int``, ``float`` or ``bool``, or nested lists of them.
@@ -96,17 +70,16 @@ def clean_metric(name: str, value: Any) -> Any:
     Raises:
         ConfigurationError: The value is not numeric, or has more than 100,000 entries.
     """
+    torch = sys.modules.get("torch")
+    if torch is not None and type(value) is torch.Tensor and value.dim() == 0:
+        value = value.item()
     kind = type(value)
     if kind is float or kind is bool:
         return value
     if kind is int:
         return _integer(value)
-    torch = sys.modules.get("torch")
-    if torch is not None and kind is torch.Tensor and value.dim() == 0 and not value.is_complex():
-        value = value.item()
-        return _integer(value) if type(value) is int else value
     if _is_array(value):
-        _check_count(name, value.numel() if hasattr(value, "numel") else value.size)
+        _check_count(name, math.prod(value.shape))
         value = _array_as_data(value)
     elif isinstance(value, numbers.Number) and not isinstance(value, complex):
         value = _plain_number(value)
@@ -123,24 +96,13 @@ def clean_metric(name: str, value: Any) -> Any:
 def clean(value: Any) -> Any:
     """Turn any value into plain data: numbers, text, lists, dictionaries with text keys, dates.
 
-    Args:
-        value: Anything that a configuration, an info dictionary or a result may hold.
-
-    Returns:
-        Plain data; what has no plain form becomes its ``repr``.
+    What has no plain form becomes its ``repr``.
     """
     return _clean(value, [])
 
 
 def clean_update(word: Any) -> Any:
-    """Clean a word of a command line, as in ``api.password=...`` or ``api={'password': ...}``.
-
-    Args:
-        word: The word.
-
-    Returns:
-        The word, with ``***`` in the place of credentials.
-    """
+    """Clean a word of a command line, as in ``api.password=...`` or ``api={'password': ...}``."""
     if not isinstance(word, str) or "=" not in word:
         return clean(word)
     name, _, given = word.partition("=")
@@ -197,7 +159,9 @@ def _clean_container(value: Any, path: list[int]) -> Any:
         names = [field.name for field in dataclasses.fields(value)]
         return {name: _clean(getattr(value, name), path) for name in names}
     if isinstance(value, Mapping):
-        return _clean_mapping(value, path)
+        named = dict(_entries_of(value.items()))
+        pairs = [(name, named[key]) for name, key in encoded_keys(named)]
+        return {n: HIDDEN if is_secret(n, one) else _clean(one, path) for n, one in pairs}
     if isinstance(value, list | tuple):
         entries = list(value)
         # Such as the words of a command: `["--password", "..."]`.
@@ -212,15 +176,6 @@ def _clean_container(value: Any, path: list[int]) -> Any:
     return clean_text(redact(repr(value)))
 
 
-def _clean_mapping(value: Mapping[Any, Any], path: list[int]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    entries = dict(_entries_of(value.items()))
-    for name, key in encoded_keys(entries):
-        entry = entries[key]
-        result[name] = HIDDEN if is_secret(name, entry) else _clean(entry, path)
-    return result
-
-
 def _entries_of(value: Any) -> list[Any]:
     for _ in range(20):
         try:
@@ -232,14 +187,7 @@ def _entries_of(value: Any) -> list[Any]:
 
 
 def clean_text(text: str) -> str:
-    """Make a text one that BSON takes: UTF-8, without lone surrogates.
-
-    Args:
-        text: Any text, such as an odd file name.
-
-    Returns:
-        The text, its surrogates written as escapes.
-    """
+    """Make a text one that BSON takes: UTF-8, lone surrogates, as in odd file names, as escapes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -275,12 +223,8 @@ def _is_array(value: Any) -> bool:
 
 
 def _array_as_data(value: Any) -> Any:
-    if hasattr(value, "detach"):
-        value = value.detach()
-        size = value.numel()
-    else:
-        size = value.size
-    if size > LARGEST_ARRAY:
+    value = value.detach() if hasattr(value, "detach") else value
+    if math.prod(value.shape) > LARGEST_ARRAY:
         return f"array of {tuple(value.shape)} {value.dtype}"
     try:
         data = value.tolist()
@@ -298,14 +242,7 @@ def _entries(data: Any) -> Any:
 
 
 def count_entries(value: Any) -> int:
-    """Say how many numbers a metric value holds.
-
-    Args:
-        value: A number, or nested lists of them.
-
-    Returns:
-        Their count; every nested list counts as one more.
-    """
+    """Say how many numbers a metric value holds; every nested list counts as one more."""
     if not isinstance(value, list):
         return 1
     return sum(1 + count_entries(entry) if isinstance(entry, list) else 1 for entry in value)
@@ -333,16 +270,9 @@ def utc(value: datetime.datetime) -> datetime.datetime:
 
 
 def encode_date(value: object) -> dict[str, str]:
-    """Write a date as JSON can hold it; what ``json.dump`` calls for what it does not know.
+    """Write a date as JSON can hold it, as a dictionary that no plain data can be mistaken for.
 
-    Args:
-        value: The date.
-
-    Returns:
-        A dictionary that no plain data can be mistaken for.
-
-    Raises:
-        TypeError: It is something else.
+    ``json.dump`` calls this for what it does not know; anything else is a ``TypeError``.
     """
     if isinstance(value, datetime.datetime):
         return {"$date": value.isoformat(timespec="milliseconds")}
@@ -350,14 +280,7 @@ def encode_date(value: object) -> dict[str, str]:
 
 
 def decode_date(value: dict[str, Any]) -> Any:
-    """Undo :func:`encode_date`; what ``json.loads`` calls for every dictionary.
-
-    Args:
-        value: A dictionary.
-
-    Returns:
-        The date that it stands for, or the dictionary itself.
-    """
+    """Undo :func:`encode_date`; what ``json.loads`` calls for every dictionary."""
     if len(value) == 1 and isinstance(value.get("$date"), str):
         return datetime.datetime.fromisoformat(value["$date"])
     return value

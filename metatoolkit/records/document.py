@@ -62,13 +62,7 @@ class RunDocument:
         host_info: dict[str, Any],
         config: dict[str, Any],
     ) -> None:
-        """Write down what is known when the run starts.
-
-        Args:
-            ex_info: Sacred's description of the experiment.
-            command: The command that runs.
-            host_info: Sacred's description of the host.
-            config: The final configuration.
+        """Write down what is known when the run starts: what Sacred says, and the configuration.
 
         Raises:
             StorageError: The spool cannot be written.
@@ -101,22 +95,12 @@ class RunDocument:
             self.data["experiment"] = experiment
 
     def put(self, field: str, value: Any) -> None:
-        """Set a field of the document.
-
-        Args:
-            field: Its name.
-            value: Any value, which is cleaned.
-        """
+        """Set a field of the document to any value, which is cleaned."""
         with self.lock:
             self.data[field] = clean(value)
 
     def add_resource(self, filename: str, digest: str) -> None:
-        """Note a file that the run has read.
-
-        Args:
-            filename: The file.
-            digest: The MD5 of its content.
-        """
+        """Note a file that the run has read, with the MD5 of its content."""
         entry = [clean(filename), digest]
         with self.lock:
             if entry not in self.data["resources"]:
@@ -165,24 +149,14 @@ class RunDocument:
         return self._moved(f"{name}.metadata", metadata)
 
     def miss(self, name: str, reason: object) -> None:
-        """Note that a file of the run could not be kept.
-
-        Args:
-            name: What it is called.
-            reason: Why.
-        """
+        """Note that a file of the run could not be kept, and say why."""
         say(f"{name} is not recorded: {reason}")
         with self.lock:
             missing = [one for one in self.data.get("missing_files", []) if one != clean(name)]
             self.data["missing_files"] = [*missing, clean(name)][-MISSING:]
 
     def end(self, status: str, note: str | None) -> None:
-        """Note how and when the run has ended, and write that down.
-
-        Args:
-            status: The last status.
-            note: Why, where the status does not say it.
-        """
+        """Note how and when the run has ended, and write that down."""
         with self.lock:
             self.describe()
             self.data["status"] = status
@@ -194,13 +168,10 @@ class RunDocument:
         self.write()
 
     def write(self, strict: bool = False) -> dict[str, Any]:
-        """Write the document to the spool, with the run's notes as they are now.
+        """Write the document to the spool, with the run's notes as they are now, and return it.
 
         Args:
             strict: Whether a disk that does not take it is an error; else it is said once.
-
-        Returns:
-            The document.
 
         Raises:
             StorageError: The disk does not take it.

@@ -174,7 +174,7 @@ class Imported:
 
 
 def import_folder(folder: str | os.PathLike[str], home: Path | None = None) -> Imported:
-    """Bring runs of a ``FileStorageObserver`` into the database, each of them once.
+    """Bring runs of a ``FileStorageObserver`` into the spool, each of them once.
 
     Configuration, result, metrics, output, artifacts and sources are taken over; nothing in the
     folder is changed, decoded into objects or executed.

@@ -38,14 +38,9 @@ class Pace:
 
     @contextmanager
     def sending(self, database: Database[dict[str, Any]], size: int) -> Iterator[None]:
-        """Give one piece the time that it needs on a slow line.
+        """Give one piece, sent or read by the server, the time that it needs on a slow line.
 
-        Args:
-            database: Where it goes. The time that its connection string allows is the least.
-            size: How many bytes are sent, or read by the server.
-
-        Yields:
-            Nothing.
+        The time that the database's connection string allows is the least.
         """
         import pymongo
 
@@ -287,12 +282,7 @@ def _digest(blocks: Iterable[bytes], digest: Any) -> str:
 
 
 def remove(database: Database[dict[str, Any]], ids: Iterable[Any]) -> None:
-    """Delete files.
-
-    Args:
-        database: The database.
-        ids: The files' ids.
-    """
+    """Delete files."""
     gone = list(ids)
     if gone:
         # The entry first: chunks without one are what a cut-off upload leaves, and are used again.

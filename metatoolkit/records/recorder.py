@@ -298,14 +298,7 @@ class SpoolObserver:
 
 
 def recorder_of(run: Any) -> RunRecorder | None:
-    """Find what records a run.
-
-    Args:
-        run: A Sacred run.
-
-    Returns:
-        Its recorder, or None for a run that is not recorded.
-    """
+    """Find what records a Sacred run; None for a run that is not recorded."""
     return next((one for one in run.observers if isinstance(one, RunRecorder)), None)
 
 

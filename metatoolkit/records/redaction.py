@@ -55,12 +55,8 @@ _ASSIGNMENT = re.compile(r"(?<![\w.?&-])(-{0,2}[A-Za-z_][\w.．-]*)=(\"[^\"]*\"|
 def redact(text: str) -> str:
     """Take user names, passwords and tokens out of every URL and assignment in a text.
 
-    Args:
-        text: Any text.
-
-    Returns:
-        The text with ``scheme://user:password@host`` as ``scheme://host``, and with ``***`` for
-        what is given to a secret's name, as in ``--password=...``.
+    ``scheme://user:password@host`` becomes ``scheme://host``, and what is given to a secret's name,
+    as in ``--password=...``, becomes ``***``.
     """
     if "://" in text:
         text = _PASSWORD.sub("", _DATABASE_USER.sub(r"\1", text))
@@ -71,14 +67,9 @@ def redact(text: str) -> str:
 
 
 def is_secret(key: str, value: Any) -> bool:
-    """Say whether what is stored under a key is a credential.
+    """Say whether what is stored under a key is a credential, which must not be recorded.
 
-    Args:
-        key: The key.
-        value: What is stored there; where the name does not tell, its look does.
-
-    Returns:
-        Whether it must not be recorded.
+    Where the name does not tell, the look of the value does.
     """
     kind = _kind(key)
     if kind is None or value is None or isinstance(value, bool) or value == "":
@@ -108,14 +99,7 @@ def _kind(key: str) -> str | None:
 
 
 def is_secret_option(word: Any) -> bool:
-    """Say whether what follows a word of a command line is a credential.
-
-    Args:
-        word: A word, such as ``--password``.
-
-    Returns:
-        Whether it announces one.
-    """
+    """Say whether a word of a command line, such as ``--password``, announces a credential."""
     return isinstance(word, str) and word.startswith("-") and is_secret(word, "x")
 
 

@@ -41,10 +41,6 @@ CAPTURES = ("no", "sys", "fd")
 def check_options(experiment: Any, options: dict[str, Any]) -> None:
     """Refuse what would have no effect, and prepare what would not work with records.
 
-    Args:
-        experiment: The Sacred experiment.
-        options: Its options, by flag; changed.
-
     Raises:
         ConfigurationError: An option cannot be honored, or its value is not one of the accepted.
     """
@@ -143,10 +139,6 @@ def take_over(experiment: Any, options: dict[str, Any]) -> None:
     Sacred's own ways would execute what lies in it: its reader of JSON, and its reader of values on
     the command line, decode them with jsonpickle.
 
-    Args:
-        experiment: The experiment that is about to run.
-        options: What was given on its command line.
-
     Raises:
         ConfigurationError: The configuration is damaged, or the command one that makes no record.
     """
@@ -178,9 +170,7 @@ def take_over(experiment: Any, options: dict[str, Any]) -> None:
 class _Recorded:
     """The last of an ingredient's configuration scopes; it takes itself away again.
 
-    Args:
-        owner: The experiment, or an ingredient of it.
-        values: What was recorded, keys as the database has them.
+    The values are those recorded for the owner, keys as the database has them.
     """
 
     def __init__(self, owner: Any, values: Any) -> None:
@@ -191,11 +181,6 @@ class _Recorded:
 
     def __call__(self, fixed: Any = None, preset: Any = None, fallback: Any = None) -> Any:
         """Return the recorded entries, but for those that the command line gives; as Sacred asks.
-
-        Args:
-            fixed: What the command line gives.
-            preset: The experiment's own configuration.
-            fallback: Entries of other ingredients.
 
         Raises:
             ConfigurationError: An entry names a file that the experiment does not name by itself,
@@ -278,8 +263,7 @@ def _text(value: Any) -> str:
 def import_sacred() -> Any:
     """Import Sacred, standing in for the ``pkg_resources`` that newer setuptools no longer carry.
 
-    Returns:
-        The module ``sacred``, with its own fragile collection of GPU information turned off.
+    Its own fragile collection of GPU information is turned off.
     """
     if "sacred" in sys.modules:
         import sacred

@@ -18,27 +18,12 @@ FAILING = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EFBIG)
 
 
 def harmless(text: str, keep: str = "\n\t") -> str:
-    """Take out of a text what a terminal would obey.
-
-    Args:
-        text: Any text, such as one out of a database.
-        keep: Control characters to keep.
-
-    Returns:
-        The text, with a blank for every other control character.
-    """
+    """Put a blank for every control character, which a terminal would obey, but those to keep."""
     return "".join(one if one.isprintable() or one in keep else " " for one in text)
 
 
 def text(value: Any) -> str:
-    """Write a value in a few characters, harmless on a terminal.
-
-    Args:
-        value: Plain data.
-
-    Returns:
-        One line without control characters.
-    """
+    """Write plain data in one line of a few characters, harmless on a terminal."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "" if value is None else "nan"
     if isinstance(value, bool):
@@ -55,11 +40,7 @@ def text(value: Any) -> str:
 
 
 def say(message: str) -> None:
-    """Print one line for the user on stderr.
-
-    Args:
-        message: What happened and what follows from it.
-    """
+    """Print one line for the user on stderr: what happened and what follows from it."""
     print(f"metatoolkit: {harmless(message)}", file=sys.stderr, flush=True)
 
 
