@@ -18,10 +18,9 @@ from metatoolkit.experiments.applications import applications
 from metatoolkit.records.capture import git_state
 from metatoolkit.records.clean import encode_date
 from metatoolkit.records.query import connect
-from metatoolkit.records.redaction import HIDDEN
 from metatoolkit.records.run import Run, section
 from metatoolkit.records.sacred_compat import RERUN_VARIABLE
-from metatoolkit.records.terminal import text
+from metatoolkit.records.terminal import HIDDEN, text
 
 LOST = "too_large"
 

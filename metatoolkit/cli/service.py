@@ -21,11 +21,10 @@ from metatoolkit.records.address import (
 )
 from metatoolkit.records.edits import import_folder
 from metatoolkit.records.home import data_home
-from metatoolkit.records.redaction import redact
 from metatoolkit.records.server import ManagedServer, find_server
 from metatoolkit.records.spool import spool_directory, spooled_runs
 from metatoolkit.records.syncing import BAD, sync, sync_databases
-from metatoolkit.records.terminal import say, text
+from metatoolkit.records.terminal import redact, say, text
 
 # Omniboard listens on every interface, without a password; this keeps it on this machine.
 LOOPBACK_ONLY = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from metatoolkit.errors import ConfigurationError, DatabaseUnavailableError
-from metatoolkit.records.redaction import redact
+from metatoolkit.records.terminal import redact
 
 if TYPE_CHECKING:
     from pymongo import MongoClient

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from metatoolkit.records.home import AppendedFile
-from metatoolkit.records.redaction import redact
+from metatoolkit.records.terminal import redact
 
 GIT_SECONDS = 5.0
 _METADATA = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.(?:dist-info|egg-info)")

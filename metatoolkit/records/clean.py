@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.records.redaction import HIDDEN, is_secret, is_secret_option, redact
+from metatoolkit.records.terminal import HIDDEN, is_secret, is_secret_option, redact
 
 INT64 = 2**63
 LARGEST_ARRAY = 100_000

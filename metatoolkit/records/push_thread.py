@@ -17,11 +17,10 @@ from metatoolkit.records.address import (
     open_database,
 )
 from metatoolkit.records.push import Push
-from metatoolkit.records.redaction import redact
 from metatoolkit.records.server import find_server
 from metatoolkit.records.spool import spooled_runs
 from metatoolkit.records.syncing import sync
-from metatoolkit.records.terminal import say
+from metatoolkit.records.terminal import redact, say
 
 if TYPE_CHECKING:
     from pymongo import MongoClient

@@ -17,11 +17,10 @@ from metatoolkit.records.fields import duration
 from metatoolkit.records.files import content_digest, download, holds, upload
 from metatoolkit.records.home import private_directory, process_lives, storage_error
 from metatoolkit.records.push import Push, ensure_indexes, number_run
-from metatoolkit.records.redaction import redact
 from metatoolkit.records.run import section, status_of
 from metatoolkit.records.server import find_server
 from metatoolkit.records.spool import DOCUMENT, METRICS, RunSpool, spooled_runs, sweep
-from metatoolkit.records.terminal import say
+from metatoolkit.records.terminal import redact, say
 
 if TYPE_CHECKING:
     from pymongo.database import Database

@@ -1,18 +1,64 @@
-"""What is said on a terminal: harmless lines, on streams that may be closed, full or ASCII."""
+"""Text that leaves a run: no credentials in it, nothing that a terminal obeys, on any stream."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import errno
+import functools
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from metatoolkit.errors import MetatoolkitError
 
+HIDDEN = "***"
+
+# No number of a computation, whatever stands before it: `pgpassword`, `client_secret`.
+_SECRET = re.compile(
+    r".*(?:password|passwd|passphrase)s?|.+_pwd|(?:.*_)?(?:secrets?|credentials?|authorization)"
+    r"|(?:.*_)?(?:api|access|account|private|secret|signing|encryption|subscription|auth|ssh|hf"
+    r"|openai|wandb)_?keys?",
+    re.IGNORECASE,
+)
+# Tokens are credentials or pieces of text: `hf_token` is the one, `pad_token` the other.
+_SECRET_TOKEN = re.compile(
+    r"(?:.*_)?(?:access|auth|api|hf|hub|hugging_?face|bearer|refresh|session|oauth|jwt|github|gh"
+    r"|gitlab|private|personal|deploy|wandb|openai|pypi|npm)_?tokens?",
+    re.IGNORECASE,
+)
+_TEXT_TOKEN = re.compile(
+    r"(?:.*_)?(?:pad|eos|bos|unk|sep|cls|mask|start|end|stop|special|next|first|last|image|audio"
+    r"|new|prompt|decoder|word|sub|label)_token",
+    re.IGNORECASE,
+)
+_OTHER = re.compile(r".*_token", re.IGNORECASE)
+_RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w.+/=-]{6,}")
+_MARKED = re.compile(r"[<\[{(|].*[>\])}|]")
+_WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[-. ．]")
+
+# What follows a colon is a password, which may hold any sign, or a port. Of a database's address
+# everything before the last @ goes.
+_PASSWORD = re.compile(
+    r"(?<=://)[^/\s'\"@:\[]*:(?!\d*(?:[/?#'\",)\]\s]|$))"
+    r"(?:(?:(?!://)[^\s?'\"])*@|(?:(?!://)\S)*?@)"
+)
+_DATABASE_USER = re.compile(
+    r"((?:mongodb|postgres|mysql|mariadb|mssql|oracle|redis|amqp)[\w+]*://)(?:(?!://)[^\s?'\"])*@",
+    re.IGNORECASE,
+)
+_USER = re.compile(r"(?<=://)[^/\s'\"]+@")
+_PARAMETER = re.compile(r"([?&;])([\w.%-]+)=([^&\s'\"#]+)")
+_SECRET_PARAMETER = re.compile(
+    r".*(?:token|key|sig|signature|password|passwd|pass|pwd|secret|credentials?|auth"
+    r"|authmechanismproperties)",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?\w+\s+)[^\s'\"]+", re.IGNORECASE)
+_ASSIGNMENT = re.compile(r"(?<![\w.?&-])(-{0,2}[A-Za-z_][\w.．-]*)=(\"[^\"]*\"|'[^']*'|[^\s;]+)")
 # What writing to a standard stream fails with, where the disk behind it is full, say.
 FAILING = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EFBIG)
 
@@ -102,3 +148,64 @@ def _give_up_output() -> None:
     """Keep Python from flushing once more at its end."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def redact(text: str) -> str:
+    """Take user names, passwords and tokens out of every URL and assignment in a text.
+
+    ``scheme://user:password@host`` becomes ``scheme://host``, and what is given to a secret's name,
+    as in ``--password=...``, becomes ``***``.
+    """
+    if "://" in text:
+        text = _PASSWORD.sub("", _DATABASE_USER.sub(r"\1", text))
+        text = _PARAMETER.sub(_hide_parameter, _USER.sub("", text))
+    if "uthorization" in text:
+        text = _HEADER.sub(r"\1***", text)
+    return _ASSIGNMENT.sub(_hide_given, text) if "=" in text else text
+
+
+def is_secret(key: str, value: Any) -> bool:
+    """Say whether what is stored under a key is a credential, which must not be recorded.
+
+    Where the name does not tell, the look of the value does.
+    """
+    kind = _kind(key)
+    if kind is None or value is None or isinstance(value, bool) or value == "":
+        return False
+    if kind == "secret":
+        return True
+    if isinstance(value, dict):
+        return kind == "tokens" and bool(value)
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(one, str) and is_secret(key, one) for one in value)
+    if not isinstance(value, str) or _MARKED.fullmatch(value):
+        return False
+    return kind in ("tokens", "token") or _RANDOM.fullmatch(value) is not None
+
+
+@functools.lru_cache(maxsize=10_000)
+def _kind(key: str) -> str | None:
+    name = _WORD_BEGINS.sub("_", key.strip().lstrip("-"))
+    if _SECRET.fullmatch(name):
+        return "secret"
+    if _TEXT_TOKEN.fullmatch(name):
+        return None
+    if _SECRET_TOKEN.fullmatch(name):
+        return "tokens"
+    # A word of a language too, or somebody's own.
+    return "token" if name.lower() == "token" else "unknown" if _OTHER.fullmatch(name) else None
+
+
+def is_secret_option(word: Any) -> bool:
+    """Say whether a word of a command line, such as ``--password``, announces a credential."""
+    return isinstance(word, str) and word.startswith("-") and is_secret(word, "x")
+
+
+def _hide_parameter(found: re.Match[str]) -> str:
+    secret = _SECRET_PARAMETER.fullmatch(found[2])
+    return f"{found[1]}{found[2]}={HIDDEN}" if secret else found[0]
+
+
+def _hide_given(found: re.Match[str]) -> str:
+    name = found[1].replace("．", ".").rpartition(".")[2]
+    return f"{found[1]}={HIDDEN}" if is_secret(name, found[2].strip("\"'")) else found[0]

@@ -8,7 +8,7 @@ import pytest
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.records import capture
-from metatoolkit.records.redaction import redact
+from metatoolkit.records.terminal import redact
 
 from .experiments import count_up, make
 

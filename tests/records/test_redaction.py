@@ -7,7 +7,7 @@ import pytest
 from metatoolkit import records
 from metatoolkit.records import capture
 from metatoolkit.records.clean import clean, clean_update
-from metatoolkit.records.redaction import is_secret, redact
+from metatoolkit.records.terminal import is_secret, redact
 
 from .experiments import count_up, make, run
 
