@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -142,6 +143,20 @@ class Suite(Generic[T]):
             return function
 
         return add
+
+    def given(self, **values: Any) -> Suite[T]:
+        """Return the suite with further arguments, for the checks that take them.
+
+        Args:
+            **values: The arguments.
+        """
+        filled: Suite[T] = Suite(self.kind, self.base)
+        for check in self.checks:
+            taken = inspect.signature(check.function).parameters
+            own = {name: value for name, value in values.items() if name in taken}
+            arguments = {**check.arguments, **own}
+            filled.checks.append(dataclasses.replace(check, arguments=arguments))
+        return filled
 
     def run(self, component: T | Make[T], checks: Sequence[str] | None = None) -> ConformanceReport:
         """Run checks, and stop at the first that does not hold.

@@ -20,7 +20,7 @@ from metatoolkit.hypergradients.linear_solvers import (
 )
 from metatoolkit.hypergradients.linear_solvers.progress import Progress
 from metatoolkit.testing import bank
-from tests.hypergradients.test_linear_solvers import Counted, relative_error, rotation, symmetric
+from metatoolkit.testing.linear_systems import Counted, relative_error, rotation, symmetric
 from tests.hypergradients.test_solver_edges import diagonal
 
 F32, F64 = torch.float32, torch.float64

@@ -92,7 +92,7 @@ class LinearSolver(ABC):
     Attributes:
         symmetric: Whether M must be symmetric.
         warm_startable: Whether a first iterate is of use.
-        random: Whether vectors are drawn from the system's key.
+        random: Whether the solution depends on the system's key by more than its accuracy.
     """
 
     symmetric: ClassVar[bool] = False

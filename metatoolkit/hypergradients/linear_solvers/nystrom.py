@@ -51,6 +51,11 @@ class Nystrom(LinearSolver):
         if not 0 < self.damping < math.inf:
             raise ConfigurationError(f"damping is {self.damping}; a number above 0 is needed.")
 
+    @property
+    @override
+    def diagonal(self) -> float:
+        return self.damping
+
     @override
     def solve(self, system: LinearSystem) -> Solution:
         """Return (M_k + ρ I)⁻¹ b.
