@@ -123,6 +123,19 @@ def test_every_module_of_the_core_has_tests_that_mirror_it():
             assert all((ROOT / name).exists() for name in suite if name.endswith(".py")), path
 
 
+def test_estimators_are_conformant_under_mutation_whatever_their_file_is_called(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    file = Path("metatoolkit/hypergradients/new_one.py")
+    file.parent.mkdir(parents=True)
+    file.write_text("@estimators.register()\nclass Newest(Estimator):\n    pass\n")
+    conformance = [mutation_suites.CONFORMANCE, "-k", "Newest"]
+    assert mutation_suites.suites_of(file.as_posix()) == [conformance]
+    file.write_text("class Part:\n    pass\n")
+    assert mutation_suites.suites_of(file.as_posix()) == []
+
+
 def test_each_mutant_that_changes_nothing_is_one_of_a_line_that_there_is():
     listed = mutation_report.equivalents()
     assert len({(entry["module"], *entry["change"]) for entry in listed}) == len(listed) > 20

@@ -1,5 +1,8 @@
 """What the scripts do. Nothing is installed here: each Python on the PATH is a small fake."""
 
+import os
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -247,3 +250,41 @@ def test_test_script_ends_with_the_summary_and_fails_with_pytest(tmp_path: Path)
     result = run_script(repository, folder, script="test")
     assert result.returncode == 3
     assert result.stdout.splitlines()[-1].startswith("<-m><pytest>")
+
+
+def entries_of_hooks() -> list[str]:
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    return re.findall(r"^ +entry: (.*)$", text, re.MULTILINE)
+
+
+def test_hooks_before_a_commit_run_all_of_the_script_but_the_tests() -> None:
+    text = (ROOT / "scripts" / "test").read_text()
+    (typed,) = re.findall(r"^for package in (.*); do$", text, re.MULTILINE)
+    steps = re.findall(r"^step (.*)$", text, re.MULTILINE)
+    inside = [re.findall(r"/bin/([\w-]+)\" (.*)'", entry)[0] for entry in entries_of_hooks()]
+    hooks = [f"{program} {arguments}" for program, arguments in inside]
+    assert len(steps) > 3
+    assert [hook.replace('"$@"', ".") for hook in hooks] == [
+        step.replace('"${typed[@]}"', typed) for step in steps
+    ]
+
+
+@needs_bash
+@pytest.mark.parametrize("entry", entries_of_hooks())
+def test_a_hook_runs_in_the_environment_that_was_set_up(entry: str, tmp_path: Path) -> None:
+    command = shlex.split(entry)
+    given = ["a b.py"] if command[-1] == "--" else []
+    for place, variables in ((".venv", {}), ("else where", {"METATOOLKIT_VENV": "else where"})):
+        for name in ("ruff", "mypy", "lint-imports"):
+            write_program(tmp_path / place / "bin" / name, f"printf '<%s>' '{place}' \"$@\"\n")
+        done = subprocess.run(
+            [*command, *given],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], **variables},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.startswith(f"<{place}><")
+        assert done.stdout.endswith("<a b.py>") is bool(given)
