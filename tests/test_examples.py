@@ -22,7 +22,11 @@ from metatoolkit.components.registry import Registry
 from metatoolkit.errors import MissingDependencyError
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted((ROOT / "metatoolkit").rglob("*.py"))
+SOURCES = sorted(
+    path
+    for package in ("metatoolkit", "applications", "baselines")
+    for path in (ROOT / package).rglob("*.py")
+)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # A block that needs a download or a GPU says so in the line before it.
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->\n```python\n")
@@ -104,6 +108,7 @@ def test_every_family_of_components_has_an_example():
         "problem": mt.BilevelProblem,
         "check": mt.check_hypergradient,
         "comparison": mt.compare_estimators,
+        "conformance": importlib.import_module("metatoolkit.testing"),
         "signal and noise": mt.signal_to_noise,
         "loss": mt.losses.cross_entropy,
         "data set": mt.tasks.load_dataset,

@@ -8,8 +8,6 @@ LONGEST = 350
 # Lists, of which a line is an entry.
 DATA = {".json", ".toml", ".typed"}
 TO_BE_CUT = {
-    "metatoolkit/records/clean.py",
-    "metatoolkit/records/sacred_compat.py",
     "tests/records/faults.py",
     "tests/records/test_expressions.py",
     "tests/records/test_observer.py",

@@ -1,4 +1,17 @@
-"""Problems with known answers, and what must hold for every component, published or not."""
+"""Problems with known answers, and what must hold for every component, published or not.
+
+Example:
+    >>> import metatoolkit as mt
+    >>> from metatoolkit import testing
+    >>> chosen = ["result_has_the_form_of_the_meta_parameters-ridge"]
+    >>> print(testing.check_estimator(mt.hypergradients.OneStep(), checks=chosen))
+    1 checks hold, 0 do not apply
+    >>> instance = testing.bank.quadratic()
+    >>> solver = mt.hypergradients.ConjugateGradient(tolerance=1e-10)
+    >>> found = instance.call(mt.hypergradients.Implicit(solver)).gradient["value"]
+    >>> found.allclose(testing.bank.quadratic_hypergradient(instance))
+    True
+"""
 
 from metatoolkit.hypergradients.instance import ProblemInstance as ProblemInstance
 from metatoolkit.testing import bank as bank
