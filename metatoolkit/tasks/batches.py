@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from metatoolkit.errors import ConfigurationError, ShapeError
-from metatoolkit.randomness import Stream, fold_in
+from metatoolkit.errors import ShapeError
+from metatoolkit.randomness import Stream
+from metatoolkit.tasks.epochs import EpochBatches, check_batch_size, epoch_generator
 from metatoolkit.tasks.labels import check_labels
-from metatoolkit.tasks.resumable import ResumableBatches
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
-class Batches(ResumableBatches[tuple[Tensor, ...]]):
+class Batches(EpochBatches[tuple[Tensor, ...]]):
     """An endless iterator over batches, whose place can be stored and found again.
 
     Every epoch has an order of its own. Order and transform draw only from the seed, the epoch
@@ -50,9 +50,6 @@ class Batches(ResumableBatches[tuple[Tensor, ...]]):
         2
     """
 
-    kept = ("length", "batch_size", "shuffle", "drop_last")
-    counters = ("epoch", "next_batch")
-
     def __init__(
         self,
         *tensors: Tensor,
@@ -64,63 +61,25 @@ class Batches(ResumableBatches[tuple[Tensor, ...]]):
         device: torch.device | str | None = None,
         classes: int | None = None,
     ) -> None:
-        self.length = _common_length(tensors)
+        length = _common_length(tensors)
         if classes is not None:
             check_labels("labels", tensors[-1], classes)
-        _check_batch_size(batch_size)
-        if self.length == 0:
-            raise ConfigurationError("there are no examples; at least one is needed for a batch.")
-        if drop_last and batch_size > self.length:
-            raise ConfigurationError(
-                f"batch_size is {batch_size}, but there are {self.length} examples; lower it, or "
-                "pass drop_last=False."
-            )
         self.tensors = tuple(t if device is None else t.to(device) for t in tensors)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.drop_last = drop_last
+        super().__init__(length, batch_size, seed, shuffle, drop_last, self.tensors[0].device)
         self.transform = transform
-        self.epoch = 0
-        self.next_batch = 0
-        self._order: Tensor | None = None
-
-    @property
-    def epoch_length(self) -> int:
-        """Number of batches in an epoch."""
-        full, rest = divmod(self.length, self.batch_size)
-        return full + (1 if rest and not self.drop_last else 0)
 
     @override
     def __next__(self) -> tuple[Tensor, ...]:
         """Return the next batch, one tensor for each that was given."""
-        if self.next_batch >= self.epoch_length:
-            self.epoch += 1
-            self.next_batch = 0
-            self._order = None
-        start = self.next_batch * self.batch_size
-        stop = min(start + self.batch_size, self.length)
-        if self.shuffle:
-            if self._order is None:
-                self._order = self._permutation()
-            batch = [tensor[self._order[start:stop]] for tensor in self.tensors]
-        else:
-            batch = [tensor[start:stop].clone() for tensor in self.tensors]
+        places = self.next_places()
+        batch = [tensor[places] for tensor in self.tensors]
         if self.transform is not None:
-            generator = _generator(self.seed, self.epoch, Stream.BATCH_TRANSFORMS + self.next_batch)
+            generator = epoch_generator(
+                self.seed, self.epoch, Stream.BATCH_TRANSFORMS + self.next_batch
+            )
             batch[0] = self.transform(batch[0], generator)
         self.next_batch += 1
         return tuple(batch)
-
-    def _permutation(self) -> Tensor:
-        order = torch.randperm(
-            self.length, generator=_generator(self.seed, self.epoch, Stream.EPOCH_ORDER)
-        )
-        return order.to(self.tensors[0].device)
-
-    @override
-    def _moved(self) -> None:
-        self._order = None
 
 
 def evaluation_batches(
@@ -145,10 +104,10 @@ def evaluation_batches(
         ShapeError: There is no tensor, or the lengths differ.
     """
     length = _common_length(tensors)
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
 
     def iterate() -> Iterator[tuple[Tensor, ...]]:
-        generator = _generator(0, 0, Stream.BATCH_TRANSFORMS)
+        generator = epoch_generator(0, 0, Stream.BATCH_TRANSFORMS)
         for start in range(0, length, batch_size):
             batch = [tensor[start : start + batch_size] for tensor in tensors]
             if device is not None:
@@ -172,12 +131,3 @@ def _common_length(tensors: tuple[Tensor, ...]) -> int:
             "be equal."
         )
     return lengths[0]
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigurationError(f"batch_size is {batch_size!r}; an integer from 1 on is needed.")
-
-
-def _generator(seed: int, epoch: int, stream: int) -> torch.Generator:
-    return torch.Generator().manual_seed(fold_in(seed, epoch, stream))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from metatoolkit.tasks.batches import Batches, evaluation_batches
+from metatoolkit.tasks.batches import evaluation_batches
+from metatoolkit.tasks.epochs import EpochBatches
 from metatoolkit.tasks.languages.encoding import TokenDataset
 
 
-class TokenBatches:
+class TokenBatches(EpochBatches[dict[str, Tensor]]):
     """An endless iterator over batches of encoded text, whose place can be stored and found again.
 
     A batch is a dictionary with ``input_ids`` and ``attention_mask`` of shape (batch, tokens) and
@@ -42,50 +43,14 @@ class TokenBatches:
         drop_last: bool = True,
     ) -> None:
         self._rows = _Rows(dataset, device)
-        self._places = Batches(
-            torch.arange(len(dataset)),
-            batch_size=batch_size,
-            seed=seed,
-            shuffle=shuffle,
-            drop_last=drop_last,
-        )
+        super().__init__(len(dataset), batch_size, seed, shuffle, drop_last)
 
-    @property
-    def epoch_length(self) -> int:
-        """Number of batches in an epoch."""
-        return self._places.epoch_length
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Return this iterator itself: it goes on where it is."""
-        return self
-
+    @override
     def __next__(self) -> dict[str, Tensor]:
         """Return the next batch."""
-        (places,) = next(self._places)
-        return self._rows.take(places)
-
-    def reseed(self, seed: int) -> None:
-        """Start over with another seed.
-
-        Args:
-            seed: Seed of the order.
-        """
-        self._places.reseed(seed)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place of this iterator; the data are not part of it."""
-        return self._places.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a stored place: the next batches are bitwise those that followed it.
-
-        Args:
-            state_dict: What :meth:`state_dict` of an iterator over the same data returned.
-
-        Raises:
-            CheckpointError: It belongs to batches of another length, size or order.
-        """
-        self._places.load_state_dict(state_dict)
+        batch = self._rows.take(self.next_places())
+        self.next_batch += 1
+        return batch
 
 
 def evaluation_token_batches(
