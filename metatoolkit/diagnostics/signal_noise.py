@@ -219,17 +219,17 @@ def _meta_batches(
     """Draw meta batches one by one, and say which stream ends too early."""
     train, valid = iter(train_batches), iter(valid_batches)
     for number in range(batches):
-        support = list(itertools.islice(train, horizon))
-        query = list(itertools.islice(valid, 1))
-        if len(support) < horizon or not query:
-            name = "train_batches" if len(support) < horizon else "valid_batches"
+        steps = list(itertools.islice(train, horizon))
+        outer = list(itertools.islice(valid, 1))
+        if len(steps) < horizon or not outer:
+            name = "train_batches" if len(steps) < horizon else "valid_batches"
             size = batches * horizon if name == "train_batches" else batches
             raise DataError(
                 f"{name} ends in meta batch {number + 1} of {batches}: {size} batches are needed. "
                 "Give more of them, or ask for fewer with `batches`; the same ones over again "
                 "would hide the noise of the data."
             )
-        yield support, query[0]
+        yield steps, outer[0]
 
 
 class _Samples:

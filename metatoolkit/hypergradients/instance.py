@@ -52,7 +52,7 @@ class ProblemInstance:
         return [self.train_batches[step % len(self.train_batches)] for step in range(steps)]
 
     def arguments(self, steps: int | None = None, state: InnerState | None = None) -> Arguments:
-        """Return problem, inner learner, state, training batches and outer batch.
+        """Return problem, inner learner, state, training batches and validation batch.
 
         Args:
             steps: Number of inner steps; by default one for each training batch.
