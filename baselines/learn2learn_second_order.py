@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from baselines.peer import Peer, Result
 from metatoolkit.errors import optional_import
@@ -33,6 +34,7 @@ class Learn2LearnSecondOrder(Peer):
             import learn2learn
         self._maml = learn2learn.algorithms.MAML
 
+    @override
     def _run(
         self, problem: BilevelProblem, lr: float, train_batches: Sequence[Any], valid_batch: Any
     ) -> Result:

@@ -9,17 +9,21 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator
 
+import applications
+import baselines
 import metatoolkit
 
+OWN = (metatoolkit, applications, baselines)
 SECTIONS = re.compile(r"^(Args|Returns|Yields|Raises|Attributes|Example):$", re.MULTILINE)
 
 
 def classes() -> Iterator[type]:
-    for found in pkgutil.walk_packages(metatoolkit.__path__, "metatoolkit."):
-        if not found.name.endswith("__main__"):
-            for value in list(vars(importlib.import_module(found.name)).values()):
-                if inspect.isclass(value) and value.__module__ == found.name:
-                    yield value
+    for package in OWN:
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not found.name.endswith("__main__"):
+                for value in list(vars(importlib.import_module(found.name)).values()):
+                    if inspect.isclass(value) and value.__module__ == found.name:
+                        yield value
 
 
 def function_of(attribute: object) -> Callable | None:
@@ -29,14 +33,14 @@ def function_of(attribute: object) -> Callable | None:
 
 
 def overriding(cls: type) -> Iterator[tuple[str, Callable, list[Callable]]]:
-    """What a class overrides of classes from the same package, with what is overridden."""
-    package = cls.__module__.partition(".")[0]
+    """What a class overrides of our classes, or of its own package, with what is overridden."""
+    own_packages = {cls.__module__.partition(".")[0], *(package.__name__ for package in OWN)}
     for name, attribute in vars(cls).items():
         own = function_of(attribute)
         bases = [
             function_of(vars(base).get(name))
             for base in cls.__mro__[1:]
-            if base.__module__.partition(".")[0] == package
+            if base.__module__.partition(".")[0] in own_packages
         ]
         if own is not None and any(bases) and name not in ("__init__", "__post_init__"):
             yield f"{cls.__qualname__}.{name}", own, [base for base in bases if base is not None]

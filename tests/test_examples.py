@@ -62,6 +62,10 @@ def somewhere_else(tmp_path, monkeypatch):
     monkeypatch.setenv("METATOOLKIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("METATOOLKIT_DATA", str(tmp_path / "data"))
     torch.manual_seed(0)
+    yield
+    # The server that a page started.
+    if (tmp_path / "home").exists():
+        assert main(["db", "stop"]) == 0
 
 
 WITH_EXAMPLES = [path for path in SOURCES if any(">>> " in text for text in docstrings(path))]
@@ -232,7 +236,6 @@ def test_code_on_pages_runs(path):
             pytest.skip(str(error))
     if "runs" in names:
         names["runs"].close()
-        assert main(["db", "stop"]) == 0
 
 
 def test_few_blocks_are_not_run():
