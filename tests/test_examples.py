@@ -8,6 +8,7 @@ import importlib
 import inspect
 import itertools
 import re
+import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import metatoolkit as mt
 from metatoolkit.cli import main
 from metatoolkit.components.registry import Registry
 from metatoolkit.errors import MissingDependencyError
+from tests.registries import set_apart
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
@@ -38,6 +40,7 @@ SHORTER = {
     "steps=10_000": "steps=2",
     "count=1000": "count=2, progress=False",
     "(3, 224, 224)": "(3, 112, 112)",
+    "check_estimator(LastStep(steps=2))": "check_estimator(LastStep(steps=2), ['pickled', 'form'])",
 }
 
 
@@ -62,6 +65,7 @@ def somewhere_else(tmp_path, monkeypatch):
     monkeypatch.setenv("METATOOLKIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("METATOOLKIT_DATA", str(tmp_path / "data"))
     torch.manual_seed(0)
+    set_apart(monkeypatch)
     yield
     # The server that a page started.
     if (tmp_path / "home").exists():
@@ -205,6 +209,13 @@ def for_choosing() -> dict[str, Any]:
     }
 
 
+def for_extending() -> dict[str, Any]:
+    """The names of a module that can be imported, as the file of a component can."""
+    module = types.ModuleType("extending_page")
+    sys.modules[module.__name__] = module
+    return vars(module)
+
+
 def for_readme() -> dict[str, Any]:
     return {"train_batches": batches(3, 32, 32), "valid_batches": batches(3, 32, 32)}
 
@@ -215,6 +226,7 @@ PRESUMED: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/choosing.md": for_choosing,
     "docs/cross_domain_few_shot.md": for_cross_domain,
     "docs/domains.md": for_domains,
+    "docs/extending.md": for_extending,
     "docs/languages.md": for_languages,
 }
 WITH_CODE = [path for path in PAGES if BLOCK.search(path.read_text("utf-8"))]
