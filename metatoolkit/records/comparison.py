@@ -168,11 +168,8 @@ class Comparison:
             return figure
         handles, told = axes.get_legend_handles_labels()
         if len(told) > LISTED:
-            handles, told = (
-                handles[:LISTED],
-                [*told[: LISTED - 1], f"{len(told) - LISTED + 1} more"],
-            )
-        columns = -(-len(told) // BESIDE)
+            told = [*told[: LISTED - 1], f"{len(told) - LISTED + 1} more"]
+        handles, columns = handles[: len(told)], -(-len(told) // BESIDE)
         legend = figure.legend(
             handles, told, loc="outside right upper", fontsize="x-small", ncols=columns
         )
@@ -227,10 +224,8 @@ def literal(words: str) -> str:
 
 def _colors(count: int) -> list[Any]:
     """Choose colors: the usual ones for a few curves, and a scale for more, in their order."""
-    from matplotlib import color_sequences, colormaps
+    from matplotlib import colormaps
 
-    if count <= 10:
-        return list(color_sequences["tab10"][:count])
     if count <= 20:
-        return list(color_sequences["tab20"][:count])
-    return [colormaps["turbo"](position / (count - 1)) for position in range(count)]
+        return [colormaps["tab10" if count <= 10 else "tab20"](place) for place in range(count)]
+    return [colormaps["turbo"](place / (count - 1)) for place in range(count)]

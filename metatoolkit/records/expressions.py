@@ -53,8 +53,8 @@ UNLISTED: dict[str, Any] = {
 }
 # Where documents of some kinds hold less than is asked for, or hold it in another form.
 _INCOMPLETE = {"summary": UNLISTED, "result": STOCK, "info": STOCK}
-# Patterns that MongoDB's regular expressions read as Python's do.
-_ALIKE = re.compile(r"(?:[^\\(\[{]|\((?!\?)|\[(?![\[:])|\\[dDwWsSnrt]|\\[^\w\s])*")
+# Patterns that MongoDB reads as Python does; where they repeat something, it may give up.
+_ALIKE = re.compile(r"(?:[^\\(\[{*+?]|\((?!\?)|\[(?![\[:])|\\[dDwWsSnrt]|\\\W)*")
 
 # The predicate of a part of an expression, and its filter.
 Selected = tuple[Condition, dict[str, Any]]

@@ -79,19 +79,15 @@ class Expected:
     strict: bool
 
 
+def nearest(given: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Find the name that was meant, where one is at least so near (from 0 to 1)."""
+    return next(iter(difflib.get_close_matches(given, choices, 1, cutoff)), None)
+
+
 def did_you_mean(given: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
-    """Name what was meant by a name that is not known.
-
-    Args:
-        given: The name.
-        choices: The names that there are.
-        cutoff: How near one must be, from 0 to 1.
-
-    Returns:
-        Where one is near: the end of a sentence, and a question with the nearest one; else blank.
-    """
-    near = difflib.get_close_matches(given, choices, 1, cutoff)
-    return f". Did you mean {near[0]}?" if near else ""
+    """End a sentence about an unknown name, and ask for the nearest one; blank where none is."""
+    near = nearest(given, choices, cutoff)
+    return f". Did you mean {near}?" if near else ""
 
 
 def lookup(document: Any, path: str) -> list[Any]:
@@ -304,6 +300,14 @@ def kind_of(value: Any) -> str:
     if isinstance(value, datetime.datetime):
         return "time"
     return "text" if isinstance(value, str) else type(value).__name__
+
+
+def is_kind(value: Any, kind: str) -> bool:
+    """Say whether a value, or one in a list, is of a kind; ``any`` is one that is there."""
+    if kind == "any":
+        return value is not None and value != []
+    entries = value if isinstance(value, list) else [value]
+    return any(kind_of(one) == kind for one in entries)
 
 
 def _test(symbol: str, given: Any) -> Callable[[Any], bool]:

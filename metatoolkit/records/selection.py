@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError, QueryError
 from metatoolkit.records.expressions import Query, parse_field, value_field
-from metatoolkit.records.fields import Field, identity, lookup, order
-from metatoolkit.records.hints import check_fields, kind_hint, unmatched_value, unproven
+from metatoolkit.records.fields import Field, identity, is_kind, lookup, order
 from metatoolkit.records.run import Run, status_of
-from metatoolkit.records.stores import Document, Store
+from metatoolkit.records.stores import Document
 from metatoolkit.records.table import check_entries, group, table
 
 if TYPE_CHECKING:
     import pandas
+
+    from metatoolkit.records.query import Database
 
 LIFE = ("status", "proc", "heartbeat", "start_time")
 
@@ -24,12 +25,12 @@ class RunSet:
     """A selection of runs; nothing is read before it is asked for.
 
     Args:
-        stores: Where the runs are.
+        database: Where the runs are.
         query: Which ones.
     """
 
-    def __init__(self, stores: Sequence[Store], query: Query) -> None:
-        self._stores = stores
+    def __init__(self, database: Database, query: Query) -> None:
+        self._database = database
         self._query = query
         self._sort: list[tuple[Field, bool]] = []
         self._limit: int | None = None
@@ -128,8 +129,8 @@ class RunSet:
         """
         if self._limit == 0:
             return None
-        told = None if self.total() else unmatched_value(self._stores, self._query)
-        kinds = (kind_hint(self._stores, one) for one in self._unproven)
+        told = None if self.total() else self._database.value_hint(self._query)
+        kinds = (self._database.kind_hint(one) for one in self._unproven)
         return told or next((one for one in kinds if one is not None), None)
 
     def table(self, columns: list[str] | None = None) -> pandas.DataFrame:
@@ -164,7 +165,7 @@ class RunSet:
         runs = self.runs()
         complete(runs, found)
         unused = [one for one in found if not any(lookup(r.document, one.path) for r in runs)]
-        check_fields(self._stores, unused)
+        self._database.check_fields(unused)
         return found
 
     def group(
@@ -201,7 +202,7 @@ class RunSet:
         complete(runs, [value])
         found = group(runs, fields, value, entries)
         if found.empty:
-            check_fields(self._stores, [value])
+            self._database.check_fields([value])
         return found
 
     def select(self, *fields: Field) -> list[tuple[int, Document]]:
@@ -219,7 +220,7 @@ class RunSet:
         # What a run printed is long, and of no more use once it has been looked at.
         brief = {} if any(field.root == "output" for field in fields) else {"captured_out": ""}
         chosen = []
-        for position, store in enumerate(self._stores):
+        for position, store in enumerate(self._database.stores):
             for header in store.headers(self._query.prefilter, paths):
                 # A run that lives is told from one that only says so.
                 known = {**header, "status": status_of(header)} if by_life else header
@@ -238,7 +239,7 @@ class RunSet:
             The runs, as far as they are still there.
         """
         runs: dict[tuple[int, Hashable], Run] = {}
-        for position, store in enumerate(self._stores):
+        for position, store in enumerate(self._database.stores):
             ids = [header["_id"] for where, header in chosen if where == position]
             for document in store.documents(ids) if ids else ():
                 runs[position, identity(document["_id"])] = Run(document, store)
@@ -258,15 +259,20 @@ class RunSet:
             without_value = [one for one, found in zip(chosen, values, strict=True) if not found]
             having.sort(key=lambda pair: order(pair[1]), reverse=downward)
             if chosen and not having:
-                check_fields(self._stores, [field])
+                self._database.check_fields([field])
             chosen = [*(one for one, _ in having), *without_value]
-        self._unproven = unproven([header for _, header in chosen], self._query.expected)
+        # What no run that was found shows to be a sensible comparison.
+        self._unproven = [
+            one
+            for one in self._query.expected
+            if not any(is_kind(v, one.kind) for _, h in chosen for v in lookup(h, one.field.path))
+        ]
         for one in self._unproven:
-            told = kind_hint(self._stores, one) if one.strict else None
+            told = self._database.kind_hint(one) if one.strict else None
             if told is not None:
                 raise QueryError(told)
         if not chosen:
-            check_fields(self._stores, self._query.fields)
+            self._database.check_fields(self._query.fields)
         self._total = len(chosen)
         end = None if self._limit is None else self._skipped + self._limit
         return self.fetch(chosen[self._skipped : end])
@@ -283,16 +289,3 @@ def complete(runs: Sequence[Run], fields: Sequence[Field]) -> None:
         documents = [run.document for run in runs if run.store is store]
         known = [one for one in documents if isinstance(one, dict)]
         store.complete(known, [field.path for field in fields])
-
-
-def nothing_found(runs: RunSet) -> str:
-    """Say that a selection is empty, and why, where that is known.
-
-    Args:
-        runs: The selection.
-
-    Returns:
-        One line.
-    """
-    hint = runs.hint()
-    return "no runs match" if hint is None else f"no runs match: {hint}"

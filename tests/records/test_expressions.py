@@ -141,8 +141,10 @@ def test_expressions_select_the_same_on_a_server(database):
         # Without an id of its own, a document is of Sacred, and may hold numbers as objects.
         ("result.acc > 7", [1, 3]),
         ("metrics.loss.min < 0 and config.method == 'plain'", []),
-        ("matches(config.method, '^(evo|x)[a-z]+')", [1]),
+        ("matches(config.method, '^(evo|x)[a-z]')", [1]),
         ("matches(config.method, '(?i)EVO')", [1, 2, 3]),
+        ("matches(config.method, 'e.*d')", [1, 2, 3]),
+        ("contains(output, 'epoch 7\\n')", [2]),
     ],
 )
 def test_a_server_selects_before_what_it_can_tell(database, expression, selected):
