@@ -6,7 +6,7 @@ from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.diagnostics.measure import count_flops, peak_memory
-from metatoolkit.hypergradients import EvoGrad, Unrolled
+from metatoolkit.hypergradients import EvoGrad, ProblemInstance, Unrolled
 
 
 class Shift(nn.Module):
@@ -21,20 +21,20 @@ def shifted_cross_entropy(model, meta, batch):
     return mt.losses.cross_entropy(model, meta, (batch[0] + meta.value, batch[1]))
 
 
-class Setup:
+class Setup(ProblemInstance):
     """A network with λ in the loss or at the input, and the cost of its base step."""
 
     def __init__(self, where, examples, width=1):
         torch.manual_seed(0)
-        self.model = mt.networks.build_network("resnet32", 10, (3, 32, 32), width=width)
+        model = mt.networks.build_network("resnet32", 10, (3, 32, 32), width=width)
         if where == "loss":
             meta, train_loss = mt.metaparameters.WeightNet(), mt.losses.weighted_cross_entropy
         else:
             meta, train_loss = Shift(), shifted_cross_entropy
-        self.problem = mt.BilevelProblem(self.model, meta, train_loss, mt.losses.cross_entropy)
-        self.inner = mt.inner.SGD(lr=0.1)
-        self.state = self.inner.init(self.problem)
+        problem = mt.BilevelProblem(model, meta, train_loss, mt.losses.cross_entropy)
+        inner = mt.inner.SGD(lr=0.1)
         self.batch = (torch.randn(examples, 3, 32, 32), torch.randint(10, (examples,)))
+        super().__init__(problem, inner, [self.batch], self.batch, inner.init(problem))
 
     def base_step(self):
         meta = self.problem.meta_parameters()
@@ -44,9 +44,6 @@ class Setup:
         with torch.no_grad():
             state = self.state
             self.problem.evaluate_valid(state.parameters, {}, state.buffers, self.batch, 0)
-
-    def call(self, estimator):
-        return estimator(self.problem, self.inner, self.state, [self.batch], self.batch)
 
     def passes(self, estimator):
         return count_flops(lambda: self.call(estimator)) / count_flops(self.forward)

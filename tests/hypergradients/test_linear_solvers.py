@@ -37,7 +37,9 @@ CONFORMING = {solver: 1e-11 for solver in (*EXACT, FixedPoint(3000, 1e-13))} | {
 
 
 def test_every_registered_solver_is_under_test():
-    assert {type(solver) for solver in CONFORMING} == set(solvers.values())
+    # Tests register solvers of their own.
+    ours = {one for one in solvers.values() if one.__module__.startswith("metatoolkit.")}
+    assert {type(solver) for solver in CONFORMING} == ours
 
 
 @pytest.mark.parametrize(

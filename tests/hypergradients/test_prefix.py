@@ -11,7 +11,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.hypergradients import EvoGrad, GuidedEvoGrad
+from metatoolkit.hypergradients import EvoGrad, GuidedEvoGrad, ProblemInstance
 from metatoolkit.metaparameters.representation_transform import RepresentationTransform
 
 F64 = torch.float64
@@ -61,21 +61,19 @@ def draw(generator, examples=10):
     }
 
 
-class Setup:
+class Setup(ProblemInstance):
     def __init__(self, dropout=0.3, valid_mode=None):
         torch.manual_seed(0)
         self.model = Network(dropout).double()
         self.meta = RepresentationTransform(8).double()
-        self.problem = mt.BilevelProblem(self.model, self.meta, train_loss, valid_loss, valid_mode)
-        self.inner = mt.inner.SGD(lr=0.1)
-        self.state = self.inner.init(self.problem)
+        problem = mt.BilevelProblem(self.model, self.meta, train_loss, valid_loss, valid_mode)
+        inner = mt.inner.SGD(lr=0.1)
         generator = torch.Generator().manual_seed(1)
-        self.batches = draw(generator), draw(generator)
+        train, valid = draw(generator), draw(generator)
+        super().__init__(problem, inner, [train], valid, inner.init(problem))
 
-    def call(self, make=EvoGrad, **arguments):
-        estimator = make(sigma=0.1, temperature=0.5, **arguments)
-        train, valid = self.batches
-        return estimator(self.problem, self.inner, self.state, [train], valid)
+    def evograd(self, make=EvoGrad, **arguments):
+        return self.call(make(sigma=0.1, temperature=0.5, **arguments))
 
 
 HEAD = {"perturb": ["head.*"]}
@@ -94,8 +92,8 @@ HEAD = {"perturb": ["head.*"]}
 )
 def test_equals_evograd_without_prefix(arguments, dropout, valid_mode):
     setup = Setup(dropout, valid_mode)
-    plain = setup.call(**HEAD, **arguments)
-    cached = setup.call(**HEAD, **arguments, prefix=encode)
+    plain = setup.evograd(**HEAD, **arguments)
+    cached = setup.evograd(**HEAD, **arguments, prefix=encode)
     for name, gradient in plain.gradient.items():
         error = float((cached.gradient[name] - gradient).norm())
         assert error < 1e-10 * float(gradient.norm())
@@ -134,7 +132,7 @@ def test_the_generators_of_python_and_numpy_go_on_after_the_prefix(where, stream
         random.seed(seed)
         np.random.seed(seed)
         options = {**HEAD, "candidates": 3, "streamed": streamed}
-        found += [setup.call(**options, prefix=prefix), setup.call(**options)]
+        found += [setup.evograd(**options, prefix=prefix), setup.evograd(**options)]
     for result in found[1:]:
         for name, gradient in result.gradient.items():
             torch.testing.assert_close(gradient, found[0].gradient[name], rtol=1e-10, atol=1e-14)
@@ -143,7 +141,7 @@ def test_the_generators_of_python_and_numpy_go_on_after_the_prefix(where, stream
 @pytest.mark.parametrize("make", [EvoGrad, GuidedEvoGrad])
 def test_is_the_derivative_of_its_objective(make):
     setup = Setup()
-    train, valid = setup.batches
+    (train,), valid = setup.train_batches, setup.valid_batch
     estimator = make(sigma=0.1, temperature=0.5, **HEAD, prefix=encode)
     check = mt.check_hypergradient(setup.problem, setup.inner, estimator, [train], valid)
     assert check.relative_error < 1e-6
@@ -153,13 +151,13 @@ def test_is_the_derivative_of_its_objective(make):
 def test_the_encoder_sees_each_batch_once(streamed, heads, first):
     setup = Setup()
     setup.model.encoder.passes = setup.model.head.passes = 0
-    result = setup.call(candidates=4, streamed=streamed, **HEAD, prefix=encode)
+    result = setup.evograd(candidates=4, streamed=streamed, **HEAD, prefix=encode)
     assert setup.model.encoder.passes == 2
     # The first call looks once more whether a loss can be evaluated again.
     assert setup.model.head.passes == first
     assert result.cost.forward == 2 + heads
     setup.model.encoder.passes = 0
-    setup.call(candidates=4, streamed=streamed, **HEAD)
+    setup.evograd(candidates=4, streamed=streamed, **HEAD)
     assert setup.model.encoder.passes == heads
 
 
@@ -168,7 +166,7 @@ def test_global_state_stays():
     before = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}
     torch.manual_seed(7)
     place = torch.get_rng_state()
-    setup.call(**HEAD, prefix=encode)
+    setup.evograd(**HEAD, prefix=encode)
     assert torch.equal(torch.get_rng_state(), place)
     for name, tensor in setup.model.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -8,7 +8,9 @@ from tests.inner.registry import LEARNERS
 
 
 def test_every_registered_learner_is_under_test():
-    assert {type(make()) for make in LEARNERS.values()} == set(learners.values())
+    # Tests register learners of their own.
+    ours = {one for one in learners.values() if one.__module__.startswith("metatoolkit.")}
+    assert {type(make()) for make in LEARNERS.values()} == ours
 
 
 @pytest.mark.parametrize("check", inner_learner_checks(), ids=str)
