@@ -14,7 +14,7 @@ HEAD = """\
 
 Every row is one fault, made on purpose with a real MongoDB server: how many values a run had
 recorded, and how many the database holds afterwards, each exactly once and in order. A run that
-could not reach its database was replayed by `metatoolkit records sync` once the server was back.
+could not reach its database was brought in by `metatoolkit records sync` once the server was back.
 
 "Extra time" is by how much recording made the run longer than its own work, all of it included:
 collecting sources and package versions, the first push, the last push, reading everything back. A

@@ -49,16 +49,22 @@ def add(commands: Any) -> None:
     )
     command(about_server, "stop", "stop the server", stop_server)
     command(about_server, "status", "say whether it runs, and where", server_status)
-    records = commands.add_parser("records", help="replay spooled runs, find what is wrong")
+    records = commands.add_parser("records", help="sync runs, find what is wrong")
     about_spool = records.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    command(about_spool, "sync", "push spooled runs to the database", sync_spool)
+    told = "push spooled runs to the database, or bring all runs to another one"
+    syncing = command(about_spool, "sync", told, sync_runs)
+    syncing.add_argument(
+        "--to",
+        metavar="URI",
+        help="the other server: a connection string, or a variable holding one",
+    )
     command(about_spool, "doctor", "say what is wrong", doctor)
     bring = command(about_spool, "import", "bring runs of a FileStorageObserver in", import_records)
     bring.add_argument("folder", help="the observer's folder, or that of one run")
-    copy = command(about_spool, "copy", "copy all runs to a server", copy_records)
-    copy.add_argument(
-        "--to", metavar="URI", required=True, help="a connection string, or a variable holding one"
-    )
+    # The former name of `sync --to`; without help it is not listed.
+    former = about_spool.add_parser("copy")
+    former.add_argument("--to", metavar="URI", required=True)
+    former.set_defaults(handler=_copy)
     command(about_spool, "omniboard", "print the command that starts Omniboard", omniboard)
 
 
@@ -107,15 +113,20 @@ def server_status(options: argparse.Namespace) -> int:
     return 0 if status["answers"] else 1
 
 
-def sync_spool(options: argparse.Namespace) -> int:
-    """Push what is spooled.
+def sync_runs(options: argparse.Namespace) -> int:
+    """Push what is spooled, or bring all runs to another server.
 
     Args:
         options: The command line.
 
     Returns:
         0, or 1 if a run could not be pushed.
+
+    Raises:
+        ConfigurationError: ``--to`` names no server, or the source.
     """
+    if options.to is not None:
+        return _sync_databases(options.to)
     report = sync()
     if report.pushed:
         print(f"pushed: {', '.join(str(one) for one in report.pushed)}")
@@ -182,26 +193,19 @@ def import_records(options: argparse.Namespace) -> int:
     return 1 if done.failed else 0
 
 
-def copy_records(options: argparse.Namespace) -> int:
-    """Copy all runs to another server.
+def _copy(options: argparse.Namespace) -> int:
+    say("`records copy --to` is called `records sync --to` now")
+    return _sync_databases(options.to)
 
-    Args:
-        options: The command line.
 
-    Returns:
-        The exit code.
-
-    Raises:
-        ConfigurationError: No target is named, or it is the source.
-    """
-    given = options.to
+def _sync_databases(given: str) -> int:
     target = Address(given if "://" in given else os.environ.get(given, ""), managed=False)
     if not target.uri:
         raise ConfigurationError(
             f"--to takes a connection string or the name of a variable that holds one, not "
             f"{redact(given)!r}"
         )
-    # With the variable set already, what is copied is what the managed server still holds.
+    # With the variable set already, the source is what the managed server still holds.
     configured = os.environ.get(URI_VARIABLE)
     managed = not configured or configured == target.uri
     source = Address(ManagedServer().start(), managed=True) if managed else find_server()
@@ -216,13 +220,13 @@ def copy_records(options: argparse.Namespace) -> int:
             done = sync_databases(open_database(one), open_database(other), _progress)
     moved = [f"{one} -> {other}" for one, other in done.runs.items() if one != other]
     print(
-        f"{len(done.runs)} runs with {done.values:,} metric values, {done.files} new files: copied "
-        "and read back"
+        f"{len(done.runs)} runs with {done.values:,} metric values, {done.files} new files: "
+        "written and read back"
     )
     if moved:
         print(f"numbers that were taken there: {text(', '.join(moved))}")
     for run in done.live:
-        print(f"run {text(run)} still goes on: copy again once it has ended")
+        print(f"run {text(run)} still goes on: sync again once it has ended")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from metatoolkit.cli.arguments import command
 from metatoolkit.errors import QueryError, RecordsError
 from metatoolkit.records.clean import decode_key
+from metatoolkit.records.metrics import parse_values
 from metatoolkit.records.push import shorten
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run, section, status_of
@@ -138,11 +138,7 @@ class Follower:
         data = _read(spool.path / METRICS, self._offset)
         end = data.rfind(b"\n") + 1
         self._offset += end
-        for line in data[:end].splitlines():
-            try:
-                name, step, value, _ = json.loads(line)
-            except ValueError:
-                continue
+        for name, step, value, _ in parse_values(data[:end].splitlines(), spool.path):
             self._logged[name] = self._logged.get(name, 0) + 1
             if self._wanted(name):
                 yield News(name, step, value)

@@ -1,4 +1,4 @@
-"""The experiment database: recording with Sacred, a managed server, queries, spool and replay.
+"""The experiment database: recording with Sacred, a managed server, queries, spool and sync.
 
 A run writes to a local spool first and MongoDB receives a copy at every heartbeat, so that a run
 neither dies of its database nor loses a value to it.

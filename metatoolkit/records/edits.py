@@ -92,7 +92,7 @@ def delete(runs: Iterable[Run | int | str]) -> None:
             for run in found:
                 for spool in _spools(run):
                     if not spool.lock():
-                        raise RecordsError(f"run {run.id} is being written or replayed right now")
+                        raise RecordsError(f"run {run.id} is being written or pushed right now")
                     spools.append(spool)
             for run in found:
                 if isinstance(run.store, MongoStore):

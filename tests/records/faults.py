@@ -359,7 +359,7 @@ class External:
             yield client.get_default_database()
 
 
-def replay(home, uri):
+def sync_all(home, uri):
     """Sync until nothing is spooled, as a user's next commands would."""
     deadline = time.monotonic() + 120
     while list(spooled_runs(home)):
@@ -379,7 +379,7 @@ def count_up(found):
 def figures(case, worker, external, expected="COMPLETED", limit=0.0, killed=False):
     """Bring the spool into the database and count what is there."""
     home = Path(os.environ["METATOOLKIT_HOME"])
-    replay(home, external.uri)
+    sync_all(home, external.uri)
     with external.database() as database:
         document = database["runs"].find_one({"run_uuid": worker.uuid})
         assert document is not None, worker.note("error")

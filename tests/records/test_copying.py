@@ -58,7 +58,7 @@ def test_everything_is_copied_and_read_back(database, other, tmp_path, monkeypat
         # Somebody else's run has the number 2 there.
         target["runs"].insert_one({"_id": 2, "run_uuid": "f" * 32, "status": "COMPLETED"})
         monkeypatch.setenv("TARGET", other)
-        assert main(["records", "copy", "--to", "TARGET"]) == 0
+        assert main(["records", "sync", "--to", "TARGET"]) == 0
         told = capsys.readouterr().out
         assert "3 runs with 63 metric values" in told and "2 -> 4" in told
         copied = {one["run_uuid"]: one for one in target["runs"].find()}
@@ -75,7 +75,8 @@ def test_everything_is_copied_and_read_back(database, other, tmp_path, monkeypat
         # Once more changes nothing, by a variable that is set already just as well.
         monkeypatch.setenv("METATOOLKIT_MONGO_URI", other)
         assert main(["records", "copy", "--to", other]) == 0
-        assert "0 new files" in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert "0 new files" in told.out and "is called `records sync --to` now" in told.err
         assert repr(everything(target)) == repr(before)
         with records.connect() as connection:
             assert connection.find("config.number == 1")[0].id == 4
@@ -100,10 +101,10 @@ def test_a_copy_that_differs_is_said(database, other, monkeypatch, tmp_path):
 
 
 def test_the_same_server_or_none_is_refused(server, impatient, capsys):
-    assert main(["records", "copy", "--to", server.running_uri()]) == 2
+    assert main(["records", "sync", "--to", server.running_uri()]) == 2
     assert "the same" in capsys.readouterr().err
-    assert main(["records", "copy", "--to", "NO_SUCH_VARIABLE"]) == 2
-    assert main(["records", "copy", "--to", "mongodb://me:hunter2@127.0.0.1:9/x"]) == 2
+    assert main(["records", "sync", "--to", "NO_SUCH_VARIABLE"]) == 2
+    assert main(["records", "sync", "--to", "mongodb://me:hunter2@127.0.0.1:9/x"]) == 2
     told = capsys.readouterr()
     assert "hunter2" not in told.err + told.out
 

@@ -122,7 +122,7 @@ def test_a_live_run_is_not_deleted_whatever_the_clock_says(home, database, capsy
     main_of_cli = globals()["main"]
     run(main)
     told = capsys.readouterr().err
-    assert "still running: 1" in told and "is being written or replayed" in told
+    assert "still running: 1" in told and "is being written or pushed" in told
     assert main_of_cli(["runs", "rm", "1", "--yes"]) == 0
     assert database["runs"].count_documents({}) == 0
 

@@ -13,7 +13,7 @@ from metatoolkit.records.clean import clean_text
 
 from . import faults
 from .conftest import kill_server
-from .faults import External, Figures, Worker, figures, note_figures, replay, same
+from .faults import External, Figures, Worker, figures, note_figures, same, sync_all
 
 KILLING = [
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL, signal.SIGABRT,
@@ -240,7 +240,7 @@ def test_eighteen_megabytes_of_output(external, tmp_path, check):
 def test_values_of_every_kind(external, tmp_path, check):
     worker = Worker(tmp_path / "run", faults.odd)
     worker.join()
-    replay(tmp_path / "home", external.uri)
+    sync_all(tmp_path / "home", external.uri)
     with external.database() as database:
         document = database["runs"].find_one({"run_uuid": worker.uuid})
         values = database["metrics"].find_one({"run_id": document["_id"]})["values"]
@@ -255,7 +255,7 @@ def test_values_of_every_kind(external, tmp_path, check):
 def test_names_with_dots_and_dollars(external, tmp_path, check):
     worker = Worker(tmp_path / "run", faults.dotted)
     worker.join()
-    replay(tmp_path / "home", external.uri)
+    sync_all(tmp_path / "home", external.uri)
     wanted = [clean_text(name) for name in faults.HOSTILE_NAMES]
     with external.database() as database:
         document = database["runs"].find_one({"run_uuid": worker.uuid})

@@ -203,7 +203,7 @@ def test_a_run_that_is_deleted_while_it_goes_on_is_written_again(database, spool
     assert push.verify(database, document)
     check(database, spool, ["loss"], 20)
     assert database["metrics"].distinct("run_id") == [push.run_id]
-    # Another process that knows nothing, as a query's replay.
+    # Another process that knows nothing, as a query's sync.
     database["runs"].delete_many({})
     again = Push(spool, metrics, output)
     again(database, document, final=True)

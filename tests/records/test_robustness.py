@@ -153,7 +153,7 @@ def test_secrets_of_the_command_line_are_stored_nowhere(database):
     assert "seed=4" in document["meta"]["options"]["UPDATE"]
 
 
-def test_the_next_run_replays_what_lies_in_the_spool(home, mongod, monkeypatch):
+def test_the_next_run_pushes_what_lies_in_the_spool(home, mongod, monkeypatch):
     monkeypatch.setenv("METATOOLKIT_MONGOD", "")
     first = run(count_up)
     monkeypatch.delenv("METATOOLKIT_MONGOD")

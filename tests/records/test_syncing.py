@@ -1,4 +1,4 @@
-"""What lies in the spool after a power failure, and what a replay makes of it."""
+"""What lies in the spool after a power failure, and what a sync makes of it."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def cut_power(home, name, main, **config):
 
 
 @pytest.mark.parametrize("case", ["copied", "values lost", "all lost", "torn", "output lost"])
-def test_a_replay_never_shrinks_what_the_database_has(home, database, tmp_path, case):
+def test_a_sync_never_shrinks_what_the_database_has(home, database, tmp_path, case):
     (tmp_path / "weights.bin").write_bytes(b"w" * 300_000)
 
     def main(_run, snapshot):
@@ -167,7 +167,7 @@ def planted(home, count=1):
     return made
 
 
-def test_a_query_does_not_wait_for_a_replay(home, database, monkeypatch):
+def test_a_query_does_not_wait_for_a_sync(home, database, monkeypatch):
     planted(home)
     release = syncing.threading.Event()
     monkeypatch.setattr(query, "SYNC_SECONDS", 0.2)
@@ -179,7 +179,7 @@ def test_a_query_does_not_wait_for_a_replay(home, database, monkeypatch):
         release.set()
 
 
-def test_a_query_does_not_fail_by_a_replay_nor_move_a_run_aside(home, database, capsys):
+def test_a_query_does_not_fail_by_a_sync_nor_move_a_run_aside(home, database, capsys):
     (spool,) = planted(home)
     document = spool.read_document()
     spool.write_document({**document, "artifacts": "no list"})
