@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from metatoolkit.cli.arguments import command
 from metatoolkit.errors import QueryError, RecordsError
 from metatoolkit.records.clean import decode_key
-from metatoolkit.records.metrics import parse_values
+from metatoolkit.records.metrics import parse
 from metatoolkit.records.push import shorten
 from metatoolkit.records.query import Database, connect
 from metatoolkit.records.run import Run, section, status_of
@@ -138,7 +138,7 @@ class Follower:
         data = _read(spool.path / METRICS, self._offset)
         end = data.rfind(b"\n") + 1
         self._offset += end
-        for name, step, value, _ in parse_values(data[:end].splitlines(), spool.path):
+        for name, step, value, _ in parse(data[:end].splitlines(), spool.path):
             self._logged[name] = self._logged.get(name, 0) + 1
             if self._wanted(name):
                 yield News(name, step, value)

@@ -151,9 +151,7 @@ class MetricPush:
         self._offset += end
         lines = data[:end].splitlines()
         for start in range(0, len(lines), LINES):
-            for name, step, value, seconds in parse_values(
-                lines[start : start + LINES], self.spool.path
-            ):
+            for name, step, value, seconds in parse(lines[start : start + LINES], self.spool.path):
                 when = _EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000))
                 self._series[name].take(step, value, when)
 
@@ -312,7 +310,7 @@ def _fingerprint(step: Any, value: Any, when: datetime.datetime) -> bytes:
     return repr((step, value, (when - _EPOCH) // _MILLISECOND)).encode()
 
 
-def parse_values(lines: list[bytes], place: Path) -> list[list[Any]]:
+def parse(lines: list[bytes], place: Path) -> list[list[Any]]:
     """Parse many lines in one call: the run pays for every moment that is spent here."""
     try:
         entries: list[list[Any]] = json.loads(b"[" + b",".join(lines) + b"]")

@@ -11,7 +11,7 @@ import pytest
 from metatoolkit import records
 from metatoolkit.records.clean import clean_text
 
-from . import faults
+from . import faults, faulty_runs
 from .conftest import kill_server
 from .faults import External, Figures, Worker, figures, note_figures, same, sync_all
 
@@ -44,13 +44,13 @@ def check():
 
 
 def test_nothing_fails(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.plain)
+    worker = Worker(tmp_path / "run", faulty_runs.plain)
     worker.join()
     check(figures("nothing fails", worker, external))
 
 
 def test_the_server_is_killed_and_comes_back(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.plain)
+    worker = Worker(tmp_path / "run", faulty_runs.plain)
     worker.wait_for(30)
     external.kill()
     time.sleep(0.5)
@@ -60,7 +60,7 @@ def test_the_server_is_killed_and_comes_back(external, tmp_path, check):
 
 
 def test_the_server_is_killed_for_good(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.plain)
+    worker = Worker(tmp_path / "run", faulty_runs.plain)
     worker.wait_for(30)
     external.kill()
     worker.join()
@@ -71,8 +71,8 @@ def test_the_server_is_killed_for_good(external, tmp_path, check):
 
 @pytest.mark.slow
 def test_the_server_is_killed_at_the_last_moment(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.plain)
-    worker.wait_for(faults.VALUES)
+    worker = Worker(tmp_path / "run", faulty_runs.plain)
+    worker.wait_for(faulty_runs.VALUES)
     external.kill()
     worker.join()
     external.back()
@@ -82,7 +82,7 @@ def test_the_server_is_killed_at_the_last_moment(external, tmp_path, check):
 
 @pytest.mark.slow
 def test_the_server_is_killed_right_after_the_run(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.plain)
+    worker = Worker(tmp_path / "run", faulty_runs.plain)
     worker.join()
     external.kill()
     external.back()
@@ -91,7 +91,7 @@ def test_the_server_is_killed_right_after_the_run(external, tmp_path, check):
 
 def test_the_server_is_down_at_the_start(external, tmp_path, check):
     external.kill()
-    worker = Worker(tmp_path / "run", faults.plain)
+    worker = Worker(tmp_path / "run", faulty_runs.plain)
     worker.join()
     external.back()
     limit = faults.START_LIMIT + faults.END_LIMIT
@@ -101,7 +101,7 @@ def test_the_server_is_down_at_the_start(external, tmp_path, check):
 @pytest.mark.slow
 def test_the_server_comes_up_in_mid_run(external, tmp_path, check):
     external.kill()
-    worker = Worker(tmp_path / "run", faults.slow_start)
+    worker = Worker(tmp_path / "run", faulty_runs.slow_start)
     worker.wait_for_start()
     external.back()
     (tmp_path / "run" / "go").touch()
@@ -111,7 +111,7 @@ def test_the_server_comes_up_in_mid_run(external, tmp_path, check):
 
 
 def test_the_server_is_frozen(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.plain)
+    worker = Worker(tmp_path / "run", faulty_runs.plain)
     worker.wait_for(30)
     external.freeze()
     worker.join()
@@ -121,7 +121,7 @@ def test_the_server_is_frozen(external, tmp_path, check):
 
 
 def test_the_server_refuses_writes(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.plain)
+    worker = Worker(tmp_path / "run", faulty_runs.plain)
     worker.wait_for(30)
     never = {"never": {"$exists": True}}
     with external.database() as database:
@@ -145,7 +145,7 @@ def test_the_servers_disk_is_full(tmp_path, mongod, monkeypatch, check):
         external = External(directory)
         monkeypatch.setenv("METATOOLKIT_MONGO_URI", external.uri)
         try:
-            worker = Worker(tmp_path / "run", faults.heavy)
+            worker = Worker(tmp_path / "run", faulty_runs.heavy)
             worker.wait_for_start()
             filler = directory / "filler"
             with pytest.raises(OSError, match="No space"), open(filler, "wb", 0) as file:
@@ -170,21 +170,21 @@ def test_the_disk_of_the_spool_is_full(external, home, tmp_path, check):
     with faults.small_disk(home, 1) as mounted:
         if not mounted:
             pytest.skip("no small file system can be mounted here")
-        worker = Worker(tmp_path / "run", faults.filling)
+        worker = Worker(tmp_path / "run", faulty_runs.filling)
         worker.join()
         assert worker.note("full") == "No space left on device"
         check(figures("disk of the spool full from mid-run on", worker, external))
 
 
 def test_the_spool_may_not_grow(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.limited)
+    worker = Worker(tmp_path / "run", faulty_runs.limited)
     worker.join()
     check(figures("files of the spool limited to 4 kB (RLIMIT_FSIZE)", worker, external))
 
 
 @pytest.mark.timeout(900)
 def test_every_signal_ends_a_run_and_no_record(external, tmp_path, check):
-    workers = {one: Worker(tmp_path / one.name, faults.endless) for one in KILLING}
+    workers = {one: Worker(tmp_path / one.name, faulty_runs.endless) for one in KILLING}
     try:
         for number, worker in workers.items():
             worker.wait_for(20)
@@ -207,7 +207,7 @@ def test_every_signal_ends_a_run_and_no_record(external, tmp_path, check):
 
 
 def test_run_and_server_are_killed_together(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.endless)
+    worker = Worker(tmp_path / "run", faulty_runs.endless)
     worker.wait_for(50)
     external.kill()
     worker.kill(signal.SIGKILL)
@@ -218,13 +218,13 @@ def test_run_and_server_are_killed_together(external, tmp_path, check):
 
 
 def test_an_exception_ends_the_run(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.failing)
+    worker = Worker(tmp_path / "run", faulty_runs.failing)
     worker.join()
     check(figures("exception in the run", worker, external, "FAILED"))
 
 
 def test_eighteen_megabytes_of_output(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.verbose)
+    worker = Worker(tmp_path / "run", faulty_runs.verbose)
     worker.join()
     check(figures("18 MB of output: the values", worker, external))
     with records.connect(external.uri) as connection:
@@ -238,13 +238,13 @@ def test_eighteen_megabytes_of_output(external, tmp_path, check):
 
 
 def test_values_of_every_kind(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.odd)
+    worker = Worker(tmp_path / "run", faulty_runs.odd)
     worker.join()
     sync_all(tmp_path / "home", external.uri)
     with external.database() as database:
         document = database["runs"].find_one({"run_uuid": worker.uuid})
         values = database["metrics"].find_one({"run_id": document["_id"]})["values"]
-    wanted = faults.PLAIN_KINDS
+    wanted = faulty_runs.PLAIN_KINDS
     found = sum(same([one], [other]) for one, other in zip(values, wanted, strict=True))
     assert faults.isnan(document["result"]["nan"])
     assert document["result"]["huge"] == float(2**70) and document["result"]["tensor"] == 0.5
@@ -253,10 +253,10 @@ def test_values_of_every_kind(external, tmp_path, check):
 
 
 def test_names_with_dots_and_dollars(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.dotted)
+    worker = Worker(tmp_path / "run", faulty_runs.dotted)
     worker.join()
     sync_all(tmp_path / "home", external.uri)
-    wanted = [clean_text(name) for name in faults.HOSTILE_NAMES]
+    wanted = [clean_text(name) for name in faulty_runs.HOSTILE_NAMES]
     with external.database() as database:
         document = database["runs"].find_one({"run_uuid": worker.uuid})
         found = list(database["metrics"].find({"run_id": document["_id"]}))
@@ -271,7 +271,7 @@ def test_names_with_dots_and_dollars(external, tmp_path, check):
 
 @pytest.mark.timeout(900)
 def test_eight_processes_start_at_once(external, tmp_path, check):
-    workers = [Worker(tmp_path / "runs" / str(number), faults.gated) for number in range(8)]
+    workers = [Worker(tmp_path / "runs" / str(number), faulty_runs.gated) for number in range(8)]
     time.sleep(0.5)
     (tmp_path / "runs" / "gate").touch()
     for worker in workers:
@@ -296,7 +296,7 @@ def test_eight_processes_start_at_once(external, tmp_path, check):
 
 
 def test_the_clock_goes_backwards(external, tmp_path, check):
-    worker = Worker(tmp_path / "run", faults.backwards)
+    worker = Worker(tmp_path / "run", faulty_runs.backwards)
     worker.join()
     check(figures("clock goes back by ten minutes at every value", worker, external))
     with records.connect(external.uri) as connection:
@@ -310,7 +310,7 @@ def test_the_managed_server_is_killed_and_the_run_restarts_it(home, mongod, tmp_
 
     server = ManagedServer(home)
     server.start()
-    worker = Worker(tmp_path / "run", faults.plain)
+    worker = Worker(tmp_path / "run", faulty_runs.plain)
     worker.wait_for(30)
     os.kill(server.status()["pid"], signal.SIGKILL)
     worker.join()
