@@ -12,7 +12,7 @@ from metatoolkit.errors import ConfigurationError, QueryError, RecordsError
 from metatoolkit.records import edits
 from metatoolkit.records.spool import RunSpool, spooled_runs, utcnow
 
-from . import faults
+from . import faults, faulty_runs
 from .experiments import count_up, make, run
 
 
@@ -156,7 +156,7 @@ def test_a_document_deletes_no_files_but_its_own(database, tmp_path):
 
 
 def test_tail_follows_a_live_run_to_its_end(home, server, tmp_path):
-    worker = faults.Worker(tmp_path / "run", faults.slow_start)
+    worker = faults.Worker(tmp_path / "run", faulty_runs.slow_start)
     worker.wait_for_start()
     command = [sys.executable, "-m", "metatoolkit.cli", "runs", "tail"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -169,7 +169,7 @@ def test_tail_follows_a_live_run_to_its_end(home, server, tmp_path):
     assert tail.returncode == 0, told
     lines = (first + rest).splitlines()
     values = [line for line in lines if line.startswith("loss  step ")]
-    assert values == [f"loss  step {step}  {step}" for step in range(faults.VALUES)]
+    assert values == [f"loss  step {step}  {step}" for step in range(faulty_runs.VALUES)]
     assert any("Started" in line for line in lines)
     assert lines[-1] == "run 1: COMPLETED"
 
