@@ -18,7 +18,7 @@ from metatoolkit.errors import ConfigurationError, RecordsError
 from metatoolkit.records.clean import decode
 from metatoolkit.records.fields import DATES, FIELDS, flatten, value_at
 from metatoolkit.records.metrics import summarize
-from metatoolkit.records.run import Artifact, Run, section, writing
+from metatoolkit.records.run import Artifact, Run, writing
 from metatoolkit.records.table import settings
 from metatoolkit.records.terminal import text
 
@@ -109,8 +109,7 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
     for run in runs:
         values = _values(run)
         columns.update(dict.fromkeys(values))
-        curves = {}
-        summaries = {}
+        curves, summaries = {}, {}
         for name in run.metrics:
             steps, numbers, _ = run.store.metric(run.document, name)
             summaries[name] = summarize(steps, numbers)
@@ -123,12 +122,8 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
             for one in run.artifacts.values()
             if one.name.lower().endswith(_ENDINGS)
         ]
-        record = _record(run, summaries)
-        entries.append(
-            {"id": run.id, "values": values, "record": record, "curves": curves, "images": images}
-        )
-    for entry in entries:
-        entry["id"] = _plain(entry["id"])
+        entry = {"values": values, "record": _record(run, summaries), "images": images}
+        entries.append({"id": _plain(run.id), "curves": curves, **entry})
     drawable = [name for name in metrics if any(name in entry["curves"] for entry in entries)]
     seeds = {str(entry["values"].get("config.seed")) for entry in entries}
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -162,26 +157,14 @@ def _values(run: Run) -> dict[str, Any]:
 
 def _record(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what query expressions ask for, under the names that they use."""
-    document = run.document
     record = {
-        name: value_at(document, path)
-        for name, (path, deep) in FIELDS.items()
-        if not deep and name not in LEFT_OUT
+        name: decode(value_at(run.document, path))
+        for name, (path, _) in FIELDS.items()
+        if name not in LEFT_OUT
     }
     record |= {name: _milliseconds(record[name]) for name in DATES}
-    record |= {
-        "status": run.status,
-        "config": run.config,
-        "result": run.result,
-        "info": run.info,
-        "meta": decode(section(document, "meta")),
-        "metrics": metrics,
-    }
-    return {
-        name: _plain(value, marked=True)
-        for name, value in record.items()
-        if value not in (None, {})
-    }
+    record |= {"status": run.status, "metrics": metrics}
+    return {n: _plain(value, marked=True) for n, value in record.items() if value not in (None, {})}
 
 
 def _milliseconds(value: Any) -> float | None:

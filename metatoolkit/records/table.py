@@ -23,6 +23,8 @@ BOOKKEEPING = ("checkpoint", "checkpoint_every", "device", "progress", "resume")
 # Sets of two are tried among so many entries; beyond, the best entry is added at a time.
 PAIRS = 100
 LONGEST_VALUE = 24
+# A run, its value, and its settings.
+Sample = tuple[Run, float, dict[str, Any]]
 
 
 def settings(run: Run, ignore: Iterable[str] = ()) -> dict[str, Any]:
@@ -211,9 +213,8 @@ def group(
     shared = [".".join(decode_key(part) for part in one.path.split(".")) for one in by]
     shared = [name for name in shared if name.startswith("config")]
     pooled = _whole_names([*shared, *over])
-    samples: dict[Any, list[tuple[Run, float, dict[str, Any]]]] = {}
     left_out: list[str] = []
-    heads: dict[Any, tuple[list[Any], dict[str, Any]]] = {}
+    groups: dict[Any, tuple[list[Any], dict[str, Any], list[Sample]]] = {}
     for run in runs:
         number = run.value(value)
         if not finite(number):
@@ -224,30 +225,27 @@ def group(
         kept = {n: v for n, v in whole.items() if not _is_left_out(n, pooled)}
         rest = {"experiment": run.experiment, **kept}
         key = (identity(fields), identity({n: v for n, v in rest.items() if v is not None}))
-        heads.setdefault(key, (fields, rest))
-        samples.setdefault(key, []).append((run, float(number), whole))
-    keys = sorted(heads, key=lambda one: [order(part) for part in heads[one][0]])
-    rests = [heads[key][1] for key in keys]
-    extra = distinguishing(rests, [key[0] for key in keys]) if "config" not in shared else []
+        groups.setdefault(key, (fields, rest, []))[2].append((run, float(number), whole))
+    ordered = sorted(groups.values(), key=lambda one: [order(part) for part in one[0]])
+    told_apart = [rest for _, rest, _ in ordered], [identity(fields) for fields, _, _ in ordered]
+    extra = distinguishing(*told_apart) if "config" not in shared else []
     rows = []
-    for key in keys:
-        numbers = pandas.Series([number for _, number, _ in samples[key]])
+    for fields, rest, members in ordered:
+        numbers = pandas.Series([number for _, number, _ in members])
         count, mean, spread = len(numbers), numbers.mean(), numbers.std()
         half = stdtrit(count - 1, 0.975) * spread / math.sqrt(count) if count > 1 else math.nan
-        told = [*heads[key][0], *(heads[key][1].get(name) for name in extra)]
+        told = [*fields, *(rest.get(name) for name in extra)]
         rows.append([*told, mean, spread, count, mean - half, mean + half])
     names = [*(field.name for field in by), *extra]
     found = pandas.DataFrame(rows, columns=[*names, "mean", "std", "count", "low95", "high95"])
-    notes = _notes(list(samples.values()), extra, over)
+    notes = _notes([members for *_, members in groups.values()], extra, over)
     if left_out:
         notes.append(f"left out, without a number there: {few(left_out)}")
     found.attrs["notes"] = notes
     return found
 
 
-def _notes(
-    samples: list[list[tuple[Run, float, dict[str, Any]]]], extra: list[str], over: Sequence[str]
-) -> list[str]:
+def _notes(samples: list[list[Sample]], extra: list[str], over: Sequence[str]) -> list[str]:
     """Say what a reader of means must know: what was kept apart, what was pooled, what is odd."""
     notes = []
     if extra:
@@ -269,15 +267,13 @@ def _notes(
             repeated += [str(run.id)] if key in seen else []
             seen.add(key)
         unfinished += [str(run.id) for run, _, _ in group if run.status != "COMPLETED"]
-    told = [
-        f"{name} (up to {n} values)" for name, n in pooled.items() if n and name != "config.seed"
-    ]
+    pooled.pop("config.seed", None)
+    told = [f"{name} (up to {n} values)" for name, n in pooled.items() if n]
     if told:
         notes.append(f"averaged over {', '.join(told)}")
     if repeated:
-        notes.append(
-            f"counted although another run has the same settings and seed: {few(repeated)}"
-        )
+        same = "another run has the same settings and seed"
+        notes.append(f"counted although {same}: {few(repeated)}")
     if unfinished:
         notes.append(f"counted although not completed: {few(unfinished)}")
     return notes
