@@ -6,7 +6,8 @@
   const COLORS = ["#2671d9", "#d9542b", "#2a9d4b", "#9b4dca", "#b8860b", "#0e9aa7", "#d1498b",
     "#6b7280", "#7a5230", "#4c51bf"];
   const SHOWN = 30;
-  for (const run of data.runs) run.record = queryFilter.revive(run.record);
+  const filter = queryFilter(data.tables);
+  for (const run of data.runs) run.record = filter.revive(run.record);
   const state = { sort: "started", down: true, chosen: new Set() };
 
   function make(tag, text, parent) {
@@ -57,7 +58,7 @@
   function condition(text) {
     if (!text.trim()) return () => true;
     try {
-      const query = queryFilter.parse(text);
+      const query = filter.parse(text);
       byId("problem").textContent = "";
       return query;
     } catch (error) {

@@ -16,11 +16,13 @@ from typing import Any
 
 from metatoolkit.errors import ConfigurationError, RecordsError
 from metatoolkit.records.clean import decode
+from metatoolkit.records.expressions import FUNCTIONS
 from metatoolkit.records.fields import DATES, FIELDS, flatten, value_at
 from metatoolkit.records.metrics import summarize
 from metatoolkit.records.run import Artifact, Run, writing
 from metatoolkit.records.table import settings
 from metatoolkit.records.terminal import text
+from metatoolkit.records.terms import SECONDS, STATISTICS, UNIT, WEEKDAYS
 
 SCRIPTS = ("report_filter.js", "report.js")
 POINTS = 1000
@@ -29,6 +31,16 @@ IMAGE_BYTES = 2_000_000
 ALL_IMAGE_BYTES = 20_000_000
 # Too much for a page.
 LEFT_OUT = ("output", "dependencies")
+# What the page's filter has to know of the language of queries.
+TABLES: dict[str, Any] = {
+    "fields": {name: deep for name, (_, deep) in FIELDS.items() if name not in LEFT_OUT},
+    "times": sorted(DATES),
+    "statistics": STATISTICS,
+    "functions": FUNCTIONS,
+    "weekdays": WEEKDAYS,
+    "unit": UNIT,
+    "seconds": SECONDS,
+}
 _IMAGES = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -133,6 +145,7 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
         "columns": list(columns),
         "metrics": drawable,
         "settings": sorted({name for run in runs for name in settings(run)}),
+        "tables": TABLES,
         "over": "config.seed" if 1 < len(seeds) < len(entries) else "",
         "runs": entries,
     }

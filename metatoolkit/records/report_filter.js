@@ -1,17 +1,8 @@
 "use strict";
-// The query expressions of the command line, read and applied in the page.
-const queryFilter = (() => {
-  const DEEP = ["config", "result", "info", "meta", "metrics"];
-  const TIMES = ["start_time", "stop_time", "heartbeat"];
-  const ROOTS = [...DEEP, ...TIMES, "id", "uuid", "experiment", "command", "status", "host",
-    "python", "cpu", "gpu", "pid", "duration", "commit", "dirty", "artifacts", "reason", "tags",
-    "notes", "resumed_from", "comment"];
-  const STATISTICS = ["last", "min", "max", "count", "step", "min_step", "max_step"];
+// The query expressions of the command line, read and applied in the page. The command line's own
+// tables say what fields, statistics and units there are.
+const queryFilter = ({ fields: known, times, statistics, functions, weekdays, unit, seconds }) => {
   const WORDS = { true: true, false: false, null: null, none: null, nan: NaN };
-  const FUNCTIONS = ["exists", "matches", "contains", "startswith"];
-  const DAYS = ["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"];
-  const SECONDS = { s: 1, m: 60, h: 3600, d: 86400, w: 604800 };
-  const UNIT = "(\\d+(?:\\.\\d+)?)\\s*(seconds?|sec|s|minutes?|min|m|hours?|h|days?|d|weeks?|w)";
   const COMPARISONS = ["==", "!=", "<", "<=", ">", ">=", "in", "not"];
   const MIRRORED = { "<": ">", ">": "<", "<=": ">=", ">=": "<=" };
   const ARITHMETIC = { "+": (a, b) => a + b, "-": (a, b) => a - b, "*": (a, b) => a * b,
@@ -48,25 +39,25 @@ const queryFilter = (() => {
     const now = new Date();
     const ago = (days) => new Date(now.getFullYear(), now.getMonth(), now.getDate() - days);
     if (words === "today" || words === "yesterday") return ago(words === "today" ? 0 : 1);
-    const weekday = DAYS.indexOf(words.replace(/^last/, "").trim());
-    if (weekday >= 0) return ago(((now.getDay() - weekday - 1 + 7) % 7) + 1);
+    const weekday = weekdays.indexOf(words.replace(/^last/, "").trim());
+    if (weekday >= 0) return ago(((now.getDay() + 5 - weekday + 7) % 7) + 1);
     const date = /^(\d{4})-(\d\d)-(\d\d)$/.exec(words);
     return date ? new Date(Number(date[1]), Number(date[2]) - 1, Number(date[3])) : null;
   }
 
   function moment(text) {
-    const ago = new RegExp(`^${UNIT}(?:\\s+ago)?$`).exec(text.trim());
-    if (ago) return Date.now() - 1000 * Number(ago[1]) * SECONDS[ago[2][0]];
+    const ago = new RegExp(`^${unit}(?:\\s+ago)?$`).exec(text.trim());
+    if (ago) return Date.now() - 1000 * Number(ago[1]) * seconds[ago[2][0]];
     const found = (day(text) ?? new Date(text.trim().replace(" ", "T"))).getTime();
     return Number.isNaN(found) ? fail(`not a time: '${text}'`) : found;
   }
 
   function length(text) {
-    const part = new RegExp(`${UNIT}(?![a-z])`, "g");
+    const part = new RegExp(`${unit}(?![a-z])`, "g");
     const given = text.trim().toLowerCase();
     const parts = [...given.matchAll(part)];
     if (!parts.length || given.replace(part, "").replace(/[ ,]/g, "")) fail(`not a duration: '${text}'`);
-    return parts.reduce((sum, one) => sum + Number(one[1]) * SECONDS[one[2][0]], 0);
+    return parts.reduce((sum, one) => sum + Number(one[1]) * seconds[one[2][0]], 0);
   }
 
   // All values that a condition on a path is held against; in lists, every entry too.
@@ -108,7 +99,7 @@ const queryFilter = (() => {
   function computed(operation, ...sides) {
     const fields = sides.flatMap((side) => side.fields);
     // Times are milliseconds here, and computed with in seconds.
-    const scales = sides.map((side) => (TIMES.includes(side.path?.[0]) ? 1000 : 1));
+    const scales = sides.map((side) => (times.includes(side.path?.[0]) ? 1000 : 1));
     const shifted = sides.length === 2 && sides.filter((side) => side.shifted).length === 1;
     const value = (run) => {
       const values = sides.map((side) => number(side.value(run)));
@@ -128,7 +119,7 @@ const queryFilter = (() => {
     if (!left.fields.length && !right.fields.length) fail("one side must be a field");
     if (!left.fields.length) return compared(right, MIRRORED[sign] ?? sign, left);
     const equality = sign === "==" || sign === "!=";
-    const dated = [...left.fields, ...right.fields].some((one) => TIMES.includes(one));
+    const dated = [...left.fields, ...right.fields].some((one) => times.includes(one));
     const read = (side) => (dated && typeof side.constant === "string" ? moment(side.constant) : side.constant);
     if (left.path && !right.fields.length) {
       const timed = left.path[0] === "duration" && typeof right.constant === "string";
@@ -213,7 +204,7 @@ const queryFilter = (() => {
       if (Object.hasOwn(WORDS, name.toLowerCase())) return constant(WORDS[name.toLowerCase()]);
       if (list[at]?.sign !== "(") return field(name);
       at += 1;
-      if (name !== "abs") return FUNCTIONS.includes(name) ? call(name) : fail(`there is no function ${name}`);
+      if (name !== "abs") return functions.includes(name) ? call(name) : fail(`there is no function ${name}`);
       const inner = term(expression(0));
       expect(")");
       return computed(Math.abs, inner);
@@ -235,7 +226,7 @@ const queryFilter = (() => {
     }
 
     function field(root) {
-      if (!ROOTS.includes(root)) fail(`there is no field ${root}`);
+      if (!Object.hasOwn(known, root)) fail(`there is no field ${root}`);
       const parts = [];
       for (;;) {
         if (take(".")) parts.push(list[at++]?.name ?? fail("a name must follow the dot"));
@@ -244,16 +235,16 @@ const queryFilter = (() => {
           expect("]");
         } else break;
       }
-      if (parts.length && !DEEP.includes(root)) fail(`${root} has no parts`);
+      if (parts.length && !known[root]) fail(`${root} has no parts`);
       const path = [root, ...(root === "metrics" ? metric(parts) : parts)];
       const all = (run) => candidates(run.record, path);
-      return { fields: [root], path, all, shifted: TIMES.includes(root), value: (run) => all(run)[0] };
+      return { fields: [root], path, all, shifted: times.includes(root), value: (run) => all(run)[0] };
     }
 
     function metric(parts) {
       const name = (count) => parts.slice(0, count).join(".");
       if (parts.length > 2 && parts.at(-2) === "at") return [name(-2), "at", parts.at(-1)];
-      if (parts.length > 1 && STATISTICS.includes(parts.at(-1))) return [name(-1), parts.at(-1)];
+      if (parts.length > 1 && statistics.includes(parts.at(-1))) return [name(-1), parts.at(-1)];
       if (series) return parts.length ? [name()] : [];
       return fail(`a metric has many values: write metrics.${name()}.last, .min or .max`);
     }
@@ -273,4 +264,4 @@ const queryFilter = (() => {
   }
 
   return { parse, revive };
-})();
+};

@@ -36,11 +36,11 @@ _HINTS = {
     r"!(?!=)": "write `not`",
     r"=~|~": "write matches(field, 'pattern')",
 }
-_UNIT = r"(\d+(?:\.\d+)?)\s*(seconds?|sec|s|minutes?|min|m|hours?|h|days?|d|weeks?|w)"
-_AGO = re.compile(rf"{_UNIT}(?:\s+ago)?")
-_LENGTH = re.compile(rf"{_UNIT}(?![a-z])")
+UNIT = r"(\d+(?:\.\d+)?)\s*(seconds?|sec|s|minutes?|min|m|hours?|h|days?|d|weeks?|w)"
+_AGO = re.compile(rf"{UNIT}(?:\s+ago)?")
+_LENGTH = re.compile(rf"{UNIT}(?![a-z])")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 class Terms:
@@ -219,7 +219,7 @@ class Terms:
         try:
             ago = _AGO.fullmatch(text.strip())
             if ago:
-                seconds = float(ago.group(1)) * _SECONDS[ago.group(2)[0]]
+                seconds = float(ago.group(1)) * SECONDS[ago.group(2)[0]]
                 return utcnow() - datetime.timedelta(seconds=seconds)
             day = _day(text) or datetime.datetime.fromisoformat(text.strip()).astimezone()
             return _naive_utc(day)
@@ -278,7 +278,7 @@ def _seconds(text: str) -> float:
     parts = _LENGTH.findall(given)
     if not parts or _LENGTH.sub("", given).strip(" ,"):
         raise ValueError(f"not a duration: {text!r}")
-    return sum(float(number) * _SECONDS[unit[0]] for number, unit in parts)
+    return sum(float(number) * SECONDS[unit[0]] for number, unit in parts)
 
 
 def _day(text: str) -> datetime.datetime | None:

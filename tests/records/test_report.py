@@ -5,7 +5,7 @@ import shutil
 import struct
 import subprocess
 import zlib
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,10 @@ import metatoolkit.records
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.records.clean import decode
-from metatoolkit.records.report import SCRIPTS, _record, render, write_report
+from metatoolkit.records.report import SCRIPTS, TABLES, _record, render, write_report
 from metatoolkit.records.run import Run
 from metatoolkit.records.spool import utcnow
+from metatoolkit.records.terms import WEEKDAYS
 
 from .browser import Browser, find_browser
 from .test_expressions import COMPUTED, DOCUMENTS, EXPECTED
@@ -109,15 +110,17 @@ def filtered(records_, expressions):
     program = (
         (folder / SCRIPTS[0]).read_text()
         + """
-    const { runs, expressions } = JSON.parse(require("fs").readFileSync(0));
-    for (const run of runs) run.record = queryFilter.revive(run.record);
+    const { tables, runs, expressions } = JSON.parse(require("fs").readFileSync(0));
+    const filter = queryFilter(tables);
+    for (const run of runs) run.record = filter.revive(run.record);
     console.log(JSON.stringify(expressions.map((text) => {
-      try { return runs.filter(queryFilter.parse(text)).map((run) => run.record.id); }
+      try { return runs.filter(filter.parse(text)).map((run) => run.record.id); }
       catch (error) { return error.message; }
     })));
     """
     )
-    given = json.dumps({"runs": [{"record": one} for one in records_], "expressions": expressions})
+    runs = [{"record": one} for one in records_]
+    given = json.dumps({"tables": TABLES, "runs": runs, "expressions": expressions})
     done = subprocess.run(
         [node, "-e", program], input=given, capture_output=True, text=True, check=True, timeout=240
     )
@@ -144,8 +147,13 @@ def test_times_and_mistakes_in_the_filter():
         _record(Run({"_id": number, "status": "FAILED", "start_time": start}, Store()), {})
         for number, start in enumerate((now, now - timedelta(days=1), now - timedelta(days=9)))
     ]
+    local = now.replace(tzinfo=UTC).astimezone()
+    yesterday, today = (WEEKDAYS[(local.weekday() - days) % 7] for days in (1, 0))
     for text, wanted in {
         "start_time > '2 days ago'": [0, 1],
+        f"start_time == 'last {yesterday}'": [1],
+        f"start_time == '{today}'": [],
+        f"start_time > '{today}'": [0, 1],
         "start_time < '1 week'": [2],
         "start_time >= 'yesterday' or id == 2": [0, 1, 2],
         f"start_time == '{now.astimezone().date()}' and id > 5": [],
