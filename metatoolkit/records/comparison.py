@@ -209,14 +209,7 @@ class Comparison:
 
 
 def literal(words: str) -> str:
-    """Keep matplotlib from reading a text as a formula, or from leaving it out of a legend.
-
-    Args:
-        words: Any text.
-
-    Returns:
-        The text to draw.
-    """
+    """Keep matplotlib from reading a text as a formula, or from leaving it out of a legend."""
     # A label that begins with an underscore is a hidden one.
     hidden = "\u200b" if words.startswith("_") else ""
     return hidden + words.replace("$", r"\$")

@@ -80,15 +80,7 @@ class Query:
     equal: list[tuple[Field, str, Any]] = field(default_factory=list)
 
     def where(self, name: str, value: Any) -> Query:
-        """Ask for one more thing.
-
-        Args:
-            name: A field that has no parts.
-            value: What it must be equal to.
-
-        Returns:
-            The narrower query.
-        """
+        """Ask for one more thing: that a field without parts is equal to a value."""
         asked = Field(name, FIELDS[name][0], name)
         own = comparison(asked.path, "$eq", value), prefilter(asked.path, "$eq", value)
         holds, selecting = _all([(self.holds, self.prefilter), own])
@@ -165,13 +157,7 @@ def value_field(what: str, at: str | int = "last") -> Field:
 def prefilter(path: str, symbol: str, given: Any = None) -> dict[str, Any]:
     """Make a filter for MongoDB that selects at least the runs for which a comparison holds.
 
-    Args:
-        path: The field's path in the document.
-        symbol: MongoDB's operator.
-        given: The constant, or the list of them.
-
-    Returns:
-        The filter; empty, which selects everything, where MongoDB would answer falsely.
+    It is empty, and selects everything, where MongoDB would answer falsely.
     """
     root = path.partition(".")[0]
     if path == REASON or ".at." in path or symbol in ("$ne", "$nin"):

@@ -91,28 +91,12 @@ def did_you_mean(given: str, choices: Iterable[str], cutoff: float = 0.6) -> str
 
 
 def lookup(document: Any, path: str) -> list[Any]:
-    """Find the values at a path, through lists as MongoDB does.
-
-    Args:
-        document: A document.
-        path: A dotted path.
-
-    Returns:
-        Every value there; none if the path does not exist.
-    """
+    """Find every value at a dotted path, through lists as MongoDB does."""
     return [value for value in walk(document, path.split(".")) if value is not MISSING]
 
 
 def value_at(document: Any, path: str) -> Any:
-    """Find the value at a path: several, such as each of a list's entries has, as a list.
-
-    Args:
-        document: A document.
-        path: A dotted path.
-
-    Returns:
-        The value; None where the path does not exist.
-    """
+    """Find the value at a path: None where it does not exist, a list where there are several."""
     found = lookup(document, path)
     return found if len(found) > 1 else found[0] if found else None
 
@@ -120,13 +104,8 @@ def value_at(document: Any, path: str) -> Any:
 def walk(value: Any, parts: Sequence[str], entries: bool = False) -> Iterator[Any]:
     """Follow a path, through lists as MongoDB does: into every entry, and to the one of a number.
 
-    Args:
-        value: A document, or a part of one.
-        parts: What is left of the path.
-        entries: Whether entries of a list at its end are found beside it.
-
-    Yields:
-        Every value there, and ``MISSING`` for every way that ends before.
+    Yields every value there, with ``entries`` those of a list at the end, too, and ``MISSING`` for
+    every way that ends before.
     """
     if not parts:
         yield value
@@ -145,14 +124,7 @@ def walk(value: Any, parts: Sequence[str], entries: bool = False) -> Iterator[An
 
 
 def duration(document: Mapping[str, Any]) -> float | None:
-    """Say how long a run took, or has taken so far.
-
-    Args:
-        document: The run's document.
-
-    Returns:
-        Seconds, or None where it never started.
-    """
+    """Say how many seconds a run took, or has taken so far; None where it never started."""
     start = document.get("start_time")
     end = document.get("stop_time") or document.get("heartbeat")
     if not isinstance(start, datetime.datetime) or not isinstance(end, datetime.datetime):
@@ -161,15 +133,7 @@ def duration(document: Mapping[str, Any]) -> float | None:
 
 
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Write nested dictionaries as one with dotted names.
-
-    Args:
-        data: Nested data.
-        prefix: What every name begins with.
-
-    Returns:
-        One entry per leaf; lists are leaves.
-    """
+    """Write nested dictionaries as one with dotted names; lists are leaves."""
     if isinstance(data, Mapping) and data:
         result = {}
         for key, value in data.items():
@@ -179,14 +143,7 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def identity(value: Any) -> Hashable:
-    """Give a value a key that is equal for equal values only: 1 and 1.0, but not 1 and true.
-
-    Args:
-        value: Plain data.
-
-    Returns:
-        The key.
-    """
+    """Give a value a key, equal for equal values only: 1 and 1.0, but not 1 and true."""
     if isinstance(value, bool):
         return ("boolean", value)
     if isinstance(value, int | float):
@@ -200,12 +157,12 @@ def identity(value: Any) -> Hashable:
 
 
 def comparison(path: str, symbol: str, given: Any = None) -> Condition:
-    """Make the predicate of a comparison of a field with a constant.
+    """Make the predicate of a field's comparison with a constant, or with a list of them.
 
     Args:
         path: The field's path in the document.
         symbol: MongoDB's operator, such as ``$gte``.
-        given: The constant, or the list of them.
+        given: The constant.
 
     Returns:
         Says whether the comparison holds for a document, as MongoDB does: in lists, for any entry.
@@ -218,16 +175,7 @@ def comparison(path: str, symbol: str, given: Any = None) -> Condition:
 
 
 def relation(symbol: str, one: Any, other: Any) -> bool:
-    """Say whether a comparison of two computed values holds.
-
-    Args:
-        symbol: MongoDB's operator.
-        one: A value of a run, or None where it has none.
-        other: Another one.
-
-    Returns:
-        Whether it does; nothing is less or greater than a value of another kind.
-    """
+    """Compare two computed values of a run; nothing is less than a value of another kind."""
     if symbol == "$ne":
         return identity(one) != identity(other)
     if symbol == "$eq":
@@ -238,14 +186,9 @@ def relation(symbol: str, one: Any, other: Any) -> bool:
 
 
 def compute(operation: str, values: list[Any]) -> Any:
-    """Carry out an operation on values of a run.
+    """Carry out an operation on numbers of a run; None where it has no result.
 
-    Args:
-        operation: A key of ``ARITHMETIC``.
-        values: Numbers; a time may be shifted by seconds, and two times subtracted, in seconds.
-
-    Returns:
-        The result; None where there is none.
+    A time may be shifted by seconds, and two times subtracted, which gives seconds.
     """
     kinds = [kind_of(value) for value in values]
     try:
@@ -263,14 +206,7 @@ def compute(operation: str, values: list[Any]) -> Any:
 
 
 def order(value: Any) -> tuple[float, Any]:
-    """Give a value its place in a sorting of mixed values: missing, numbers, text, the rest.
-
-    Args:
-        value: A value of a document, or None where it has none.
-
-    Returns:
-        A key for sorting.
-    """
+    """Give a value its place in a sorting: missing, NaN, numbers, text, the rest."""
     if value is None:
         return (0, 0)
     if isinstance(value, bool):
@@ -285,14 +221,7 @@ def order(value: Any) -> tuple[float, Any]:
 
 
 def kind_of(value: Any) -> str:
-    """Name the kind of a value: boolean, number, text, time, or what Python calls it.
-
-    Args:
-        value: A value of a document.
-
-    Returns:
-        The kind.
-    """
+    """Name the kind of a value: boolean, number, text, time, or what Python calls it."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int | float):

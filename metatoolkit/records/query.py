@@ -91,17 +91,7 @@ def connect(uri: str | None = None, home: str | os.PathLike[str] | None = None) 
 
 @contextmanager
 def looked_up(runs: Iterable[Any]) -> Iterator[list[Run]]:
-    """Look up runs by their ids, as long as it takes to do something with them.
-
-    Args:
-        runs: Runs, or their ids.
-
-    Yields:
-        The runs.
-
-    Raises:
-        QueryError: There is no such run.
-    """
+    """Look up runs by their ids, as long as it takes to do something with them."""
     given = list(runs)
     if all(isinstance(one, Run) for one in given):
         yield given
@@ -269,14 +259,7 @@ class Database:
                 raise QueryError(f"no run has the field {field.name}{hint}")
 
     def kind_hint(self, expected: Expected) -> str | None:
-        """Say what runs have where a comparison expects another kind of value.
-
-        Args:
-            expected: What the comparison expects of a field.
-
-        Returns:
-            One line; None where some run has such a value.
-        """
+        """Say what runs have where a comparison expects another kind of value, if none has it."""
         field, other = expected.field, None
         # Values of metrics are numbers, whatever was asked for.
         for value in self._values(field.path) if field.root != "metrics" else ():
@@ -290,14 +273,7 @@ class Database:
         return kind and f"{field.name} is {kind} such as {other!r}: compare it with one"
 
     def value_hint(self, query: Query) -> str | None:
-        """Name a comparison that no run at all can fulfill, and what may have been meant.
-
-        Args:
-            query: What has selected nothing.
-
-        Returns:
-            One line; None where every value occurs, or nothing helpful can be said.
-        """
+        """Name a comparison that no run can fulfill, and what was meant or what there is."""
         for field, symbol, wanted in query.equal:
             present = list(STATUSES) if field.root == "status" else []
             good = list(present)

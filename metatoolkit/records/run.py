@@ -127,14 +127,7 @@ class Run:
         return {name: Artifact(self, entry) for name, entry in _named(entries).items()}
 
     def value(self, field: Field) -> Any:
-        """Read a field.
-
-        Args:
-            field: The field, with which the document was completed where it asks for more.
-
-        Returns:
-            The value; None where there is none.
-        """
+        """Read a field, with which the document was completed where that was needed."""
         if field.root == "status":
             return self.status
         if field.root == "duration" and "duration" not in self.document:
@@ -142,11 +135,7 @@ class Run:
         return decode(value_at(self.document, field.path))
 
     def details(self) -> dict[str, Any]:
-        """Return everything that is stored about the run.
-
-        Returns:
-            The whole document, captured output included.
-        """
+        """Return everything that is stored about the run, captured output included."""
         return dict(self._whole())
 
     def _whole(self) -> Mapping[str, Any]:
@@ -276,14 +265,7 @@ class Artifact:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Make the folder of a file, and say in one line why the file cannot be written.
-
-    Args:
-        target: The file, which is written inside.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
+    """Guard the writing of a file: make its folder, and raise what fails as a StorageError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -294,14 +276,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def status_of(document: Mapping[str, Any]) -> str:
-    """Say how a run is doing, not only what it said last.
-
-    Args:
-        document: The run's document.
-
-    Returns:
-        The stored status, or PROBABLY_DEAD for a run that is silent.
-    """
+    """Say how a run is doing: what it said last, or PROBABLY_DEAD where it is silent."""
     status = str(document.get("status", ""))
     if status != "RUNNING":
         return status
@@ -316,15 +291,7 @@ def status_of(document: Mapping[str, Any]) -> str:
 
 
 def section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Read a part of a document that ought to be a dictionary, whoever wrote the document.
-
-    Args:
-        document: The document.
-        name: The part.
-
-    Returns:
-        The part, empty where there is none.
-    """
+    """Read a part of a document that ought to be a dictionary, whoever wrote it."""
     found = document.get(name)
     return dict(found) if isinstance(found, Mapping) else {}
 

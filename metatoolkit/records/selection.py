@@ -279,12 +279,7 @@ class RunSet:
 
 
 def complete(runs: Sequence[Run], fields: Sequence[Field]) -> None:
-    """Put values into runs that their documents, as they were read, do not hold.
-
-    Args:
-        runs: The runs, whose documents are changed.
-        fields: What is asked of them, such as a metric's value or the reason of a failure.
-    """
+    """Put values into runs that their documents, as they were read, do not hold."""
     for store in {id(run.store): run.store for run in runs}.values():
         documents = [run.document for run in runs if run.store is store]
         known = [one for one in documents if isinstance(one, dict)]

@@ -28,15 +28,9 @@ Sample = tuple[Run, float, dict[str, Any]]
 
 
 def settings(run: Run, ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """List the configuration entries of a run that tell it from others.
+    """List the configuration entries that tell a run from others, such as ``config.network.width``.
 
-    Args:
-        run: The run.
-        ignore: Further entries that do not count, with or without ``config.``; a name stands for
-            everything below it.
-
-    Returns:
-        Values by name, such as ``config.network.width``; bookkeeping is left out.
+    Bookkeeping is left out, and so are the entries to ignore, each with everything below it.
     """
     left_out = _whole_names([*BOOKKEEPING, *ignore])
     config = {f"config.{name}": value for name, value in flatten(run.config).items()}
@@ -53,15 +47,7 @@ def _is_left_out(name: str, ignore: tuple[str, ...]) -> bool:
 
 
 def check_entries(names: Sequence[str], runs: Sequence[Run]) -> None:
-    """Refuse a name of a configuration entry that no run has.
-
-    Args:
-        names: Names, with or without ``config.``; that of a part stands for its entries.
-        runs: The runs.
-
-    Raises:
-        UnknownNameError: No run has the entry.
-    """
+    """Refuse the name of a configuration entry, or of a part, that no run has."""
     known = {name for run in runs for name in flatten(run.config)}
     for name in names:
         bare = name.removeprefix("config.")
@@ -70,14 +56,7 @@ def check_entries(names: Sequence[str], runs: Sequence[Run]) -> None:
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """List the names under which configurations hold different values.
-
-    Args:
-        configs: Values by name; one that is missing counts as None.
-
-    Returns:
-        The names, in the order in which they come.
-    """
+    """List the names under which configurations hold different values; a missing one is None."""
     names = dict.fromkeys(name for config in configs for name in config)
     return [name for name in names if len({identity(config.get(name)) for config in configs}) > 1]
 
@@ -85,11 +64,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def ranked(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """List the names of :func:`differing`, those that say most to a reader first.
 
-    Args:
-        configs: Values by name.
-
-    Returns:
-        Names of choices, which are words, before those of numbers; short ones before long ones.
+    Choices, which are words, come before numbers, and short names before long ones.
     """
 
     def rank(name: str) -> tuple[bool, int, int]:
@@ -106,12 +81,8 @@ def distinguishing(
 ) -> list[str]:
     """Find the shortest set of entries that tells configurations apart.
 
-    Args:
-        configs: Values by name.
-        classes: What tells some of them apart already, one for each.
-
-    Returns:
-        The names; of two sets of equal length the one that comes first in :func:`ranked`.
+    What tells some of them apart already is their class. Of two sets of equal length the first one
+    is taken, in the order of :func:`ranked`.
     """
     keys: list[tuple[Hashable, ...]] = [(one,) for one in (classes or [None] * len(configs))]
     names = ranked(configs)
@@ -134,13 +105,8 @@ def distinguishing(
 def labels(configs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
     """Write configurations in a few words.
 
-    Args:
-        configs: Values by name.
-        names: The names that tell them apart.
-
-    Returns:
-        For each configuration the first of these entries, as many as it takes to be the only one
-        of its kind; blank where there are no names.
+    For each, the first of the names that tell them apart, as many as it takes to be the only one of
+    its kind, with their values; blank where there are no names.
     """
     keys = [tuple(identity(config.get(name)) for name in names) for config in configs]
     told = []
@@ -161,28 +127,13 @@ def _entry(name: str, value: Any) -> str:
 
 
 def finite(value: Any) -> bool:
-    """Say whether a value is a number that can be averaged.
-
-    Args:
-        value: Any value.
-
-    Returns:
-        False for NaN, infinity, booleans and everything else.
-    """
+    """Say whether a value is a number that can be averaged."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value)
 
 
 def table(runs: list[Run], fields: Sequence[Field] | None = None) -> pandas.DataFrame:
-    """Put runs into a table.
-
-    Args:
-        runs: The runs.
-        fields: By default what every run has, its configuration and its result.
-
-    Returns:
-        One row per run.
-    """
+    """Put runs into a table, by default with their configurations and results."""
     import pandas
 
     if fields is None:
@@ -194,17 +145,7 @@ def table(runs: list[Run], fields: Sequence[Field] | None = None) -> pandas.Data
 def group(
     runs: list[Run], by: list[Field], value: Field, over: Sequence[str] = ("seed",)
 ) -> pandas.DataFrame:
-    """Aggregate a value over groups of runs, as :meth:`RunSet.group` describes.
-
-    Args:
-        runs: The runs.
-        by: What the runs of a group share; their experiment is one of these things, too.
-        value: What is averaged; runs without a finite number there are left out.
-        over: Entries that are averaged over.
-
-    Returns:
-        The table.
-    """
+    """Aggregate a value over groups of runs, as :meth:`RunSet.group` describes."""
     import pandas
 
     # Not scipy.stats, which takes a second to load.
@@ -280,31 +221,13 @@ def _notes(samples: list[list[Sample]], extra: list[str], over: Sequence[str]) -
 
 
 def few(ids: list[str]) -> str:
-    """Name runs, and not more than eight of them.
-
-    Args:
-        ids: Their ids.
-
-    Returns:
-        For instance ``runs 1, 2``.
-    """
+    """Name runs, and not more than eight of them, such as ``runs 1, 2``."""
     more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
     return f"run{'s' * (len(ids) > 1)} {', '.join(ids[:8])}{more}"
 
 
 def series(runs: list[Run], metric: str) -> pandas.DataFrame:
-    """Put a metric's values into a table.
-
-    Args:
-        runs: The runs.
-        metric: The metric.
-
-    Returns:
-        One row per value: run, step, value, and the time (UTC) when it was logged.
-
-    Raises:
-        UnknownNameError: No run has the metric.
-    """
+    """Put a metric into a table: a row for each value, with run, step and time (UTC)."""
     import pandas
 
     found = [run for run in runs if metric in run.metrics]
