@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import place, portable
 from metatoolkit.state import InnerState
 from metatoolkit.testing.conformance import expect
 
@@ -21,6 +23,7 @@ def snapshot(problem: BilevelProblem, state: InnerState) -> dict[str, Any]:
     """
     modules = [problem.model, problem.meta]
     parameters = [p for module in modules for p in module.parameters()]
+    generators = portable(place())
     buffers = [b for module in modules for b in module.buffers()]
     return {
         "parameters": [p.detach().clone() for p in parameters],
@@ -31,7 +34,9 @@ def snapshot(problem: BilevelProblem, state: InnerState) -> dict[str, Any]:
         "requires_grad": [p.requires_grad for p in parameters],
         "versions": [t._version for t in [*parameters, *buffers]],
         "state": [t.clone() for t in [*state.tensors(), *state.buffers.values()]],
-        "random": torch.get_rng_state(),
+        "random": generators["torch"],
+        "random of Python": generators["python"],
+        "random of NumPy": pickle.dumps(generators["numpy"]),
     }
 
 

@@ -1,8 +1,10 @@
 """Each check of estimators finds an estimator that is wrong in its way."""
 
 import dataclasses
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,6 +106,10 @@ WRONG = {
     "gradient_is_the_derivative_of_the_objective": [gradient(lambda name, tensor: 1.01 * tensor)],
     "leaves_everything_as_it_was": [
         touch(lambda problem: torch.rand(())),
+        touch(lambda problem: random.random()),
+        touch(lambda problem: np.random.normal()),
+        touch(lambda problem: problem.model[1].running_mean.add_(1.0)),
+        touch(lambda problem: next(problem.meta.parameters()).requires_grad_(False)),
         touch(lambda problem: problem.model.eval()),
         touch(lambda problem: next(problem.meta.parameters()).data.add_(1e-3)),
         touch(lambda problem: next(problem.model.parameters()).detach().add_(0.0)),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,11 @@ def touches(system, x):
     return x
 
 
+def touches_numpy(system, x):
+    np.random.normal()
+    return x
+
+
 def told_wrong(self, system):
     solution = GMRES(100, 1e-10).solve(system)
     return Solution(solution.vector, solution.iterations, {"left": torch.zeros(3)})
@@ -80,7 +86,12 @@ WRONG = {
         wrong(None, solve=without_start),
         wrong(lambda system, x: x, warm_startable=False),
     ],
-    "leaves_the_system_as_it_was": [wrong(spoils), wrong(touches), wrong(None, solve=told_wrong)],
+    "leaves_the_system_as_it_was": [
+        wrong(spoils),
+        wrong(touches),
+        wrong(touches_numpy),
+        wrong(None, solve=told_wrong),
+    ],
     "what_is_random_comes_from_the_key": [wrong(noisy, random=True), wrong(keyed)],
     "can_be_copied_and_pickled": [local],
     "gives_the_implicit_hypergradient_at_an_optimum": [wrong(lambda system, x: 1.001 * x)],

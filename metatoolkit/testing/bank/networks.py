@@ -13,6 +13,7 @@ from metatoolkit.hypergradients.instance import ProblemInstance
 from metatoolkit.inner import SGD, Adam
 from metatoolkit.metaparameters import Initialization
 from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import seeded
 from metatoolkit.testing.bank.modules import Adapted, Partly, Rates, Scaled, Tied, Weights
 
 
@@ -40,8 +41,7 @@ def small_net(valid_mode: Any = None) -> ProblemInstance:
         penalty = meta.log_penalty.exp() * model[0].weight.square().sum()
         return (meta(losses) * losses).mean() + penalty
 
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
+    with seeded(1):
         model = nn.Sequential(
             nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3)
         ).double()
@@ -97,8 +97,7 @@ def inside_model() -> ProblemInstance:
     def valid_loss(model: Any, meta: Any, batch: Any) -> Tensor:
         return _cross_entropy(model, meta, batch) + 0.01 * meta.value.square().sum()
 
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
+    with seeded(2):
         model = Scaled().double()
     problem = BilevelProblem(model, model.scale, _cross_entropy, valid_loss)
     groups = [{"params": ["last.*", "temperature"], "lr": 0.05, "momentum": 0.0}]
@@ -118,8 +117,7 @@ def tied() -> ProblemInstance:
         inputs = batch[0]
         return (model(inputs) - inputs).square().mean() + meta.direct.sin().sum()
 
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
+    with seeded(4):
         model, meta = Tied().double(), Partly().double()
     problem = BilevelProblem(model, meta, train_loss, valid_loss)
     return ProblemInstance(problem, SGD(lr=0.1), *_classification(3), seed=5)

@@ -6,6 +6,7 @@ import torch
 
 from metatoolkit.diagnostics.check import check_hypergradient
 from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.randomness import seeded
 from metatoolkit.testing import bank
 from metatoolkit.testing.conformance import (
     Inapplicable,
@@ -54,7 +55,7 @@ def gradient_is_the_derivative_of_the_objective(make: Make[Estimator], problem: 
     instance = build(problem)
     call(instance, make(), problem)
     given, inner, state, batches, valid_batch = instance.arguments(estimator.horizon)
-    found = check_hypergradient(given, inner, estimator, batches, valid_batch, state)
+    found = check_hypergradient(given, inner, estimator, batches, valid_batch, state, coordinates=8)
     wanted = f"the derivative of {type(estimator).__name__}.objective"
     if estimator.traits.kind == "exact":
         wanted = "the derivative of the outer loss after the inner steps"
@@ -66,8 +67,7 @@ def leaves_everything_as_it_was(make: Make[Estimator], problem: str) -> None:
     """Model, buffers, modes, the state given and the global random state stay."""
     instance = build(problem)
     state = instance.state
-    with torch.random.fork_rng():
-        torch.manual_seed(9)
+    with seeded(9):
         before = snapshot(instance.problem, state)
         call(instance, make(), problem, state)
         expect_unchanged(before, instance.problem, state)
@@ -95,9 +95,8 @@ def the_same_state_gives_the_same_result_whatever_the_global_seed(
     instance = build(problem)
     state = instance.state
     results = []
-    with torch.random.fork_rng():
-        for seed in (1, 2):
-            torch.manual_seed(seed)
+    for seed in (1, 2):
+        with seeded(seed):
             results.append(call(instance, make(), problem, state))
     for key, gradient in results[0].gradient.items():
         what = f"the gradient of {key!r} under another global seed"

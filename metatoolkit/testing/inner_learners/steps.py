@@ -9,7 +9,7 @@ import torch
 
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import checked_groups
-from metatoolkit.randomness import fold_in
+from metatoolkit.randomness import fold_in, seeded
 from metatoolkit.testing.conformance import (
     Inapplicable,
     Make,
@@ -62,8 +62,7 @@ def a_step_moves_nothing_that_was_given(make: Make[InnerLearner], problem: str) 
     meta, batch = given.meta_parameters(), instance.train_batches[0]
     key = fold_in(state.key, state.step)
     leaves = {name: t.clone().requires_grad_() for name, t in state.parameters.items()}
-    with torch.random.fork_rng():
-        torch.manual_seed(9)
+    with seeded(9):
         before = snapshot(given, state)
         after, loss = inner.step(given, state, meta, batch)
         expect_unchanged(before, given, state)
@@ -87,12 +86,10 @@ def the_same_step_again_is_the_same(make: Make[InnerLearner], problem: str) -> N
     """What is random is drawn from the key of the state, with and without gradients around it."""
     instance = build(problem, make)
     state = instance.state
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
+    with seeded(1):
         one = take(instance, state, instance.batches(2))
-        torch.manual_seed(2)
-        with torch.no_grad():
-            other = take(instance, state, instance.batches(2))
+    with seeded(2), torch.no_grad():
+        other = take(instance, state, instance.batches(2))
     for found, wanted in zip(other.tensors(), one.tensors(), strict=True):
         expect_equal("a tensor of the state under another global seed", found, wanted)
 
