@@ -15,11 +15,7 @@ from metatoolkit.records.terminal import text
 
 
 def add(commands: Any) -> None:
-    """Describe the commands.
-
-    Args:
-        commands: Where they go.
-    """
+    """Describe the commands."""
     tag = command(commands, "tag", "put tags on runs", tag_runs)
     tag.add_argument("tag", help="a tag, or several with commas between them")
     tag.add_argument("ids", metavar="ID", nargs="+", help="the runs")
@@ -34,14 +30,7 @@ def add(commands: Any) -> None:
 
 
 def tag_runs(options: argparse.Namespace) -> int:
-    """Put tags on runs, or take them off.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
+    """Put tags on runs, or take them off."""
     tags = options.tag.split(",")
     with connect() as database:
         for run in [database[one] for one in options.ids]:
@@ -51,14 +40,7 @@ def tag_runs(options: argparse.Namespace) -> int:
 
 
 def note_run(options: argparse.Namespace) -> int:
-    """Print or replace a run's notes.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
+    """Print or replace a run's notes."""
     with connect() as database:
         run = database[options.id]
         if options.text is not None:
@@ -69,17 +51,7 @@ def note_run(options: argparse.Namespace) -> int:
 
 
 def remove_runs(options: argparse.Namespace) -> int:
-    """Delete runs, after asking.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        0, or 1 if the answer was no.
-
-    Raises:
-        ConfigurationError: Nothing is selected, or nobody can be asked.
-    """
+    """Delete runs, after asking; the exit code is 1 if the answer was no."""
     if not options.ids and not options.where:
         raise ConfigurationError("name the runs to delete, or select them with --where")
     with connect() as database:

@@ -27,11 +27,7 @@ ENDINGS = {
 
 
 def add(commands: Any) -> None:
-    """Describe the command.
-
-    Args:
-        commands: Where it goes.
-    """
+    """Describe the command."""
     export = command(commands, "export", "write a table of runs", export_runs)
     add_selection(export)
     export.add_argument("--metric", help="one row per value of this metric, instead of per run")
@@ -43,18 +39,7 @@ def add(commands: Any) -> None:
 
 
 def export_runs(options: argparse.Namespace) -> int:
-    """Write a table of runs as CSV, Parquet, LaTeX or JSON.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ConfigurationError: Format and file contradict each other, or Parquet has no file.
-        StorageError: The file cannot be written.
-    """
+    """Write a table of runs as CSV, Parquet, LaTeX or JSON."""
     output = Path(options.output) if options.output else None
     form = _format(options.format, output)
     columns = names_of(options.columns) if options.columns else None

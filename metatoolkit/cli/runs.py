@@ -32,11 +32,7 @@ ESSENTIAL = ["id", "experiment", "status", "started", "duration"]
 
 
 def add(commands: Any) -> None:
-    """Describe the commands.
-
-    Args:
-        commands: Where they go.
-    """
+    """Describe the commands."""
     listing = command(commands, "list", "print a table of runs", list_runs)
     add_selection(listing, limit=30)
     add_json(listing)
@@ -77,14 +73,7 @@ def add(commands: Any) -> None:
 
 
 def list_runs(options: argparse.Namespace) -> int:
-    """Print a table of runs, newest first.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
+    """Print a table of runs, newest first."""
     with connect() as database:
         selected = selected_runs(options, database)
         runs = selected.runs()
@@ -107,14 +96,7 @@ def list_runs(options: argparse.Namespace) -> int:
 
 
 def compare_runs(options: argparse.Namespace) -> int:
-    """Print what differs between runs.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
+    """Print what differs between runs."""
     with connect() as database:
         comparison = compare(options.ids, database=database)
         if options.json:
@@ -130,17 +112,7 @@ def compare_runs(options: argparse.Namespace) -> int:
 
 
 def plot_runs(options: argparse.Namespace) -> int:
-    """Draw a metric's curves.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ConfigurationError: There are no runs.
-    """
+    """Draw a metric's curves."""
     with connect() as database:
         ids = [run.id for run in named_runs(options, database)]
         if not ids:
@@ -156,14 +128,7 @@ def plot_runs(options: argparse.Namespace) -> int:
 
 
 def best_run(options: argparse.Namespace) -> int:
-    """Print which run is best, and how good.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
+    """Print which run is best, and how good."""
     mode = "min" if options.min else "max"
     with connect() as database:
         run = database.best(options.what, options.experiment, options.where, mode, options.at)
@@ -178,14 +143,7 @@ def best_run(options: argparse.Namespace) -> int:
 
 
 def group_runs(options: argparse.Namespace) -> int:
-    """Print a value's mean, deviation and interval over runs that share other things.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
+    """Print a value's mean, deviation and interval over runs that share other things."""
     by = names_of(options.by)
     with connect() as database:
         runs = database.find(options.where, options.experiment)
@@ -211,14 +169,7 @@ def group_runs(options: argparse.Namespace) -> int:
 
 
 def report_runs(options: argparse.Namespace) -> int:
-    """Write runs as one page that a browser shows without a server.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
+    """Write runs as one page that a browser shows without a server."""
     from metatoolkit.records.report import write_report
 
     with connect() as database:

@@ -19,11 +19,7 @@ EVERY_METRIC = Field("metrics", "summary", "metrics")
 
 
 def add(commands: Any) -> None:
-    """Describe the commands.
-
-    Args:
-        commands: Where they go.
-    """
+    """Describe the commands."""
     show = command(commands, "show", "print everything about a run", show_run)
     show.add_argument("id", metavar="ID", help="the run's id, or the beginning of its uuid")
     show.add_argument("--output", action="store_true", help="also what the run printed")
@@ -38,14 +34,7 @@ def add(commands: Any) -> None:
 
 
 def show_run(options: argparse.Namespace) -> int:
-    """Print everything about a run.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
+    """Print everything about a run."""
     with connect() as database:
         run = database[options.id]
         details = run.details()
@@ -121,28 +110,14 @@ def _print_data(run: Run, details: dict[str, Any], output: bool) -> None:
 
 
 def artifacts_of(options: argparse.Namespace) -> int:
-    """List a run's artifacts, or save them.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
+    """List a run's artifacts, or save them."""
     with connect() as database:
         _list_or_save(database[options.id].artifacts, "artifact", options)
     return 0
 
 
 def sources_of(options: argparse.Namespace) -> int:
-    """List the files of the program that a run was of, or save them.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code.
-    """
+    """List the files of the program that a run was of, or save them."""
     with connect() as database:
         _list_or_save(database[options.id].sources, "source", options)
     return 0
