@@ -12,7 +12,7 @@ from metatoolkit.errors import StorageError
 from metatoolkit.records import capture
 from metatoolkit.records.clean import clean, clean_text, clean_update
 from metatoolkit.records.fields import duration
-from metatoolkit.records.home import AppendedFile, process_identity
+from metatoolkit.records.home import process_identity
 from metatoolkit.records.spool import RunSpool, utcnow
 from metatoolkit.records.terminal import say
 
@@ -34,16 +34,10 @@ class RunDocument:
     Args:
         spool: The run's folder.
         run: The Sacred run, whose notes are read at every writing.
-        values: The file of metric values.
-        output: The file of captured output.
     """
 
-    def __init__(
-        self, spool: RunSpool, run: Any, values: AppendedFile, output: AppendedFile
-    ) -> None:
+    def __init__(self, spool: RunSpool, run: Any) -> None:
         self.spool = spool
-        self._values = values
-        self._output = output
         self.lock = threading.RLock()
         self.data: dict[str, Any] = {}
         self._run = run
@@ -192,10 +186,10 @@ class RunDocument:
             document["duration"] = duration(document)
             document["beats"] += 1
             # First the values, so that a power failure finds no document that knows of more.
-            for file in (self._values, self._output):
+            for file in (self.spool.metrics, self.spool.output):
                 file.sync()
             document.pop("lost", None)
-            values, lost_bytes = self._values.lost()[0], self._output.lost()[1]
+            values, lost_bytes = self.spool.metrics.lost()[0], self.spool.output.lost()[1]
             if values or lost_bytes:
                 document["lost"] = {"values": values, "output_bytes": lost_bytes}
             snapshot = dict(document)

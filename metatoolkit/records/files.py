@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.records.home import AppendedFile
 from metatoolkit.records.spool import RunSpool, utcnow
 
 if TYPE_CHECKING:
@@ -63,14 +62,12 @@ class FilePush:
     """What is known about one run's artifacts and sources in one database.
 
     Args:
-        spool: The run's folder.
-        output: The file of captured output, open; all of it becomes an artifact where it is long.
+        spool: The run's folder; all of its output becomes an artifact where it is long.
         pace: How much is sent at once.
     """
 
-    def __init__(self, spool: RunSpool, output: AppendedFile, pace: Pace) -> None:
+    def __init__(self, spool: RunSpool, pace: Pace) -> None:
         self.spool = spool
-        self._output = output
         self._pace = pace
         self._uploaded: set[Any] = set()
         self._artifacts: set[Any] = set()
@@ -93,10 +90,10 @@ class FilePush:
         entries: list[tuple[Any, Path | None]] = []
         for entry in document["artifacts"]:
             entries.append((entry, self.spool.file(entry["sha256"])))
-        if self._output.size() > OUTPUT_LIMIT and document["status"] != "RUNNING":
+        if self.spool.output.size() > OUTPUT_LIMIT and document["status"] != "RUNNING":
             digest = _digest(self._blocks(None), hashlib.sha256())
             whole = {"name": OUTPUT_ARTIFACT, "sha256": digest, "content_type": "text/plain"}
-            entries.append(({**whole, "size": self._output.size()}, None))
+            entries.append(({**whole, "size": self.spool.output.size()}, None))
         for entry, path in entries:
             file_id = object_id(self.spool.uuid, "artifact", entry["sha256"])
             fields = {
@@ -145,15 +142,15 @@ class FilePush:
         if file_id not in self._contents or (path is not None and not path.exists()):
             # The spool has lost it, and the database has it from before.
             return holds(database, file_id)
-        size = self._output.size() if path is None else path.stat().st_size
+        size = self.spool.output.size() if path is None else path.stat().st_size
         wanted = _digest(self._blocks(path), hashlib.md5(usedforsecurity=False))
         return content_digest(database, file_id, size) == wanted
 
     def _blocks(self, path: Path | None) -> Iterator[bytes]:
         if path is not None:
             return file_blocks(path)
-        size = self._output.size()
-        return (self._output.read(offset, CHUNK) for offset in range(0, size, CHUNK))
+        size = self.spool.output.size()
+        return (self.spool.output.read(offset, CHUNK) for offset in range(0, size, CHUNK))
 
 
 def file_blocks(path: Path) -> Iterator[bytes]:

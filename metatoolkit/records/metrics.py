@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.clean import INT64, count_entries
 from metatoolkit.records.files import Pace, object_id
-from metatoolkit.records.home import AppendedFile
 from metatoolkit.records.spool import RunSpool
 from metatoolkit.records.terminal import say
 
@@ -83,13 +82,11 @@ class MetricPush:
 
     Args:
         spool: The run's folder.
-        values: The file of metric values, open.
     """
 
-    def __init__(self, spool: RunSpool, values: AppendedFile) -> None:
+    def __init__(self, spool: RunSpool) -> None:
         self.spool = spool
         self.regained = 0
-        self._values = values
         self._offset = 0
         self._series: dict[str, _Series] = defaultdict(_Series)
         self._longer: set[str] = set()
@@ -146,7 +143,7 @@ class MetricPush:
 
     def read(self) -> None:
         """Take in what the spool has got since the last time."""
-        data = self._values.read(self._offset)
+        data = self.spool.metrics.read(self._offset)
         end = data.rfind(b"\n") + 1
         self._offset += end
         lines = data[:end].splitlines()

@@ -12,7 +12,6 @@ from metatoolkit.errors import RecordsError
 from metatoolkit.records.clean import encode_key
 from metatoolkit.records.fields import duration
 from metatoolkit.records.files import OUTPUT_ARTIFACT, OUTPUT_LIMIT, FilePush, Pace
-from metatoolkit.records.home import AppendedFile
 from metatoolkit.records.metrics import MetricPush
 from metatoolkit.records.spool import RunSpool, utcnow
 
@@ -33,17 +32,14 @@ class Push:
 
     Args:
         spool: The run's folder.
-        metrics: The file of metric values, open.
-        output: The file of captured output, open.
     """
 
-    def __init__(self, spool: RunSpool, metrics: AppendedFile, output: AppendedFile) -> None:
+    def __init__(self, spool: RunSpool) -> None:
         self.spool = spool
         self.run_id: int | None = None
         self._pace = Pace()
-        self.metrics = MetricPush(spool, metrics)
-        self.files = FilePush(spool, output, self._pace)
-        self._output = output
+        self.metrics = MetricPush(spool)
+        self.files = FilePush(spool, self._pace)
         self._fields: dict[str, int] = {}
         self._shown = (0, "")
         self._pushed: dict[str, Any] = {}
@@ -157,12 +153,14 @@ class Push:
         return result
 
     def _captured_output(self) -> str:
-        size = self._output.size()
+        size = self.spool.output.size()
         if size != self._shown[0]:
             if size <= 4 * OUTPUT_LIMIT:
-                text = shorten(self._output.read(0))
+                text = shorten(self.spool.output.read(0))
             else:
-                ends = self._output.read(0, OUTPUT_LIMIT) + self._output.read(size - OUTPUT_LIMIT)
+                ends = self.spool.output.read(0, OUTPUT_LIMIT) + self.spool.output.read(
+                    size - OUTPUT_LIMIT
+                )
                 text = shorten(ends, left_out=size - 2 * OUTPUT_LIMIT)
             self._shown = size, text
         return self._shown[1]

@@ -19,7 +19,7 @@ from metatoolkit.records.address import (
 from metatoolkit.records.push import Push
 from metatoolkit.records.server import find_server
 from metatoolkit.records.spool import spooled_runs
-from metatoolkit.records.syncing import sync
+from metatoolkit.records.syncing import sync_beside
 from metatoolkit.records.terminal import redact, say
 
 if TYPE_CHECKING:
@@ -138,17 +138,10 @@ class PushThread:
 
     def _sync_others(self) -> None:
         """Bring in what earlier runs have left, once, and without holding this one up."""
-
-        def bring() -> None:
-            try:
-                sync(self._home, aside=False)
-            except RecordsError as error:
-                say(f"earlier runs stay in the spool: {error}")
-
         if not self._synced:
             self._synced = True
             if any(spool.uuid != self.push.spool.uuid for spool in spooled_runs(self._home)):
-                threading.Thread(target=bring, name="sync", daemon=True).start()
+                sync_beside(self._home)
 
     def _retry_later(self, reason: str) -> None:
         self.push.forget()

@@ -43,18 +43,16 @@ class RunRecorder:
         self.run = run
         self.spool = RunSpool.create(home)
         self.uuid = self.spool.uuid
-        self._metrics = self.spool.open_metrics()
-        self._output = self.spool.open_output()
         self._tee: OutputTee | None = None
         self._signals = TerminationSignals()
-        self.document = RunDocument(self.spool, run, self._metrics, self._output)
+        self.document = RunDocument(self.spool, run)
         self._names: dict[str, tuple[str, str]] = {}
         self._steps: dict[str, int] = {}
         self._pid = os.getpid()
         self._written: str = ""
         self._filtered = False
         self._finished = False
-        self.push = Push(self.spool, self._metrics, self._output)
+        self.push = Push(self.spool)
         self._thread = PushThread(self.push, self.document.write, self._release, home)
 
     def started_event(
@@ -119,7 +117,7 @@ class RunRecorder:
             line = f"[{quoted}, {step}, {value!r}, {time.time()!r}]\n"
         else:
             line = json.dumps([name, step, value, time.time()]) + "\n"
-        self._metrics.append(line.encode("ascii"))
+        self.spool.metrics.append(line.encode("ascii"))
         if len(self.run.observers) > 1:
             self.run._metrics.log_scalar_metric(name, value, step)
 
@@ -193,7 +191,7 @@ class RunRecorder:
         if run.capture_mode is CAPTURED_BY_US:
             self._filtered = run.captured_out_filter is not None
             # What a filter of the experiment is to leave out must not reach the disk before.
-            kept = KeptInMemory() if self._filtered else self._output
+            kept = KeptInMemory() if self._filtered else self.spool.output
             self._tee = OutputTee(kept, run.root_logger)
             self._tee.install()
             run._output_file = self._tee
@@ -207,8 +205,8 @@ class RunRecorder:
         new = captured_out.removeprefix(self._written)
         if not captured_out.startswith(self._written):
             # A filter of the experiment has changed what had been captured before.
-            os.truncate(self._output.path, 0)
-        self._output.append(new.encode("utf-8", "backslashreplace"))
+            os.truncate(self.spool.output.path, 0)
+        self.spool.output.append(new.encode("utf-8", "backslashreplace"))
         self._written = captured_out
 
     def _take_last_output(self) -> None:
@@ -255,8 +253,7 @@ class RunRecorder:
         )
 
     def _release(self) -> None:
-        self._metrics.close()
-        self._output.close()
+        self.spool.close()
         self.spool.unlock()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -183,13 +184,21 @@ class RunSpool:
             words = {}
         return {**document, **words}
 
-    def open_metrics(self) -> AppendedFile:
-        """Open the file that holds one line per metric value."""
+    @functools.cached_property
+    def metrics(self) -> AppendedFile:
+        """The file that holds one line per metric value, open."""
         return AppendedFile(self.path / METRICS)
 
-    def open_output(self) -> AppendedFile:
-        """Open the file that holds the captured output."""
+    @functools.cached_property
+    def output(self) -> AppendedFile:
+        """The file that holds the captured output, open."""
         return AppendedFile(self.path / OUTPUT)
+
+    def close(self) -> None:
+        """Close both, as far as they were opened, for good."""
+        for name in ("metrics", "output"):
+            if name in self.__dict__:
+                self.__dict__[name].close()
 
     def add_file(self, source: Path) -> tuple[str, int]:
         """Copy a file into the spool; return the SHA-256 of the content, and its length."""

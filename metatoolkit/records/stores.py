@@ -231,8 +231,8 @@ class SpoolStore(Store):
 
 
 def _values_of(spool: RunSpool) -> MetricPush:
-    with closing(spool.open_metrics()) as metrics:
-        values = MetricPush(spool, metrics)
+    with closing(RunSpool(spool.path)) as opened:
+        values = MetricPush(opened)
         values.read()
         return values
 

@@ -85,8 +85,8 @@ def sync(home: Path | None = None, uri: str | None = None, aside: bool = True) -
     return report
 
 
-def sync_beside(home: Path | None, uri: str, seconds: float) -> None:
-    """Push what is spooled beside a query, which waits so many seconds and does not fail by it."""
+def sync_beside(home: Path | None, uri: str | None = None, seconds: float | None = None) -> None:
+    """Push what is spooled beside a run, or a query that waits so long; neither fails by it."""
 
     def bring() -> None:
         try:
@@ -100,6 +100,8 @@ def sync_beside(home: Path | None, uri: str, seconds: float) -> None:
 
     thread = threading.Thread(target=bring, name="sync", daemon=True)
     thread.start()
+    if seconds is None:
+        return
     thread.join(seconds)
     if thread.is_alive():
         say("runs are still on their way from the spool: answers may lack some of their values")
@@ -126,17 +128,15 @@ def _sync_run(spool: RunSpool, database: Database[dict[str, Any]], address: Addr
     if not (spool.path / DOCUMENT).exists():
         return None
     document = _closed_document(spool)
-    metrics, output = spool.open_metrics(), spool.open_output()
     try:
         with database_errors(address):
-            push = Push(spool, metrics, output)
+            push = Push(spool)
             former = database["runs"].find_one({"run_uuid": spool.uuid})
             run_id = push(database, document, final=True, former=former)
             if not push.verify(database, document):
                 raise RecordsError("the database does not hold what was written to it")
     finally:
-        metrics.close()
-        output.close()
+        spool.close()
     spool.remove()
     return run_id
 

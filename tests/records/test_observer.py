@@ -183,7 +183,7 @@ def test_a_full_disk_keeps_the_values_in_memory_and_pushes_them(home, database, 
     def main(_run):
         recorder = recorder_of(_run)
         full = os.open("/dev/full", os.O_WRONLY | os.O_APPEND)
-        files = (recorder._metrics, recorder._output)
+        files = (recorder.spool.metrics, recorder.spool.output)
         real = [file._descriptor for file in files]
         for file in files:
             file._descriptor = full

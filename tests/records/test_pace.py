@@ -85,16 +85,14 @@ def test_a_run_arrives_over_a_slow_line_within_the_limit_of_each_piece(line, hom
     with open(spool.path / "metrics.jsonl", "w") as file:
         for step in range(20_000):
             file.write(f'["loss", {step}, 0.5, 1.0]\n')
-    metrics, output = spool.open_metrics(), spool.open_output()
     uri = f"mongodb://127.0.0.1:{line.port}/metatoolkit?socketTimeoutMS=2000"
     with open_client(Address(uri, managed=False)) as client:
-        push = Push(spool, metrics, output)
+        push = Push(spool)
         push._pace.size = SMALLEST
         database = client.get_default_database()
         push(database, document, final=True)
         assert push.verify(database, document)
-    metrics.close()
-    output.close()
+    spool.close()
 
 
 def test_a_piece_that_is_too_large_for_the_line_is_cut(line, database):

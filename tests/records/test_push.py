@@ -4,6 +4,7 @@ from pymongo.errors import AutoReconnect, OperationFailure
 from metatoolkit.errors import RecordsError
 from metatoolkit.records import metrics as pushed
 from metatoolkit.records import push as pushing
+from metatoolkit.records.home import AppendedFile
 from metatoolkit.records.metrics import metric_id
 from metatoolkit.records.push import Push, next_id, shorten
 from metatoolkit.records.spool import RunSpool, utcnow
@@ -65,7 +66,7 @@ def spool(tmp_path, home):
 
 
 def log(spool, name, start, count):
-    file = spool.open_metrics()
+    file = AppendedFile(spool.path / "metrics.jsonl")
     for step in range(start, start + count):
         file.append(f'["{name}", {step}, {step}.5, 1000.0]\n'.encode())
     file.close()
@@ -97,11 +98,11 @@ def test_an_attempt_cut_off_anywhere_is_repeated_without_loss_or_double(
         for collection in database.list_collection_names():
             database[collection].delete_many({})
         (spool.path / "metrics.jsonl").unlink(missing_ok=True)
+        spool = RunSpool(spool.path)
         for name in names:
             log(spool, name, 0, 10)
         document = spool.read_document()
-        metrics, output = spool.open_metrics(), spool.open_output()
-        push = Push(spool, metrics, output)
+        push = Push(spool)
         flaky = Flaky(database, fail_at, after)
         cut_off = False
         for part in range(2):
@@ -117,20 +118,18 @@ def test_an_attempt_cut_off_anywhere_is_repeated_without_loss_or_double(
         check(database, spool, names, 20)
         assert push.verify(database, document)
         # A second process that knows nothing of the first changes nothing.
-        again = Push(spool, metrics, output)
+        again = Push(spool)
         again(database, document, final=True)
         assert again.verify(database, document)
         run = check(database, spool, names, 20)
         assert run["summary"]["loss"]["count"] == 20
-        metrics.close()
-        output.close()
+        spool.close()
     assert fail_at > 20
 
 
 def test_values_that_a_killed_server_forgot_are_pushed_again(database, spool):
     log(spool, "loss", 0, 10)
-    metrics, output = spool.open_metrics(), spool.open_output()
-    push = Push(spool, metrics, output)
+    push = Push(spool)
     document = spool.read_document()
     push(database, document)
     database["metrics"].update_one({}, {"$pop": {"steps": 1, "values": 1, "timestamps": 1}})
@@ -143,17 +142,14 @@ def test_values_that_a_killed_server_forgot_are_pushed_again(database, spool):
     push(database, document, final=True)
     assert push.verify(database, document)
     check(database, spool, ["loss"], 20)
-    metrics.close()
-    output.close()
+    spool.close()
 
 
 def test_ids_go_on_after_those_that_somebody_else_gave(database, spool):
     database["runs"].insert_many([{"_id": number, "status": "COMPLETED"} for number in (1, 2, 7)])
-    metrics, output = spool.open_metrics(), spool.open_output()
-    assert Push(spool, metrics, output)(database, spool.read_document()) == 8
-    assert Push(spool, metrics, output)(database, spool.read_document()) == 8
-    metrics.close()
-    output.close()
+    assert Push(spool)(database, spool.read_document()) == 8
+    assert Push(spool)(database, spool.read_document()) == 8
+    spool.close()
 
 
 def test_a_damaged_line_is_left_out_and_said(database, spool, capsys):
@@ -162,14 +158,12 @@ def test_a_damaged_line_is_left_out_and_said(database, spool, capsys):
         file.write(b"\0\0\0\n12\n[]\n{}\n[[1], 3, 0.5, 1.0]\n")
         file.write(b'["loss", 3, null, 1.0]\n["a", 1, 2, 3], ["b", 1, 2, 3]\n')
     log(spool, "loss", 3, 3)
-    metrics, output = spool.open_metrics(), spool.open_output()
-    push = Push(spool, metrics, output)
+    push = Push(spool)
     push(database, spool.read_document(), final=True)
     (found,) = database["metrics"].find()
     assert found["values"] == [step + 0.5 for step in range(6)]
     assert capsys.readouterr().err.count("damaged line") == 7
-    metrics.close()
-    output.close()
+    spool.close()
 
 
 def test_output_is_cut_in_the_middle_and_progress_bars_to_their_last_state():
@@ -179,16 +173,11 @@ def test_output_is_cut_in_the_middle_and_progress_bars_to_their_last_state():
     assert long.startswith("aaa") and long.endswith("end") and "cout.txt" in long
 
 
-def opened(spool):
-    metrics, output = spool.open_metrics(), spool.open_output()
-    return Push(spool, metrics, output), metrics, output
-
-
 @pytest.mark.parametrize("kept", [("metrics",), ("runs",), (), ("metrics", "runs")])
 def test_a_run_that_is_deleted_while_it_goes_on_is_written_again(database, spool, kept):
     """Without a loop that never ends, whatever part of it is left."""
     log(spool, "loss", 0, 10)
-    push, metrics, output = opened(spool)
+    push = Push(spool)
     document = spool.read_document()
     push(database, document)
     for name in {"metrics", "runs"} - set(kept):
@@ -205,23 +194,21 @@ def test_a_run_that_is_deleted_while_it_goes_on_is_written_again(database, spool
     assert database["metrics"].distinct("run_id") == [push.run_id]
     # Another process that knows nothing, as a query's sync.
     database["runs"].delete_many({})
-    again = Push(spool, metrics, output)
+    again = Push(spool)
     again(database, document, final=True)
     assert again.verify(database, document)
     check(database, spool, ["loss"], 20)
-    metrics.close()
-    output.close()
+    spool.close()
 
 
 def test_a_database_that_keeps_nothing_is_given_up(database, spool, monkeypatch):
     log(spool, "loss", 0, 10)
-    push, metrics, output = opened(spool)
+    push = Push(spool)
     monkeypatch.setattr(pushed, "metric_lengths", lambda *arguments: {})
     database["metrics"].insert_one({"_id": metric_id(spool.uuid, "loss", 0), "steps": [0]})
     with pytest.raises(RecordsError, match="does not keep what is written"):
         push(database, spool.read_document())
-    metrics.close()
-    output.close()
+    spool.close()
 
 
 def test_numbers_are_given_whatever_stands_in_the_database(database, monkeypatch):
@@ -256,8 +243,8 @@ def test_content_is_compared_and_written_again_before_the_spool_goes(database, s
     for step, value in enumerate(["0.5", "NaN", "-0.0", "1", "true", "[1, 2.5]", "1e-300"]):
         with open(spool.path / "metrics.jsonl", "a") as file:
             file.write(f'["loss", {step}, {value}, {1000.0005 + step}]\n')
-    push, metrics, output = opened(spool)
-    output.append("printed ✓\n".encode())
+    push = Push(spool)
+    spool.output.append("printed ✓\n".encode())
     push(database, document, final=True)
     assert push.verify(database, document)
     collection, update = TAMPERED[case]
@@ -272,12 +259,11 @@ def test_content_is_compared_and_written_again_before_the_spool_goes(database, s
     found = database["metrics"].find_one()
     assert repr(found["values"]) == "[0.5, nan, -0.0, 1, True, [1, 2.5], 1e-300]"
     assert database["runs"].find_one()["config"]["big"] == 2**40
-    metrics.close()
-    output.close()
+    spool.close()
 
 
 def test_files_are_compared_where_the_server_cannot_do_it(database, spool, monkeypatch):
-    push, metrics, output = opened(spool)
+    push = Push(spool)
     document = spool.read_document()
     push(database, document, final=True)
     command = type(database).command
@@ -291,8 +277,7 @@ def test_files_are_compared_where_the_server_cannot_do_it(database, spool, monke
     assert push.verify(database, document)
     database["fs.chunks"].update_one({"n": 2}, {"$set": {"data": b"z" * 5}})
     assert not push.verify(database, document)
-    metrics.close()
-    output.close()
+    spool.close()
 
 
 def test_a_line_that_the_database_cannot_hold_makes_no_run_unreadable(database, spool, capsys):
@@ -302,18 +287,17 @@ def test_a_line_that_the_database_cannot_hold_makes_no_run_unreadable(database, 
         file.write(b'["loss", 3, [1, [9223372036854775808]], 1000.0]\n["loss", 3, 1, NaN]\n')
         file.write(b'["loss", null, 0.5, 1000.0]\n["loss", 3, ["a"], 1000.0]\n')
     log(spool, "loss", 3, 3)
-    push, metrics, output = opened(spool)
+    push = Push(spool)
     push(database, spool.read_document(), final=True)
     assert push.verify(database, spool.read_document())
     check(database, spool, ["loss"], 6)
     assert capsys.readouterr().err.count("damaged line") == 6
-    metrics.close()
-    output.close()
+    spool.close()
 
 
 def test_values_that_the_disk_lost_and_the_database_has_are_not_lost(database, spool):
     log(spool, "loss", 0, 50)
-    push, metrics, output = opened(spool)
+    push = Push(spool)
     document = spool.read_document()
     push(database, document, final=True)
     lines = (spool.path / "metrics.jsonl").read_bytes().splitlines(True)
@@ -321,24 +305,22 @@ def test_values_that_the_disk_lost_and_the_database_has_are_not_lost(database, s
     for lost, told in {45: 5, 40: None, 0: None}.items():
         document["lost"] = {"values": lost, "output_bytes": 0}
         database["runs"].update_one({}, {"$unset": {"lost": 1}})
-        again = Push(spool, metrics, output)
+        again = Push(spool)
         again(database, document, final=True)
         assert again.verify(database, document)
         found = check(database, spool, ["loss"], 50)
         assert found.get("lost", {}).get("values") == told
-    metrics.close()
-    output.close()
+    spool.close()
 
 
 def test_a_run_that_takes_long_to_send_gives_signs_of_life(database, spool, monkeypatch):
     monkeypatch.setattr(pushing, "SIGN_SECONDS", 0.0)
     log(spool, "loss", 0, 10)
-    push, metrics, output = opened(spool)
+    push = Push(spool)
     document = {**spool.read_document(), "status": "RUNNING"}
     seen = []
     monkeypatch.setattr(push.files, "push", lambda *_: seen.append(database["runs"].find_one()))
     with pytest.raises(TypeError):
         push(database, document)
     assert (utcnow() - seen[0]["heartbeat"]).total_seconds() < 60
-    metrics.close()
-    output.close()
+    spool.close()

@@ -217,7 +217,7 @@ def test_a_forked_child_neither_hangs_nor_ends_the_run(home, database):
             stop.set()
             thread.join()
         # From the spool: so much chatter may be cut in the middle of the run's document.
-        printed.append(recorder_of(_run)._output.read(0))
+        printed.append(recorder_of(_run).spool.output.read(0))
         reader, writer = os.pipe()
         lingering = os.fork()
         if lingering == 0:

@@ -160,8 +160,8 @@ def planted(home, count=1):
             "proc": dead,
         }
         spool.write_document(document)
-        spool.open_metrics().close()
-        spool.open_output().close()
+        for file in (spool.metrics, spool.output):
+            file.close()
         spool.unlock()
         made.append(spool)
     return made
