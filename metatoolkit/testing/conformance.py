@@ -7,7 +7,9 @@ import copy
 import dataclasses
 import inspect
 import itertools
+import pickle
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -198,7 +200,14 @@ class Suite(Generic[T]):
         """
         if isinstance(component, self.base):
             return lambda: copy.deepcopy(component)
-        made = component() if callable(component) else component
+        try:
+            made = component() if callable(component) else component
+        except TypeError as error:
+            raise ConfigurationError(
+                f"the {self.kind} is {component!r}, which needs arguments ({brief(error)}); give "
+                f"an instance of {self.base.__name__}, or a function without arguments that makes "
+                "one."
+            ) from error
         if not callable(component) or not isinstance(made, self.base):
             raise ConfigurationError(
                 f"the {self.kind} is {made!r}; accepted: an instance of {self.base.__name__}, or a "
@@ -233,6 +242,24 @@ def _text(value: Any) -> str:
 
 def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {brief(error)}"
+
+
+def stored(component: T) -> T:
+    """Return a component that was pickled and read again.
+
+    Args:
+        component: The component.
+
+    Raises:
+        Inapplicable: Its class is not found by its name, as one inside a function.
+    """
+    kind = type(component)
+    found: Any = sys.modules.get(kind.__module__)
+    for part in kind.__qualname__.split("."):
+        found = getattr(found, part, None)
+    if found is not kind:
+        raise Inapplicable(f"pickle does not find {kind.__qualname__} where it is defined")
+    return pickle.loads(pickle.dumps(component))
 
 
 def expect(holds: bool, expected: str, got: object) -> None:

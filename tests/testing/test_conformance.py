@@ -21,6 +21,7 @@ from metatoolkit.testing.conformance import (
     expect_close,
     expect_equal,
     expect_error,
+    stored,
 )
 
 
@@ -131,6 +132,27 @@ def test_another_error_of_a_component_fails_the_check(error):
         suite.run(Number())
     assert caught.value.expected == "no error" and caught.value.__cause__ is error
     assert caught.value.got == f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def test_a_class_that_needs_arguments_is_refused_as_such():
+    class Needy(Number):
+        def __init__(self, value):
+            super().__init__(value)
+
+    suite = Suite("number", Number)
+    with pytest.raises(ConfigurationError, match=r"needs arguments .*'value'.*an instance of"):
+        suite.maker(Needy)
+    assert suite.maker(lambda: Needy(3))().value == 3
+
+
+def test_what_pickle_does_not_find_is_not_stored():
+    class Local(Number):
+        pass
+
+    with pytest.raises(Inapplicable, match=r"does not find .*<locals>\.Local"):
+        stored(Local())
+    again = stored(Number(5))
+    assert type(again) is Number and again.value == 5
 
 
 def test_expectations():

@@ -87,6 +87,22 @@ def noise(tensor):
     return torch.rand(tensor.shape).to(tensor) * 1e-3
 
 
+class Forgetful(OneStep):
+    """Another estimator once it is copied."""
+
+    factor = 1.0
+
+    def estimate(self, *arguments):
+        result = OneStep.estimate(self, *arguments)
+        found = {name: self.factor * t for name, t in result.gradient.items()}
+        return dataclasses.replace(result, gradient=found)
+
+    def __deepcopy__(self, memo):
+        other = Forgetful()
+        other.factor = 2.0
+        return other
+
+
 def local():
     one = OneStep()
     one.function = lambda: None
@@ -142,7 +158,8 @@ WRONG = {
         gradient(lambda name, tensor: tensor.float())
     ],
     "memory_does_not_grow": [changed(held)],
-    "can_be_copied_and_pickled": [local],
+    "can_be_copied": [lambda: Forgetful()],
+    "can_be_pickled": [local],
     "training_goes_on_bitwise_from_a_checkpoint": [changed(weaker)],
 }
 

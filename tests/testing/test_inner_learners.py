@@ -66,6 +66,13 @@ def faster_below(self, parameter, gradient, slots, values, step):
     return parameter - (0.1 if parameter.dtype == torch.float64 else 0.2) * gradient, slots
 
 
+class Forgetful(SGD):
+    """Another learner once it is copied."""
+
+    def __deepcopy__(self, memo):
+        return SGD(lr=0.2)
+
+
 def local():
     learner = SGD(lr=0.1)
     learner.function = lambda: None
@@ -146,7 +153,8 @@ WRONG = {
     ],
     "a_step_that_is_said_to_be_linear_in_the_gradient_is": [lambda: Bent(0.1)],
     "the_sensitivity_that_is_told_is_the_derivative_of_the_update": [lambda: Told(0.1)],
-    "can_be_copied_and_pickled": [local],
+    "can_be_copied": [lambda: Forgetful(lr=0.1)],
+    "can_be_pickled": [local],
     "a_stored_state_goes_on_bitwise": [wrong(update=counting)],
     "training_goes_on_bitwise_from_a_checkpoint": [wrong(update=counting)],
 }
