@@ -26,12 +26,12 @@ def changed(change, **fields):
     return type("Wrong", (OneStep,), {"estimate": estimate, "__module__": __name__, **fields})
 
 
-def gradient(function):
+def gradient(function, **fields):
     def change(self, arguments, result):
         found = {name: function(name, tensor) for name, tensor in result.gradient.items()}
         return dataclasses.replace(result, gradient=found)
 
-    return changed(change)
+    return changed(change, **fields)
 
 
 def moved(self, arguments, result):
@@ -120,6 +120,10 @@ WRONG = {
         changed(lambda s, a, r: dataclasses.replace(r, cost=Cost())),
     ],
     "gradient_is_the_derivative_of_the_objective": [gradient(lambda name, tensor: 1.01 * tensor)],
+    "the_mean_of_calls_is_the_derivative_of_the_objective": [
+        gradient(lambda name, tensor: 1.3 * tensor, on_average=True),
+        gradient(lambda name, tensor: -tensor, on_average=True),
+    ],
     "leaves_everything_as_it_was": [
         touch(lambda problem: torch.rand(())),
         touch(lambda problem: random.random()),
@@ -193,7 +197,7 @@ class Plain(Estimator):
 def test_an_estimator_needs_no_traits():
     assert Plain().traits == Traits() and Traits().kind == "approximate"
     assert all(vars(Traits()).values())
-    names = ["form_of", "derivative_of_the_objective", "precision"]
+    names = ["form_of", "gradient_is_the_derivative", "precision"]
     report = check_estimator(Plain(), names)
     chosen = [c.name for c in estimator_checks() if any(re.search(n, c.name) for n in names)]
     assert report.passed == chosen and not report.skipped

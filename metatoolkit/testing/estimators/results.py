@@ -6,7 +6,7 @@ import torch
 
 from metatoolkit.diagnostics.check import check_hypergradient
 from metatoolkit.hypergradients.base import Estimator
-from metatoolkit.randomness import seeded
+from metatoolkit.randomness import fold_in, seeded
 from metatoolkit.testing import bank
 from metatoolkit.testing.conformance import (
     Inapplicable,
@@ -20,6 +20,8 @@ from metatoolkit.testing.estimators.calls import build, call
 from metatoolkit.testing.snapshots import expect_unchanged, snapshot
 
 SUITE: Suite[Estimator] = Suite("estimator", Estimator)
+
+_DRAWS = 100
 
 
 @SUITE.check(problem=bank.CONFORMANCE)
@@ -52,6 +54,8 @@ def gradient_is_the_derivative_of_the_objective(make: Make[Estimator], problem: 
     estimator = make()
     if estimator.traits.kind == "iterative":
         raise Inapplicable("an iterative estimator tends to it at an inner optimum alone")
+    if estimator.on_average:
+        raise Inapplicable("a call is right on average alone")
     instance = build(problem)
     call(instance, make(), problem)
     given, inner, state, batches, valid_batch = instance.arguments(estimator.horizon)
@@ -59,7 +63,26 @@ def gradient_is_the_derivative_of_the_objective(make: Make[Estimator], problem: 
     wanted = f"the derivative of {type(estimator).__name__}.objective"
     if estimator.traits.kind == "exact":
         wanted = "the derivative of the outer loss after the inner steps"
+    elif estimator.traits.kind == "stochastic":
+        wanted += ", for `on_average` does not say that only the mean of calls is"
     expect(found.verdict != "differs", wanted, found)
+
+
+@SUITE.check()
+def the_mean_of_calls_is_the_derivative_of_the_objective(make: Make[Estimator]) -> None:
+    """Its part along finite differences is 1, to 0.2 and four standard errors of 100 calls."""
+    if not make().on_average:
+        raise Inapplicable("each call by itself is right")
+    instance = bank.ridge()
+    state, horizon = instance.state, make().horizon
+    problem, inner, _, batches, valid = instance.arguments(horizon, state)
+    slope = check_hypergradient(problem, inner, make(), batches, valid, state).reference
+    keys = [fold_in(state.key, draw) for draw in range(_DRAWS)]
+    calls = [instance.call(make(), state.replaced(key=key)).gradient["value"] for key in keys]
+    shares = torch.stack(calls) @ slope / slope.square().sum()
+    mean, error = float(shares.mean()), float(shares.std()) / _DRAWS**0.5
+    near = abs(mean - 1) <= 0.2 + 4 * error
+    expect(near, "a mean of 1 times the derivative", f"{mean:.3g} ± {error:.2g} times it")
 
 
 @SUITE.check(problem=bank.CONFORMANCE)
