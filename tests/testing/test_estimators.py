@@ -76,6 +76,22 @@ def held(self, arguments, result):
     KEPT.append(result.valid_loss.clone())
 
 
+def grown(self, arguments, result):
+    KEPT[:1] = [torch.cat([KEPT[0], torch.zeros(9)]) if KEPT else torch.zeros(9)]
+
+
+def emptied(self, arguments, result):
+    arguments[0].model.zero_grad()
+
+
+def written(self, arguments, result):
+    arguments[4][0].clamp_(-0.5, 0.5)
+
+
+def taken(self, arguments, result):
+    arguments[3].pop()
+
+
 def touch(what):
     def change(self, arguments, result):
         what(arguments[0])
@@ -133,9 +149,22 @@ WRONG = {
         touch(lambda problem: problem.model.eval()),
         touch(lambda problem: next(problem.meta.parameters()).data.add_(1e-3)),
         touch(lambda problem: next(problem.model.parameters()).detach().add_(0.0)),
+        touch(lambda problem: problem.model.register_forward_hook(lambda *_: None)),
+        touch(lambda problem: setattr(problem.meta, "cached", 1)),
+        changed(written),
+        changed(taken),
     ],
     "gradients_that_a_user_holds_stay": [
-        touch(lambda problem: next(problem.model.parameters()).grad.zero_())
+        touch(lambda problem: next(problem.model.parameters()).grad.zero_()),
+        changed(emptied),
+    ],
+    "the_outer_loss_is_that_of_a_state_on_the_way": [
+        changed(lambda s, a, r: dataclasses.replace(r, valid_loss=2 * r.valid_loss)),
+        changed(lambda s, a, r: dataclasses.replace(r, valid_loss=torch.zeros_like(r.valid_loss))),
+        changed(
+            lambda s, a, r: dataclasses.replace(r, valid_loss=1.0001 * r.valid_loss),
+            traits=Traits(kind="exact"),
+        ),
     ],
     "the_same_state_gives_the_same_result_whatever_the_global_seed": [
         gradient(lambda name, tensor: tensor + noise(tensor))
@@ -161,7 +190,7 @@ WRONG = {
     "meta_parameters_of_another_type_than_the_model": [
         gradient(lambda name, tensor: tensor.float())
     ],
-    "memory_does_not_grow": [changed(held)],
+    "memory_does_not_grow": [changed(held), changed(grown)],
     "can_be_copied": [lambda: Forgetful()],
     "can_be_pickled": [local],
     "training_goes_on_bitwise_from_a_checkpoint": [changed(weaker)],

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from metatoolkit.errors import ConfigurationError, ConformanceError, UnsupportedError
 from metatoolkit.inner import SGD, Adam, InnerLearner
@@ -73,6 +74,19 @@ class Forgetful(SGD):
         return SGD(lr=0.2)
 
 
+def spoiling(self, problem, state, meta, batch, create_graph=False):
+    found = InnerLearner.step(self, problem, state, meta, batch, create_graph)
+    for tensor in tree_leaves(batch):
+        if isinstance(tensor, torch.Tensor):
+            tensor.mul_(2)
+    return found
+
+
+def emptying(self, problem, state, meta, batch, create_graph=False):
+    problem.model.zero_grad()
+    return InnerLearner.step(self, problem, state, meta, batch, create_graph)
+
+
 def local():
     learner = SGD(lr=0.1)
     learner.function = lambda: None
@@ -130,6 +144,8 @@ WRONG = {
         ),
         stepping(lambda self, problem, state, after, loss: (state.replaced(step=2), loss)),
         updating(lambda p, g, rate: rate * g + 0 * torch.rand(())),
+        wrong(step=spoiling),
+        wrong(step=emptying),
     ],
     "the_same_step_again_is_the_same": [updating(lambda p, g, rate: rate * g * torch.rand(()))],
     "a_parameter_that_a_batch_does_not_reach_is_skipped": [wrong(apply=all_move)],

@@ -25,8 +25,9 @@ def check_estimator(
 ) -> ConformanceReport:
     """Check that an estimator does what every one must, published or not.
 
-    A call leaves model, buffers, ``.grad`` fields and the global random state alone; the result has
-    the form of λ and does not contradict finite differences of the estimator's objective; dropout
+    A call leaves modules, batches, ``.grad`` fields and the global random states alone; the result
+    has the form of λ and does not contradict finite differences of the estimator's objective; the
+    outer loss is one of the trajectory, of an exact estimator that after the steps; dropout
     masks are those of the inner steps; running statistics move in real steps; tied, frozen and 0-d
     parameters, groups, a part of λ that a loss ignores, coordinates without a gradient under Adam,
     float32 and bfloat16 work; memory stays; what is not finite is told; checkpoints go on bitwise.

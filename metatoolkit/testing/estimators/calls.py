@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from metatoolkit.errors import UnusedMetaParameterError
 from metatoolkit.hypergradients.base import Estimator, Hypergradient
 from metatoolkit.hypergradients.instance import ProblemInstance
@@ -36,8 +39,22 @@ def call(
     Raises:
         Inapplicable: It does not see λ, which acts in the optimizer or the initial state.
     """
-    try:
+    with unseen(problem):
         return instance.call(estimator, state)
+
+
+@contextlib.contextmanager
+def unseen(problem: str) -> Iterator[None]:
+    """Take it for no fault of an estimator that it does not see λ where no loss reads it.
+
+    Args:
+        problem: Name of the problem.
+
+    Raises:
+        Inapplicable: It does not see λ, which acts in the optimizer or the initial state.
+    """
+    try:
+        yield
     except UnusedMetaParameterError:
         if problem not in bank.OUTSIDE_LOSSES:
             raise

@@ -6,6 +6,7 @@ import torch
 
 from metatoolkit.diagnostics.check import check_hypergradient
 from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.hypergradients.trajectory import outer_loss
 from metatoolkit.randomness import fold_in, seeded
 from metatoolkit.testing import bank
 from metatoolkit.testing.conformance import (
@@ -16,8 +17,8 @@ from metatoolkit.testing.conformance import (
     expect_close,
     expect_equal,
 )
-from metatoolkit.testing.estimators.calls import build, call
-from metatoolkit.testing.snapshots import expect_unchanged, snapshot
+from metatoolkit.testing.estimators.calls import build, call, unseen
+from metatoolkit.testing.snapshots import expect_unchanged, hold_gradients, snapshot
 
 SUITE: Suite[Estimator] = Suite("estimator", Estimator)
 
@@ -85,29 +86,48 @@ def the_mean_of_calls_is_the_derivative_of_the_objective(make: Make[Estimator]) 
     expect(near, "a mean of 1 times the derivative", f"{mean:.3g} ± {error:.2g} times it")
 
 
+@SUITE.check()
+def the_outer_loss_is_that_of_a_state_on_the_way(make: Make[Estimator]) -> None:
+    """An exact estimator tells the outer loss after the steps, others one of this trajectory."""
+    instance, estimator = bank.ridge(), make()
+    told = float(call(instance, estimator).valid_loss)
+    problem, inner, state, batches, valid_batch = instance.arguments(max(estimator.horizon, 5))
+    meta = problem.meta_parameters()
+    losses = [float(outer_loss(problem, state, meta, valid_batch))]
+    for batch in batches:
+        state, _ = inner.step(problem, state, meta, batch)
+        losses.append(float(outer_loss(problem, state, meta, valid_batch)))
+    if estimator.traits.kind == "exact":
+        wanted = losses[estimator.horizon]
+        same = abs(told - wanted) <= 1e-9 * abs(wanted)
+        expect(same, f"the outer loss {wanted:.6g} after the steps", f"{told:.6g}")
+    # Perturbed points have losses beside those of the steps.
+    low, high = 0.9 * min(losses), 1.1 * max(losses)
+    expect(low <= told <= high, f"an outer loss from {low:.3g} to {high:.3g}", f"{told:.6g}")
+
+
 @SUITE.check(problem=bank.CONFORMANCE)
 def leaves_everything_as_it_was(make: Make[Estimator], problem: str) -> None:
-    """Model, buffers, modes, the state given and the global random state stay."""
-    instance = build(problem)
+    """Model, buffers, modes, hooks, batches, the state given and global random states stay."""
+    instance, estimator = build(problem), make()
     state = instance.state
-    with seeded(9):
-        before = snapshot(instance.problem, state)
-        call(instance, make(), problem, state)
-        expect_unchanged(before, instance.problem, state)
+    arguments = instance.arguments(estimator.horizon, state)
+    data = arguments[3:]
+    with seeded(9), unseen(problem):
+        before = snapshot(instance.problem, state, data)
+        estimator(*arguments)
+        expect_unchanged(before, instance.problem, state, data)
 
 
 @SUITE.check(problem=bank.CONFORMANCE)
 def gradients_that_a_user_holds_stay(make: Make[Estimator], problem: str) -> None:
-    """No ``.grad`` field is written."""
+    """No ``.grad`` field is written, and none is emptied."""
     instance = build(problem)
-    parameters = [*instance.problem.model.parameters(), *instance.problem.meta.parameters()]
-    for parameter in parameters:
-        if parameter.requires_grad:
-            parameter.grad = torch.full_like(parameter, 7.0)
+    held = hold_gradients(instance.problem)
     call(instance, make(), problem)
-    for parameter in parameters:
-        held = parameter.grad
-        expect(held is None or bool((held == 7).all()), ".grad to stay 7 everywhere", held)
+    for parameter, gradient in held.items():
+        same = parameter.grad is gradient and bool((gradient == 7).all())
+        expect(same, ".grad to stay 7 everywhere", parameter.grad)
 
 
 @SUITE.check(problem=bank.CONFORMANCE)

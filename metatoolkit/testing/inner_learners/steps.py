@@ -20,7 +20,7 @@ from metatoolkit.testing.conformance import (
 )
 from metatoolkit.testing.estimators.precision import converted
 from metatoolkit.testing.inner_learners.calls import PROBLEMS, build, take
-from metatoolkit.testing.snapshots import expect_unchanged, snapshot
+from metatoolkit.testing.snapshots import expect_unchanged, hold_gradients, snapshot
 
 SUITE: Suite[InnerLearner] = Suite("inner learner", InnerLearner)
 
@@ -55,7 +55,7 @@ def the_first_state_is_a_copy_and_has_a_key_for_each_seed(
 
 @SUITE.check(problem=PROBLEMS)
 def a_step_moves_nothing_that_was_given(make: Make[InnerLearner], problem: str) -> None:
-    """Model, buffers, the state given and the global random state stay; a new state comes back."""
+    """Problem, batch, state, ``.grad`` and global random state stay; a new state comes back."""
     instance = build(problem, make)
     given, inner = instance.problem, instance.inner
     state = take(instance, instance.state, instance.batches(1))
@@ -63,9 +63,10 @@ def a_step_moves_nothing_that_was_given(make: Make[InnerLearner], problem: str) 
     key = fold_in(state.key, state.step)
     leaves = {name: t.clone().requires_grad_() for name, t in state.parameters.items()}
     with seeded(9):
-        before = snapshot(given, state)
+        hold_gradients(given)
+        before = snapshot(given, state, batch)
         after, loss = inner.step(given, state, meta, batch)
-        expect_unchanged(before, given, state)
+        expect_unchanged(before, given, state, batch)
         wanted, buffers = given.evaluate_train(leaves, meta, state.buffers, batch, key)
     expect_close("the loss before the step", loss, wanted.detach(), 1e-12, 0.0)
     expect(not loss.requires_grad, "a detached loss", "one with a graph")
