@@ -60,13 +60,17 @@ def summary(rows: Mapping[str, Signal], batches: int, draws: int, shows: bool) -
 
 
 def _verdict(total: Signal, batches: int, shows: bool) -> str:
+    if total.noise == 0 and total.signal == 0:
+        return (
+            "Every hypergradient is zero: λ gets no signal here. An estimator that carries state "
+            "from call to call, such as SOBA, has to be trained with first."
+        )
     if total.noise == 0:
         return "There is no noise: every meta batch gives the same hypergradient."
     if shows:
-        return (
-            f"λ gets a signal (p = {total.p_value:.2g}): the mean of about "
-            f"{math.ceil(total.steps):,} meta steps has as much signal as noise."
-        )
+        steps = math.ceil(total.steps)
+        what = "one meta step has" if steps == 1 else f"the mean of about {steps:,} meta steps has"
+        return f"λ gets a signal (p = {total.p_value:.2g}): {what} as much signal as noise."
     return (
         f"No signal is told from chance (p = {total.p_value:.2g}, {batches} meta batches): as far "
         "as these tell, λ walks at random. Ask for more batches, give larger ones, or average more "

@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from metatoolkit.diagnostics.comparison import Call
+from metatoolkit.diagnostics.hypergradient_samples import Samples
 from metatoolkit.diagnostics.signal_display import draw, summary
 from metatoolkit.errors import ConfigurationError, DataError, check_installed, optional_import
 from metatoolkit.hypergradients.arguments import require_estimator
@@ -47,7 +48,8 @@ class Signal:
         draw_noise: The part of ``noise`` that the key makes (perturbations, dropout) on the same
             batches; ``nan`` where each batch was drawn once.
         ratio: ``signal / noise``.
-        chance: The ratio below which 95 of 100 samples of this size stay whose expectation is zero.
+        chance: The ratio below which 95 of 100 samples of this size stay whose expectation is zero:
+            that of the same samples with signs drawn, both signal and noise.
         p_value: Probability that such samples agree as much as these do.
         steps: ``noise / signal``: so many meta steps, averaged, have as much signal as noise, so
             that their mean has a cosine of about 0.7 with the right direction; infinite where there
@@ -70,8 +72,10 @@ class SignalToNoise:
     Attributes:
         total: Of all of λ together.
         parameters: Of each meta-parameter, by its name.
-        mean: Mean hypergradient by name, in the shapes of the meta-parameters, in float64.
-        deviation: Standard deviation of one hypergradient in each coordinate, in the same shapes.
+        mean: Mean hypergradient by name, in the shapes of the meta-parameters, in float64, or in
+            complex128 where they are complex.
+        deviation: Standard deviation of one hypergradient in each coordinate, in the same shapes,
+            in float64.
         batches: Meta batches that were drawn.
         draws: Calls for each of them.
     """
@@ -138,7 +142,7 @@ def signal_to_noise(
     Args:
         problem: The bilevel problem.
         inner: Inner learner.
-        estimator: Hypergradient estimator.
+        estimator: Hypergradient estimator; each call is of a copy, with what it carries by now.
         train_batches: Training batches, as many for each meta batch as the estimator's horizon;
             drawn independently, or the noise looks smaller than it is.
         valid_batches: A validation batch for each meta batch.
@@ -155,7 +159,8 @@ def signal_to_noise(
         Signal, noise and chance, per meta-parameter and in all.
 
     Raises:
-        ConfigurationError: A number is too small, or the estimator or inner learner is none.
+        ConfigurationError: A number is too small or none, or another argument is of another kind
+            than it must be.
         DataError: There are fewer batches than are needed.
         MissingDependencyError: ``path`` is given and nothing that draws is installed.
 
@@ -188,13 +193,10 @@ def signal_to_noise(
     require_learner(inner)
     if draws is None:
         draws = 2 if estimator.traits.kind == "stochastic" else 1
-    if batches < 2 or draws < 1:
-        raise ConfigurationError(
-            f"batches={batches}, draws={draws}; at least 2 batches and 1 draw are needed."
-        )
+    _check(batches, draws, seed, state)
     state = inner.init(problem) if state is None else state.detach()
     given = _meta_batches(train_batches, valid_batches, batches, estimator.horizon)
-    samples = {name: _Samples(batches, draws) for name in problem.meta_parameter_names}
+    samples = {name: Samples(batches, draws) for name in problem.meta_parameter_names}
     bar = tqdm(total=batches * draws, desc="signal", disable=not progress, leave=False)
     with bar:
         for number, (train, valid) in enumerate(given):
@@ -217,7 +219,7 @@ def _meta_batches(
     train_batches: Iterable[Any], valid_batches: Iterable[Any], batches: int, horizon: int
 ) -> Iterable[tuple[list[Any], Any]]:
     """Draw meta batches one by one, and say which stream ends too early."""
-    train, valid = iter(train_batches), iter(valid_batches)
+    train, valid = _opened("train_batches", train_batches), _opened("valid_batches", valid_batches)
     for number in range(batches):
         steps = list(itertools.islice(train, horizon))
         outer = list(itertools.islice(valid, 1))
@@ -232,57 +234,37 @@ def _meta_batches(
         yield steps, outer[0]
 
 
-class _Samples:
-    """Hypergradients of one meta-parameter: the mean of each meta batch, and squares about it."""
-
-    def __init__(self, batches: int, draws: int) -> None:
-        self._draws = draws
-        self.shape: torch.Size = torch.Size()
-        self.means: list[Tensor] = []
-        self._within: Tensor | None = None
-        self._count = 0
-
-    def add(self, gradient: Tensor) -> None:
-        """Take in the next hypergradient; those of one meta batch follow each other."""
-        self.shape = gradient.shape
-        sample = gradient.detach().to("cpu", torch.float64).flatten()
-        if self._count == 0:
-            self.means.append(sample)
-        else:
-            # Welford's update: no difference of large squares.
-            before = sample - self.means[-1]
-            self.means[-1] = self.means[-1] + before / (self._count + 1)
-            square = before * (sample - self.means[-1])
-            self._within = square if self._within is None else self._within + square
-        self._count = (self._count + 1) % self._draws
-
-    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean, the variance of one sample and that of its draw, per coordinate."""
-        stacked = torch.stack(self.means)
-        draw = torch.zeros_like(stacked[0])
-        if self._within is not None:
-            draw = self._within / (len(self.means) * (self._draws - 1))
-        # The mean of a meta batch has the noise of the data and a share of that of the draws.
-        variance = stacked.var(0) + draw * (1 - 1 / self._draws)
-        return stacked.mean(0), variance, draw
-
-    def products(self) -> Tensor:
-        """Return the inner products of the means of all meta batches."""
-        stacked = torch.stack(self.means)
-        return stacked @ stacked.T
+def _check(batches: object, draws: object, seed: object, state: object) -> None:
+    whole = [type(number) is int for number in (batches, draws, seed)]
+    if not all(whole) or batches < 2 or draws < 1:  # type: ignore[operator]
+        raise ConfigurationError(
+            f"batches={batches!r}, draws={draws!r}, seed={seed!r}; whole numbers are needed, at "
+            "least 2 batches and 1 draw."
+        )
+    if state is not None and not isinstance(state, InnerState):
+        raise ConfigurationError(
+            f"state is of type {type(state).__name__}; give an inner state, such as trainer.state, "
+            "or None for that of inner.init(problem)."
+        )
 
 
-def _evaluate(
-    samples: Mapping[str, _Samples], batches: int, draws: int, seed: int
-) -> SignalToNoise:
+def _opened(name: str, batches: Iterable[Any]) -> Iterator[Any]:
+    try:
+        return iter(batches)
+    except TypeError:
+        raise ConfigurationError(
+            f"{name} is {batches!r}; give a list of batches, or what else makes them one by one."
+        ) from None
+
+
+def _evaluate(samples: Mapping[str, Samples], batches: int, draws: int, seed: int) -> SignalToNoise:
     signs = _signs(batches, seed)
     mean, deviation, rows = {}, {}, {}
     products = torch.zeros(batches, batches, dtype=torch.float64)
     noise = draw_noise = 0.0
     for name, sample in samples.items():
         center, variance, draw_variance = sample.moments()
-        mean[name] = center.reshape(sample.shape)
-        deviation[name] = variance.sqrt().reshape(sample.shape)
+        mean[name], deviation[name] = sample.shaped(center, variance)
         own, told = float(variance.sum()), float(draw_variance.sum())
         gram = sample.products()
         rows[name] = _signal(gram, own, told, draws, signs)
@@ -300,13 +282,15 @@ def _signal(products: Tensor, noise: float, draw_noise: float, draws: int, signs
     signal = float(agreements[0])
     rounding = 1e-12 * float(products.diag().sum())
     at_least = int((agreements >= signal - rounding).sum())
-    chance = float(agreements.quantile(1 - _LEVEL, interpolation="higher"))
+    by_chance = float(agreements.quantile(1 - _LEVEL, interpolation="higher"))
+    # Signs leave the sum of squares alone: what one of the two gains the other loses.
+    noise_by_chance = max(noise + signal - by_chance, 0.0)
     return Signal(
         signal=signal,
         noise=noise,
         draw_noise=draw_noise if draws > 1 else math.nan,
         ratio=_ratio(signal, noise),
-        chance=_ratio(chance, noise),
+        chance=_ratio(by_chance, noise_by_chance),
         p_value=at_least / len(signs),
         steps=_ratio(noise, signal) if signal > 0 else math.inf,
     )

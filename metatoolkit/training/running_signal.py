@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -77,6 +77,11 @@ class RunningSignal:
 
 
 def _square(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    low = any(tensor.dtype in _LOW for tensor in tensors)
-    norms = torch._foreach_norm(tensors, 2, torch.float32 if low else None)
-    return torch.stack(norms).square().sum()
+    norms: Iterable[Tensor]
+    if any(tensor.dtype in _LOW for tensor in tensors):
+        kinds = [torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors]
+        pairs = zip(tensors, kinds, strict=True)
+        norms = [torch.linalg.vector_norm(tensor, dtype=kind) for tensor, kind in pairs]
+    else:
+        norms = torch._foreach_norm(tensors)
+    return torch.stack(tuple(norms)).square().sum()

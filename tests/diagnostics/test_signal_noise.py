@@ -6,6 +6,7 @@ meta batch is ``RATE`` times its validation batch, plus noise of the key where t
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -87,14 +88,51 @@ def test_chance_is_that_of_all_signs():
     batches = drawn(7, center=0.4)
     found = measure(batches)
     samples = RATE * np.array([[*a.tolist(), b.item()] for a, b in batches])
-    agreements = []
+    agreements, ratios = [], []
     for signs in itertools.product((1, -1), repeat=7):
         flipped = samples * np.array(signs)[:, None]
         agreements.append((np.square(flipped.sum(0)).sum() - np.square(flipped).sum()) / 42)
+        ratios.append(agreements[-1] / flipped.var(0, ddof=1).sum())
     at_least = np.mean([one >= found.total.signal - 1e-12 for one in agreements])
     assert found.total.p_value == pytest.approx(at_least)
-    below = np.mean([one <= found.total.chance * found.total.noise + 1e-12 for one in agreements])
-    assert 0.95 <= below < 0.99
+    assert 0.95 <= np.mean([one <= found.total.chance + 1e-12 for one in ratios]) < 0.99
+
+
+@pytest.mark.parametrize("center", [0.0, 3.0, 1e3])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_chance_is_that_of_noise_alone_however_strong_the_signal(center, draws):
+    """Of one coordinate the ratio is (t² − 1) / n, with Student's t at 97.5 % of 19 freedoms."""
+    found = measure(drawn(20, center), draws=draws).parameters["b"]
+    assert found.chance == pytest.approx((2.093**2 - 1) / 20, rel=0.25)
+    assert (found.ratio > found.chance) == (found.p_value < 0.05)
+
+
+def test_complex_meta_parameters_count_as_two_real_ones():
+    rows = torch.randn(9, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.3
+
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.zeros(3, dtype=torch.complex128))
+
+    problem = mt.BilevelProblem(
+        Two(),
+        Complex(),
+        lambda model, meta, batch: -(model.a * meta.a.real + 2 * model.a * meta.a.imag).sum(),
+        lambda model, meta, batch: (model.a * batch[:3]).sum() + (meta.a.imag * batch[3:]).sum(),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = measure(list(rows), problem)
+    real, imaginary = RATE * rows[:, :3], 2 * RATE * rows[:, :3] + rows[:, 3:]
+    samples = torch.cat([real, imaginary], 1).numpy()
+    pairs = [samples[i] @ samples[j] for i, j in itertools.permutations(range(9), 2)]
+    assert found.total.signal == pytest.approx(np.mean(pairs), rel=1e-12)
+    assert found.total.noise == pytest.approx(samples.var(0, ddof=1).sum(), rel=1e-12)
+    mean = torch.complex(real.mean(0), imaginary.mean(0))
+    torch.testing.assert_close(found.mean["a"], mean)
+    deviation = (real.var(0) + imaginary.var(0)).sqrt()
+    torch.testing.assert_close(found.deviation["a"], deviation)
 
 
 def test_known_signal_and_noise_are_found_without_bias():
@@ -161,6 +199,9 @@ def test_no_noise_and_no_signal_at_all():
     assert math.isnan(found.parameters["b"].ratio) and found.parameters["b"].steps == math.inf
     assert found.parameters["b"].p_value == 1
     assert "no noise" in str(found)
+    assert found.total.chance < 1
+    nothing = [(torch.zeros(3, dtype=torch.float64), torch.zeros((), dtype=torch.float64))] * 6
+    assert "Every hypergradient is zero" in str(measure(nothing))
 
 
 def test_too_few_batches_are_refused_by_name():
@@ -174,6 +215,30 @@ def test_too_few_batches_are_refused_by_name():
         measure(drawn(1))
     with pytest.raises(ConfigurationError, match="draws=0"):
         measure(drawn(3), draws=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batches": 2.5}, r"batches=2\.5, draws=1"),
+        ({"batches": "20"}, r"batches='20'"),
+        ({"batches": True}, "batches=True"),
+        ({"draws": 1.5}, r"draws=1\.5"),
+        ({"seed": "a"}, "seed='a'"),
+        ({"state": 3}, "state is of type int; give an inner state, such as trainer.state"),
+    ],
+    ids=str,
+)
+def test_arguments_of_another_kind_are_named(options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        measure(drawn(3), **options)
+
+
+def test_what_makes_no_batches_is_named():
+    with pytest.raises(ConfigurationError, match="valid_batches is None; give a list of batches"):
+        mt.signal_to_noise(linear_problem(), mt.inner.SGD(RATE), Unrolled(1), [None] * 20, None)
+    with pytest.raises(ConfigurationError, match="train_batches is 3; give a list of batches"):
+        mt.signal_to_noise(linear_problem(), mt.inner.SGD(RATE), Unrolled(1), 3, drawn(3))
 
 
 def test_what_is_shown(capsys, tmp_path):

@@ -44,6 +44,21 @@ def test_long_windows_find_the_ratio_that_is_known():
     assert abs(ratio_of(samples(20_000, 0.0), 10_000)) < 0.02
 
 
+def test_parameters_of_several_types_are_taken_together():
+    rows = torch.tensor(samples(6, 0.7)).bfloat16().double()
+    plain, mixed, whole = RunningSignal(4), RunningSignal(4), RunningSignal(4)
+    for row in rows:
+        plain.see([row])
+        mixed.see([row[:2], row[2].bfloat16()])
+        whole.see([torch.complex(row[0], row[1]), row[2].float()])
+    assert mixed.ratio == pytest.approx(float(plain.ratio), rel=0.01)
+    assert whole.ratio == pytest.approx(float(plain.ratio), rel=1e-6)
+    low = RunningSignal(4)
+    for row in rows:
+        low.see([torch.complex(row[0], row[1]), row[2].bfloat16()])
+    assert low.ratio == pytest.approx(float(plain.ratio), rel=0.01)
+
+
 def test_what_the_optimizer_does_to_a_gradient_is_not_seen():
     signal = RunningSignal(2)
     first = torch.tensor([1.0, 2.0])
