@@ -205,11 +205,11 @@ def upload(
             sent += len(block)
         if sent + CHUNK > pace.size and waiting:
             with pace.sending(database, sent):
-                _write(chunks, waiting)
+                bulk_write(chunks, waiting)
             waiting, sent = [], 0
     if waiting:
         with pace.sending(database, sent):
-            _write(chunks, waiting)
+            bulk_write(chunks, waiting)
     fields = {key: value for key, value in (entry or {}).items() if value is not None}
     fields = {"chunkSize": CHUNK, "uploadDate": utcnow(), **fields, "length": size}
     database["fs.files"].update_one({"_id": file_id}, {"$setOnInsert": fields}, upsert=True)
@@ -220,15 +220,17 @@ def holds(database: Database[dict[str, Any]], file_id: Any) -> bool:
     return database["fs.files"].find_one({"_id": {"$eq": file_id}}, {"_id": 1}) is not None
 
 
-def _write(chunks: Any, operations: list[Any]) -> None:
+def bulk_write(collection: Any, operations: list[Any]) -> Any:
+    """Write in any order; return the result, or None where others have just created the same."""
     from pymongo.errors import BulkWriteError
 
     try:
-        chunks.bulk_write(operations, ordered=False)
+        return collection.bulk_write(operations, ordered=False)
     except BulkWriteError as error:
-        # 11000: another process has just stored the same chunk.
+        # 11000: another process, or an attempt whose answer was lost.
         if any(entry.get("code") != 11000 for entry in error.details["writeErrors"]):
             raise
+        return None
 
 
 def download(database: Database[dict[str, Any]], file_id: Any) -> Iterator[bytes]:

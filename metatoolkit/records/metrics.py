@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import RecordsError
 from metatoolkit.records.clean import INT64, count_entries
-from metatoolkit.records.files import Pace, object_id
+from metatoolkit.records.files import Pace, bulk_write, object_id
 from metatoolkit.records.spool import RunSpool
 from metatoolkit.records.terminal import say
 
@@ -163,24 +163,18 @@ class MetricPush:
         Raises:
             RecordsError: The database never holds what was written to it.
         """
-        from pymongo.errors import BulkWriteError
-
         fruitless = 0
         while not self._known or any(one.pending for one in self._series.values()):
             if not self._known:
                 self._reconcile(database, run_id)
                 continue
             operations, taken, size = self._batch(run_id, pace.size)
-            try:
-                with pace.sending(database, size):
-                    done = database["metrics"].bulk_write(operations, ordered=False)
-                self._known = done.matched_count + done.upserted_count == len(operations)
-            except BulkWriteError as error:
-                # 11000: another attempt, whose answer was lost, had already created the document.
-                if any(entry.get("code") != 11000 for entry in error.details["writeErrors"]):
-                    raise
+            with pace.sending(database, size):
+                done = bulk_write(database["metrics"], operations)
+            if done is None:
                 self.adopt(database, run_id)
-                self._known = False
+            written = done.matched_count + done.upserted_count if done is not None else 0
+            self._known = written == len(operations)
             if self._known:
                 fruitless = 0
                 for name, take in taken.items():
