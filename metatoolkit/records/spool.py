@@ -223,7 +223,7 @@ class RunSpool:
         return self.path / FILES / digest
 
     def remove(self) -> None:
-        """Delete the folder, after everything in it has been verified in the database."""
+        """Delete the folder, which is empty, or everything in it was verified in the database."""
         gone = self.path.with_name(f"{VERIFIED}{self.path.name}")
         try:
             self.path.rename(gone)
@@ -260,9 +260,11 @@ def sweep(home: Path | None = None) -> None:
     base = spool_directory(home)
     for path in base.glob(".*") if base.is_dir() else []:
         spool = RunSpool(path)
-        verified = path.name.startswith(VERIFIED)
-        if verified or (not (path / DOCUMENT).exists() and spool.lock()):
+        if path.name.startswith(VERIFIED):
             shutil.rmtree(path, ignore_errors=True)
+        elif not (path / DOCUMENT).exists() and spool.lock():
+            # Under another name, or a run that is being born here could lock what is left of it.
+            spool.remove()
             spool.unlock()
 
 

@@ -1,9 +1,11 @@
 """Runs that do what nobody expects: the record is complete, and the run goes on."""
 
 import os
+import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from metatoolkit import records
 from metatoolkit.records import push, push_thread
 from metatoolkit.records.document import _without_secrets
 from metatoolkit.records.recorder import recorder_of
-from metatoolkit.records.spool import spool_directory, spooled_runs
+from metatoolkit.records.spool import RunSpool, spool_directory, spooled_runs, sweep
 from metatoolkit.records.syncing import sync
 
 from .experiments import count_up, make, run, stored
@@ -276,8 +278,6 @@ def test_the_log_level_of_a_run_ends_with_it():
 
 
 def test_empty_leftovers_are_swept_and_nothing_else(home, database):
-    from metatoolkit.records.spool import RunSpool
-
     base = spool_directory(home)
     live = RunSpool.create(home)
     live.path.rename(base / f".{live.path.name}")
@@ -291,8 +291,6 @@ def test_empty_leftovers_are_swept_and_nothing_else(home, database):
 
 
 def test_a_run_that_begins_while_another_process_sweeps_gets_a_folder(home, monkeypatch):
-    from metatoolkit.records.spool import RunSpool, sweep
-
     lock = RunSpool.lock
     swept = []
 
@@ -308,4 +306,31 @@ def test_a_run_that_begins_while_another_process_sweeps_gets_a_folder(home, monk
     monkeypatch.setattr(RunSpool, "lock", lock_late)
     made = RunSpool.create(home)
     assert len(swept) == 3 and made.path.is_dir() and not lock(RunSpool(made.path))
+    made.unlock()
+
+
+def test_a_run_is_never_born_in_a_folder_that_is_being_deleted(home, monkeypatch):
+    """Once the lock is deleted with the rest, anybody could make and take a new one."""
+    from metatoolkit.records import spool as spooling
+
+    lock, rmtree = RunSpool.lock, shutil.rmtree
+    born = []
+
+    def lock_amid_the_sweep(spool):
+        def delete(path, **options):
+            (Path(path) / "lock").unlink()
+            born.append(lock(spool))
+            rmtree(path, **options)
+
+        if not born:
+            monkeypatch.setattr(RunSpool, "lock", lock)
+            monkeypatch.setattr(spooling.shutil, "rmtree", delete)
+            spooling.sweep(home)
+            monkeypatch.setattr(spooling.shutil, "rmtree", rmtree)
+            return born[0]
+        return lock(spool)
+
+    monkeypatch.setattr(RunSpool, "lock", lock_amid_the_sweep)
+    made = RunSpool.create(home)
+    assert born == [False] and (made.path / "files").is_dir()
     made.unlock()
