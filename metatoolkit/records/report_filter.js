@@ -67,7 +67,8 @@ const queryFilter = ({ fields: known, times, statistics, functions, weekdays, un
     if (!isList(value)) return [undefined];
     const inner = value.filter(isMap).flatMap((entry) => candidates(entry, parts));
     const index = /^\d+$/.test(parts[0]) ? Number(parts[0]) : -1;
-    return index in value ? [...inner, ...candidates(value[index], parts.slice(1))] : inner;
+    if (!(index in value)) return inner;
+    return [...inner, ...(parts.length > 1 ? candidates(value[index], parts.slice(1)) : [value[index]])];
   }
 
   function same(value, given) {

@@ -220,9 +220,12 @@ class Terms:
             ago = _AGO.fullmatch(text.strip())
             if ago:
                 seconds = float(ago.group(1)) * SECONDS[ago.group(2)[0]]
-                return utcnow() - datetime.timedelta(seconds=seconds)
-            day = _day(text) or datetime.datetime.fromisoformat(text.strip()).astimezone()
-            return _naive_utc(day)
+                found = utcnow() - datetime.timedelta(seconds=seconds)
+            else:
+                day = _day(text) or datetime.datetime.fromisoformat(text.strip()).astimezone()
+                found = _naive_utc(day)
+            # A database keeps no more of a time.
+            return found.replace(microsecond=found.microsecond // 1000 * 1000)
         except (ValueError, OverflowError, OSError):
             told = "'2026-11-17', '2026-11-17 14:30', 'yesterday', 'last tuesday' or '2 days'"
             raise self._error(node, f"not a time; write {told}") from None

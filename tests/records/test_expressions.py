@@ -20,7 +20,7 @@ DOCUMENTS = [
      "result": {"acc": float("nan")}, "experiment": {"name": "label_noise"},
      "start_time": datetime.datetime(2026, 11, 20, 12), "duration": 5400,
      "artifacts": [{"name": "a.png"}, {"name": "b"}], "captured_out": "epoch 6\nepoch 7\n"},
-    {"_id": 3, "config": {"method": None, "layers": [1, 2], "nested": {"x": "y"}},
+    {"_id": 3, "config": {"method": None, "layers": [1, 2], "nested": {"x": "y", "in": [[5]]}},
      "status": "RUNNING", "start_time": datetime.datetime(2026, 11, 21, 12)},
 ]  # fmt: skip
 
@@ -43,6 +43,9 @@ EXPECTED = {
     "2 in config.layers": [3],
     "config.layers == [1, 2]": [3],
     "config.nested.x == 'y'": [3],
+    "config.layers[1] == 2": [3],
+    "config.nested['in'][0] == [5]": [3],
+    "config.nested['in'][0] == 5": [],
     "config['a.b'] == 1": [1],
     "metrics['val.loss'].min < 0.3": [1],
     "result.acc == nan": [2],
@@ -213,6 +216,10 @@ def test_times_may_be_relative():
             moment = now - datetime.timedelta(seconds=seconds - offset)
             assert later({"start_time": moment}) == wanted
     assert parse("start_time > 'yesterday'").holds({"start_time": now})
+    # A database keeps milliseconds.
+    text, kept = "2026-11-17 12:00:00.1239+00:00", datetime.datetime(2026, 11, 17, 12, 0, 0, 123000)
+    assert parse(f"start_time == '{text}'").holds({"start_time": kept})
+    assert not parse(f"start_time < '{text}'").holds({"start_time": kept})
 
 
 def test_a_day_is_all_of_its_hours():
