@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +50,21 @@ class RunDocument:
         self._metadata_length = 0
         self._resources_length = 0
 
-    def begin(
-        self,
-        ex_info: dict[str, Any],
-        command: str,
-        host_info: dict[str, Any],
-        config: dict[str, Any],
-    ) -> None:
+    def begin(self, event: Mapping[str, Any]) -> None:
         """Write down what is known when the run starts: what Sacred says, and the configuration.
 
         Raises:
             StorageError: The spool cannot be written.
         """
-        host = {key: value for key, value in host_info.items() if value is not None}
+        host = {key: value for key, value in event["host_info"].items() if value is not None}
         self.data = {
             "run_uuid": self.spool.uuid,
             "format": FORMAT,
             "proc": process_identity(),
-            "command": command,
-            "experiment": clean(self._experiment(ex_info)),
+            "command": event["command"],
+            "experiment": clean(self._experiment(event["ex_info"])),
             "host": clean(host),
-            "config": clean(config),
+            "config": clean(event["config"]),
             "status": "RUNNING",
             "start_time": utcnow(),
             "resources": [],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import mimetypes
@@ -55,18 +54,9 @@ class RunRecorder:
         self.push = Push(self.spool)
         self._thread = PushThread(self.push, self.document.write, self._release, home)
 
-    def started_event(
-        self,
-        ex_info: dict[str, Any],
-        command: str,
-        host_info: dict[str, Any],
-        start_time: datetime.datetime,
-        config: dict[str, Any],
-        meta_info: dict[str, Any],
-        _id: int | None,
-    ) -> int | None:
+    def started_event(self, **event: Any) -> int | None:
         """Write the run's first document, take over its metrics, output and signals, push."""
-        self.document.begin(ex_info, command, host_info, config)
+        self.document.begin(event)
         self._take_over()
         self._thread.start()
         return self.run_id
