@@ -15,6 +15,26 @@ from metatoolkit.problem import BilevelProblem
 Group = Mapping[str, Any]
 
 
+def listed(groups: Iterable[Group]) -> list[Group]:
+    """Return groups as a list.
+
+    Args:
+        groups: Exceptions for some parameters, as the user gave them.
+
+    Raises:
+        ConfigurationError: They are no mappings one by one.
+    """
+    given = None
+    if isinstance(groups, Iterable) and not isinstance(groups, str | Mapping):
+        given = list(groups)
+    if given is None or not all(isinstance(group, Mapping) for group in given):
+        raise ConfigurationError(
+            f"groups is {groups!r}; give a list of mappings, for instance "
+            "[{'params': ['head.*'], 'lr': 0.01}]."
+        )
+    return given
+
+
 def with_members(group: Group) -> dict[str, Any]:
     """Return a copy of a group, with what it holds as a list under ``"params"``.
 

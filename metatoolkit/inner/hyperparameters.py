@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metatoolkit.components.patterns import matches
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.inner.groups import Group, patterns_of, with_members
+from metatoolkit.inner.groups import Group, listed, patterns_of, with_members
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors
 
@@ -92,10 +92,11 @@ def checked_groups(
         flags: Names of those that are True or False.
 
     Raises:
-        ConfigurationError: A number is out of range, or a group names no parameters.
+        ConfigurationError: A number is out of range, a group names no parameters, or is no
+            mapping.
         UnknownNameError: A group sets a hyper-parameter that does not exist.
     """
-    checked = [with_members(group) for group in groups]
+    checked = [with_members(group) for group in listed(groups)]
     for group in checked:
         own = {name: value for name, value in group.items() if name != "params"}
         for name in own:

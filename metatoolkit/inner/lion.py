@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.groups import listed
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, is_used, split_pairs
 from metatoolkit.inner.moments import BETAS
 from metatoolkit.inner.registry import learners
@@ -58,7 +59,9 @@ groups=0)
     ) -> None:
         values = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
         values |= {"smoothing": smoothing, "maximize": maximize}
-        super().__init__(split_pairs(values, BETAS), [split_pairs(g, BETAS) for g in groups])
+        super().__init__(
+            split_pairs(values, BETAS), [split_pairs(g, BETAS) for g in listed(groups)]
+        )
 
     @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.groups import listed
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay, split_pairs
 from metatoolkit.inner.slots import zero_slots
 from metatoolkit.state import Tensors
@@ -51,7 +52,9 @@ class MomentLearner(InnerLearner):
         **others: Hyperparameter,
     ) -> None:
         values = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay} | others
-        super().__init__(split_pairs(values, BETAS), [split_pairs(g, BETAS) for g in groups])
+        super().__init__(
+            split_pairs(values, BETAS), [split_pairs(g, BETAS) for g in listed(groups)]
+        )
 
     @override
     def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:

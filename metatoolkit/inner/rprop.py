@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.groups import listed
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, split_pairs
 from metatoolkit.inner.registry import learners
 from metatoolkit.inner.slots import zero_slots
@@ -65,7 +66,7 @@ maximize=False, groups=0)
     ) -> None:
         values: dict[str, Any] = {"lr": lr, "etas": etas, "step_sizes": step_sizes}
         values = split_pairs(values | {"maximize": maximize}, PAIRS)
-        super().__init__(values, [split_pairs(group, PAIRS) for group in groups])
+        super().__init__(values, [split_pairs(group, PAIRS) for group in listed(groups)])
         limits = [("eta_minus", 0.0), ("eta_plus", 1.0)]
         for name, limit in limits:
             for value in self.settings(name):

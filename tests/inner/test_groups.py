@@ -9,7 +9,7 @@ from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.inner import SGD, AdamW, Clipped, Combined
+from metatoolkit.inner import SGD, AdamW, Clipped, Combined, Lion, Rprop
 from metatoolkit.inner.groups import patterns_of
 
 F64 = torch.float64
@@ -165,6 +165,15 @@ def test_a_learner_with_tensors_of_one_problem_does_not_serve_another():
 def test_what_a_group_must_hold(params):
     with pytest.raises(ConfigurationError, match="no list 'params' of names, patterns or param"):
         SGD(0.1, groups=[{"params": params, "lr": 0.5}])
+
+
+@pytest.mark.parametrize("learner", [SGD, AdamW, Lion, Rprop])
+@pytest.mark.parametrize(
+    "groups", [{"params": ["head.*"]}, ["head.*"], "head.*", None, 3, [None], [[torch.ones(1)]]]
+)
+def test_what_is_no_list_of_mappings_is_an_error(learner, groups):
+    with pytest.raises(ConfigurationError, match=r"groups is .*; give a list of mappings"):
+        learner(lr=0.1, groups=groups)
 
 
 def test_an_iterator_serves_one_learner_alone():

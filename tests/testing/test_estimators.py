@@ -11,6 +11,7 @@ import torch
 from metatoolkit.errors import ConfigurationError, ConformanceError
 from metatoolkit.hypergradients import Estimator, Hypergradient, OneStep, Traits, Unrolled
 from metatoolkit.hypergradients.base import Cost
+from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.testing import check_estimator, estimator_checks
 
 KEPT = []
@@ -230,6 +231,13 @@ def test_an_estimator_needs_no_traits():
     report = check_estimator(Plain(), names)
     chosen = [c.name for c in estimator_checks() if any(re.search(n, c.name) for n in names)]
     assert report.passed == chosen and not report.skipped
+
+
+@pytest.mark.parametrize("name", ["GuidedEvoGrad", "EvolutionStrategies"])
+def test_settings_that_are_none_for_bfloat16_are_told_and_no_fault(name):
+    report = check_estimator(estimators.build(name), ["lower_precision.*(ridge|inside)"])
+    assert report.skipped and all("-bfloat16" in check for check in report.skipped)
+    assert all("bfloat16" in reason for reason in report.skipped.values())
 
 
 def test_what_is_no_estimator_is_refused():
