@@ -264,6 +264,9 @@ def _ordered(symbol: str, value: Any, given: Any) -> bool:
         return symbol in ("$gte", "$lte") and (value is None or value is MISSING)
     if kind_of(value) != kind_of(given) or isinstance(value, Mapping):
         return False
+    if value != value and given != given:
+        # NaN equals itself here.
+        return symbol in ("$gte", "$lte")
     if isinstance(value, list):
         value, given = _place(value), _place(given)
     return _compared(symbol, value, given)

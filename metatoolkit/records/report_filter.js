@@ -82,6 +82,7 @@ const queryFilter = ({ fields: known, times, statistics, functions, weekdays, un
   function ordered(sign, value, given) {
     if (given === null) return sign.length === 2 && (value === null || value === undefined);
     if (typeof value !== typeof given || typeof value === "object" || value === undefined) return false;
+    if (Number.isNaN(value) && Number.isNaN(given)) return sign.length === 2;
     return { "<": value < given, ">": value > given, "<=": value <= given, ">=": value >= given }[sign];
   }
 

@@ -49,6 +49,8 @@ EXPECTED = {
     "config['a.b'] == 1": [1],
     "metrics['val.loss'].min < 0.3": [1],
     "result.acc == nan": [2],
+    "result.acc <= nan": [2],
+    "result.acc > nan": [],
     "exists(config.lr)": [1, 2],
     "not exists(config.lr)": [3],
     "config.lr == none": [3],
