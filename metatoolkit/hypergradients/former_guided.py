@@ -25,14 +25,15 @@ class TakesGuided(ABCMeta):
         if "guided" not in options or "former_options" not in vars(cls):
             return super().__call__(*args, **options)
         guided = options.pop("guided")
+        if guided in ("true", "false"):  # as a command line may have it
+            guided = guided == "true"
+        now = "EvoGrad() without it" if guided is False else "GuidedEvoGrad()"
         warnings.warn(
-            "EvoGrad(guided=True) is GuidedEvoGrad() now, and the option guided goes with the next "
+            f"EvoGrad(guided={guided}) is {now} now, and the option guided goes with the next "
             "release.",
             DeprecationWarning,
             stacklevel=2,
         )
-        if guided in ("true", "false"):  # as a command line may have it
-            guided = guided == "true"
         if not isinstance(guided, bool):
             raise ConfigurationError(f"guided is {guided!r}; use EvoGrad or GuidedEvoGrad.")
         if not guided:

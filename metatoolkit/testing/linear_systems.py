@@ -85,6 +85,21 @@ def rotation(modulus: float = 0.9, size: int = 6) -> Counted:
     return Counted(matrix, torch.linspace(1, 2, size, dtype=F64))
 
 
+def contraction(norm: float = 0.5, size: int = 6) -> Counted:
+    """Return a system I − A with A of a given norm and far from normal.
+
+    Args:
+        norm: The norm of A, below 1.
+        size: Number of unknowns.
+    """
+    generator = torch.Generator().manual_seed(size)
+    drawn = torch.randn(2, size, size, generator=generator, dtype=F64)
+    left, right = torch.linalg.qr(drawn).Q
+    values = norm * torch.linspace(0.1, 1, size, dtype=F64)
+    matrix = torch.eye(size, dtype=F64) - left @ values.diag() @ right
+    return Counted(matrix, torch.linspace(1, 2, size, dtype=F64))
+
+
 def relative_error(system: Counted, x: Tensor) -> float:
     """Return the distance to the solution, relative to its norm.
 

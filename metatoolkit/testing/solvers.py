@@ -22,7 +22,7 @@ from metatoolkit.testing.conformance import (
     expect_equal,
     stored,
 )
-from metatoolkit.testing.linear_systems import F64, Counted, rotation, symmetric
+from metatoolkit.testing.linear_systems import F64, Counted, contraction, rotation, symmetric
 
 _SUITE: Suite[LinearSolver] = Suite("linear solver", LinearSolver)
 
@@ -44,11 +44,12 @@ def solves_a_system_of_one_unknown(make: Make[LinearSolver], accuracy: float) ->
 
 @_SUITE.check()
 def solves_a_system_that_is_not_symmetric(make: Make[LinearSolver], accuracy: float) -> None:
-    """Unless ``symmetric`` says that it may not be: I − A with A a contraction."""
+    """Unless ``symmetric`` says that it may not be: I − A with A a contraction, normal and not."""
     solver = make()
     if solver.symmetric:
         raise Inapplicable("the solver says that systems must be symmetric")
-    _expect_solved(solver, rotation(0.5), accuracy)
+    for system in (rotation(0.5), contraction(0.5)):
+        _expect_solved(make(), system, accuracy)
 
 
 @_SUITE.check()

@@ -12,7 +12,9 @@ from metatoolkit.testing import bank
 
 
 def former(make=EvoGrad, **options):
-    with pytest.warns(DeprecationWarning, match=r"GuidedEvoGrad\(\) now") as told:
+    off = options["guided"] in (False, "false")
+    now = r"is EvoGrad\(\) without it now" if off else r"is GuidedEvoGrad\(\) now"
+    with pytest.warns(DeprecationWarning, match=now) as told:
         estimator = make(**options)
     assert len(told) == 1
     return estimator

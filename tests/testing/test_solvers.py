@@ -9,7 +9,13 @@ import torch
 from metatoolkit.errors import ConfigurationError, ConformanceError, UnsupportedError
 from metatoolkit.hypergradients.linear_solvers import GMRES, LinearSolver, Solution
 from metatoolkit.testing import check_solver, solver_checks
-from metatoolkit.testing.linear_systems import Counted, relative_error, rotation, symmetric
+from metatoolkit.testing.linear_systems import (
+    Counted,
+    contraction,
+    relative_error,
+    rotation,
+    symmetric,
+)
 
 F64 = torch.float64
 
@@ -65,6 +71,15 @@ def symmetrized(self, system):
     return GMRES(100, 1e-10).solve(half)
 
 
+def swapped(self, system):
+    """Normal equations with both products in the wrong order, which normal matrices allow."""
+    rows = torch.eye(len(system.right_hand_side), dtype=system.right_hand_side.dtype)
+    columns = [system.product(system.transposed_product(row)) for row in rows]
+    matrix = torch.stack(columns, 1)
+    target = system.transposed_product(system.right_hand_side)
+    return Solution(torch.linalg.solve(matrix, target), 0)
+
+
 def local():
     solver = GMRES(100, 1e-10)
     object.__setattr__(solver, "function", lambda: None)
@@ -83,7 +98,10 @@ def large(system, x):
 WRONG = {
     "solves_a_positive_definite_system": [wrong(lambda system, x: x * (1 + 1e-4))],
     "solves_a_system_of_one_unknown": [wrong(lambda system, x: x if len(x) > 1 else -x)],
-    "solves_a_system_that_is_not_symmetric": [wrong(None, solve=symmetrized)],
+    "solves_a_system_that_is_not_symmetric": [
+        wrong(None, solve=symmetrized),
+        wrong(None, solve=swapped),
+    ],
     "is_no_worse_than_zero": [wrong(large)],
     "a_zero_right_hand_side_has_the_solution_zero": [wrong(lambda system, x: x / x.norm())],
     "float32_stays_float32": [wrong(lambda system, x: x.double())],
@@ -165,6 +183,10 @@ def test_systems_are_what_they_say():
     torch.testing.assert_close(found, torch.tensor([1.0, 2.0, 5.0], dtype=F64))
     assert relative_error(system, system.solution) == 0
     assert relative_error(system, 2 * system.solution) == pytest.approx(1)
+    matrix = contraction(0.5).matrix
+    norm = torch.linalg.matrix_norm(torch.eye(6, dtype=F64) - matrix, 2)
+    assert float(norm) == pytest.approx(0.5)
+    assert float((matrix @ matrix.T - matrix.T @ matrix).norm()) > 0.1
     normal = rotation(0.5)
     modulus = torch.linalg.eigvals(torch.eye(6, dtype=F64) - normal.matrix).abs()
     torch.testing.assert_close(modulus, torch.full((6,), 0.5, dtype=F64))
