@@ -24,7 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ("torch", "numpy", "tqdm")
 # What runs the tests lies beside the environment, not in it.
 RUNNERS = ("pytest", "pytest-timeout")
-CONFORMANCE = "tests/hypergradients/test_conformance.py"
+CONFORMANCE = (
+    "tests/hypergradients/test_conformance.py",
+    "tests/hypergradients/test_linear_solvers.py",
+    "tests/inner/test_conformance.py",
+)
 # Names of the example that it leaves to the reader, and fewer steps.
 _BEFORE = """
 import torch
@@ -85,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("running the tests")
         shutil.copytree(ROOT / "tests", folder / "tests", ignore=_left_out)
         shutil.copy(ROOT / "setup.cfg", folder)
-        asked = tests or [CONFORMANCE]
+        asked = tests or CONFORMANCE
         run(folder, python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *asked, path=runners)
         say("done")
     return 0

@@ -70,10 +70,13 @@ def test_an_environment_of_the_core_runs_the_example_and_conforms():
     pytest.importorskip("pip", reason="pip is needed to install the wheel")
     selected = (
         "test_says_what_it_is or exported or (small_net and form_of_the_meta) or "
-        "(ridge and leaves_everything) or neither_pandas"
+        "(ridge and leaves_everything) or neither_pandas or (Nesterov and matrices) or "
+        "(Nystrom and solves)"
     )
     files = (
         "hypergradients/test_conformance.py",
+        "hypergradients/test_linear_solvers.py",
+        "inner/test_conformance.py",
         "diagnostics/test_check.py",
         "diagnostics/test_comparison.py",
     )
