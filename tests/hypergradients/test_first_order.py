@@ -89,8 +89,8 @@ def test_an_initial_state_that_is_a_function_of_meta():
 def test_passes(estimator, passes):
     setup = Setup("loss", 2)
     problem = mt.BilevelProblem(
-        setup.model,
-        Initialization(setup.model),
+        setup.problem.model,
+        Initialization(setup.problem.model),
         mt.losses.cross_entropy,
         mt.losses.cross_entropy,
         initial=Initialization.values,

@@ -51,16 +51,16 @@ def meta_itself(model, meta, batch):
 def test_features_that_differ_between_candidates_are_refused(prefix, message):
     setup = Setup()
     with pytest.raises(ConfigurationError, match=message):
-        setup.call(**HEAD, prefix=prefix)
+        setup.evograd(**HEAD, prefix=prefix)
     with pytest.raises(ConfigurationError, match=message):
-        setup.call(GuidedEvoGrad, **HEAD, prefix=prefix)
+        setup.evograd(GuidedEvoGrad, **HEAD, prefix=prefix)
     assert torch.is_grad_enabled()
 
 
 def test_a_prefix_below_all_that_is_perturbed_only():
     setup = Setup()
     with pytest.raises(ConfigurationError, match=r"perturbed, encoder\.0\.weight.*name in perturb"):
-        setup.call(prefix=encode)
+        setup.evograd(prefix=encode)
 
 
 def test_a_prefix_may_compute_more_than_it_returns():
@@ -71,7 +71,7 @@ def test_a_prefix_may_compute_more_than_it_returns():
             return features
 
     setup = Setup(dropout=0.0)
-    plain, cached = setup.call(**HEAD), setup.call(**HEAD, prefix=generous)
+    plain, cached = setup.evograd(**HEAD), setup.evograd(**HEAD, prefix=generous)
     for name, gradient in plain.gradient.items():
         torch.testing.assert_close(cached.gradient[name], gradient, rtol=1e-10, atol=1e-16)
 
@@ -110,16 +110,16 @@ def test_numbers_that_are_read_hide_no_dependence(read):
         return {**batch, "hidden": hidden * read(model.encoder[0].bias) * read(batch["inputs"])}
 
     with pytest.raises(ConfigurationError, match=r"perturbed, head\.1\.bias, so"):
-        Setup().call(**HEAD, prefix=of_head)
+        Setup().evograd(**HEAD, prefix=of_head)
     with pytest.raises(ConfigurationError, match=r"the meta-parameters networks\.0\.0\.weight, so"):
-        Setup().call(**HEAD, prefix=of_meta)
-    result = Setup().call(**HEAD, prefix=of_neither)
+        Setup().evograd(**HEAD, prefix=of_meta)
+    result = Setup().evograd(**HEAD, prefix=of_neither)
     assert all(bool(torch.isfinite(gradient).all()) for gradient in result.gradient.values())
 
 
 def test_features_of_inference_mode_are_refused():
     with pytest.raises(ConfigurationError, match=r"torch\.inference_mode.*torch\.no_grad"):
-        Setup().call(**HEAD, prefix=torch.inference_mode()(encode))
+        Setup().evograd(**HEAD, prefix=torch.inference_mode()(encode))
 
 
 def test_the_first_five_names_are_told():
