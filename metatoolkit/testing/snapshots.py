@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import place, portable
 from metatoolkit.state import InnerState
-from metatoolkit.testing.conformance import expect
+from metatoolkit.testing.expectations import expect
 
 
 def snapshot(problem: BilevelProblem, state: InnerState, batches: Any = ()) -> dict[str, Any]:

@@ -12,16 +12,8 @@ from metatoolkit.hypergradients.implicit import Implicit
 from metatoolkit.hypergradients.linear_solvers.base import LinearSolver, Solution
 from metatoolkit.randomness import has_moved, place, seeded
 from metatoolkit.testing import bank
-from metatoolkit.testing.conformance import (
-    Check,
-    ConformanceReport,
-    Inapplicable,
-    Make,
-    Suite,
-    expect,
-    expect_equal,
-    stored,
-)
+from metatoolkit.testing.conformance import Check, ConformanceReport, Make, Suite
+from metatoolkit.testing.expectations import Inapplicable, expect, expect_equal, stored
 from metatoolkit.testing.linear_systems import F64, Counted, contraction, rotation, symmetric
 
 _SUITE: Suite[LinearSolver] = Suite("linear solver", LinearSolver)

@@ -10,7 +10,7 @@ from metatoolkit.hypergradients.base import Estimator, Hypergradient
 from metatoolkit.hypergradients.instance import ProblemInstance
 from metatoolkit.state import InnerState
 from metatoolkit.testing import bank
-from metatoolkit.testing.conformance import Inapplicable
+from metatoolkit.testing.expectations import Inapplicable
 
 
 def build(problem: str) -> ProblemInstance:

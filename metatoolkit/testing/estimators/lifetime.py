@@ -14,8 +14,9 @@ from torch import Tensor
 from metatoolkit.errors import UnsupportedError, UnusedMetaParameterError
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.testing import bank
-from metatoolkit.testing.conformance import Inapplicable, Make, Suite, expect, expect_equal, stored
+from metatoolkit.testing.conformance import Make, Suite
 from metatoolkit.testing.estimators.calls import call
+from metatoolkit.testing.expectations import Inapplicable, expect, expect_equal, stored
 from metatoolkit.training import MetaTrainer
 
 SUITE: Suite[Estimator] = Suite("estimator", Estimator)

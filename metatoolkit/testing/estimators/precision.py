@@ -12,8 +12,9 @@ from metatoolkit.hypergradients.base import Estimator, Hypergradient
 from metatoolkit.hypergradients.instance import ProblemInstance
 from metatoolkit.state import tree_map
 from metatoolkit.testing import bank
-from metatoolkit.testing.conformance import Inapplicable, Make, Suite, expect
+from metatoolkit.testing.conformance import Make, Suite
 from metatoolkit.testing.estimators.calls import build, call
+from metatoolkit.testing.expectations import Inapplicable, expect
 
 SUITE: Suite[Estimator] = Suite("estimator", Estimator)
 

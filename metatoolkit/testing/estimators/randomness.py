@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from metatoolkit.hypergradients.base import Estimator
-from metatoolkit.testing.conformance import Make, Suite, expect
+from metatoolkit.testing.conformance import Make, Suite
 from metatoolkit.testing.draws import recorded
+from metatoolkit.testing.expectations import expect
 
 SUITE: Suite[Estimator] = Suite("estimator", Estimator)
 

@@ -19,7 +19,8 @@ from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.hypergradients.instance import ProblemInstance
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.testing import bank
-from metatoolkit.testing.conformance import Inapplicable, Make, Suite, Unmet, expect, expect_error
+from metatoolkit.testing.conformance import Make, Suite
+from metatoolkit.testing.expectations import Inapplicable, Unmet, expect, expect_error
 
 SUITE: Suite[Estimator] = Suite("estimator", Estimator)
 

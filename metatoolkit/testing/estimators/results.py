@@ -9,15 +9,9 @@ from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.hypergradients.trajectory import outer_loss
 from metatoolkit.randomness import fold_in, seeded
 from metatoolkit.testing import bank
-from metatoolkit.testing.conformance import (
-    Inapplicable,
-    Make,
-    Suite,
-    expect,
-    expect_close,
-    expect_equal,
-)
+from metatoolkit.testing.conformance import Make, Suite
 from metatoolkit.testing.estimators.calls import build, call, unseen
+from metatoolkit.testing.expectations import Inapplicable, expect, expect_close, expect_equal
 from metatoolkit.testing.snapshots import expect_unchanged, hold_gradients, snapshot
 
 SUITE: Suite[Estimator] = Suite("estimator", Estimator)

@@ -11,7 +11,8 @@ from metatoolkit.hypergradients.instance import ProblemInstance
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.state import InnerState
 from metatoolkit.testing import bank
-from metatoolkit.testing.conformance import Inapplicable, Make
+from metatoolkit.testing.conformance import Make
+from metatoolkit.testing.expectations import Inapplicable
 
 PROBLEMS = ("small_net", "inside_model", "tied", "matrices", "started")
 

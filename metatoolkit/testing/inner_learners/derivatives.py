@@ -15,7 +15,8 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient, tells_sensitivity
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState
-from metatoolkit.testing.conformance import Inapplicable, Make, Suite, expect, expect_close
+from metatoolkit.testing.conformance import Make, Suite
+from metatoolkit.testing.expectations import Inapplicable, expect, expect_close
 from metatoolkit.testing.inner_learners.calls import PROBLEMS, build, take
 
 SUITE: Suite[InnerLearner] = Suite("inner learner", InnerLearner)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.state import InnerState
-from metatoolkit.testing.conformance import Make, Suite, expect_equal, stored
+from metatoolkit.testing.conformance import Make, Suite
+from metatoolkit.testing.expectations import expect_equal, stored
 from metatoolkit.testing.inner_learners.calls import build, take
 from metatoolkit.training import MetaTrainer
 

@@ -10,15 +10,9 @@ import torch
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import checked_groups
 from metatoolkit.randomness import fold_in, seeded
-from metatoolkit.testing.conformance import (
-    Inapplicable,
-    Make,
-    Suite,
-    expect,
-    expect_close,
-    expect_equal,
-)
+from metatoolkit.testing.conformance import Make, Suite
 from metatoolkit.testing.estimators.precision import converted
+from metatoolkit.testing.expectations import Inapplicable, expect, expect_close, expect_equal
 from metatoolkit.testing.inner_learners.calls import PROBLEMS, build, take
 from metatoolkit.testing.snapshots import expect_unchanged, hold_gradients, snapshot
 
