@@ -71,3 +71,52 @@ def database(server):
 
     with pymongo.MongoClient(server.running_uri(), serverSelectionTimeoutMS=2000) as client:
         yield client.get_default_database()
+
+
+@pytest.fixture(scope="module")
+def filled(mongod, tmp_path_factory):
+    """A database with eight runs: two methods, three seeds each, one that failed, one odd."""
+    from .experiments import make
+
+    home = tmp_path_factory.mktemp("filled")
+    former = os.environ.get("METATOOLKIT_HOME")
+    os.environ["METATOOLKIT_HOME"] = str(home)
+
+    def main(_run, method, seed, lr):
+        for step in range(5):
+            _run.log_scalar(
+                "valid_loss", (2.0 if method == "plain" else 1.0) / (step + 1) + seed, step
+            )
+        path = home / "weights.bin"
+        path.write_bytes(b"weights %d" % seed)
+        _run.add_artifact(path)
+        _run.add_artifact(path, "../../outside.bin")
+        if method == "broken":
+            raise ValueError("broken")
+        accuracy = {"plain": 0.7, "evograd": 0.9}[method] + 0.01 * seed
+        return {"test_accuracy": accuracy, "nested": {"count": seed}}
+
+    try:
+        for method in ("plain", "evograd"):
+            for seed in (1, 2, 3):
+                made = make(main, lr=0.1)
+                made.run(config_updates={"method": method, "seed": seed})
+        with pytest.raises(ValueError, match="broken"):
+            make(main, lr=0.5).run(config_updates={"method": "broken", "seed": 4})
+        odd = make(lambda _run: _run.info.update({"a.b": 1}), lr=0.1)
+        odd.run()
+        yield home
+    finally:
+        kill_server(home)
+        if former is not None:
+            os.environ["METATOOLKIT_HOME"] = former
+        else:
+            del os.environ["METATOOLKIT_HOME"]
+
+
+@pytest.fixture
+def connection(filled):
+    from metatoolkit import records
+
+    with records.connect(home=filled) as opened:
+        yield opened

@@ -20,7 +20,7 @@ from metatoolkit.records.spool import utcnow
 from metatoolkit.records.terms import WEEKDAYS
 
 from .browser import Browser, find_browser
-from .test_expressions import COMPUTED, DOCUMENTS, EXPECTED
+from .expected import COMPUTED, DOCUMENTS, EXPECTED
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 SVG = (
