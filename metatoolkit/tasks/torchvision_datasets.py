@@ -18,8 +18,8 @@ TORCHVISION = ("cifar10", "cifar100", "mnist")
 
 _CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 _CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
-_MNIST_MEAN = (0.1307,)
-_MNIST_STD = (0.3081,)
+MNIST_MEAN = (0.1307,)
+MNIST_STD = (0.3081,)
 
 
 def load_torchvision(name: str, root: Path, download: bool = True) -> Classification:
@@ -72,8 +72,8 @@ def load_torchvision(name: str, root: Path, download: bool = True) -> Classifica
         test_images=images[1],
         test_labels=labels[1],
         class_names=tuple(parts[0].classes),
-        mean=_MNIST_MEAN if name == "mnist" else _CIFAR_MEAN,
-        std=_MNIST_STD if name == "mnist" else _CIFAR_STD,
+        mean=MNIST_MEAN if name == "mnist" else _CIFAR_MEAN,
+        std=MNIST_STD if name == "mnist" else _CIFAR_STD,
     )
 
 
