@@ -6,6 +6,7 @@ import concurrent.futures
 import ctypes
 import importlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError, WorkerError, optional_import
+from metatoolkit.records.capture import Terminated
 from metatoolkit.records.terminal import answer
 
 _PR_SET_PDEATHSIG = 1
@@ -121,7 +123,7 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> list[Outcome]:
     ):
         # Workers inherit the mask, so that Ctrl-C cannot hit them before they are set up.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        futures = [pool.submit(run_job, job) for job in jobs]
+        futures = [pool.submit(_run_in_worker, job) for job in jobs]
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             for future in concurrent.futures.as_completed(futures):
@@ -162,6 +164,15 @@ def exit_code(command: Callable[[], int]) -> int:
 
 def _experiment(module: str) -> Any:
     return importlib.import_module(module).experiment
+
+
+def _run_in_worker(job: Job) -> Outcome:
+    """Run a job in a process of its own, which a signal ends as soon as the run is recorded."""
+    try:
+        return run_job(job)
+    except Terminated as stop:
+        # The pool would hand out the next job, and wait for more that nobody sends.
+        os._exit(128 + stop.number)
 
 
 def _follow_parent() -> None:
