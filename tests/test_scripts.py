@@ -228,7 +228,8 @@ def test_quickstart_passes_its_arguments_on(tmp_path: Path) -> None:
     run_script(repository, folder)
     result = run_script(repository, folder, "--steps", "two words", script="quickstart")
     assert (
-        result.stdout == "<-m><metatoolkit.experiments.reproduce><label_noise><--steps><two words>"
+        result.stdout == "<-m><metatoolkit.experiments.reproduce><label_noise>"
+        "<--seeds><5><--steps><two words>"
     )
 
 

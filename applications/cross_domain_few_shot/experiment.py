@@ -40,7 +40,7 @@ from applications.cross_domain_few_shot.training_parts import (
 from metatoolkit import records
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.evaluation import domain_accuracy
-from metatoolkit.experiments.components import build_estimator, build_inner
+from metatoolkit.experiments.components import SIGNAL_WINDOW, build_estimator, build_inner
 from metatoolkit.experiments.configuration import check_at_most
 from metatoolkit.experiments.configured import configure
 from metatoolkit.experiments.run import Assembly, fit_recorded, resumes
@@ -248,7 +248,14 @@ def assemble(config: dict[str, Any]) -> Assembly:
             meta.parameters(), lr=config["meta_lr"], weight_decay=config["meta_weight_decay"]
         )
     trainer = mt.MetaTrainer(
-        problem, inner, estimator, optimizer, device=device, seed=seed, order=config["order"]
+        problem,
+        inner,
+        estimator,
+        optimizer,
+        device=device,
+        seed=seed,
+        order=config["order"],
+        signal_window=None if estimator is None else SIGNAL_WINDOW,
     )
     return Assembly(trainer, train_batches, None if estimator is None else valid_episodes, domains)
 

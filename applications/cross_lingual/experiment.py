@@ -43,6 +43,7 @@ from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
 from metatoolkit.experiments.components import (
     META_METHODS,
+    SIGNAL_WINDOW,
     build_estimator,
     build_inner,
     tuned_as,
@@ -257,7 +258,10 @@ def assemble(config: dict[str, Any]) -> Assembly:
             meta.parameters(), lr=config["meta_lr"], weight_decay=config["meta_weight_decay"]
         )
         schedule_optimizer(optimizer, steps, warmup)
-    trainer = mt.MetaTrainer(problem, inner, estimator, optimizer, device=device, seed=seed)
+    window = None if estimator is None else SIGNAL_WINDOW
+    trainer = mt.MetaTrainer(
+        problem, inner, estimator, optimizer, device=device, seed=seed, signal_window=window
+    )
 
     def target_batches() -> mt.tasks.TokenBatches:
         return mt.tasks.TokenBatches(task.target, config["target_batch_size"], seed, device)

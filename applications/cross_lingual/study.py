@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from applications.cross_lingual import figures
-from metatoolkit.experiments.studies import Claim, Column, Row, Study
+from metatoolkit.experiments.studies import SIGNAL, Claim, Column, Row, Study
 
 _SCORE = Column("test F1 [%]", "result.test_f1", 100.0)
 _MEMORY = Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, 1, spread=False)
@@ -32,6 +32,7 @@ def _comparison(name: str, data: str, languages: str) -> Study:
             _SCORE,
             Column("tuning F1 [%]", "result.dev_f1", 100.0),
             Column("λ moved", "result.lambda_distance", spread=False),
+            SIGNAL,
             _MEMORY,
             Column("base step [MiB]", "info.base_peak_memory_bytes", 2.0**-20, 1, spread=False),
             _FLOPS,
@@ -45,7 +46,7 @@ def _comparison(name: str, data: str, languages: str) -> Study:
             Claim("MetaXL, second order", "above", "joint training", _SCORE.header),
             Claim("MetaXL, EvoGrad", "above", "joint training", _SCORE.header),
             Claim("MetaXL, EvoGrad guided", "above", "joint training", _SCORE.header),
-            Claim("MetaXL, EvoGrad", "level", "MetaXL, second order", _SCORE.header),
+            Claim("MetaXL, EvoGrad", "level", "MetaXL, second order", _SCORE.header, margin=1.0),
             Claim("MetaXL, EvoGrad", "below", "MetaXL, second order", _MEMORY.header),
             Claim("MetaXL, EvoGrad", "below", "MetaXL, second order", _FLOPS.header),
         ),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import pandas
 
-_MEMORY = Column("memory / base step's", "result.memory_ratio")
+_MEMORY = Column("memory / base step's", "result.memory_ratio", exact=True)
 _FLOPS = Column("FLOPs / base step's", "result.flops_ratio")
 
 # The application's own default where nothing is said; where that is a perceptron, the paper's

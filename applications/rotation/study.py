@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from applications.rotation import figures
-from metatoolkit.experiments.studies import Claim, Column, Row, Study
+from metatoolkit.experiments.studies import SIGNAL, Claim, Column, Row, Study
 
 _ROTATED = Column("rotated test images [%]", "result.test_accuracy", 100.0)
 _UPRIGHT = Column("upright test images [%]", "result.test_upright_accuracy", 100.0)
 _ANGLE = Column("angle [°]", "result.angle_degrees")
-_MEMORY = Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, spread=False)
+_MEMORY = Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, exact=True)
 
 _PUBLISHED = {
     _ROTATED.header: "98.11 ± 0.32",
@@ -35,6 +35,7 @@ COMPARISON = Study(
         _ROTATED,
         _UPRIGHT,
         _ANGLE,
+        SIGNAL,
         _MEMORY,
         Column("meta step [GFLOP]", "info.flops", 1e-9, 3, spread=False),
         Column("ms/step", "info.milliseconds_per_step", 1.0, 1, spread=False),
@@ -44,7 +45,7 @@ COMPARISON = Study(
     claims=(
         Claim("EvoGrad", "above", "baseline", _ROTATED.header),
         Claim("second order", "above", "baseline", _ROTATED.header),
-        Claim("EvoGrad", "level", "second order", _ROTATED.header),
+        Claim("EvoGrad", "level", "second order", _ROTATED.header, margin=1.0),
         Claim("EvoGrad", "below", "second order", _MEMORY.header),
     ),
     source="Bohdal et al. 2021, arXiv 2106.10575, notebook of the rotation experiment (MNIST)",

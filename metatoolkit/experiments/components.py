@@ -13,6 +13,9 @@ from metatoolkit.inner.hyperparameters import Hyperparameter
 META_METHODS = ("second_order", "evograd", "meta")
 """Methods that learn meta-parameters."""
 
+SIGNAL_WINDOW = 100
+"""Moves of λ that the recorded signal-to-noise ratio of hypergradients is averaged over."""
+
 COMPONENT_SETTINGS: dict[str, Any] = {"estimator": {"name": None}, "inner": {"name": None}}
 """Entries that choose components by name, each with the options of the component beside it."""
 

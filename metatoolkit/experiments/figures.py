@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import optional_import
+from metatoolkit.experiments.claims import paired_difference
 from metatoolkit.records.comparison import literal
 
 if TYPE_CHECKING:
@@ -67,3 +68,50 @@ def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str, **options: Any) 
     axis.set_yticks(list(places), [literal(str(label)) for label in groups.groups])
     axis.invert_yaxis()
     axis.set(xlabel=literal(f"{header}: mean, deviation, seeds"))
+
+
+def draw_differences(
+    frame: pandas.DataFrame,
+    path: Path,
+    reference: str,
+    score: str,
+    costs: Sequence[str],
+    margin: float | None = None,
+) -> None:
+    """Draw each row's difference to one of them with its interval, and beside it what it costs.
+
+    Args:
+        frame: Frame of :func:`metatoolkit.experiments.studies.collect`.
+        path: File to write.
+        reference: Label of the row that the others are compared with.
+        score: Column whose differences are drawn, paired by seed.
+        costs: Columns that are drawn as multiples of the reference's mean.
+        margin: The largest difference that does not matter, for a band.
+    """
+    from matplotlib.figure import Figure
+
+    labels = list(frame["row"].unique())
+    means = frame.groupby("row", sort=False)[list(costs)].mean()
+    figure = Figure(figsize=(5 + 2.5 * len(costs), 1.5 + 0.32 * len(labels)), layout="constrained")
+    ratios = [1.6, *(1.0 for _ in costs)]
+    axes = figure.subplots(1, 1 + len(costs), sharey=True, gridspec_kw={"width_ratios": ratios})
+    axes = [axes] if not costs else list(axes)
+    for place, label in enumerate(labels):
+        found = paired_difference(frame, label, reference, score)
+        if label == reference or found is None:
+            continue
+        half = [[found.mean - found.low], [found.high - found.mean]] if found.pairs > 1 else None
+        axes[0].errorbar(found.mean, place, xerr=half, fmt="o", color="tab:blue", capsize=3)
+    axes[0].axvline(0, color="black", linewidth=1)
+    if margin is not None:
+        axes[0].axvspan(-margin, margin, color="tab:green", alpha=0.15)
+    axes[0].set_yticks(range(len(labels)), [literal(str(label)) for label in labels])
+    axes[0].invert_yaxis()
+    axes[0].set(xlabel=literal(f"{score}: difference to {reference}, 95 %"))
+    axes[0].grid(alpha=0.3)
+    for axis, header in zip(axes[1:], costs, strict=True):
+        axis.barh(range(len(labels)), means[header] / means[header][reference], alpha=0.6)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set(xlabel=literal(f"{header} / {reference}"))
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import UnknownNameError, optional_import
+from metatoolkit.experiments import claims
+from metatoolkit.experiments.claims import Claim as Claim
 from metatoolkit.experiments.jobs import Job, configuration_of
 from metatoolkit.experiments.run import configuration_digest
 
@@ -30,6 +32,8 @@ class Column:
         scale: Factor from the recorded value to the shown one.
         digits: Digits behind the point.
         spread: Whether the table shows the standard deviation over seeds.
+        exact: Whether the value does not depend on the seed, as operations do not, so that claims
+            on it are decided by one run of each row.
     """
 
     header: str
@@ -37,6 +41,11 @@ class Column:
     scale: float = 1.0
     digits: int = 2
     spread: bool = True
+    exact: bool = False
+
+
+SIGNAL = Column("signal / noise", "metrics.hypergradient_signal_to_noise", digits=3, spread=False)
+"""Signal-to-noise ratio of hypergradients about the end of a run, where an estimator has one."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +61,6 @@ class Row:
     updates: Mapping[str, Any] = field(default_factory=dict)
     named: tuple[str, ...] = ()
     published: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a study is expected to show of two rows, each by its mean over seeds.
-
-    Attributes:
-        row: Label of a row.
-        kind: ``"above"``: larger than ``over`` by more than the larger of the two standard
-            deviations over seeds. ``"level"``: not smaller by more than that. ``"below"``: smaller
-            by more than that.
-        over: Label of the row it is compared with.
-        column: Header of the column.
-    """
-
-    row: str
-    kind: Literal["above", "level", "below"]
-    over: str
-    column: str
 
 
 @dataclass(frozen=True)
@@ -158,9 +148,11 @@ def collect(study: Study, jobs: Sequence[Job], database: Database) -> pandas.Dat
         import pandas
 
     newest: dict[str, Any] = {}
-    done = "status == 'COMPLETED' and exists(info.study.configuration)"
-    for run in database.find(done, experiment=study.application).sort("start_time"):
-        newest[run.info["study"]["configuration"]] = run
+    found = database.find("status == 'COMPLETED'", experiment=study.application)
+    for run in found.sort("start_time"):
+        # Where no run is of a study, a query for the field would take it for misspelled.
+        place = run.info.get("study") or {}
+        newest[place.get("configuration", "")] = run
     lines = []
     for job in jobs:
         chosen = newest.get(job.info["study"]["configuration"])
@@ -186,38 +178,18 @@ def summarize(study: Study, frame: pandas.DataFrame) -> list[list[str]]:
 
 
 def judge(study: Study, frame: pandas.DataFrame) -> list[str]:
-    """Say of each claim whether the runs bear it out, and by how much.
+    """Say of each claim of a study whether the runs bear it out, and by how much.
 
     Args:
         study: The study.
         frame: Frame of :func:`collect`.
 
     Returns:
-        One sentence for each claim whose rows have runs.
+        One sentence for each claim whose rows have a seed in common.
     """
     digits = {column.header: column.digits for column in study.columns}
-    words = {"above": "above", "level": "level with or above", "below": "below"}
-    sentences = []
-    for claim in study.claims:
-        ours, others = (
-            frame.loc[frame["row"] == label, claim.column].astype(float).dropna()
-            for label in (claim.row, claim.over)
-        )
-        if ours.empty or others.empty:
-            continue
-        difference = float(ours.mean() - others.mean())
-        spread = max(_deviation(ours), _deviation(others))
-        holds = {
-            "above": difference > spread,
-            "level": difference >= -spread,
-            "below": difference < -spread,
-        }[claim.kind]
-        number = f"{difference:+.{digits[claim.column]}f}, spread {spread:.{digits[claim.column]}f}"
-        sentences.append(
-            f"{claim.row} {words[claim.kind]} {claim.over} in {claim.column}: "
-            f"{'holds' if holds else 'does not hold'} ({number})"
-        )
-    return sentences
+    exact = frozenset(column.header for column in study.columns if column.exact)
+    return claims.judge(study.claims, frame, digits, exact)
 
 
 def _value(run: Any, column: Column) -> float:
@@ -242,6 +214,6 @@ def _cell(values: pandas.Series[float], column: Column) -> str:
     if values.empty:
         return "–"
     mean = f"{values.mean():.{column.digits}f}"
-    if not column.spread or len(values) < 2:
+    if column.exact or not column.spread or len(values) < 2:
         return mean
     return f"{mean} ± {_deviation(values):.{column.digits}f}"

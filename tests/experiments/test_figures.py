@@ -2,7 +2,9 @@ import pandas
 import pytest
 from matplotlib.figure import Figure
 
-from metatoolkit.experiments.figures import draw_curves, draw_rows
+from metatoolkit.experiments.claims import paired_difference
+from metatoolkit.experiments.figures import draw_curves, draw_differences, draw_rows
+from tests.drawings import bars
 
 
 @pytest.mark.parametrize("name", ["$loss", "$a$_loss", "_$x"])
@@ -23,3 +25,23 @@ def test_rows_are_drawn_with_mean_deviation_and_seeds():
     points = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == "."]
     assert points == [[1.0, 3.0], [5.0]]
     figure.canvas.draw()
+
+
+def test_differences_are_drawn_with_their_intervals_beside_costs(tmp_path, drawn):
+    scores = {"exact": [90.0, 92.0, 94.0], "$cheap": [89.5, 92.5, 93.0], "single": [80.0]}
+    costs = {"exact": 10.0, "$cheap": 5.0, "single": 2.5}
+    lines = [
+        {"row": row, "seed": seed, "score": value, "cost": costs[row]}
+        for row, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    frame = pandas.DataFrame(lines)
+    draw_differences(frame, tmp_path / "differences.png", "exact", "score", ["cost"], margin=1.0)
+    left, right = drawn.axes("differences.png", tmp_path)
+    found = paired_difference(frame, "$cheap", "exact", "score")
+    (cheap, caps, (bar,)), (single, _, without) = left.containers
+    assert cheap.get_xdata() == [found.mean] and cheap.get_ydata() == [1]
+    (ends,) = bar.get_segments()
+    assert ends[:, 0].tolist() == pytest.approx([found.low, found.high]) and len(caps) == 2
+    assert single.get_xdata() == [-10.0] and not without
+    assert bars(right, left) == {"exact": 1.0, r"\$cheap": 0.5, "single": 0.25}

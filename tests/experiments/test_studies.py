@@ -1,11 +1,21 @@
 import math
+from types import SimpleNamespace
 
 import pandas
 import pytest
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.experiments.jobs import run_jobs
-from metatoolkit.experiments.studies import Claim, Column, Row, Study, judge, summarize
+from metatoolkit.experiments.studies import (
+    Claim,
+    Column,
+    Row,
+    Study,
+    collect,
+    jobs_of,
+    judge,
+    summarize,
+)
 
 SCORE = Column("score", "result.score", digits=1)
 ROWS = {"ours": Row(), "theirs": Row()}
@@ -27,28 +37,6 @@ def test_cells_hold_mean_and_sample_deviation():
     assert summarize(study(), frame([math.nan], [])) == [["ours", "–"], ["theirs", "–"]]
 
 
-@pytest.mark.parametrize(
-    ("kind", "ours", "theirs", "holds"),
-    [
-        ("above", [10.0, 12.0], [7.0, 9.0], True),  # 3 > √2
-        ("above", [10.0, 12.0], [9.0, 11.0], False),
-        ("level", [10.0, 12.0], [11.0, 13.0], True),  # −1 ≥ −√2
-        ("level", [10.0, 12.0], [12.0, 14.0], False),
-        ("below", [1.0, 1.0], [2.0, 2.0], True),
-        ("below", [2.0, 2.0], [2.0, 2.0], False),
-        ("above", [0.0, 9.0], [1.0, 1.1], False),  # the larger of the two deviations counts
-    ],
-)
-def test_claims_are_judged_by_the_spread(kind, ours, theirs, holds):
-    (sentence,) = judge(study(Claim("ours", kind, "theirs", "score")), frame(ours, theirs))
-    assert (": holds" in sentence) == holds
-    assert ("does not hold" in sentence) != holds
-
-
-def test_a_claim_without_runs_is_not_judged():
-    assert judge(study(Claim("ours", "above", "theirs", "score")), frame([1.0], [])) == []
-
-
 def test_claims_name_rows_and_columns_that_exist():
     with pytest.raises(UnknownNameError, match="theirs"):
         study(Claim("ours", "above", "their", "score"))
@@ -59,3 +47,46 @@ def test_claims_name_rows_and_columns_that_exist():
 def test_no_processes_are_refused():
     with pytest.raises(ConfigurationError, match="processes is 0"):
         run_jobs([], 0)
+
+
+def test_what_does_not_depend_on_the_seed_is_decided_by_one_run():
+    claim = Claim("ours", "below", "theirs", "score")
+    one = frame([1.0], [2.0])
+    assert judge(study(claim), one) == [
+        "ours below theirs in score: undecided (-1.0, one seed)",
+    ]
+    column = Column("score", "result.score", digits=1, exact=True)
+    exact = Study("s", "title", "applications.x.experiment", ROWS, (column,), claims=(claim,))
+    assert judge(exact, one) == ["ours below theirs in score: holds (-1.0)"]
+    assert summarize(exact, frame([1.0, 1.0], [2.0]))[0] == ["ours", "1.0"]
+
+
+class Runs:
+    """A database of runs, as far as a study asks it."""
+
+    def __init__(self, *runs):
+        self.runs = runs
+
+    def find(self, expression, experiment):
+        assert (expression, experiment) == ("status == 'COMPLETED'", "label_noise")
+        return self
+
+    def sort(self, key):
+        assert key == "start_time"
+        return self.runs
+
+
+def test_runs_of_no_study_are_passed_over_and_the_newest_counts():
+    of_study = Study(
+        "s", "title", "applications.label_noise.experiment", {"ours": Row()}, (SCORE,), seeds=(3,)
+    )
+    jobs = jobs_of(of_study)
+    place = jobs[0].info["study"]
+    runs = [
+        SimpleNamespace(info=info, result={"score": score}, config={})
+        for score, info in enumerate([{"study": place}, {"study": place}, {"study": None}, {}])
+    ]
+    frame = collect(of_study, jobs, Runs(*runs))
+    assert frame[["row", "seed", "score"]].to_numpy().tolist() == [["ours", 3, 1.0]]
+    assert frame["run"].tolist() == [runs[1]]
+    assert collect(of_study, jobs, Runs(*runs[2:])).empty
