@@ -40,7 +40,7 @@ from applications.cross_domain_few_shot.training_parts import (
 from metatoolkit import records
 from metatoolkit.errors import DataError, UnknownNameError
 from metatoolkit.evaluation import domain_accuracy
-from metatoolkit.experiments.components import SIGNAL_WINDOW, build_estimator, build_inner
+from metatoolkit.experiments.components import build_estimator, build_inner, signal_window
 from metatoolkit.experiments.configuration import check_at_most
 from metatoolkit.experiments.configured import configure
 from metatoolkit.experiments.run import Assembly, fit_recorded, resumes
@@ -255,7 +255,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
         device=device,
         seed=seed,
         order=config["order"],
-        signal_window=None if estimator is None else SIGNAL_WINDOW,
+        signal_window=signal_window(estimator),
     )
     return Assembly(trainer, train_batches, None if estimator is None else valid_episodes, domains)
 

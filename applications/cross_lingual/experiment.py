@@ -43,9 +43,9 @@ from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
 from metatoolkit.experiments.components import (
     META_METHODS,
-    SIGNAL_WINDOW,
     build_estimator,
     build_inner,
+    signal_window,
     tuned_as,
 )
 from metatoolkit.experiments.configuration import check_at_most
@@ -258,7 +258,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
             meta.parameters(), lr=config["meta_lr"], weight_decay=config["meta_weight_decay"]
         )
         schedule_optimizer(optimizer, steps, warmup)
-    window = None if estimator is None else SIGNAL_WINDOW
+    window = signal_window(estimator)
     trainer = mt.MetaTrainer(
         problem, inner, estimator, optimizer, device=device, seed=seed, signal_window=window
     )

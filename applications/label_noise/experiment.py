@@ -28,7 +28,12 @@ from applications.label_noise import figures
 from applications.label_noise.settings import NAMED, TUNED, UNTUNED, LabelNoiseSettings
 from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
-from metatoolkit.experiments.components import SIGNAL_WINDOW, build_estimator, build_inner, tuned_as
+from metatoolkit.experiments.components import (
+    build_estimator,
+    build_inner,
+    signal_window,
+    tuned_as,
+)
 from metatoolkit.experiments.configuration import check_at_most
 from metatoolkit.experiments.configured import configure
 from metatoolkit.experiments.run import Assembly, fit_recorded
@@ -111,7 +116,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
             optimizer = torch.optim.SGD(
                 parameters, lr=config["meta_lr"], momentum=0.9, nesterov=True, weight_decay=decay
             )
-    window = None if estimator is None else SIGNAL_WINDOW
+    window = signal_window(estimator)
     trainer = mt.MetaTrainer(
         problem, inner, estimator, optimizer, device=device, seed=seed, signal_window=window
     )

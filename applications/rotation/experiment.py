@@ -22,7 +22,7 @@ import torch
 import metatoolkit as mt
 from applications.rotation.settings import NAMED, RotationSettings
 from metatoolkit import records
-from metatoolkit.experiments.components import SIGNAL_WINDOW, build_estimator, build_inner
+from metatoolkit.experiments.components import build_estimator, build_inner, signal_window
 from metatoolkit.experiments.configured import configure
 from metatoolkit.experiments.run import Assembly, fit_recorded
 
@@ -90,7 +90,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
         order="inner_first",
         device=device,
         seed=seed,
-        signal_window=None if estimator is None else SIGNAL_WINDOW,
+        signal_window=signal_window(estimator),
     )
     common = {"drop_last": False, "device": device}
     train = mt.tasks.Batches(*task.train, batch_size=config["batch_size"], seed=seed, **common)

@@ -142,7 +142,8 @@ def signal_to_noise(
     Args:
         problem: The bilevel problem.
         inner: Inner learner.
-        estimator: Hypergradient estimator; each call is of a copy, with what it carries by now.
+        estimator: Hypergradient estimator; each call is of a copy that begins anew, where the
+            estimator can. SOBA, which carries its answer from call to call, has none at first.
         train_batches: Training batches, as many for each meta batch as the estimator's horizon;
             drawn independently, or the noise looks smaller than it is.
         valid_batches: A validation batch for each meta batch.

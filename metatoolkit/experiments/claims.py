@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.records.table import half_width
 
 if TYPE_CHECKING:
     import pandas
 
-LEVEL = 0.95
 Kind = Literal["above", "below", "level"]
 Verdict = Literal["holds", "does not hold", "undecided"]
 
@@ -100,8 +100,6 @@ def paired_difference(
     Returns:
         The difference; ``None`` where no seed has both values.
     """
-    from scipy.special import stdtrit
-
     by_seed = [
         frame.loc[frame["row"] == label].set_index("seed")[column].astype(float)
         for label in (row, over)
@@ -111,11 +109,7 @@ def paired_difference(
     if pairs == 0:
         return None
     mean = float(differences.mean())
-    half = math.inf
-    if exact:
-        half = 0.0
-    elif pairs > 1:
-        half = float(stdtrit(pairs - 1, (1 + LEVEL) / 2) * differences.std() / math.sqrt(pairs))
+    half = 0.0 if exact else half_width(differences) if pairs > 1 else math.inf
     return Difference(mean, mean - half, mean + half, pairs, exact)
 
 

@@ -13,9 +13,6 @@ from metatoolkit.inner.hyperparameters import Hyperparameter
 META_METHODS = ("second_order", "evograd", "meta")
 """Methods that learn meta-parameters."""
 
-SIGNAL_WINDOW = 100
-"""Moves of λ that the recorded signal-to-noise ratio of hypergradients is averaged over."""
-
 COMPONENT_SETTINGS: dict[str, Any] = {"estimator": {"name": None}, "inner": {"name": None}}
 """Entries that choose components by name, each with the options of the component beside it."""
 
@@ -71,6 +68,15 @@ def _guided(options: dict[str, Any]) -> GuidedEvoGrad:
             )
     own = estimators.options("GuidedEvoGrad")
     return GuidedEvoGrad(**{name: value for name, value in options.items() if name in own})
+
+
+def signal_window(estimator: Estimator | None) -> int | None:
+    """Return how many moves of λ a recorded signal-to-noise ratio of hypergradients looks at.
+
+    Args:
+        estimator: The estimator; ``None`` where λ does not move.
+    """
+    return None if estimator is None else 100
 
 
 def build_inner(config: Mapping[str, Any], lr: Hyperparameter) -> InnerLearner | None:

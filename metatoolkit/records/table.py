@@ -148,9 +148,6 @@ def group(
     """Aggregate a value over groups of runs, as :meth:`RunSet.group` describes."""
     import pandas
 
-    # Not scipy.stats, which takes a second to load.
-    from scipy.special import stdtrit
-
     shared = [".".join(decode_key(part) for part in one.path.split(".")) for one in by]
     shared = [name for name in shared if name.startswith("config")]
     pooled = _whole_names([*shared, *over])
@@ -174,7 +171,7 @@ def group(
     for fields, rest, members in ordered:
         numbers = pandas.Series([number for _, number, _ in members])
         count, mean, spread = len(numbers), numbers.mean(), numbers.std()
-        half = stdtrit(count - 1, 0.975) * spread / math.sqrt(count) if count > 1 else math.nan
+        half = half_width(numbers)
         told = [*fields, *(rest.get(name) for name in extra)]
         rows.append([*told, mean, spread, count, mean - half, mean + half])
     names = [*(field.name for field in by), *extra]
@@ -184,6 +181,17 @@ def group(
         notes.append(f"left out, without a number there: {few(left_out)}")
     found.attrs["notes"] = notes
     return found
+
+
+def half_width(numbers: pandas.Series[float]) -> float:
+    """Return half the 95 % interval of a mean, by Student's t; NaN for a single number."""
+    # Not scipy.stats, which takes a second to load.
+    from scipy.special import stdtrit
+
+    count = len(numbers)
+    if count < 2:
+        return math.nan
+    return float(stdtrit(count - 1, 0.975) * numbers.std() / math.sqrt(count))
 
 
 def _notes(samples: list[list[Sample]], extra: list[str], over: Sequence[str]) -> list[str]:

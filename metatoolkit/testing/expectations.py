@@ -6,7 +6,9 @@ import contextlib
 import pickle
 import re
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -108,6 +110,30 @@ def expect_equal(what: str, found: Tensor, wanted: Tensor) -> None:
         Unmet: They are not.
     """
     expect(torch.equal(found, wanted), f"{what} to be {wanted}", found)
+
+
+def expect_resumable(
+    what: str, train: Callable[[Path, int, bool], list[Tensor]], before: int, steps: int
+) -> None:
+    """Raise unless a training that a checkpoint parts gives bitwise what an undivided one does.
+
+    Args:
+        what: What a tensor is of.
+        train: Trains up to a number of steps, from a checkpoint where it is told to, and returns
+            what was reached.
+        before: Steps before the checkpoint.
+        steps: Steps in all.
+
+    Raises:
+        Unmet: A tensor differs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.pt"
+        whole = train(path, steps, False)
+        train(path, before, False)
+        resumed = train(path, steps, True)
+    for one, other in zip(resumed, whole, strict=True):
+        expect_equal(f"a tensor of {what} after a resumed training", one, other)
 
 
 @contextlib.contextmanager

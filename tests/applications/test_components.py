@@ -11,6 +11,7 @@ from applications.label_noise.settings import TUNED
 from metatoolkit import records
 from metatoolkit.cli import main
 from metatoolkit.errors import MetatoolkitError
+from metatoolkit.experiments.components import signal_window
 from metatoolkit.experiments.jobs import Job, configuration_of
 from metatoolkit.experiments.run import configuration_digest
 from metatoolkit.hypergradients import Unrolled, estimators
@@ -148,3 +149,8 @@ def test_the_former_option_of_evograd_is_its_guided_estimator():
     with records.connect() as database:
         one, present = database.find("config.estimator.sigma == 0.0125")
     assert one.result == present.result and present.result["lambda_distance"] > 0
+
+
+def test_the_recorded_signal_looks_at_a_hundred_moves_where_lambda_moves():
+    assert signal_window(None) is None
+    assert signal_window(Unrolled()) == 100

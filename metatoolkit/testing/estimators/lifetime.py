@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +16,13 @@ from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.testing import bank
 from metatoolkit.testing.conformance import Make, Suite
 from metatoolkit.testing.estimators.calls import call
-from metatoolkit.testing.expectations import Inapplicable, expect, expect_equal, stored
+from metatoolkit.testing.expectations import (
+    Inapplicable,
+    expect,
+    expect_equal,
+    expect_resumable,
+    stored,
+)
 from metatoolkit.training import MetaTrainer
 
 SUITE: Suite[Estimator] = Suite("estimator", Estimator)
@@ -76,16 +82,10 @@ def can_be_pickled(make: Make[Estimator]) -> None:
 @SUITE.check()
 def training_goes_on_bitwise_from_a_checkpoint(make: Make[Estimator]) -> None:
     """Three steps, a checkpoint and three more are six steps."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "checkpoint.pt"
-        whole = _train(make, path, 6)
-        _train(make, path, 3)
-        resumed = _train(make, path, 6, resume=True)
-    for one, other in zip(resumed, whole, strict=True):
-        expect_equal("a tensor of the model or of meta after a resumed training", one, other)
+    expect_resumable("the model or of meta", partial(_train, make), 3, 6)
 
 
-def _train(make: Make[Estimator], path: Path, steps: int, resume: bool = False) -> list[Tensor]:
+def _train(make: Make[Estimator], path: Path, steps: int, resume: bool) -> list[Tensor]:
     """Train on the small network, and return all tensors of model and meta."""
     instance = bank.small_net()
     problem = instance.problem

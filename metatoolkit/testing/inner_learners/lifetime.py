@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.state import InnerState
 from metatoolkit.testing.conformance import Make, Suite
-from metatoolkit.testing.expectations import expect_equal, stored
+from metatoolkit.testing.expectations import expect_equal, expect_resumable, stored
 from metatoolkit.testing.inner_learners.calls import build, take
 from metatoolkit.training import MetaTrainer
 
@@ -55,16 +55,10 @@ def a_stored_state_goes_on_bitwise(make: Make[InnerLearner]) -> None:
 @SUITE.check()
 def training_goes_on_bitwise_from_a_checkpoint(make: Make[InnerLearner]) -> None:
     """Two steps, a checkpoint and three more are five steps."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "checkpoint.pt"
-        whole = _train(make, path, 5)
-        _train(make, path, 2)
-        resumed = _train(make, path, 5, resume=True)
-    for one, other in zip(resumed, whole, strict=True):
-        expect_equal("a tensor of the model after a resumed training", one, other)
+    expect_resumable("the model", partial(_train, make), 2, 5)
 
 
-def _train(make: Make[InnerLearner], path: Path, steps: int, resume: bool = False) -> list[Tensor]:
+def _train(make: Make[InnerLearner], path: Path, steps: int, resume: bool) -> list[Tensor]:
     instance = build(_PROBLEM, make)
     trainer = MetaTrainer(instance.problem, instance.inner)
     trainer.fit(instance.train_batches, steps=steps, checkpoint=path, resume=resume, progress=False)
