@@ -105,7 +105,8 @@ def fill(config: dict[str, Any]) -> dict[str, Any]:
     if config["tuned"]:
         guided = config["method"] == "evograd" and evograd["guided"]
         alike = "generated" if data["name"].startswith("generated") else "masakhaner"
-        own = {**UNTUNED, **TUNED[alike]["guided" if guided else tuned_as(config["method"])]}
+        tuned = TUNED[alike]
+        own = {**UNTUNED, **tuned["guided" if guided else tuned_as(config, tuned)]}
     filled = {
         name: own[name] if config[name] is None else config[name] for name in ("lr", "meta_lr")
     }
@@ -257,7 +258,6 @@ def assemble(config: dict[str, Any]) -> Assembly:
         optimizer = torch.optim.Adam(
             meta.parameters(), lr=config["meta_lr"], weight_decay=config["meta_weight_decay"]
         )
-        schedule_optimizer(optimizer, steps, warmup)
     window = signal_window(estimator)
     trainer = mt.MetaTrainer(
         problem, inner, estimator, optimizer, device=device, seed=seed, signal_window=window
@@ -271,7 +271,10 @@ def assemble(config: dict[str, Any]) -> Assembly:
         source = mt.tasks.TokenBatches(task.source, config["batch_size"], seed + 1, device)
     train = TransferBatches(target_batches(), source, "first" if halved else "all")
     valid = TransferBatches(target_batches(), part="second") if meta_learns else None
-    return Assembly(trainer, train, valid, task)
+    assembly = Assembly(trainer, train, valid, task)
+    if optimizer is not None:
+        schedule_optimizer(optimizer, assembly.outer_steps(steps), warmup)
+    return assembly
 
 
 def schedule_optimizer(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> None:

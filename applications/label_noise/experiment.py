@@ -45,7 +45,7 @@ def fill(config: dict[str, Any]) -> dict[str, Any]:
     Args:
         config: The configuration, checked.
     """
-    tuned = TUNED[tuned_as(config["method"])] if config["tuned"] else {}
+    tuned = TUNED[tuned_as(config, TUNED)] if config["tuned"] else {}
     own = {**UNTUNED, **tuned}
     filled = {
         name: own[name] if value is None else value

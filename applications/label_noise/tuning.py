@@ -22,16 +22,25 @@ NAMES = {
     "second_order": ("momentum", "lr", "meta_lr"),
     "evograd": ("momentum", "lr", "meta_lr", "sigma"),
 }
+# Those that are the exact one-step hypergradient take what was tuned for second order.
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "GuidedEvoGrad": {},
+    "SAMA": {},
+    "Unrolled": {"steps": 5},
+}
 
 
 def _space(method: str) -> Space:
     """Return a method's space: no momentum or Nesterov's with 0.9, the others log-uniform."""
+    chosen: dict[str, Any] = {"method": method}
+    if method in ESTIMATORS:
+        chosen = {"method": "meta", "estimator": {"name": method, **ESTIMATORS[method]}}
 
     def settings(point: Mapping[str, float]) -> dict[str, Any]:
         momentum = 0.9 if point["momentum"] >= 0.5 else 0.0
         low, high = RANGES["lr"]
         updates: dict[str, Any] = {
-            "method": method,
+            **chosen,
             "momentum": momentum,
             "nesterov": momentum > 0,
             "lr": log_scaled(point["lr"], low * (1 - momentum), high * (1 - momentum)),
@@ -42,13 +51,14 @@ def _space(method: str) -> Space:
             updates["evograd"] = {"sigma": log_scaled(point["sigma"], *RANGES["sigma"])}
         return updates
 
-    return Space(NAMES.get(method, ("momentum", "lr")), settings)
+    own = NAMES["second_order"] if method in ESTIMATORS else ("momentum", "lr")
+    return Space(NAMES.get(method, own), settings)
 
 
 SEARCH = Search(
     experiment="applications.label_noise.experiment",
     score="tuning_accuracy",
-    spaces={method: _space(method) for method in METHODS},
+    spaces={method: _space(method) for method in (*METHODS, *ESTIMATORS)},
     first_seed=201,
 )
 

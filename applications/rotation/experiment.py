@@ -110,12 +110,13 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
     config = dict(_config)
     assembly = assemble(config)
     task = assembly.task
+    steps = assembly.outer_steps(config["steps"])
 
     def evaluate(trained: mt.MetaTrainer) -> dict[str, float]:
         problem, done = trained.problem, trained.steps_done
         assert isinstance(problem.meta, mt.metaparameters.Rotation)
         values = {"angle_degrees": problem.meta.degrees}
-        last = done == config["steps"]
+        last = done == steps
         if last or done % config["accuracy_every"] == 0:
             splits = {"tuning": task.tuning}
             if last:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metatoolkit.errors import ConfigurationError
@@ -17,13 +17,21 @@ COMPONENT_SETTINGS: dict[str, Any] = {"estimator": {"name": None}, "inner": {"na
 """Entries that choose components by name, each with the options of the component beside it."""
 
 
-def tuned_as(method: str) -> str:
-    """Return the method whose tuned settings one takes that was not tuned itself.
+def tuned_as(config: Mapping[str, Any], tuned: Iterable[str]) -> str:
+    """Return under which name the settings were tuned that a configuration takes.
+
+    That is its method or, where an estimator is chosen by name, the estimator. An estimator that
+    was not tuned takes what was tuned for the exact one-step hypergradient.
 
     Args:
-        method: Name of the method.
+        config: Configuration with ``method`` and ``estimator``.
+        tuned: What was tuned.
     """
-    return "second_order" if method in ("meta", "learn2learn") else method
+    method = config["method"]
+    if method not in ("meta", "learn2learn"):
+        return str(method)
+    name = config["estimator"]["name"]
+    return name if name in tuned else "second_order"
 
 
 def build_estimator(config: Mapping[str, Any], **options: Any) -> Estimator | None:

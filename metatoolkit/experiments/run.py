@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from metatoolkit import records
-from metatoolkit.diagnostics.measure import count_flops, peak_memory
+from metatoolkit.diagnostics.measure import count_flops, least_seconds, peak_memory
 from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.experiments.components import COMPONENT_SETTINGS
 from metatoolkit.experiments.figures import draw_curves
@@ -25,6 +25,7 @@ from metatoolkit.records.terminal import say
 from metatoolkit.training import Evaluate, MetaTrainer
 from metatoolkit.training.batch_stream import Stateful
 
+_REPEATS = 5
 _PASSING = {"checkpoint", "checkpoint_every", "resume", "progress", "device"}
 
 
@@ -43,6 +44,27 @@ class Assembly:
     train_batches: Iterable[Any]
     valid_batches: Iterable[Any] | None = None
     task: Any = None
+
+    def outer_steps(self, steps: int) -> int:
+        """Return how many outer steps a training takes.
+
+        An outer step takes the inner steps of the estimator's horizon, once for each hypergradient
+        that is accumulated.
+
+        Args:
+            steps: Inner steps of the training.
+
+        Raises:
+            ConfigurationError: These are no whole number of outer steps.
+        """
+        trainer = self.trainer
+        each = trainer.accumulate * (1 if trainer.estimator is None else trainer.estimator.horizon)
+        if steps % each:
+            raise ConfigurationError(
+                f"steps is {steps}, but an outer step takes {each} inner steps, as many as the "
+                f"estimator looks ahead; give a multiple of {each}."
+            )
+        return steps // each
 
 
 def configuration_digest(config: Mapping[str, Any]) -> str:
@@ -139,7 +161,8 @@ def fit_recorded(
 
     Args:
         run: The Sacred run. Its configuration has the entries of
-            :class:`metatoolkit.experiments.settings.RunSettings`.
+            :class:`metatoolkit.experiments.settings.RunSettings`; ``steps`` are inner steps, the
+            other rhythms count outer ones.
         assembly: What to train.
         evaluate: Called with the trainer whenever an evaluation is due; returns metrics.
         write_artifacts: Called with a folder after training; returns the files it wrote there,
@@ -149,11 +172,13 @@ def fit_recorded(
         The last value of each metric.
 
     Raises:
-        ConfigurationError: Batches cannot be read twice, or a setting is out of range.
+        ConfigurationError: Batches cannot be read twice, a setting is out of range, or the steps
+            are no whole number of outer steps.
         CheckpointError: The checkpoint to resume from was written with other settings, or none can
             be written.
     """
     config, trainer = dict(run.config), assembly.trainer
+    steps = assembly.outer_steps(config["steps"])
     name = str(run.experiment_info["name"])
     path = checkpoint_path(name, config)
     note = _begin(run, name, config, path)
@@ -170,7 +195,7 @@ def fit_recorded(
     last = trainer.fit(
         assembly.train_batches,
         assembly.valid_batches,
-        steps=config["steps"],
+        steps=steps,
         log=run.log_scalar,
         log_every=config["log_every"],
         evaluate=evaluate_all,
@@ -195,7 +220,7 @@ def fit_recorded(
     return last
 
 
-def measure_costs(assembly: Assembly) -> dict[str, int]:
+def measure_costs(assembly: Assembly) -> dict[str, float]:
     """Measure one base step and, where there is an estimator, one hypergradient.
 
     Neither leaves a trace: batches, state, λ and the estimator are as before.
@@ -204,9 +229,10 @@ def measure_costs(assembly: Assembly) -> dict[str, int]:
         assembly: What would be trained.
 
     Returns:
-        ``base_peak_memory_bytes`` and ``base_flops``, and with an estimator
-        ``peak_memory_bytes`` and ``flops``: bytes beyond what is there before, and operations of
-        matrix products and convolutions.
+        ``base_peak_memory_bytes``, ``base_flops`` and ``base_seconds``, and with an estimator
+        ``peak_memory_bytes``, ``flops`` and ``seconds_of_meta_step``: bytes beyond what is there
+        before, operations of matrix products and convolutions, and the least processor time of
+        five calls.
 
     Raises:
         ConfigurationError: Batches cannot be read twice.
@@ -220,7 +246,11 @@ def measure_costs(assembly: Assembly) -> dict[str, int]:
     def base_step() -> Any:
         return inner.step(problem, state, problem.meta_parameters(), batches[0])
 
-    costs = {"base_peak_memory_bytes": peak_memory(base_step), "base_flops": count_flops(base_step)}
+    costs: dict[str, float] = {
+        "base_peak_memory_bytes": peak_memory(base_step),
+        "base_flops": count_flops(base_step),
+        "base_seconds": least_seconds(base_step, _REPEATS),
+    }
     if estimator is None or assembly.valid_batches is None:
         return costs
     (valid_batch,) = peek(trainer, assembly.valid_batches, 1)
@@ -230,7 +260,11 @@ def measure_costs(assembly: Assembly) -> dict[str, int]:
         estimator.load_state_dict(before)
         return estimator(problem, inner, state, batches, valid_batch)
 
-    costs |= {"peak_memory_bytes": peak_memory(meta_step), "flops": count_flops(meta_step)}
+    costs |= {
+        "peak_memory_bytes": peak_memory(meta_step),
+        "flops": count_flops(meta_step),
+        "seconds_of_meta_step": least_seconds(meta_step, _REPEATS),
+    }
     estimator.load_state_dict(before)
     return costs
 

@@ -30,7 +30,7 @@ class RunSettings(Settings):
     """What :func:`metatoolkit.experiments.run.fit_recorded` reads."""
 
     seed: Seed = entry(..., "Seed of all that is drawn; drawn itself where it is not given.")
-    steps: Count = entry(..., "Steps of training.")
+    steps: Count = entry(..., "Inner steps of training.")
     device: Device = entry("cpu", "Where to train.")
     evaluate_every: CountOrZero = entry(250, "Steps between evaluations; 0 for the last alone.")
     log_every: Count = entry(10, "Steps between values of the training's metrics.")

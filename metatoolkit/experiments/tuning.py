@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metatoolkit.errors import ConfigurationError, optional_import
+from metatoolkit.errors import ConfigurationError, UnknownNameError, optional_import
 from metatoolkit.experiments.applications import check_experiment
 from metatoolkit.experiments.jobs import Job, configuration_of, exit_code, run_jobs
 
@@ -155,6 +155,7 @@ def tune(
     more_seeds: int,
     processes: int = 1,
     common: Mapping[str, Any] | None = None,
+    methods: Sequence[str] | None = None,
 ) -> pandas.DataFrame:
     """Try settings of every method, and the best ones of each with more seeds.
 
@@ -166,6 +167,7 @@ def tune(
         more_seeds: Number of these seeds.
         processes: Runs at once.
         common: Configuration entries of all runs.
+        methods: Methods to tune; by default all.
 
     Returns:
         A line for each trial, best first within a method: ``method``, ``settings``, ``failed`` and
@@ -174,8 +176,12 @@ def tune(
 
     Raises:
         ConfigurationError: A number is less than 1.
-        UnknownNameError: ``common`` or a trial has an entry that the experiment has not.
+        UnknownNameError: There is no such method, or ``common`` or a trial has an entry that the
+            experiment has not.
     """
+    for method in methods or ():
+        if method not in search.spaces:
+            raise UnknownNameError("method", method, search.spaces)
     with optional_import("tuning"):
         import pandas
 
@@ -183,14 +189,15 @@ def tune(
     for name, number in numbers.items():
         if number < 1:
             raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
-    found = [trial for method in search.spaces for trial in trials(search, method, count)]
+    chosen = list(search.spaces) if methods is None else list(dict.fromkeys(methods))
+    found = [trial for method in chosen for trial in trials(search, method, count)]
     entries = [Trial(t.method, {**t.updates, **(common or {})}, t.named) for t in found]
     first = range(search.first_seed, search.first_seed + seeds)
     scores = score(search, entries, first, processes)
     means = scores.groupby("entry")["score"].mean().sort_values(ascending=False, kind="stable")
     final = [
         entry
-        for method in search.spaces
+        for method in chosen
         for entry in [e for e in means.index if entries[e].method == method][:finalists]
     ]
     more = range(first.stop, first.stop + more_seeds)
@@ -202,7 +209,7 @@ def tune(
     table = table.reset_index()
     table["method"] = [entries[entry].method for entry in table["entry"]]
     table["settings"] = [str(dict(found[entry].updates)) for entry in table["entry"]]
-    order = {method: place for place, method in enumerate(search.spaces)}
+    order = {method: place for place, method in enumerate(chosen)}
     table["place"] = table["method"].map(order)
     table = table.sort_values(["place", "count", "mean"], ascending=[True, False, False])
     columns = ["method", "settings", "failed", "count", "mean", "std"]
@@ -225,6 +232,7 @@ def main(search: Search, description: str, argv: Sequence[str] | None = None) ->
     parser.add_argument("--seeds", type=int, default=4, help="seeds of each trial (default: 4)")
     parser.add_argument("--finalists", type=int, default=3, help="best trials (default: 3)")
     parser.add_argument("--more-seeds", type=int, default=8, help="seeds of these (default: 8)")
+    parser.add_argument("--method", action="append", help="one to tune; may repeat (default: all)")
     parser.add_argument(
         "entries", nargs="*", help="configuration entries of all runs, such as steps=100"
     )
@@ -241,6 +249,7 @@ def main(search: Search, description: str, argv: Sequence[str] | None = None) ->
             more_seeds=given.more_seeds,
             processes=given.processes,
             common=_entries(given.entries),
+            methods=given.method,
         )
         for method, part in table.groupby("method", sort=False):
             columns = part[["settings", "failed", "count", "mean", "std"]]

@@ -47,7 +47,7 @@ def test_rotation_takes_the_settings_that_were_published():
 
 def test_label_noise_takes_what_was_tuned_on_the_smaller_digits():
     for label, config in configurations(LABEL_NOISE).items():
-        tuned = TUNED[tuned_as(config["method"])]
+        tuned = TUNED[tuned_as(config, TUNED)]
         assert config["lr"] == tuned["lr"], label
         assembly = assemble_label_noise(config)
         assert assembly.trainer.problem.model(assembly.task.test.images[:2].float()).shape == (
