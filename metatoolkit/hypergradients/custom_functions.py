@@ -38,6 +38,8 @@ _observers = _Observers()
 _lock = threading.Lock()
 _users = 0
 _before: dict[Any, Any] = {}
+# Where a class keeps its wrapper: to make them all anew takes longer than a short pass.
+_KEPT = "_metatoolkit_observed_forward"
 
 
 def _classes(cls: Any = torch.autograd.Function) -> Iterator[Any]:
@@ -80,8 +82,12 @@ def observed(observer: Observer) -> Iterator[None]:
         _users += 1
         for cls in _classes():
             if cls not in _before:
-                _before[cls] = vars(cls)["forward"]
-                cls.forward = _seen(cls, cls.forward)
+                _before[cls] = own = vars(cls)["forward"]
+                wrapped, wrapper = vars(cls).get(_KEPT, (None, None))
+                if wrapped is not own:
+                    wrapper = _seen(cls, cls.forward)
+                    setattr(cls, _KEPT, (own, wrapper))
+                cls.forward = wrapper
     _observers.stack.append(observer)
     try:
         yield

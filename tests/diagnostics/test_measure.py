@@ -1,12 +1,13 @@
 """Memory and operations against what is known by construction."""
 
 import gc
+import time
 
 import pytest
 import torch
 
 import metatoolkit as mt
-from metatoolkit.diagnostics.measure import count_flops, peak_memory
+from metatoolkit.diagnostics.measure import count_flops, least_seconds, peak_memory
 
 on_the_cpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the GPU's allocator rounds and caches"
@@ -135,3 +136,21 @@ def test_a_loss_is_not_checked_while_a_call_is_measured(measure):
     assert evaluations(lambda call: measure(lambda: (count_flops(list), call()))) == bare
     assert evaluations(lambda call: call()) > bare
     assert evaluations(lambda call: call()) == bare
+
+
+def test_the_least_time_is_that_of_the_fastest_call():
+    turns = iter([10**6, 10, 10**6])
+    done = []
+
+    def spin():
+        count = next(turns)
+        for _ in range(count):
+            pass
+        done.append(count)
+
+    fastest = least_seconds(spin, 3)
+    assert done == [10**6, 10, 10**6]
+    started = time.process_time()
+    for _ in range(10**6):
+        pass
+    assert 0 <= fastest < time.process_time() - started

@@ -108,7 +108,8 @@ def test_a_file_runs_by_its_path_and_its_record_names_its_source(tmp_path, capsy
     assert config["estimator"] == {"name": "Unrolled", "steps": 2}
     assert result["lambda_distance"] > 0
     with pytest.raises(SystemExit, match="2"):
-        main(["run", str(path), "with", "estimator.name=Reptile", "seed=1", "progress=False"])
+        words = "with estimator.name=Reptile steps=5 seed=1 progress=False"
+        main(["run", str(path), *words.split()])
     assert "Reptile moves an initial state that λ sets" in capsys.readouterr().err
 
 

@@ -141,3 +141,19 @@ def test_a_checkpoint_that_cannot_be_written_is_told_before_training(place, tmp_
     with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
         fit_recorded(run, assembly())
     assert run.logged == []
+
+
+def test_steps_are_inner_steps():
+    made = assembly(mt.hypergradients.Unrolled(steps=2))
+    assert made.outer_steps(4) == 2
+    fit_recorded(Run(steps=4), made)
+    assert made.trainer.steps_done == 2 and int(made.trainer.state.step) == 4
+    made.trainer.accumulate = 3
+    assert made.outer_steps(12) == 2
+
+
+def test_steps_that_end_amid_an_outer_step_are_refused():
+    run = Run(steps=5)
+    with pytest.raises(ConfigurationError, match=r"steps is 5.*multiple of 2"):
+        fit_recorded(run, assembly(mt.hypergradients.Unrolled(steps=2)))
+    assert run.logged == []

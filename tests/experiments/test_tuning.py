@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.experiments import tuning
 from metatoolkit.experiments.jobs import Outcome
 from metatoolkit.experiments.tuning import Search, Space, log_scaled, trials, tune
@@ -106,3 +106,15 @@ def test_numbers_below_one_are_refused(name, runs):
     with pytest.raises(ConfigurationError, match=f"{name} is 0"):
         tune(_search(one=_space("a")), **{**SIZES, name: 0})
     assert runs == []
+
+
+def test_some_methods_alone_are_tuned(runs, capsys):
+    search = _search(one=_space("a"), two=_space("a"), three=_space("a"))
+    table = tune(search, **SIZES, methods=["three", "one"])
+    assert list(table["method"]) == ["three"] * 4 + ["one"] * 4
+    with pytest.raises(UnknownNameError, match="four"):
+        tune(search, **SIZES, methods=["four"])
+    sizes = ["--trials", "2", "--seeds", "1", "--finalists", "1", "--more-seeds", "1"]
+    assert tuning.main(search, "", [*sizes, "--method", "two", "--processes", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "two" in told and "one" not in told

@@ -81,3 +81,32 @@ def test_points_are_floating_point_tensors():
     one, other = torch.ones(1), torch.ones(2, dtype=torch.float16)
     found = points_of((one, 3.0, torch.ones(3, dtype=torch.int64), None, other, "text"))
     assert [len(point) for point in found] == [1, 2]
+
+
+def test_a_class_keeps_its_wrapper_until_its_function_changes():
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g
+
+    calls = []
+
+    def count(cls, args, call):
+        calls.append(cls)
+        return call()
+
+    def value():
+        with observed(count):
+            return float(Scaled.apply(torch.ones(()))), Scaled.forward
+
+    plain = Scaled.forward
+    (first, wrapper), (second, again) = value(), value()
+    assert first == second == 2.0 and wrapper is again and Scaled.forward is plain
+    Scaled.forward = staticmethod(lambda ctx, x: 3 * x)
+    third, other = value()
+    assert third == 3.0 and other is not wrapper
+    assert calls == [Scaled] * 3
