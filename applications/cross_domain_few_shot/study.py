@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from applications.cross_domain_few_shot import figures
+from metatoolkit.experiments.by_application import estimator_study
 from metatoolkit.experiments.studies import SIGNAL, Claim, Column, Row, Study
 
 _ACCURACY = Column("test accuracy [%]", "result.test_accuracy", 100.0)
@@ -49,4 +50,13 @@ COMPARISON = Study(
     ),
 )
 
-STUDIES = [COMPARISON]
+ESTIMATORS = estimator_study(
+    "cross_domain_few_shot",
+    "5-way 5-shot on an unseen domain: every estimator",
+    _ACCURACY,
+    (1, 2, 3, 4, 5),
+    absent={"ForwardMode, 5 steps": "too many λ"},
+    note="All rows have the same learning rates.",
+)
+
+STUDIES = [COMPARISON, ESTIMATORS]

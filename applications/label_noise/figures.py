@@ -11,7 +11,7 @@ from torch import Tensor
 
 import metatoolkit as mt
 from metatoolkit.evaluation import evaluation_mode
-from metatoolkit.experiments.figures import draw_differences, draw_rows
+from metatoolkit.experiments.figures import draw_rows
 from metatoolkit.losses import sample_losses
 from metatoolkit.tasks import NoisyClassification, evaluation_batches
 
@@ -115,17 +115,6 @@ def draw_comparison(frame: pandas.DataFrame, path: Path) -> None:
     weights.set(xlabel="mean weight of training examples")
     weights.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=120)
-
-
-def draw_estimators(frame: pandas.DataFrame, path: Path) -> None:
-    """Draw what each estimator gives against second order, and what it costs.
-
-    Args:
-        frame: Frame of the study, see :func:`metatoolkit.experiments.studies.collect`.
-        path: File to write.
-    """
-    costs = ("meta step [GFLOP]", "meta step [MiB]", "ms/step")
-    draw_differences(frame, path, "second order", "test accuracy [%]", costs, margin=1.0)
 
 
 def draw_scaling(frame: pandas.DataFrame, path: Path) -> None:

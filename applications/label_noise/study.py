@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from applications.label_noise import figures
+from metatoolkit.experiments.by_application import estimator_study
 from metatoolkit.experiments.studies import SIGNAL, Claim, Column, Row, Study
 
 _EXPERIMENT = "applications.label_noise.experiment"
 _ACCURACY = Column("test accuracy [%]", "result.test_accuracy", 100.0)
 _MEMORY = Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, 2, exact=True)
-_SIGNAL = Column("signal / noise", "metrics.hypergradient_signal_to_noise", digits=3, spread=False)
 _TIME = Column("ms/step", "info.milliseconds_per_step", 1.0, 1, spread=False)
 
 
@@ -119,44 +119,16 @@ SCALING = Study(
     ),
 )
 
-ESTIMATORS = Study(
-    name="label_noise_estimators",
-    title="Digits, 40 % flip noise: estimators at the settings of second order",
-    experiment=_EXPERIMENT,
-    rows={
-        "second order": Row({"method": "second_order"}),
-        "OneStep": Row(_named("OneStep")),
-        "FiniteDifference": Row(_named("FiniteDifference")),
-        "SAMA": Row(_named("SAMA")),
-        "GuidedEvoGrad, σ = 0.003": Row(_named("GuidedEvoGrad", sigma=3e-3)),
-        "GuidedEvoGrad, σ = 0.01": Row(_named("GuidedEvoGrad", sigma=1e-2)),
-        "EvoGrad, K = 2": Row(_named("EvoGrad", sigma=2.3e-3, rescale=0.066)),
-        "EvoGrad, K = 8": Row(_named("EvoGrad", candidates=8, sigma=2.3e-3, rescale=0.066)),
-        "Unrolled, 5 steps": Row(_named("Unrolled", steps=5)),
-        "Unrolled, 5 steps, last one": Row(_named("Unrolled", steps=5, truncation=1)),
-        "ForwardGradient": Row(_named("ForwardGradient")),
-    },
-    columns=(
-        _ACCURACY,
-        SIGNAL,
-        Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, 2, exact=True),
-        Column("meta step [GFLOP]", "info.flops", 1e-9, 4, exact=True),
-        _TIME,
+ESTIMATORS = estimator_study(
+    "label_noise",
+    "Digits, 40 % flip noise: every estimator",
+    _ACCURACY,
+    COMPARISON.seeds[:5],
+    absent={"ForwardMode, 5 steps": "too many λ"},
+    note=(
+        "What was not tuned under its own name has the settings of second order: "
+        "docs/label_noise.md tells which were."
     ),
-    seeds=COMPARISON.seeds,
-    draw=figures.draw_estimators,
-    claims=tuple(
-        Claim(row, "level", "second order", _ACCURACY.header, margin=1.0)
-        for row in (
-            "FiniteDifference",
-            "SAMA",
-            "GuidedEvoGrad, σ = 0.003",
-            "EvoGrad, K = 2",
-            "EvoGrad, K = 8",
-            "Unrolled, 5 steps",
-        )
-    ),
-    note="Nothing was tuned for a row of its own: all have the learning rates of second order.",
 )
 
 STUDIES = [COMPARISON, ESTIMATORS, MNIST5000, SCALING]

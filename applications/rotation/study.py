@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from applications.rotation import figures
+from metatoolkit.experiments.by_application import estimator_study
 from metatoolkit.experiments.studies import SIGNAL, Claim, Column, Row, Study
 
 _ROTATED = Column("rotated test images [%]", "result.test_accuracy", 100.0)
@@ -78,4 +79,13 @@ MNIST5000 = Study(
     ),
 )
 
-STUDIES = [COMPARISON, MNIST5000]
+ESTIMATORS = estimator_study(
+    "rotation",
+    "Learning a rotation: every estimator",
+    _ROTATED,
+    COMPARISON.seeds,
+    absent={},
+    note="All rows have the learning rates of the paper.",
+)
+
+STUDIES = [COMPARISON, ESTIMATORS, MNIST5000]

@@ -44,8 +44,8 @@ def build_estimator(config: Mapping[str, Any], **options: Any) -> Estimator | No
             whether to rescale to the inner learning rate ``lr``, and ``guided``, where there is
             such an entry, whether it is :class:`metatoolkit.hypergradients.GuidedEvoGrad`.
             ``"second_order"`` is the exact one-step hypergradient, and ``"meta"`` the estimator
-            that ``estimator`` names; a random one gets the seed of the run unless it is given
-            another.
+            that ``estimator`` names; a random one gets the seed of the run, and one that can be
+            rescaled the inner learning rate, unless they are given.
         **options: Options of EvoGrad in the place of those of the configuration.
 
     Raises:
@@ -54,9 +54,9 @@ def build_estimator(config: Mapping[str, Any], **options: Any) -> Estimator | No
     """
     if config["method"] == "meta":
         chosen = dict(config["estimator"])
-        if "seed" in estimators.options(chosen["name"]):
-            chosen = {"seed": config["seed"], **chosen}
-        return estimators.build(**chosen)
+        usual = {"seed": config["seed"], "rescale": config.get("lr")}
+        takes = estimators.options(chosen["name"])
+        return estimators.build(**{n: v for n, v in usual.items() if n in takes} | chosen)
     if config["method"] == "evograd":
         own = {**config["evograd"], **options}
         own["rescale"] = config["lr"] if own["rescale"] else None

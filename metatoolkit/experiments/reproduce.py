@@ -51,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Run studies, print their tables and write figures and a document.",
         epilog="With --list, the studies and what they hold.",
     )
-    parser.add_argument("studies", nargs="*", help="names of studies (default: all)")
+    parser.add_argument(
+        "studies", nargs="*", help="names of studies (default: all that are not run by name alone)"
+    )
     parser.add_argument("--list", action="store_true", help="list the studies and stop")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: the study's)")
     parser.add_argument("--first-seed", type=int, help="first seed (default: the study's)")
@@ -93,19 +95,25 @@ def reproduce(options: argparse.Namespace) -> int:
         ConfigurationError: A number is out of range, or no file can be written where it should.
     """
     from metatoolkit import records
-    from metatoolkit.experiments import results_page
+    from metatoolkit.experiments import by_application, results_page
     from metatoolkit.experiments.studies import collect, jobs_of
     from metatoolkit.records.terminal import text
 
     known = find_studies()
     if options.list:
         for study in known.values():
-            runs = len(study.rows) * len(study.seeds)
-            print(f"{study.name:30} {runs:4} runs  {study.title}")
+            runs, asked_for = len(study.rows) * len(study.seeds), "" if study.usual else ", by name"
+            print(f"{study.name:34} {runs:4} runs  {study.title}{asked_for}")
+        runs = sum(len(s.rows) * len(s.seeds) for s in known.values() if _compares(s))
+        print(f"{by_application.NAME:34} {runs:4} runs  {by_application.TITLE}")
         return 0
-    for name in options.studies:
+    asked = list(options.studies)
+    if by_application.NAME in asked:
+        asked.remove(by_application.NAME)
+        asked += [n for n, s in known.items() if _compares(s) and n not in asked]
+    for name in asked:
         if name not in known:
-            raise UnknownNameError("study", name, known)
+            raise UnknownNameError("study", name, [*known, by_application.NAME])
     for name in ("seeds", "steps", "processes"):
         number = getattr(options, name)
         if number is not None and number < 1:
@@ -113,16 +121,21 @@ def reproduce(options: argparse.Namespace) -> int:
     for folder in (options.output, options.document and options.document.parent):
         if folder is not None:
             _check_folder(folder)
-    chosen = [known[name] for name in options.studies or known]
+    # What is run by name alone is shown with the others.
+    usual = [name for name, study in known.items() if study.usual or options.no_run]
+    chosen = [known[name] for name in asked or usual]
     for study in chosen:
         check_experiment(study.experiment)
     processes = options.processes or min(len(os.sched_getaffinity(0)), 4)
     updates = {n: v for n in ("steps", "device") if (v := getattr(options, n)) is not None}
     found, failures, incomplete = [], 0, 0
+    ran: set[str] = set()
     with contextlib.ExitStack() as stack:
         for study in chosen:
             jobs = jobs_of(study, _seeds(study, options), updates)
-            due = _due(study, jobs, options)
+            # A configuration that two studies have is run once.
+            due = [job for job in _due(study, jobs, options) if digest(job) not in ran]
+            ran |= {digest(job) for job in due}
             failed: list[Outcome] = []
             if due:
                 print(f"{study.name}: {len(due)} runs, {processes} at once", flush=True)
@@ -148,9 +161,20 @@ def reproduce(options: argparse.Namespace) -> int:
             print(f"list runs: {list_runs}\n", flush=True)
             if options.document is not None:
                 results_page.write(found, options.document)
+        if by_application.NAME in options.studies:
+            _show_by_application([pair for pair in found if _compares(pair[0])], options.output)
     if options.document is not None:
         print(f"document:  {options.document.resolve()}")
     return 1 if failures or incomplete else 0
+
+
+def digest(job: Job) -> str:
+    """Return by what the runs of a study's job are found.
+
+    Args:
+        job: The job, of :func:`metatoolkit.experiments.studies.jobs_of`.
+    """
+    return str(job.info["study"]["configuration"])
 
 
 def lacking(study: Study, jobs: Sequence[Job], frame: pandas.DataFrame) -> list[str]:
@@ -231,23 +255,46 @@ def _draw(study: Any, frame: Any, folder: Path) -> Path | None:
     return path
 
 
-def _show(study: Any, frame: Any) -> None:
-    """Print the table, and what became of the claims."""
+def _compares(study: Any) -> bool:
+    from metatoolkit.experiments.by_application import EstimatorStudy
+
+    return isinstance(study, EstimatorStudy)
+
+
+def _show_by_application(found: list[Any], folder: Path) -> None:
+    """Print the estimators of all applications side by side, and draw them."""
+    from metatoolkit.experiments import by_application
+
+    console = _print_table(by_application.TITLE, by_application.table(found))
+    console.print(by_application.NOTE, highlight=False)
+    path = folder / f"{by_application.NAME}.png"
+    by_application.draw(found, path)
+    print(f"figure:    {path.resolve()}")
+
+
+def _print_table(title: str, lines: list[list[str]]) -> Any:
+    """Print a table whose first line is its head, and return the console."""
     with optional_import("the table of a study"):
         from rich.console import Console
         from rich.table import Table
 
-    from metatoolkit.experiments.studies import judge, summarize
-
-    table = Table(title=study.title)
-    table.add_column("")
-    for column in study.columns:
-        table.add_column(column.header, justify="right")
-    for line in summarize(study, frame):
+    table = Table(title=title)
+    for place, header in enumerate(lines[0]):
+        table.add_column(header, justify="right" if place else "left")
+    for line in lines[1:]:
         table.add_row(*line)
     # A pipe or a file has no width of its own.
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
+    return console
+
+
+def _show(study: Any, frame: Any) -> None:
+    """Print the table, and what became of the claims."""
+    from metatoolkit.experiments.studies import judge, summarize
+
+    head = ["", *(column.header for column in study.columns)]
+    console = _print_table(study.title, [head, *summarize(study, frame)])
     for sentence in judge(study, frame):
         console.print(sentence, highlight=False)
     if study.note:

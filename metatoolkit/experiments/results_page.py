@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from metatoolkit.errors import optional_import
+from metatoolkit.experiments import by_application
+from metatoolkit.experiments.by_application import EstimatorStudy
 from metatoolkit.experiments.studies import judge, summarize
 from metatoolkit.records.fields import flatten
 
@@ -36,6 +38,9 @@ def write(found: Sequence[tuple[Any, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [_HEAD]
+    compared = [(s, f) for s, f in found if isinstance(s, EstimatorStudy) and not f.empty]
+    if compared:
+        parts.append(_by_application(compared, path))
     for study, frame in found:
         parts.append(_section(study, frame))
         if study.draw is not None and not frame.empty:
@@ -44,6 +49,29 @@ def write(found: Sequence[tuple[Any, Any]], path: Path) -> None:
             study.draw(frame, picture)
             parts.append(f"![{study.title}]({picture.relative_to(path.parent).as_posix()})\n")
     path.write_text("\n".join(parts))
+
+
+def _by_application(compared: Sequence[tuple[EstimatorStudy, Any]], path: Path) -> str:
+    """Return the section that puts the estimators of all applications side by side."""
+    picture = path.with_suffix("") / f"{by_application.NAME}.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    by_application.draw(compared, picture)
+    head, *lines = by_application.table(compared)
+    rows = [f"| {' | '.join(cells)} |" for cells in (head, *lines)]
+    rows.insert(1, "|---" + "|---:" * (len(head) - 1) + "|")
+    place = picture.relative_to(path.parent).as_posix()
+    return "\n".join(
+        [
+            f"## {by_application.TITLE}",
+            "",
+            f"`scripts/reproduce {by_application.NAME}`. {by_application.NOTE}",
+            "",
+            *rows,
+            "",
+            f"![{by_application.TITLE}]({place})",
+            "",
+        ]
+    )
 
 
 def _section(study: Any, frame: Any) -> str:

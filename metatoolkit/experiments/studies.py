@@ -34,6 +34,7 @@ class Column:
         spread: Whether the table shows the standard deviation over seeds.
         exact: Whether the value does not depend on the seed, as operations do not, so that claims
             on it are decided by one run of each row.
+        over: Where the value is that it is divided by; ``None`` for none.
     """
 
     header: str
@@ -42,6 +43,7 @@ class Column:
     digits: int = 2
     spread: bool = True
     exact: bool = False
+    over: str | None = None
 
 
 SIGNAL = Column("signal / noise", "metrics.hypergradient_signal_to_noise", digits=3, spread=False)
@@ -79,6 +81,7 @@ class Study:
         claims: What is expected.
         source: Where the published numbers are from.
         note: Words below the table.
+        usual: Whether it is run where no study is named.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Study:
     claims: Sequence[Claim] = ()
     source: str = ""
     note: str = ""
+    usual: bool = True
 
     @property
     def application(self) -> str:
@@ -194,15 +198,20 @@ def judge(study: Study, frame: pandas.DataFrame) -> list[str]:
 
 def _value(run: Any, column: Column) -> float:
     """Return a run's value for a column; NaN where the run has none."""
-    section, _, rest = column.path.partition(".")
+    divisor = 1.0 if column.over is None else _recorded(run, column.over)
+    return column.scale * _recorded(run, column.path) / divisor
+
+
+def _recorded(run: Any, path: str) -> float:
+    section, _, rest = path.partition(".")
     if section == "metrics":
         if rest not in run.metrics or run.metrics[rest].empty:
             return math.nan
-        return column.scale * float(run.metrics[rest].iloc[-1])
+        return float(run.metrics[rest].iloc[-1])
     value = {"result": run.result, "info": run.info, "config": run.config}[section]
     for name in rest.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
-    return math.nan if value is None else column.scale * float(value)
+    return math.nan if value is None else float(value)
 
 
 def _deviation(values: pandas.Series[float]) -> float:
