@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from metatoolkit.state import InnerState as InnerState
     from metatoolkit.training import EarlyStopping as EarlyStopping
     from metatoolkit.training import MetaTrainer as MetaTrainer
+    from metatoolkit.training import TaskBatching as TaskBatching
+    from metatoolkit.training import over_tasks as over_tasks
 
 __version__ = "0.1.0"
 
@@ -48,8 +50,10 @@ _NAMES = {
     "EarlyStopping": "metatoolkit.training",
     "InnerState": "metatoolkit.state",
     "MetaTrainer": "metatoolkit.training",
+    "TaskBatching": "metatoolkit.training",
     "check_hypergradient": "metatoolkit.diagnostics",
     "compare_estimators": "metatoolkit.diagnostics",
+    "over_tasks": "metatoolkit.training",
     "signal_to_noise": "metatoolkit.diagnostics",
 }
 

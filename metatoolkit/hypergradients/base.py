@@ -65,7 +65,7 @@ class Hypergradient:
     valid_loss: Tensor
     state: InnerState
     cost: Cost
-    details: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Estimator(ABC):
         traits: What the estimator computes, assumes and costs; by default it is an approximate one
             of which nothing else is told.
         windows: Whether calls are windows of one inner problem, each to follow on the last.
+        carries: Whether a call begins with what one before it left, at whatever state that was.
         holds_constants: Whether what a loss detaches is a constant of the estimate, as it is of
             derivatives; not so where losses are only evaluated.
         on_average: Whether a call returns the derivative of :meth:`objective` on average alone.
@@ -115,6 +116,7 @@ class Estimator(ABC):
     traits: Traits = Traits()
     _draws: Draws | None = None
     windows: bool = False
+    carries: bool = False
     holds_constants: bool = True
     on_average: bool = False
     complex_meta: ClassVar[bool] = False

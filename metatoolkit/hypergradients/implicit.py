@@ -121,7 +121,7 @@ class Implicit(Estimator):
         self.solver = solver
         self.steps = steps
         self.through: Through = through
-        self.warm_start = warm_start
+        self.warm_start = self.carries = warm_start
         self.horizon = max(1, steps)
         self._carried: Tensor | None = None
         # The problem's identity; after a checkpoint the first problem that comes is taken for it.

@@ -72,6 +72,7 @@ class SOBA(Estimator):
         memory="graph of one step and u",
         paper="Dagréou et al. 2022, arXiv 2201.13409",
     )
+    carries = True
 
     def __init__(self, step_size: float = 1.0, through: Through = "state") -> None:
         if not 0 < step_size < float("inf"):

@@ -38,6 +38,7 @@ class Stream(int, enum.Enum):
     RESET = "state", -8
     REPEATED_CALL = "state", -9
     META_BATCH = "state", -10
+    TASK = "state", -11
 
     # Keys of a step, beside those of candidates for θ.
     VALID_LOSS = "step", -1

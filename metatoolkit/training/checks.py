@@ -13,6 +13,7 @@ from metatoolkit.errors import ConfigurationError, NonFiniteError
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
+from metatoolkit.state import InnerState
 from metatoolkit.training.early_stopping import EarlyStopping
 
 _LOSSES = ("train_loss", "valid_loss", "hypergradient_norm")
@@ -42,12 +43,8 @@ def check_components(inner: Any, estimator: Any, meta_optimizer: Any, scheduler:
         ConfigurationError: One is missing or something else.
     """
     require_learner(inner)
-    if estimator is not None and not isinstance(estimator, Estimator):
-        if isinstance(estimator, type) and issubclass(estimator, Estimator):
-            remedy = f"give an instance: {estimator.__name__}(...)"
-        else:
-            remedy = "an estimator is needed, for instance mt.hypergradients.Unrolled(1), or None"
-        raise ConfigurationError(f"estimator is {described(estimator)}; {remedy}.")
+    if estimator is not None:
+        require_estimator(estimator)
     if (estimator is None) != (meta_optimizer is None):
         raise ConfigurationError(
             "estimator and meta_optimizer belong together: give both to learn λ, or neither "
@@ -57,6 +54,23 @@ def check_components(inner: Any, estimator: Any, meta_optimizer: Any, scheduler:
         raise ConfigurationError("meta_scheduler needs a meta_optimizer, whose rate it sets.")
 
 
+def require_estimator(estimator: Any) -> None:
+    """Raise where something else is in the place of an estimator.
+
+    Args:
+        estimator: What was given.
+
+    Raises:
+        ConfigurationError: It is no instance of one.
+    """
+    if not isinstance(estimator, Estimator):
+        if isinstance(estimator, type) and issubclass(estimator, Estimator):
+            remedy = f"give an instance: {estimator.__name__}(...)"
+        else:
+            remedy = "an estimator is needed, for instance mt.hypergradients.Unrolled(1)"
+        raise ConfigurationError(f"estimator is {described(estimator)}; {remedy}.")
+
+
 def check_rhythm(
     estimator: Estimator | None,
     meta_every: int,
@@ -64,6 +78,7 @@ def check_rhythm(
     keep_lookahead: bool,
     reset_every: int | None,
     accumulate: int,
+    across_tasks: bool = False,
 ) -> None:
     """Raise unless the arguments that say when λ and θ move go together.
 
@@ -74,13 +89,14 @@ def check_rhythm(
         keep_lookahead: Whether the estimator's state is taken over.
         reset_every: Inner steps until θ starts over, or ``None``.
         accumulate: Meta batches for each move of λ.
+        across_tasks: Whether the training is one across tasks.
 
     Raises:
         ConfigurationError: They do not.
     """
-    for name, number in (("meta_every", meta_every), ("accumulate", accumulate)):
-        if number < 1:
-            raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
+    if across_tasks:
+        _check_task_rhythm(meta_every, order, keep_lookahead, reset_every)
+    check_numbers(meta_every=meta_every, accumulate=accumulate)
     if reset_every is not None and reset_every < 1:
         raise ConfigurationError(f"reset_every is {reset_every}; at least 1 inner step is needed.")
     if order not in ("meta_first", "inner_first"):
@@ -99,6 +115,108 @@ def check_rhythm(
             f"{type(estimator).__name__} works off an inner problem in windows that follow each "
             f"other, so that it needs meta_every=1 and accumulate=1; they are {meta_every} and "
             f"{accumulate}. Give it more pairs instead."
+        )
+
+
+def _check_task_rhythm(
+    meta_every: int, order: str, keep_lookahead: bool, reset_every: int | None
+) -> None:
+    """Raise where an argument has no meaning for a training across tasks."""
+    given = {
+        f"meta_every={meta_every}": meta_every != 1,
+        f"order={order!r}": order != "meta_first",
+        "keep_lookahead=True": keep_lookahead,
+        f"reset_every={reset_every}": reset_every is not None,
+    }
+    wrong = [name for name, present in given.items() if present]
+    if wrong:
+        raise ConfigurationError(
+            f"{wrong[0]} says when a θ that learns on and on moves, but with tasks= every task "
+            "begins at the initial state, and every outer step moves λ; leave it out."
+        )
+
+
+def check_lookahead(estimator: Any, before: InnerState, after: InnerState) -> None:
+    """Raise where an estimator has no state of its own that a trainer could take over.
+
+    Args:
+        estimator: Hypergradient estimator.
+        before: State that it was given.
+        after: State that it returned.
+
+    Raises:
+        ConfigurationError: It took no step.
+    """
+    if after.step == before.step:
+        raise ConfigurationError(
+            f"keep_lookahead=True, but {type(estimator).__name__} returns the state that it was "
+            "given, so that θ would never move; leave keep_lookahead=False."
+        )
+
+
+def check_nothing_looks(**options: Any) -> None:
+    """Raise where an option looks at hypergradients, of a trainer that has none.
+
+    Args:
+        options: What was given for each, or ``None``.
+
+    Raises:
+        ConfigurationError: One was given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigurationError(f"{name} needs an estimator, whose hypergradient it looks at.")
+
+
+def check_numbers(**numbers: int) -> None:
+    """Raise unless numbers are at least 1.
+
+    Args:
+        numbers: Numbers by the names of their arguments.
+
+    Raises:
+        ConfigurationError: One is not.
+    """
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
+
+
+def check_valid_batches(valid_batches: Any, estimates: bool, across_tasks: bool) -> None:
+    """Raise where batches for the outer loss are missing, or belong to the tasks.
+
+    Args:
+        valid_batches: What was given, or ``None``.
+        estimates: Whether there is an estimator.
+        across_tasks: Whether each task brings its own.
+
+    Raises:
+        ConfigurationError: It is so.
+    """
+    if estimates and not across_tasks and valid_batches is None:
+        raise ConfigurationError("valid_batches is missing; the estimator needs them.")
+    if across_tasks and valid_batches is not None:
+        raise ConfigurationError(
+            "valid_batches is given, but with tasks= each batch of tasks has its query sets: pass "
+            "an iterable of batches of tasks (support, query) alone."
+        )
+
+
+def check_steps_left(steps: int, done: int, resumes: bool) -> None:
+    """Raise where a training has nothing left to do.
+
+    Args:
+        steps: Total number of outer steps that is asked for.
+        done: Number of those that are done.
+        resumes: Whether they were done before a resume.
+
+    Raises:
+        ConfigurationError: It has not.
+    """
+    if done > steps or (done == steps and not resumes):
+        raise ConfigurationError(
+            f"steps is {steps}, but {done} outer steps are done already, and steps counts these, "
+            f"too; to go on, give a larger number, for instance steps={done + steps}."
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.training.batch_stream import BatchStream
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class OuterStep:
         self._draw(trainer)
         if trainer.order == "meta_first":
             self._move_meta(trainer)
-        if not (self._moves and trainer.keep_lookahead):
+        if trainer.tasks is None and not (self._moves and trainer.keep_lookahead):
             for batch in self._train[len(self._losses) :]:
                 self._losses.append(trainer.base_step(batch))
             self._metrics["train_loss"] = torch.stack(self._losses).mean()
@@ -62,9 +63,10 @@ class OuterStep:
     def _draw(self, trainer: MetaTrainer) -> None:
         """Draw training batches and a validation batch for each hypergradient, in turn.
 
-        Where λ rests, the latter is dropped, so that the two streams stay in step.
+        Where λ rests, the latter is dropped, so that the two streams stay in step. Across tasks
+        these are batches of tasks instead.
         """
-        while len(self._valid) < trainer.accumulate:
+        while trainer.tasks is None and len(self._valid) < trainer.accumulate:
             while len(self._train) < (len(self._valid) + 1) * self._horizon:
                 self._train.append(trainer.place(self._streams["train_batches"].next()))
             if trainer.estimator is None:
@@ -72,13 +74,17 @@ class OuterStep:
                 continue
             batch = self._streams["valid_batches"].next()
             self._valid.append(trainer.place(batch) if self._moves else None)
+        while len(self._train) < trainer.accumulate:
+            self._train.append(trainer.place(self._streams["train_batches"].next()))
 
     def _move_meta(self, trainer: MetaTrainer) -> None:
         if self._moved:
             return
-        parts = range(0, len(self._train), self._horizon)
-        supports = [self._train[first : first + self._horizon] for first in parts]
-        pairs = list(zip(supports, self._valid, strict=True))
+        pairs: list[tuple[Any, Any]] = [(batch, None) for batch in self._train]
+        if trainer.tasks is None:
+            parts = range(0, len(self._train), self._horizon)
+            supports = [self._train[first : first + self._horizon] for first in parts]
+            pairs = list(zip(supports, self._valid, strict=True))
         assert trainer.estimator is not None
         before = trainer.estimator.state_dict()
         try:
@@ -103,6 +109,19 @@ class OuterStep:
         self._moved = saved["moved"]
         self._losses = [loss.to(device) for loss in saved["losses"]]
         self._metrics = {name: value.to(device) for name, value in saved["metrics"].items()}
+
+
+def start_over(trainer: MetaTrainer) -> None:
+    """Let θ start over where as many inner steps were taken as the trainer was told.
+
+    Args:
+        trainer: The trainer.
+    """
+    if trainer.reset_every is not None and trainer.state.step >= trainer.reset_every:
+        assert trainer.start is not None
+        trainer.resets_done += 1
+        key = fold_in(trainer.start.key, Stream.RESET, trainer.resets_done)
+        trainer.state = trainer.start.replaced(key=key)
 
 
 def _kept(place: dict[str, Any]) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def _parts(trainer: MetaTrainer) -> dict[str, Any]:
         "estimator": trainer.estimator,
         "meta_optimizer": trainer.meta_optimizer,
         "meta_scheduler": trainer.meta_scheduler,
+        "tasks": trainer.tasks,
     }
     return {role: part for role, part in parts.items() if part is not None}
 
@@ -132,7 +133,7 @@ def _parts(trainer: MetaTrainer) -> dict[str, Any]:
 def _check_parts(trainer: MetaTrainer, content: Mapping[str, Any], source: str) -> None:
     parts = _parts(trainer)
     stored = content.get("kinds")
-    for role in ("inner", "estimator", "meta_optimizer", "meta_scheduler"):
+    for role in ("inner", "estimator", "meta_optimizer", "meta_scheduler", "tasks"):
         now = type(parts[role]).__name__ if role in parts else "None"
         if stored is not None:
             before = stored.get(role, "None")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,24 +15,29 @@ from metatoolkit.errors import ConfigurationError, from_former_name
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.randomness import Stream, fold_in
-from metatoolkit.state import InnerState
+from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.graphs import refuse_inference_mode
 from metatoolkit.training.batch_stream import BatchStream, Stateful
 from metatoolkit.training.checkpoints import read_checkpoint, write_checkpoint
 from metatoolkit.training.checks import (
     check_components,
+    check_lookahead,
+    check_nothing_looks,
+    check_numbers,
     check_rhythm,
+    check_steps_left,
     check_stopping,
+    check_valid_batches,
     checked_device,
     warn_of_forgotten_start,
 )
 from metatoolkit.training.early_stopping import EarlyStopping, Watch
 from metatoolkit.training.fit import Evaluate, Fit, Log, Plan
 from metatoolkit.training.meta_update import MetaUpdate
-from metatoolkit.training.outer_step import OuterStep
+from metatoolkit.training.outer_step import OuterStep, start_over
 from metatoolkit.training.placement import placed
 from metatoolkit.training.snapshot import restore, snapshot
+from metatoolkit.training.task_batching import AcrossTasks, Mode, TaskBatching
 
 
 class MetaTrainer:
@@ -44,6 +48,9 @@ class MetaTrainer:
     is drawn, and dropped, in outer steps where λ rests, too, so that two streams whose batches
     belong together (the support and query sets of tasks) stay in step. Without an estimator only θ
     learns, which is what baselines do.
+
+    With ``tasks`` it learns across tasks: an outer step draws a batch of tasks, takes the mean of
+    their hypergradients, each from the initial state, and moves λ. θ stays that initial state.
 
     Args:
         problem: The bilevel problem.
@@ -69,9 +76,11 @@ class MetaTrainer:
             it, with a random key of its own, rounded up to whole outer steps; ``None`` trains θ on
             and on. λ and its optimizer stay.
         episode: The former name of ``reset_every``, which warns.
+        tasks: For learning across tasks, how those of a batch run; see :func:`over_tasks`.
 
     Raises:
         ConfigurationError: Arguments contradict each other.
+        UnsupportedError: With ``tasks``, the estimator carries something from call to call.
     """
 
     def __init__(
@@ -92,18 +101,20 @@ class MetaTrainer:
         reset_every: int | None = None,
         signal_window: int | None = None,
         episode: int | None = None,
+        tasks: TaskBatching | Mode | None = None,
     ) -> None:
         refuse_inference_mode()
         reset_every = from_former_name("episode", episode, "reset_every", reset_every)
         check_components(inner, estimator, meta_optimizer, meta_scheduler)
-        check_rhythm(estimator, meta_every, order, keep_lookahead, reset_every, accumulate)
+        rhythm = (meta_every, order, keep_lookahead, reset_every)
+        check_rhythm(estimator, *rhythm, accumulate, tasks is not None)
+        self.tasks = None if tasks is None else AcrossTasks(problem, inner, estimator, tasks)
         self.meta_update = None
         if meta_optimizer is not None:
             options = (meta_scheduler, clip_norm, signal_window)
             self.meta_update = MetaUpdate(problem, meta_optimizer, *options)
-        elif clip_norm is not None or signal_window is not None:
-            name = "clip_norm" if clip_norm is not None else "signal_window"
-            raise ConfigurationError(f"{name} needs an estimator, whose hypergradient it looks at.")
+        else:
+            check_nothing_looks(clip_norm=clip_norm, signal_window=signal_window)
         self.device = checked_device(device)
         if self.device is not None:
             problem.to(self.device)
@@ -132,13 +143,13 @@ class MetaTrainer:
         self._keeps_places = False
 
     def meta_step(
-        self, train_batches: list[Any], valid_batch: Any, *further: tuple[list[Any], Any]
+        self, train_batches: Any, valid_batch: Any = None, *further: tuple[Any, Any]
     ) -> dict[str, Tensor]:
         """Move λ once along its hypergradient, or the mean of several.
 
         Args:
-            train_batches: One training batch per inner step of the estimator's horizon.
-            valid_batch: Batch for the outer loss.
+            train_batches: One training batch per inner step; with ``tasks`` a batch of tasks.
+            valid_batch: Batch for the outer loss; ``None`` with ``tasks``.
             further: Further meta batches: training batches and validation batch of each.
 
         Returns:
@@ -149,20 +160,23 @@ class MetaTrainer:
         """
         if self.estimator is None or self.meta_update is None:
             raise ConfigurationError("this trainer has no estimator, so λ cannot move.")
-        gradients, losses = [], []
+        gradients, losses = list[Tensors](), list[Tensor]()
         for train, valid in [(train_batches, valid_batch), *further]:
-            result = self.estimator(self.problem, self.inner, self.state, train, valid)
+            if self.tasks is None:
+                result = self.estimator(self.problem, self.inner, self.state, train, valid)
+            else:
+                result = self.tasks(train, self.state, self.resets_done + len(losses) + 1)
             gradients.append(result.gradient)
             losses.append(result.valid_loss)
         if self.keep_lookahead:
-            if result.state.step == self.state.step:
-                raise ConfigurationError(
-                    f"keep_lookahead=True, but {type(self.estimator).__name__} returns the state "
-                    "that it was given, so that θ would never move; leave keep_lookahead=False."
-                )
+            check_lookahead(self.estimator, self.state, result.state)
             self.state = result.state
         valid_loss = torch.stack(losses).mean()
-        return {"valid_loss": valid_loss, **self.meta_update.move(gradients, valid_loss)}
+        metrics = {"valid_loss": valid_loss, **self.meta_update.move(gradients, valid_loss)}
+        if self.tasks is not None:
+            self.resets_done += len(losses)
+            self.state = self.tasks.begin(self.state)
+        return metrics
 
     def base_step(self, batch: Any) -> Tensor:
         """Move θ once on a training batch; returns the training loss, a detached scalar.
@@ -201,9 +215,9 @@ class MetaTrainer:
         before the exception goes on; a further call, or a resume, takes up the very step.
 
         Args:
-            train_batches: Batches for the inner loss; starts over when exhausted. One with
-                ``state_dict`` and ``load_state_dict`` resumes at once, any other is drawn again.
-            valid_batches: Batches for the outer loss; not needed without an estimator.
+            train_batches: Batches for the inner loss, or of tasks; starts over when exhausted.
+                With ``state_dict`` and ``load_state_dict`` it resumes at once, else is drawn again.
+            valid_batches: Batches for the outer loss; none without an estimator or with ``tasks``.
             steps: Total number of outer steps, those of former calls and before a resume included.
             log: Receives ``(name, value, step)`` for each metric; after a resume first those from
                 before it, so that the record of a resumed run is complete.
@@ -232,11 +246,8 @@ class MetaTrainer:
             DataError: There is no batch.
         """
         refuse_inference_mode()
-        for name, number in (("steps", steps), ("log_every", log_every)):
-            if number < 1:
-                raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
-        if self.estimator is not None and valid_batches is None:
-            raise ConfigurationError("valid_batches is missing; the estimator needs them.")
+        check_numbers(steps=steps, log_every=log_every)
+        check_valid_batches(valid_batches, self.estimator is not None, self.tasks is not None)
         check_stopping(early_stopping, evaluate is not None, evaluate_every)
         path = None if checkpoint is None else Path(checkpoint)
         self._keeps_places = path is not None
@@ -250,13 +261,8 @@ class MetaTrainer:
         if path is not None:
             # What cannot be stored is told before the training, not after it.
             snapshot(self, self._streams)
-        if self.steps_done > steps or (self.steps_done == steps and not resumes):
-            raise ConfigurationError(
-                f"steps is {steps}, but {self.steps_done} outer steps are done already, and steps "
-                "counts these, too; to go on, give a larger number, for instance "
-                f"steps={self.steps_done + steps}."
-            )
-        if steps > 1:
+        check_steps_left(steps, self.steps_done, resumes)
+        if steps > 1 and self.tasks is None:
             warn_of_forgotten_start(self.problem, self.estimator, self.reset_every)
         plan = Plan(
             steps=steps,
@@ -289,11 +295,7 @@ class MetaTrainer:
             The losses, 0-d tensors, by name.
         """
         if self.unfinished is None:
-            if self.reset_every is not None and self.state.step >= self.reset_every:
-                assert self.start is not None
-                self.resets_done += 1
-                key = fold_in(self.start.key, Stream.RESET, self.resets_done)
-                self.state = dataclasses.replace(self.start, key=key)
+            start_over(self)
             self.begin_step()
         assert self.unfinished is not None
         metrics = self.unfinished.finish(self)

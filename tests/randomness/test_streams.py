@@ -13,7 +13,7 @@ import metatoolkit
 from metatoolkit.randomness import Stream, fold_in
 
 VALUES = {
-    "state": {"RESET": -8, "REPEATED_CALL": -9, "META_BATCH": -10},
+    "state": {"RESET": -8, "REPEATED_CALL": -9, "META_BATCH": -10, "TASK": -11},
     "step": {
         "VALID_LOSS": -1,
         "CANDIDATES": -2,

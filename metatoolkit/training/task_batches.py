@@ -1,0 +1,125 @@
+"""A batch of tasks: how it is read, and its tasks one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import DataError, ShapeError
+from metatoolkit.state import describe, tree_map
+
+_SHARED = (int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_FORMS = (
+    "give a tuple (support, query) whose tensors have a leading dimension of tasks, or a list of "
+    "such tuples, one for each task"
+)
+
+
+class TaskBatch:
+    """Tasks, each with support batches for the inner steps and a query batch for the outer loss.
+
+    A tuple ``(support, query)`` holds all tasks: any pytrees, whose tensors have a leading
+    dimension of tasks; numbers and strings are common to all. A list holds a tuple
+    ``(support, query)`` for each task, whose sizes may differ. A support that is a list has one
+    batch for each inner step; any other is the batch of every step.
+
+    Args:
+        batch: The batch, in one of the two forms.
+        horizon: Number of inner steps.
+
+    Attributes:
+        count: Number of tasks, at least 1.
+
+    Raises:
+        DataError: It has neither form, or holds no task.
+        ShapeError: Leading dimensions differ.
+    """
+
+    def __init__(self, batch: Any, horizon: int) -> None:
+        self.listed = isinstance(batch, list)
+        if self.listed:
+            for number, task in enumerate(batch):
+                _check_pair(task, f"task {number} of the list")
+            self.count = len(batch)
+            self._pairs = [_by_step(task, horizon) for task in batch]
+        else:
+            _check_pair(batch, "the batch of tasks")
+            self.count = _leading_dimension(batch)
+            self._pairs = [_by_step(batch, horizon)]
+        if self.count == 0:
+            raise DataError("the batch holds no task; at least one is needed.")
+
+    def task(self, number: int) -> tuple[list[Any], Any]:
+        """Return the support batches of a task, one per inner step, and its query batch.
+
+        Args:
+            number: Number of the task, from 0 on.
+        """
+        if self.listed:
+            return self._pairs[number]
+        return _mapped(self._pairs[0], lambda tensor: tensor[number])
+
+
+def _check_pair(value: Any, what: str) -> None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        given = type(value).__name__
+        if isinstance(value, tuple | list):
+            given += f" of {len(value)}"
+        raise DataError(f"{what} is a {given}; {_FORMS}.")
+
+
+def _by_step(pair: tuple[Any, Any], horizon: int) -> tuple[list[Any], Any]:
+    support, query = pair
+    if not isinstance(support, list):
+        return [support] * horizon, query
+    if len(support) != horizon:
+        raise DataError(
+            f"support is a list of {len(support)}, but the estimator takes {horizon} inner steps: "
+            "a list has one batch for each; for a single batch of several parts, which every step "
+            "takes, give a tuple."
+        )
+    return support, query
+
+
+def _mapped(
+    pair: tuple[list[Any], Any], function: Callable[[Tensor], Tensor]
+) -> tuple[list[Any], Any]:
+    """Map the tensors of a task; a batch that all steps take is mapped once."""
+    supports, query = pair
+    seen: dict[int, Any] = {}
+    for support in supports:
+        if id(support) not in seen:
+            seen[id(support)] = tree_map(function, support)
+    return [seen[id(support)] for support in supports], tree_map(function, query)
+
+
+def _leading_dimension(batch: tuple[Any, Any]) -> int:
+    """Return the number of tasks that all tensors of a batch agree on."""
+    first: dict[int, str] = {}
+    for name, part in zip(("support", "query"), batch, strict=True):
+
+        def note(tensor: Tensor, name: str = name) -> Tensor:
+            if tensor.dim() == 0:
+                raise ShapeError(f"{name} holds a 0-d tensor; {_FORMS}.")
+            first.setdefault(len(tensor), f"{name} holds one of shape {tuple(tensor.shape)}")
+            return tensor
+
+        def other(leaf: Any, name: str = name) -> Any:
+            if leaf is not None and not isinstance(leaf, _SHARED):
+                raise DataError(
+                    f"{name} holds a {type(leaf).__name__}, which cannot be divided among tasks; "
+                    "make tensors of it, or give a list of tasks."
+                )
+            return leaf
+
+        tree_map(note, part, on_object=other)
+    if len(first) > 1:
+        raise ShapeError(
+            f"the leading dimensions differ: {' and '.join(list(first.values())[:2])}; {_FORMS}."
+        )
+    if not first:
+        raise DataError(f"the batch of tasks holds no tensor ({describe(batch)}); {_FORMS}.")
+    return next(iter(first))
