@@ -29,6 +29,7 @@ from torch import nn
 
 import metatoolkit as mt
 from applications.cross_domain_few_shot import figures
+from applications.cross_domain_few_shot.horizons import check_horizons, measure
 from applications.cross_domain_few_shot.settings import NAMED, FewShotSettings
 from applications.cross_domain_few_shot.training_parts import (
     AuxiliaryBatches,
@@ -45,7 +46,7 @@ from metatoolkit.experiments.configuration import check_at_most
 from metatoolkit.experiments.configured import configure
 from metatoolkit.experiments.run import Assembly, fit_recorded, resumes
 from metatoolkit.randomness import Stream, fold_in
-from metatoolkit.tasks import Domain
+from metatoolkit.tasks import Domain, EpisodeBatches
 from metatoolkit.tasks.labeled_batches import LabeledBatches
 
 experiment = records.experiment("cross_domain_few_shot")
@@ -105,11 +106,26 @@ def inner_learner(config: dict[str, Any]) -> mt.inner.InnerLearner:
     Args:
         config: A configuration of this experiment.
     """
-    boundaries = [round(fraction * config["steps"]) for fraction in config["milestones"]]
+    length = config["reset_every"] or config["steps"]
+    boundaries = [round(fraction * length) for fraction in config["milestones"]]
     lr = mt.inner.multistep(config["lr"], boundaries)
     adam = config["optimizer"] == "adam"
     own = mt.inner.Adam(lr=lr) if adam else mt.inner.SGD(lr=lr, momentum=0.9)
     return build_inner(config, lr) or own
+
+
+def meta_optimizer(config: dict[str, Any], meta: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of the transforms.
+
+    Args:
+        config: A configuration of this experiment.
+        meta: The transforms.
+    """
+    options: dict[str, Any] = {"lr": config["meta_lr"], "weight_decay": config["meta_weight_decay"]}
+    momentum = config["meta_momentum"]
+    if config["meta_optimizer"] == "sgd":
+        return torch.optim.SGD(meta.parameters(), momentum=momentum, **options)
+    return torch.optim.Adam(meta.parameters(), betas=(momentum, 0.999), **options)
 
 
 def check_test(config: dict[str, Any], unseen: Domain) -> None:
@@ -165,6 +181,29 @@ def _resumes(config: dict[str, Any]) -> bool:
     return resumes(str(experiment.path), config)
 
 
+def pseudo_episodes(
+    config: dict[str, Any], domains: Domains, seed: int
+) -> tuple[EpisodeBatches, EpisodeBatches]:
+    """Return episodes of pseudo-seen and of pseudo-unseen domains.
+
+    Args:
+        config: A configuration of this experiment.
+        domains: Domains of the run.
+        seed: Seed of the episodes.
+    """
+    return mt.tasks.pseudo_domains(
+        domains.seen,
+        "train",
+        config["ways"],
+        config["shots"],
+        config["queries"],
+        seed=seed,
+        transform=domains.train_transform,
+        device=config["device"],
+        period=config["period"],
+    )
+
+
 def _labeled(
     config: dict[str, Any], domains: Domains, kind: Literal["auxiliary", "warm_up"], stream: Stream
 ) -> LabeledBatches:
@@ -217,17 +256,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
     meta = mt.metaparameters.insert_feature_wise_transforms(network.encoder, **config["transform"])
     auxiliary, seed, device = config["auxiliary"], config["seed"], config["device"]
     train_loss = mt.losses.episode_cross_entropy
-    episodes, valid_episodes = mt.tasks.pseudo_domains(
-        domains.seen,
-        "train",
-        config["ways"],
-        config["shots"],
-        config["queries"],
-        seed=seed,
-        transform=domains.train_transform,
-        device=device,
-        period=config["period"],
-    )
+    episodes, valid_episodes = pseudo_episodes(config, domains, seed)
     train_batches: Any = episodes
     if auxiliary["domain"] is not None:
         labeled = _labeled(config, domains, "auxiliary", Stream.AUXILIARY)
@@ -242,19 +271,17 @@ def assemble(config: dict[str, Any]) -> Assembly:
     problem = mt.BilevelProblem(
         network, meta, train_loss, mt.losses.episode_cross_entropy, valid_mode="eval"
     )
-    optimizer = None
-    if estimator is not None:
-        optimizer = torch.optim.Adam(
-            meta.parameters(), lr=config["meta_lr"], weight_decay=config["meta_weight_decay"]
-        )
     trainer = mt.MetaTrainer(
         problem,
         inner,
         estimator,
-        optimizer,
+        None if estimator is None else meta_optimizer(config, meta),
         device=device,
         seed=seed,
+        accumulate=config["accumulate"],
         order=config["order"],
+        keep_lookahead=config["keep_lookahead"],
+        reset_every=config["reset_every"],
         signal_window=signal_window(estimator),
     )
     return Assembly(trainer, train_batches, None if estimator is None else valid_episodes, domains)
@@ -270,6 +297,8 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
     config = dict(_config)
     assembly = assemble(config)
     domains, network = assembly.task, assembly.trainer.problem.model
+    asked = config["horizons"]
+    check_horizons(config, assembly)
 
     def test(domain: Domain, split: str, count: int) -> mt.evaluation.FewShotAccuracy:
         return domain_accuracy(
@@ -297,6 +326,7 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
             "tuning_accuracy": found.mean,
             "scale_deviation": float(scale),
             "shift_deviation": float(shift),
+            **measure(trained, asked, lambda: pseudo_episodes(config, domains, _EPISODE_SEED)),
         }
 
     def write_artifacts(folder: Path) -> list[Path]:
@@ -305,8 +335,9 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
     last = fit_recorded(_run, assembly, evaluate=evaluate, write_artifacts=write_artifacts)
     found = test(domains.unseen, "test", config["test_episodes"])
     kept = ("train_loss", "tuning_accuracy", "scale_deviation", "shift_deviation")
+    measured = [name for name in last if name.startswith("slope_") or name == "outer_loss"]
     return {
         "test_accuracy": found.mean,
         "test_interval": found.interval,
-        **{name: last[name] for name in (*kept, "lambda_distance")},
+        **{name: last[name] for name in (*kept, "lambda_distance", *measured)},
     }

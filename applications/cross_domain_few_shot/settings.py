@@ -13,6 +13,7 @@ from metatoolkit.experiments.configuration import (
     NotNegative,
     Positive,
     Settings,
+    ShareBelowOne,
     Text,
     entry,
 )
@@ -50,6 +51,7 @@ class Transform(Settings):
     )
     scale: float = entry(0.3, "Where λ of the scale starts.")
     shift: float = entry(0.5, "Where λ of the shift starts.")
+    per: Literal["channel", "layer"] = entry("channel", "What has a λ of its own.")
 
 
 class FewShotEvoGradSettings(EvoGradSettings):
@@ -57,6 +59,17 @@ class FewShotEvoGradSettings(EvoGradSettings):
 
     guided: bool = entry(
         False, "Whether it is GuidedEvoGrad; σ is then the norm of what its candidates differ by."
+    )
+
+
+class Horizons(Settings):
+    """What the outer loss says of the strength, after few inner steps and after many."""
+
+    steps: list[Count] = entry([], "Numbers T of inner steps ahead; empty to ask for none.")
+    at: Count = entry(100, "Inner steps after which they are asked; an evaluation has to be due.")
+    inner_steps: Count = entry(20, "Inner steps spent on each T, T of them on a meta batch.")
+    valid_episodes: CountOrZero = entry(
+        0, "Episodes over which an evaluation takes the outer loss; 0 for none."
     )
 
 
@@ -110,6 +123,16 @@ class FewShotSettings(TrainingSettings):
     )
     meta_lr: Positive = entry(1e-2, "Learning rate of the transforms.")
     meta_weight_decay: NotNegative = entry(0.0, "Their weight decay.")
+    meta_optimizer: Literal["adam", "sgd"] = entry("adam", "Optimizer of the transforms.")
+    meta_momentum: ShareBelowOne = entry(0.9, "Its momentum; for Adam, β₁.")
+    accumulate: Count = entry(1, "Hypergradients whose mean moves the transforms.")
+    keep_lookahead: bool = entry(
+        False, "Whether the steps of the estimator train the network in the place of others."
+    )
+    reset_every: Count | None = entry(
+        None, "Inner steps after which the network starts over; None for one training."
+    )
+    horizons: Horizons = entry(Horizons(), "What the outer loss says of the strength.")
     order: Literal["inner_first", "meta_first"] = entry("inner_first", "What a step does first.")
     evograd: FewShotEvoGradSettings = entry(FewShotEvoGradSettings(), "Options of EvoGrad.")
     auxiliary: Auxiliary = entry(Auxiliary(), "A classification loss beside the episodes'.")
@@ -156,6 +179,13 @@ NAMED: dict[str, dict[str, Any]] = {
         for depth in (10, 18, 34)
     },
     "one_shot": {"shots": 1},
+    # The size at which strength matters, with few enough λ for evolution strategies.
+    "per_layer": {
+        "image_size": 28,
+        "transform": {"per": "layer"},
+        "steps": 200,
+        "evaluate_every": 100,
+    },
     # Drawn characters of Omniglot in place of invented ones.
     "omniglot": {"domains": ["digits", "letters", "omniglot", "photos", "textures"]},
     # Seconds instead of minutes, for tests; its numbers mean nothing.

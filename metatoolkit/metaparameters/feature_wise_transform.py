@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,16 +31,18 @@ class FeatureWiseTransform(nn.Module):
     ``enabled`` is off, the features are returned as they are.
 
     Args:
-        channels: Number of channels C; there are 2 C meta-parameters.
+        channels: Number of channels C.
         scale: First value of each θ_γ, about the standard deviation of γ.
         shift: First value of each θ_β, about the standard deviation of β.
+        per: What has a θ_γ and a θ_β of its own: each ``"channel"``, 2 C meta-parameters as
+            published, or the whole ``"layer"``, 2. The noise is one draw per channel either way.
 
     Raises:
-        ConfigurationError: ``channels`` is less than 1.
+        ConfigurationError: ``channels`` is less than 1, or ``per`` is neither of the two.
 
     Attributes:
-        scale: θ_γ, of shape (C,).
-        shift: θ_β, of shape (C,).
+        scale: θ_γ, of shape (C,), or (1,) per layer.
+        shift: θ_β, of the same shape.
         enabled: Whether the layer acts in train mode.
 
     Example:
@@ -49,16 +51,26 @@ class FeatureWiseTransform(nn.Module):
         torch.Size([2, 8, 5, 5])
     """
 
-    def __init__(self, channels: int, scale: float = 0.3, shift: float = 0.5) -> None:
+    def __init__(
+        self,
+        channels: int,
+        scale: float = 0.3,
+        shift: float = 0.5,
+        per: Literal["channel", "layer"] = "channel",
+    ) -> None:
         super().__init__()
         if channels < 1:
             raise ConfigurationError(f"channels is {channels}; at least 1 is needed.")
-        self.scale = nn.Parameter(torch.full((channels,), float(scale)))
-        self.shift = nn.Parameter(torch.full((channels,), float(shift)))
+        if per not in ("channel", "layer"):
+            raise ConfigurationError(f"per is {per!r}; accepted: 'channel', 'layer'.")
+        self.channels = channels
+        size = channels if per == "channel" else 1
+        self.scale = nn.Parameter(torch.full((size,), float(scale)))
+        self.shift = nn.Parameter(torch.full((size,), float(shift)))
         self.enabled = True
 
     def deviations(self) -> tuple[Tensor, Tensor]:
-        """Return the standard deviations of γ and of β, each of shape (C,)."""
+        """Return the standard deviations of γ and of β, in the shape of their parameters."""
         return F.softplus(self.scale, beta=_SHARPNESS), F.softplus(self.shift, beta=_SHARPNESS)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -70,7 +82,7 @@ class FeatureWiseTransform(nn.Module):
         Raises:
             ShapeError: The features have another number of channels.
         """
-        channels = len(self.scale)
+        channels = self.channels
         if features.dim() < 2 or features.shape[1] != channels:
             raise ShapeError(
                 f"features have shape {tuple(features.shape)}; this layer takes "
@@ -86,8 +98,9 @@ class FeatureWiseTransform(nn.Module):
         return gamma * features + beta
 
     def extra_repr(self) -> str:
-        """Return the number of channels."""
-        return f"{len(self.scale)}"
+        """Return the number of channels, and whether they share their parameters."""
+        shared = len(self.scale) < self.channels
+        return f"{self.channels}, per='layer'" if shared else f"{self.channels}"
 
 
 class FeatureWiseTransforms(nn.Module):
@@ -145,6 +158,7 @@ def insert_feature_wise_transforms(
     where: Sequence[str] | None = None,
     scale: float = 0.3,
     shift: float = 0.5,
+    per: Literal["channel", "layer"] = "channel",
 ) -> FeatureWiseTransforms:
     """Put a feature-wise transformation after BatchNorm layers of any network.
 
@@ -161,13 +175,14 @@ def insert_feature_wise_transforms(
             ``BatchNorm1d`` and ``BatchNorm3d``, too.
         scale: First value of each θ_γ.
         shift: First value of each θ_β.
+        per: What has a θ_γ and a θ_β of its own: ``"channel"`` or ``"layer"``.
 
     Returns:
-        The inserted layers as one module, with 2 C parameters for each layer of C channels.
+        The inserted layers as one module, with 2 C parameters for each layer of C channels, or 2.
 
     Raises:
-        ConfigurationError: There is no BatchNorm, a pattern matches none, or the model has
-            transforms already.
+        ConfigurationError: There is no BatchNorm, a pattern matches none, the model has
+            transforms already, or ``per`` is neither of the two.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
@@ -203,7 +218,7 @@ def insert_feature_wise_transforms(
     layers = {}
     for name in chosen:
         reference = norms[name].weight if norms[name].affine else norms[name].running_mean
-        layer = FeatureWiseTransform(norms[name].num_features, scale, shift)
+        layer = FeatureWiseTransform(norms[name].num_features, scale, shift, per)
         if reference is not None:
             layer.to(reference.device, reference.dtype)
         layer.train(norms[name].training)

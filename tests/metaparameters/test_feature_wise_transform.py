@@ -179,7 +179,7 @@ def episodes(number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(draw(2), draw(3)) for _ in range(2)]
 
 
-def problem() -> mt.BilevelProblem:
+def problem(per: str = "channel") -> mt.BilevelProblem:
     torch.manual_seed(1)
     # Without kinks, which finite differences would step over, and with constant running statistics,
     # since these count as constants of the derivative.
@@ -189,7 +189,7 @@ def problem() -> mt.BilevelProblem:
     for norm in (encoder[1], encoder[4]):
         norm.momentum = 0.0
     network = FewShotNetwork(encoder, PrototypicalHead()).double()
-    meta = insert_feature_wise_transforms(network.encoder)
+    meta = insert_feature_wise_transforms(network.encoder, per=per)
     loss = mt.losses.episode_cross_entropy
     return mt.BilevelProblem(network, meta, loss, loss, valid_mode="eval")
 
@@ -202,10 +202,16 @@ def problem() -> mt.BilevelProblem:
         mt.hypergradients.EvoGrad(sigma=0.01, temperature=0.05, candidates=3, streamed=True),
     ],
 )
-def test_hypergradient_agrees_with_finite_differences(estimator) -> None:
+@pytest.mark.parametrize("per", ["channel", "layer"])
+def test_hypergradient_agrees_with_finite_differences(estimator, per) -> None:
     train, valid = episodes(2)
     check = mt.check_hypergradient(
-        problem(), mt.inner.SGD(lr=0.1), estimator, [train], valid, coordinates=12
+        problem(per),
+        mt.inner.SGD(lr=0.1),
+        estimator,
+        [train],
+        valid,
+        coordinates=12 if per == "channel" else 4,
     )
     # Gradients of 1e-6 beside a loss of 1 leave differences five digits.
     assert check.relative_error < 1e-4, check
