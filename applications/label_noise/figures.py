@@ -129,7 +129,7 @@ def draw_scaling(frame: pandas.DataFrame, path: Path) -> None:
     sweeps = {
         "width of the network": ("width", lambda c: c["network"]["width"]),
         "hidden units of the weight network": ("weight net", lambda c: c["weight_net"]["hidden"]),
-        "copies K": ("copies", lambda c: c["evograd"]["candidates"]),
+        "candidates K": ("candidates", lambda c: c["evograd"]["candidates"]),
     }
     measures = {
         "peak memory of a meta step [MiB]": "meta step [MiB]",

@@ -25,16 +25,16 @@ COMPARISON = Study(
     title="Digits, 40 % flip noise: test accuracy after the last step",
     experiment=_EXPERIMENT,
     rows={
-        "plain training": Row({"method": "plain"}, published={_ACCURACY.header: "70.77 ± 2.31"}),
-        "uniform weights": Row({"method": "uniform_weights"}),
-        "frozen weights": Row({"method": "frozen_weights"}),
         "second order": Row(
             {"method": "second_order"}, published={_ACCURACY.header: "87.54 ± 0.23"}
         ),
         "finite difference": Row(_named("FiniteDifference")),
-        "EvoGrad, guided": Row(_named("GuidedEvoGrad", sigma=3e-3)),
         "EvoGrad, rescaled": Row({"method": "evograd"}),
+        "EvoGrad, guided": Row(_named("GuidedEvoGrad", sigma=3e-3)),
         "EvoGrad, paper's scale": Row(named=("paper_scale",)),
+        "plain training": Row({"method": "plain"}, published={_ACCURACY.header: "70.77 ± 2.31"}),
+        "uniform weights": Row({"method": "uniform_weights"}),
+        "frozen weights": Row({"method": "frozen_weights"}),
     },
     columns=(
         _ACCURACY,
@@ -89,7 +89,7 @@ def _scaling_rows() -> dict[str, Row]:
             rows[f"{label}, weight net {100 * c}"] = Row({"method": method}, named)
     for count in (2, 4, 8):
         named = ("scaling", f"candidates_{count}")
-        rows[f"EvoGrad, copies {count}"] = Row({"method": "evograd"}, named)
+        rows[f"EvoGrad, candidates {count}"] = Row({"method": "evograd"}, named)
     return rows
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from applications.label_noise.settings import METHODS
 from metatoolkit.experiments import tuning
+from metatoolkit.experiments.by_application import ESTIMATORS
 from metatoolkit.experiments.tuning import Search, Space, log_scaled
 
 # The learning rate is that of the step that momentum accumulates to, lr / (1 − momentum).
@@ -23,18 +24,12 @@ NAMES = {
     "evograd": ("momentum", "lr", "meta_lr", "sigma"),
 }
 # Those that are the exact one-step hypergradient take what was tuned for second order.
-ESTIMATORS: dict[str, dict[str, Any]] = {
-    "GuidedEvoGrad": {},
-    "SAMA": {},
-    "Unrolled": {"steps": 5},
-}
+TUNED_ESTIMATORS = ("GuidedEvoGrad", "SAMA", "Unrolled, 5 steps")
 
 
 def _space(method: str) -> Space:
     """Return a method's space: no momentum or Nesterov's with 0.9, the others log-uniform."""
-    chosen: dict[str, Any] = {"method": method}
-    if method in ESTIMATORS:
-        chosen = {"method": "meta", "estimator": {"name": method, **ESTIMATORS[method]}}
+    chosen = ESTIMATORS.get(method, {"method": method})
 
     def settings(point: Mapping[str, float]) -> dict[str, Any]:
         momentum = 0.9 if point["momentum"] >= 0.5 else 0.0
@@ -58,7 +53,7 @@ def _space(method: str) -> Space:
 SEARCH = Search(
     experiment="applications.label_noise.experiment",
     score="tuning_accuracy",
-    spaces={method: _space(method) for method in (*METHODS, *ESTIMATORS)},
+    spaces={method: _space(method) for method in (*METHODS, *TUNED_ESTIMATORS)},
     first_seed=201,
 )
 

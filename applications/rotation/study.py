@@ -28,7 +28,7 @@ COMPARISON = Study(
         ),
         "second order": Row({"method": "second_order"}),
         "EvoGrad": Row({"method": "evograd"}, published=_PUBLISHED),
-        "EvoGrad, two copies": Row(
+        "EvoGrad, two candidates": Row(
             {"method": "evograd", "evograd": {"candidates": 2}}, published=_PUBLISHED
         ),
     },
