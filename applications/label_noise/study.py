@@ -30,7 +30,7 @@ COMPARISON = Study(
         ),
         "finite difference": Row(_named("FiniteDifference")),
         "EvoGrad, rescaled": Row({"method": "evograd"}),
-        "EvoGrad, guided": Row(_named("GuidedEvoGrad", sigma=3e-3)),
+        "EvoGrad, guided": Row(_named("GuidedEvoGrad")),
         "EvoGrad, paper's scale": Row(named=("paper_scale",)),
         "plain training": Row({"method": "plain"}, published={_ACCURACY.header: "70.77 ± 2.31"}),
         "uniform weights": Row({"method": "uniform_weights"}),

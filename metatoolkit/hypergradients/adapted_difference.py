@@ -20,7 +20,11 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
     refuse_initial_state,
 )
-from metatoolkit.hypergradients.central_difference import CentralDifference, Slopes
+from metatoolkit.hypergradients.central_difference import (
+    CentralDifference,
+    Slopes,
+    rounding_unit,
+)
 from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.one_step import OneStep
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
@@ -177,7 +181,7 @@ def adapted_hypergradient(
         return loss.detach(), loss_gradient(loss, leaves)
 
     rest = list(add_gradients(names, direct, by_optimizer).values())
-    own = _rounding(state.parameters, meta)
+    own = rounding_unit(state.parameters, meta)
     rounding = max(own, held.rounding)
     difference = CentralDifference(
         evaluate, state.parameters, direction, slopes, base, rest, rounding
@@ -206,12 +210,6 @@ def _refuse_own_step(inner: InnerLearner) -> None:
                 "by the gradient of the training loss; use SGD, Adam, AdamW or RMSprop, or an "
                 "estimator that differentiates the step itself, such as OneStep or Unrolled."
             )
-
-
-def _rounding(parameters: Tensors, meta: Tensors) -> float:
-    """Return the rounding unit of the difference, which is one of gradients in λ."""
-    tensors = [*parameters.values(), *meta.values()]
-    return max(torch.finfo(tensor.dtype).eps for tensor in tensors)
 
 
 def _direction(products: Tensors, gradients: Tensors, outer: Tensors) -> Tensors:

@@ -69,22 +69,46 @@ class Slopes:
     def radius(self, valid_loss: float, train_loss: float, rounding: float) -> float:
         """Return the radius where truncation and rounding are about level.
 
-        A function that changes over a length ℓ has a central difference with a truncation error of
-        (ε/ℓ)² and a rounding error of u ℓ/ε, with u the rounding unit; they are level at
-        ε = u^(1/3) ℓ. For ℓ stands the distance along v̂ over which the slopes of all coordinates,
-        added up, would use up the training or the outer loss, at most max(1, ‖θ‖). Unlike ‖θ‖ it
-        knows what θ means to the loss. Below u^(2/3) ‖θ‖ the rounding of θ itself would tell.
+        See :func:`balanced_radius`; the slopes are those of all coordinates, added up.
 
         Args:
             valid_loss: The outer loss.
             train_loss: The training loss.
             rounding: Rounding unit u.
         """
-        scale = max(1.0, self.size)
-        for loss, slope in ((valid_loss, self.outer), (train_loss, self.inner)):
-            if slope > 0 and loss != 0:
-                scale = min(scale, abs(loss) / slope)
-        return max(rounding ** (1 / 3) * scale, rounding ** (2 / 3) * self.size)
+        found = ((valid_loss, self.outer), (train_loss, self.inner))
+        return balanced_radius(found, self.size, rounding)
+
+
+def balanced_radius(losses: Sequence[tuple[float, float]], size: float, rounding: float) -> float:
+    """Return the radius of a central difference where truncation and rounding are about level.
+
+    A function that changes over a length ℓ has a central difference with a truncation error of
+    (ε/ℓ)² and a rounding error of u ℓ/ε, with u the rounding unit; they are level at
+    ε = u^(1/3) ℓ. For ℓ stands the distance over which its slope would use up a loss, at most
+    max(1, ‖θ‖). Unlike ‖θ‖ it knows what θ means to the loss. Below u^(2/3) ‖θ‖ the rounding of θ
+    itself would tell.
+
+    Args:
+        losses: Losses, each with its slope along the difference.
+        size: ‖θ‖.
+        rounding: Rounding unit u.
+    """
+    scale = max(1.0, size)
+    for loss, slope in losses:
+        if slope > 0 and loss != 0:
+            scale = min(scale, abs(loss) / slope)
+    return max(rounding ** (1 / 3) * scale, rounding ** (2 / 3) * size)
+
+
+def rounding_unit(parameters: Tensors, meta: Tensors) -> float:
+    """Return the rounding unit of a difference of gradients in λ.
+
+    Args:
+        parameters: θ.
+        meta: λ.
+    """
+    return max(torch.finfo(t.dtype).eps for t in [*parameters.values(), *meta.values()])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,6 +125,7 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
                 "their dropout masks; leave one of the two out."
             )
         super().__init__(sigma, temperature, rescale, perturb, prefix)
+        self.sigma = sigma
         self.candidates = candidates
         self.noise = noise
         self.streamed = streamed

@@ -46,5 +46,6 @@ class TakesGuided(ABCMeta):
                     "along the gradient of the outer loss, with common masks: make it without this "
                     "argument."
                 )
+        given = {"sigma": inspect.signature(cls).parameters["sigma"].default, **given}
         own = inspect.signature(GuidedEvoGrad).parameters
         return GuidedEvoGrad(**{name: value for name, value in given.items() if name in own})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from metatoolkit.hypergradients.base import (
     check_finite,
     fill_gradients,
 )
+from metatoolkit.hypergradients.central_difference import balanced_radius, rounding_unit
+from metatoolkit.hypergradients.central_difference import norm as norm_of
 from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.prefix import Prefix
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
@@ -30,6 +33,9 @@ from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_l
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
+
+# At τ = 50 |ℓ₊ − ℓ₋| the softmax takes a ten-thousandth of the scale.
+_SPREAD = 50.0
 
 
 @estimators.register()
@@ -45,13 +51,23 @@ class GuidedEvoGrad(ScoredCandidates):
     learning rate. Nothing is random. What a derivative takes for a constant (see
     :class:`HeldConstants`) is common to both candidates, as are dropout masks.
 
+    With ``sigma="auto"`` each call has a σ at which truncation and rounding are about level (see
+    :func:`balanced_radius`), and raises τ to 50 |ℓ₊ − ℓ₋| where that is more: c falls with
+    4 w₊ w₋ = sech²((ℓ₊ − ℓ₋)/2τ) as the softmax saturates, which is then above 0.9999. The scale is
+    that of a learning rate of 1, or of ``rescale``, whatever σ and τ are.
+
+    The details tell ``sigma``, ``temperature``, ``saturation``, which is 1 − 4 w₊ w₋, and
+    ``rounding``, an estimate of the relative error by which the difference ∂ℓ₊/∂λ − ∂ℓ₋/∂λ is
+    rounded (above 1, nothing of it is left). Truncation cannot be told from two passes;
+    :class:`FiniteDifference` tells it for one more.
+
     Cost with F one forward pass: 5 F with λ in the loss alone, at most 9 F.
 
     Args:
-        sigma: Norm σ of the perturbation.
-        temperature: Temperature τ of the softmax.
+        sigma: Norm σ of the perturbation, or ``"auto"``.
+        temperature: Temperature τ of the softmax; with ``"auto"`` the least one.
         rescale: Learning rate of the one-step update whose hypergradient is estimated; ``None``
-            leaves σ²/τ.
+            leaves σ²/τ, and 1 with ``"auto"``.
         perturb: Name patterns of the inner parameters to perturb; ``None`` for all.
         prefix: Function ``(model, meta, batch) -> features`` that depends neither on λ nor on
             perturbed parameters; the losses must take the features as well as a batch, which
@@ -62,6 +78,8 @@ class GuidedEvoGrad(ScoredCandidates):
             kind.
 
     Example:
+        >>> GuidedEvoGrad().learning_rate, GuidedEvoGrad(rescale=0.1).learning_rate
+        (1.0, 0.1)
         >>> f"{GuidedEvoGrad(sigma=1e-2, temperature=0.05).learning_rate:.0e}"
         '2e-03'
     """
@@ -77,18 +95,22 @@ class GuidedEvoGrad(ScoredCandidates):
 
     def __init__(
         self,
-        sigma: float = 1e-3,
+        sigma: float | Literal["auto"] = "auto",
         temperature: float = 0.05,
         rescale: float | None = None,
         perturb: Sequence[str] | None = None,
         prefix: Prefix | None = None,
     ) -> None:
-        super().__init__(sigma, temperature, rescale, perturb, prefix)
+        if isinstance(sigma, str) and sigma != "auto":
+            raise ConfigurationError(f"sigma is {sigma!r}; accepted: a number above 0, or 'auto'.")
+        chosen = None if isinstance(sigma, str) else sigma
+        super().__init__(chosen, temperature, rescale, perturb, prefix)
+        self.sigma = sigma
 
     @property
     @override
     def _own_learning_rate(self) -> float:
-        return self.sigma**2 / self.temperature
+        return 1.0 if isinstance(self.sigma, str) else self.sigma**2 / self.temperature
 
     @override
     def _estimate(
@@ -103,7 +125,8 @@ class GuidedEvoGrad(ScoredCandidates):
         names, leaves = list(meta), list(meta.values())
         valid_loss, direction, norm, direct = self._direction(problem, state, meta, valid_batch)
         losses, sides = [], []
-        candidates = self._candidates(state, direction)
+        sigma = self._radius(state, meta, direction, float(valid_loss), float(norm))
+        candidates = self._candidates(state, direction, sigma)
         for loss in self._losses(problem, state, candidates, meta, batch):
             sides.append(loss_gradient(loss, leaves))
             losses.append(loss.detach())
@@ -112,8 +135,9 @@ class GuidedEvoGrad(ScoredCandidates):
         values = torch.stack(losses)
         check_finite({"the training loss of a candidate": values})
         values = values.to(norm.dtype)
-        weights = self._weights(values)
-        coefficient = (-2 * self._factor * self.sigma / self.temperature) * weights.prod() * norm
+        temperature, factor = self._scale(values, sigma)
+        weights = torch.softmax(-values / temperature, dim=0)
+        coefficient = (-2 * factor * sigma / temperature) * weights.prod() * norm
         # A function with a backward pass of its own may reach λ from one of the candidates alone.
         gaps = add_gradients(names, sides[0], [None if g is None else -g for g in sides[1]])
         through = [None if g is None else (coefficient * g).to(g.dtype) for g in gaps.values()]
@@ -127,6 +151,10 @@ class GuidedEvoGrad(ScoredCandidates):
                 "weights": weights,
                 "coefficients": torch.stack([coefficient, -coefficient]),
                 "train_losses": values,
+                "sigma": values.new_tensor(sigma),
+                "temperature": values.new_tensor(temperature),
+                "saturation": 1 - 4 * weights.prod(),
+                "rounding": _rounding_error(sides, list(gaps.values()), state.parameters, meta),
             },
         )
 
@@ -136,15 +164,39 @@ class GuidedEvoGrad(ScoredCandidates):
     ) -> Tensor:
         """Return L(θ, λ) + r ⟨g, θ⁺(λ) − θ⟩ with the factor r; g and d are of the present λ."""
         present = problem.meta_leaves()
-        _, direction, norm, _ = self._direction(problem, state, present, valid)
+        loss, direction, norm, _ = self._direction(problem, state, present, valid)
+        sigma = self._radius(state, meta, direction, float(loss), float(norm))
+
+        def values(at: Tensors) -> Tensor:
+            found = self._losses(problem, state, candidates, at, batch)
+            return torch.stack([loss.detach() for loss in found]).to(norm.dtype)
+
         with torch.no_grad():
-            candidates = self._candidates(state, direction)
-            losses = [
-                loss.detach() for loss in self._losses(problem, state, candidates, meta, batch)
-            ]
-        weights = self._weights(torch.stack(losses).to(norm.dtype))
-        shift = self._factor * self.sigma * (weights[0] - weights[1]) * norm
+            candidates = self._candidates(state, direction, sigma)
+            # A fixed scale does not ask for them.
+            known = values(present) if self.sigma == "auto" else None
+            temperature, factor = self._scale(known, sigma)
+            weights = torch.softmax(-values(meta) / temperature, dim=0)
+        shift = factor * sigma * (weights[0] - weights[1]) * norm
         return outer_loss(problem, state, meta, valid) + shift
+
+    def _radius(
+        self, state: InnerState, meta: Tensors, direction: Tensors, loss: float, slope: float
+    ) -> float:
+        """Return σ, which depends on λ by its type alone."""
+        if not isinstance(self.sigma, str):
+            return self.sigma
+        moved = [state.parameters[name] for name in direction]
+        return balanced_radius(
+            [(loss, slope)], norm_of(moved), rounding_unit(state.parameters, meta)
+        )
+
+    def _scale(self, losses: Tensor | None, sigma: float) -> tuple[float, float]:
+        """Return τ, and the factor from its scale to the one that is asked for."""
+        if self.sigma != "auto" or losses is None:
+            return self.temperature, self._factor
+        temperature = max(self.temperature, _SPREAD * float((losses[0] - losses[1]).abs()))
+        return temperature, self.learning_rate * temperature / sigma**2
 
     def _direction(
         self, problem: BilevelProblem, state: InnerState, meta: Tensors, valid_batch: Any
@@ -162,14 +214,13 @@ class GuidedEvoGrad(ScoredCandidates):
         inverse = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
         return loss, {name: inverse * g for name, g in outer.items()}, norm, direct
 
-    def _candidates(self, state: InnerState, direction: Tensors) -> list[Tensors]:
+    @staticmethod
+    def _candidates(state: InnerState, direction: Tensors, sigma: float) -> list[Tensors]:
         candidates = []
         for sign in (1.0, -1.0):
             candidates.append(
                 {
-                    name: tensor + sign * self.sigma * direction[name]
-                    if name in direction
-                    else tensor
+                    name: tensor + sign * sigma * direction[name] if name in direction else tensor
                     for name, tensor in state.parameters.items()
                 }
             )
@@ -178,7 +229,7 @@ class GuidedEvoGrad(ScoredCandidates):
         if direction and bool(torch.stack(same).all() & torch.stack(moving).any()):
             dtype = str(next(iter(direction.values())).dtype).removeprefix("torch.")
             raise ConfigurationError(
-                f"sigma is {self.sigma}, and a perturbation of that norm is lost in the rounding "
+                f"sigma is {sigma:.2g}, and a perturbation of that norm is lost in the rounding "
                 f"of {dtype} parameters; raise sigma."
             )
         return candidates
@@ -201,5 +252,12 @@ class GuidedEvoGrad(ScoredCandidates):
                 loss, _ = holding(problem, held).evaluate_train(*at)
             yield loss
 
-    def _weights(self, losses: Tensor) -> Tensor:
-        return torch.softmax(-losses / self.temperature, dim=0)
+
+def _rounding_error(
+    sides: Sequence[Adjoint], gaps: Sequence[Tensor | None], parameters: Tensors, meta: Tensors
+) -> Tensor:
+    """Return half a rounding unit of the gradients in λ, relative to their difference."""
+    size = max(norm_of(side) for side in sides)
+    gap = norm_of(gaps)
+    share = rounding_unit(parameters, meta) / 2 * size
+    return torch.tensor(share / gap if gap else math.inf if size else 0.0)

@@ -23,7 +23,7 @@ class ScoredCandidates(Estimator):
     """What estimators share that weight candidates for θ by a softmax of their training losses.
 
     Args:
-        sigma: Size of the perturbations σ.
+        sigma: Size of the perturbations σ; ``None`` where it is chosen in each call.
         temperature: Temperature τ of the softmax.
         rescale: Learning rate of the one-step update whose hypergradient is estimated; ``None``
             leaves the scale that follows from σ and τ.
@@ -41,7 +41,7 @@ class ScoredCandidates(Estimator):
 
     def __init__(
         self,
-        sigma: float,
+        sigma: float | None,
         temperature: float,
         rescale: float | None,
         perturb: Sequence[str] | None,
@@ -56,7 +56,6 @@ class ScoredCandidates(Estimator):
                 f"prefix is {prefix!r}; accepted: None, or a function (model, meta, batch) -> "
                 "features."
             )
-        self.sigma = sigma
         self.temperature = temperature
         self.rescale = rescale
         self.perturb = perturb

@@ -30,6 +30,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "EvoGrad": lambda: EvoGrad(2, 0.1, 0.5),
     "EvoGrad, streamed": lambda: EvoGrad(3, 0.1, 0.5, noise="gaussian", streamed=True),
     "GuidedEvoGrad": lambda: GuidedEvoGrad(0.1, 0.5),
+    "GuidedEvoGrad, σ chosen": lambda: GuidedEvoGrad(),
     "Unrolled(1)": lambda: Unrolled(1),
     "Unrolled(3)": lambda: Unrolled(3),
     "Unrolled(3), mixed mode": lambda: Unrolled(3, product="forward_over_reverse"),

@@ -10,6 +10,7 @@ import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import SAMA, FiniteDifference, OneStep
 from metatoolkit.hypergradients import adapted_difference as parts
+from metatoolkit.hypergradients.central_difference import rounding_unit
 from metatoolkit.testing import bank
 
 
@@ -68,7 +69,7 @@ def test_an_update_that_mixes_coordinates_keeps_those_without_an_outer_gradient(
 )
 def test_the_rounding_unit_is_the_largest(parameter, meta, unit):
     parameters = {"a": tensor(1.0), "b": tensor(1.0, parameter)}
-    assert parts._rounding(parameters, {"c": tensor(1.0, meta)}) == unit
+    assert rounding_unit(parameters, {"c": tensor(1.0, meta)}) == unit
 
 
 @pytest.mark.parametrize(

@@ -233,9 +233,11 @@ def test_an_estimator_needs_no_traits():
     assert report.passed == chosen and not report.skipped
 
 
-@pytest.mark.parametrize("name", ["GuidedEvoGrad", "EvolutionStrategies"])
-def test_settings_that_are_none_for_bfloat16_are_told_and_no_fault(name):
-    report = check_estimator(estimators.build(name), ["lower_precision.*(ridge|inside)"])
+@pytest.mark.parametrize(
+    ("name", "options"), [("GuidedEvoGrad", {"sigma": 1e-3}), ("EvolutionStrategies", {})]
+)
+def test_settings_that_are_none_for_bfloat16_are_told_and_no_fault(name, options):
+    report = check_estimator(estimators.build(name, **options), ["lower_precision.*(ridge|inside)"])
     assert report.skipped and all("-bfloat16" in check for check in report.skipped)
     assert all("bfloat16" in reason for reason in report.skipped.values())
 
