@@ -20,12 +20,9 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
     refuse_initial_state,
 )
-from metatoolkit.hypergradients.central_difference import (
-    CentralDifference,
-    Slopes,
-    rounding_unit,
-)
+from metatoolkit.hypergradients.central_difference import CentralDifference
 from metatoolkit.hypergradients.detached import HeldConstants
+from metatoolkit.hypergradients.difference_radius import Slopes, rounding_unit
 from metatoolkit.hypergradients.one_step import OneStep
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.hypergradients.recording import recording

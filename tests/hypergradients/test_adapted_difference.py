@@ -10,7 +10,7 @@ import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients import SAMA, FiniteDifference, OneStep
 from metatoolkit.hypergradients import adapted_difference as parts
-from metatoolkit.hypergradients.central_difference import rounding_unit
+from metatoolkit.hypergradients.difference_radius import rounding_unit
 from metatoolkit.testing import bank
 
 

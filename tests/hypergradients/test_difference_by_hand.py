@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from metatoolkit.errors import AccuracyWarning, PrecisionError, UnsupportedError
-from metatoolkit.hypergradients.central_difference import CentralDifference, Slopes, norm
+from metatoolkit.hypergradients.central_difference import CentralDifference, norm
+from metatoolkit.hypergradients.difference_radius import Slopes
 
 
 def scalar(value):
