@@ -290,6 +290,14 @@ class BilevelProblem:
         """
         self._passes.watch_second_derivatives(loss, tensors, what)
 
+    def needs_own_pass(self) -> str | None:
+        """Return why a loss cannot be mapped over tasks by one pass, as a clause, or ``None``.
+
+        Both losses must have been evaluated before.
+        """
+        found = map(self._passes.needs_own_pass, ("train_loss", "valid_loss"))
+        return next(filter(None, found), None)
+
     def check_structure(self) -> None:
         """Raise where the modules are no longer what the problem was made of.
 

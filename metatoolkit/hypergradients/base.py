@@ -58,7 +58,7 @@ class Hypergradient:
         valid_loss: Outer loss, a scalar tensor, detached.
         state: Inner state after the steps that the estimator took, or the one it was given.
         cost: Passes, and the solver's figures where there is one.
-        details: What else the estimator can tell, for instance the weights of EvoGrad's candidates.
+        details: What else the estimator can tell, for instance EvoGrad's weights of candidates.
     """
 
     gradient: Tensors
@@ -100,7 +100,8 @@ class Estimator(ABC):
         traits: What the estimator computes, assumes and costs; by default it is an approximate one
             of which nothing else is told.
         windows: Whether calls are windows of one inner problem, each to follow on the last.
-        carries: Whether a call begins with what one before it left, at whatever state that was.
+        carries: Whether a call begins with what one before it left.
+        separable: Whether a call on independent problems side by side is the mean of calls on each.
         holds_constants: Whether what a loss detaches is a constant of the estimate, as it is of
             derivatives; not so where losses are only evaluated.
         on_average: Whether a call returns the derivative of :meth:`objective` on average alone.
@@ -116,7 +117,7 @@ class Estimator(ABC):
     traits: Traits = Traits()
     _draws: Draws | None = None
     windows: bool = False
-    carries: bool = False
+    carries = separable = False
     holds_constants: bool = True
     on_average: bool = False
     complex_meta: ClassVar[bool] = False

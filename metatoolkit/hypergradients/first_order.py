@@ -53,6 +53,7 @@ class FirstOrder(Estimator):
         5
     """
 
+    separable = True
     traits = Traits(
         kind="approximate",
         computes="derivative in the initial state, steps taken for the identity",

@@ -42,6 +42,7 @@ class ForwardMode(ForwardEstimator):
         10000
     """
 
+    separable = True
     traits = Traits(
         kind="exact",
         computes="derivative through T inner steps",

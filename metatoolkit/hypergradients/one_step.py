@@ -59,6 +59,7 @@ class OneStep(Estimator):
         1
     """
 
+    separable = True
     traits = Traits(
         kind="approximate",
         computes="derivative through the last inner step alone",

@@ -89,6 +89,7 @@ class Unrolled(Estimator):
     """
 
     complex_meta = True
+    separable = True
     traits = Traits(
         kind="exact",
         computes="derivative through T inner steps",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -37,7 +37,48 @@ def fold_in(key: int, *data: int) -> int:
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
         mixed ^= mixed >> 31
-    return mixed >> 1
+    folded = mixed >> 1
+    return key.folded(folded, data) if isinstance(key, Keys) else folded
+
+
+class Keys(int):
+    """Keys of tasks that run side by side: a key, from which :func:`fold_in` derives such keys.
+
+    Args:
+        keys: One key for each task, at least one.
+
+    Example:
+        >>> fold_in(Keys([3, 4]), 7).each() == [fold_in(3, 7), fold_in(4, 7)]
+        True
+    """
+
+    _roots: Sequence[int]
+    _path: tuple[tuple[int, ...], ...]
+
+    def __new__(cls, keys: Sequence[int]) -> Self:
+        """Return the keys, as a number that tells them from others."""
+        first, *others = keys
+        own = super().__new__(cls, fold_in(first, *others))
+        own._roots, own._path = keys, ()
+        return own
+
+    def folded(self, number: int, data: tuple[int, ...]) -> Keys:
+        """Return the keys that are derived from each of these.
+
+        Args:
+            number: The key that is derived from the number of these.
+            data: The integers that all of them are derived by.
+        """
+        keys = int.__new__(Keys, number)
+        keys._roots, keys._path = self._roots, (*self._path, data)
+        return keys
+
+    def each(self) -> list[int]:
+        """Return the key of each task; they are derived here, since few steps draw."""
+        keys = list(self._roots)
+        for data in self._path:
+            keys = [fold_in(key, *data) for key in keys]
+        return keys
 
 
 class seeded:

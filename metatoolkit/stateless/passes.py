@@ -71,6 +71,22 @@ class Passes:
         with turn():
             return self.places.tensor(name)
 
+    def needs_own_pass(self, kind: str) -> str | None:
+        """Return why a loss cannot be mapped over several inputs by one pass, if it cannot.
+
+        Args:
+            kind: Name of a loss that was evaluated before.
+
+        Returns:
+            What the loss does, as a clause, or ``None``.
+        """
+        done = {
+            "draws from the random generators of Python or NumPy": self.draws_globally,
+            "runs custom autograd functions or hooks in its backward pass": self._custom,
+            "takes gradients inside itself": self._differentiating,
+        }
+        return next((f"{kind} {what}" for what, kinds in done.items() if kind in kinds), None)
+
     def watch_second_derivatives(self, loss: Tensor, tensors: Sequence[Tensor], what: str) -> None:
         """Look at a training loss; see :meth:`BilevelProblem.watch_second_derivatives`.
 

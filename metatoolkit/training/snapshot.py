@@ -40,6 +40,7 @@ def snapshot(trainer: MetaTrainer, streams: Mapping[str, Stateful]) -> dict[str,
         "meta_scheduler": trainer.meta_scheduler and trainer.meta_scheduler.state_dict(),
         "signal": _signal(trainer) and _signal(trainer).state_dict(),
         "estimator": trainer.estimator and trainer.estimator.state_dict(),
+        "tasks": trainer.tasks and trainer.tasks.state_dict(),
         "streams": {name: _place(trainer, name, stream) for name, stream in streams.items()},
         "unfinished": trainer.unfinished and trainer.unfinished.state_dict(),
     }
@@ -96,6 +97,8 @@ def restore(
         trainer.meta_scheduler.load_state_dict(content["meta_scheduler"])
     if trainer.estimator is not None:
         trainer.estimator.load_state_dict(content["estimator"])
+    if trainer.tasks is not None:
+        trainer.tasks.load_state_dict(content["tasks"])
     signal = _signal(trainer)
     if signal is not None and content.get("signal") is not None:
         signal.load_state_dict(content["signal"], device)

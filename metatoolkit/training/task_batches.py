@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,32 @@ class TaskBatch:
             return self._pairs[number]
         return _mapped(self._pairs[0], lambda tensor: tensor[number])
 
+    def stacked(self, first: int, last: int) -> tuple[list[Any], Any]:
+        """Return several tasks as one, each tensor with a leading dimension of tasks.
+
+        Args:
+            first: Number of the first task.
+            last: Number after that of the last one.
+        """
+        if self.listed:
+            return _joined(self._pairs[first:last])
+        return _mapped(self._pairs[0], lambda tensor: tensor[first:last])
+
+    @functools.cached_property
+    def layout(self) -> str:
+        """What the tasks are made of: the shapes and types of tensors, and all else.
+
+        Raises:
+            ShapeError: It differs between tasks.
+        """
+        layouts = map(_layout, self._pairs if self.listed else [self.task(0)])
+        first = next(layouts)
+        for number, layout in enumerate(layouts, 1):
+            if layout != first:
+                one, other = (describe(self._pairs[task]) for task in (0, number))
+                raise ShapeError(f"task {number} is not like task 0: {other} beside {one}.")
+        return first
+
 
 def _check_pair(value: Any, what: str) -> None:
     if not isinstance(value, tuple) or len(value) != 2:
@@ -94,6 +121,57 @@ def _mapped(
         if id(support) not in seen:
             seen[id(support)] = tree_map(function, support)
     return [seen[id(support)] for support in supports], tree_map(function, query)
+
+
+def _layout(pair: tuple[list[Any], Any]) -> str:
+    """Return what a task is made of; objects of unknown kinds are told by their identity."""
+    supports, query = pair
+
+    def of_tensor(tensor: Tensor) -> Any:
+        return tuple(tensor.shape), tensor.dtype, tensor.device
+
+    def of_object(leaf: Any) -> Any:
+        return leaf if leaf is None or isinstance(leaf, _SHARED) else (type(leaf), id(leaf))
+
+    once = _is_common(supports)
+    parts = [supports[:1] if once else supports, query]
+    return f"{len(supports)}, {once}: {tree_map(of_tensor, parts, on_object=of_object)}"
+
+
+def _is_common(supports: list[Any]) -> bool:
+    """Return whether one batch is that of every step."""
+    return all(support is supports[0] for support in supports)
+
+
+def _joined(pairs: list[tuple[list[Any], Any]]) -> tuple[list[Any], Any]:
+    """Stack the tensors of tasks that are alike; a batch that all steps take is stacked once."""
+
+    def stack(parts: list[Any]) -> Any:
+        leaves = [tensors_of(part) for part in parts]
+        stacked = map(torch.stack, zip(*leaves, strict=True))
+        return tree_map(lambda _: next(stacked), parts[0])
+
+    supports = pairs[0][0]
+    common = _is_common(supports)
+    steps = range(1 if common else len(supports))
+    joined = [stack([pair[0][step] for pair in pairs]) for step in steps]
+    return joined * len(supports) if common else joined, stack([pair[1] for pair in pairs])
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Return the tensors of a batch, in the order of :func:`metatoolkit.state.tree_map`.
+
+    Args:
+        tree: Any batch.
+    """
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    tree_map(note, tree)
+    return found
 
 
 def _leading_dimension(batch: tuple[Any, Any]) -> int:

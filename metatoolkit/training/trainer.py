@@ -17,6 +17,7 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.graphs import refuse_inference_mode
+from metatoolkit.training.across_tasks import AcrossTasks
 from metatoolkit.training.batch_stream import BatchStream, Stateful
 from metatoolkit.training.checkpoints import read_checkpoint, write_checkpoint
 from metatoolkit.training.checks import (
@@ -37,7 +38,7 @@ from metatoolkit.training.meta_update import MetaUpdate
 from metatoolkit.training.outer_step import OuterStep, start_over
 from metatoolkit.training.placement import placed
 from metatoolkit.training.snapshot import restore, snapshot
-from metatoolkit.training.task_batching import AcrossTasks, Mode, TaskBatching
+from metatoolkit.training.task_batching import Mode, TaskBatching
 
 
 class MetaTrainer:
@@ -80,7 +81,6 @@ class MetaTrainer:
 
     Raises:
         ConfigurationError: Arguments contradict each other.
-        UnsupportedError: With ``tasks``, the estimator carries something from call to call.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from torch import nn
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.hypergradients import EvoGrad, FirstOrder, Unrolled
+from metatoolkit.training.task_run import TaskRun
 from tests.training.across_tasks import largest_difference, listed, regression, sinusoids
 from tests.training.assembled import Counted, same, tensors_of
 
@@ -102,6 +103,32 @@ def test_a_resumed_training_is_the_same_bitwise(tmp_path, make):
     trainer = trainer_of(resumed, make(), lr=0.01)
     found = fit(trainer, 5, Counted(BATCHES), checkpoint=path, resume=True)
     assert found == expected
+    assert same(tensors_of(resumed), tensors_of(whole))
+
+
+@pytest.mark.parametrize("tasks", ["auto", mt.TaskBatching("vmap", chunk=2)])
+def test_side_by_side_it_is_resumed_bitwise_with_the_way_that_was_chosen(
+    tmp_path, monkeypatch, tasks
+):
+    # Timings would tell by chance: side by side is faster at first, and slower after the resume.
+    times = {"side by side first": [1.0, 1.0, 2.0], "one by one first": [2.0, 2.0, 1.0]}
+    order = iter(times["side by side first"] * 2)
+
+    def seconds(run, call):
+        call()
+        return next(order)
+
+    monkeypatch.setattr(TaskRun, "_seconds", seconds)
+    whole, resumed = regression(nn.Dropout(0.3)), regression(nn.Dropout(0.3))
+    fit(trainer_of(whole, tasks=tasks), 4)
+    path = tmp_path / "c.pt"
+    first = trainer_of(resumed, tasks=tasks)
+    fit(first, 2, checkpoint=path)
+    order = iter(times["one by one first"])
+    resumed = regression(nn.Dropout(0.3))
+    trainer = trainer_of(resumed, tasks=tasks)
+    fit(trainer, 4, checkpoint=path, resume=True)
+    assert trainer.tasks.known.choice == first.tasks.known.choice
     assert same(tensors_of(resumed), tensors_of(whole))
 
 

@@ -141,7 +141,7 @@ def test_each_task_has_buffers_of_its_own_and_those_of_the_model_stay():
 
 
 def test_states_are_left_out_unless_they_are_asked_for():
-    found = mt.over_tasks(regression(), SGD, Unrolled(1), sinusoids())
+    found = mt.over_tasks(regression(), SGD, Unrolled(1), sinusoids(), "loop")
     assert set(found.details) == {"task_losses", "batching"}
     assert found.details["batching"] == "loop"
 
@@ -171,7 +171,7 @@ def test_another_error_tells_in_which_task_it_was():
 
 def test_arguments_that_are_something_else():
     problem, batch = regression(), sinusoids()
-    with pytest.raises(ConfigurationError, match=r"batching is 'both'; accepted: 'loop'"):
+    with pytest.raises(ConfigurationError, match=r"batching is 'both'; accepted: 'vmap', 'loop'"):
         mt.over_tasks(problem, SGD, Unrolled(1), batch, "both")
     with pytest.raises(ConfigurationError, match=r"estimator is the class Unrolled; give an"):
         mt.over_tasks(problem, SGD, Unrolled, batch)

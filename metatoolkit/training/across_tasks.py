@@ -1,0 +1,123 @@
+"""An estimator that is called on batches of tasks, in the way that was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients.base import Estimator, Hypergradient
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.torch_optimizers import require_learner
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import Stream, fold_in
+from metatoolkit.state import InnerState
+from metatoolkit.training.checks import require_estimator
+from metatoolkit.training.task_batches import TaskBatch
+from metatoolkit.training.task_batching import Mode, TaskBatching
+from metatoolkit.training.task_run import Known, TaskRun
+
+
+class AcrossTasks:
+    """Calls an estimator on batches of tasks.
+
+    Args:
+        problem: The bilevel problem.
+        inner: Inner learner.
+        estimator: Hypergradient estimator.
+        batching: How the tasks run.
+
+    Attributes:
+        known: What is known of the tasks.
+
+    Raises:
+        ConfigurationError: An argument is another kind of thing.
+        UnsupportedError: The estimator carries something from call to call.
+    """
+
+    def __init__(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        estimator: Any,
+        batching: TaskBatching | Mode,
+    ) -> None:
+        require_learner(inner)
+        require_estimator(estimator)
+        if estimator.windows or estimator.carries:
+            raise UnsupportedError(
+                f"{type(estimator).__name__} goes on in each call from what a former one left, "
+                "which belongs to one inner problem; tasks are many. Use Unrolled, FirstOrder or "
+                "Reptile, or Implicit without warm_start."
+            )
+        self.batching = batching if isinstance(batching, TaskBatching) else TaskBatching(batching)
+        self._components: tuple[BilevelProblem, InnerLearner, Estimator]
+        self._components = (problem, inner, estimator)
+        self.known = Known()
+
+    def begin(self, state: InnerState) -> InnerState:
+        """Return an initial state with the parameters that the present λ sets.
+
+        Args:
+            state: The initial state under any λ.
+        """
+        problem = self._components[0]
+        with torch.no_grad():
+            given = problem.initial_parameters(problem.meta_parameters())
+        return state.replaced(
+            parameters=state.parameters | {n: t.clone() for n, t in given.items()}
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the choice that was measured: a resumed training goes on with the same numbers."""
+        return {"choice": self.known.choice}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on with a choice.
+
+        Args:
+            saved: What :meth:`state_dict` returned.
+        """
+        choice = saved["choice"]
+        self.known.choice = None if choice is None else (choice[0], choice[1])
+
+    def __call__(
+        self, tasks: Any, start: InnerState, number: int = 0, keep_states: bool = False
+    ) -> Hypergradient:
+        """Return the mean hypergradient; see :func:`over_tasks`.
+
+        Args:
+            tasks: A batch of tasks.
+            start: Initial state, where each task begins.
+            number: Number of the batch, which tells its random keys from those of others.
+            keep_states: Whether the states that the tasks reached are returned.
+
+        Raises:
+            ConfigurationError: Steps were taken from the initial state.
+            UnsupportedError: The tasks cannot run side by side, as they shall.
+        """
+        if start.step != 0:
+            raise ConfigurationError(
+                f"the state is {start.step} steps from the initial one, where each task begins; "
+                "with tasks= take no base steps."
+            )
+        root = fold_in(start.key, Stream.RESET, number) if number else start.key
+        batch = TaskBatch(tasks, self._components[2].horizon)
+        run = TaskRun(self._components, batch, start, root, self.known, self.batching.chunk)
+        mode = self.batching.mode
+        if mode == "loop":
+            return run.one_by_one(batch.count, keep_states, {})
+        obstacle = run.obstacle()
+        if mode == "vmap":
+            if obstacle is not None:
+                raise UnsupportedError(f"the tasks cannot run side by side: {obstacle}")
+            return run.side_by_side(keep_states, {})
+        if obstacle is not None:
+            return run.one_by_one(batch.count, keep_states, {"reason": obstacle})
+        if self.known.choice is None:
+            self.known.choice = run.faster()
+        choice, reason = self.known.choice
+        if choice == "loop":
+            return run.one_by_one(batch.count, keep_states, {"reason": reason})
+        return run.side_by_side(keep_states, {"reason": reason}, falls_back=True)

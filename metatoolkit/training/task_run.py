@@ -1,0 +1,221 @@
+"""A batch of tasks that runs: one task after the other, or side by side where that is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.errors import NonFiniteError, ShapeError, brief
+from metatoolkit.hypergradients.base import Estimator, Hypergradient
+from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.traits import tells_sensitivity
+from metatoolkit.problem import BilevelProblem
+from metatoolkit.randomness import Stream, fold_in
+from metatoolkit.state import InnerState
+from metatoolkit.training.stacked_tasks import StackedTasks
+from metatoolkit.training.task_batches import TaskBatch
+from metatoolkit.training.task_sum import TaskSum, total_cost
+
+_COMPARED = 2
+"""Tasks that run both ways when tasks of a kind are seen for the first time."""
+
+
+@dataclasses.dataclass
+class Known:
+    """What is known of the tasks of a problem, learner and estimator.
+
+    Attributes:
+        draws: Whether each loss draws random numbers, by kind of tasks and name of the loss.
+        obstacles: What stands against running tasks side by side, or ``None``, by their kind.
+        choice: The faster way, once it was measured, and why.
+    """
+
+    draws: dict[Any, dict[str, bool]] = dataclasses.field(default_factory=dict)
+    obstacles: dict[Any, str | None] = dataclasses.field(default_factory=dict)
+    choice: tuple[str, str] | None = None
+
+
+class TaskRun:
+    """A batch of tasks, and the two ways in which it can run.
+
+    Args:
+        components: Problem, inner learner and estimator.
+        batch: The tasks.
+        start: Initial state, where each task begins.
+        root: Random key that those of the tasks are derived from.
+        known: What is known of tasks before, to which this one adds.
+        chunk: Number of tasks that run side by side at a time, or ``None`` for all.
+    """
+
+    def __init__(
+        self,
+        components: tuple[BilevelProblem, InnerLearner, Estimator],
+        batch: TaskBatch,
+        start: InnerState,
+        root: int,
+        known: Known,
+        chunk: int | None,
+    ) -> None:
+        self._problem, self._inner, self._estimator = components
+        self._batch, self._start, self._known = batch, start, known
+        self._keys = [fold_in(root, Stream.TASK, task) for task in range(batch.count)]
+        self._chunk = batch.count if chunk is None else chunk
+
+    def one_by_one(self, count: int, keep_states: bool, details: dict[str, Any]) -> Hypergradient:
+        """Return the mean over the first tasks, by a call of the estimator for each.
+
+        Args:
+            count: Number of tasks.
+            keep_states: Whether the states that the tasks reached are returned.
+            details: What else there is to tell.
+
+        Raises:
+            NonFiniteError: A loss or a hypergradient is not finite; the task is named.
+        """
+        results, states = TaskSum(), []
+        for task in range(count):
+            result = self._alone(task)
+            results.add(result, result.valid_loss.reshape(1))
+            states += [result.state] if keep_states else []
+        kept = {"states": states} if keep_states else {}
+        return results.mean(self._start, {"batching": "loop", **details, **kept})
+
+    def _alone(self, task: int) -> Hypergradient:
+        state = self._start.replaced(key=self._keys[task])
+        try:
+            return self._estimator(self._problem, self._inner, state, *self._batch.task(task))
+        except NonFiniteError as error:
+            raise NonFiniteError(f"task {task} of the batch: {error}") from error
+        except Exception as error:
+            error.add_note(f"in task {task} of the batch")
+            raise
+
+    def side_by_side(
+        self, keep_states: bool, details: dict[str, Any], falls_back: bool = False
+    ) -> Hypergradient:
+        """Return the mean over all tasks, some at a time.
+
+        Args:
+            keep_states: Whether the states that the tasks reached are returned.
+            details: What else there is to tell.
+            falls_back: Whether a batch that runs one by one alone does so.
+        """
+        try:
+            return self._stacked(self._batch.count, keep_states, {"batching": "vmap", **details})
+        except Exception as error:
+            # One by one the task is named that is to blame.
+            reason = f"it failed side by side: {brief(error)}"
+            result = self.one_by_one(self._batch.count, keep_states, {"reason": reason})
+            if falls_back:
+                return result
+            raise
+
+    def _stacked(self, count: int, keep_states: bool, details: dict[str, Any]) -> Hypergradient:
+        results, states = TaskSum(), []
+        draws = self._known.draws.setdefault(self._kind(), {})
+        for first in range(0, count, self._chunk):
+            last = min(first + self._chunk, count)
+            problem = StackedTasks(self._problem, last - first, draws)
+            state = problem.begin(self._inner, self._start, self._keys[first:last])
+            tasks = self._batch.stacked(first, last)
+            result = self._estimator(problem, self._inner, state, *tasks)
+            assert problem.task_losses is not None
+            result = dataclasses.replace(result, cost=total_cost([result.cost] * (last - first)))
+            results.add(result, problem.task_losses)
+            states += problem.apart(result.state, self._start) if keep_states else []
+        return results.mean(self._start, {**details, "states": states} if keep_states else details)
+
+    def obstacle(self) -> str | None:
+        """Return why these tasks cannot run side by side, as a sentence with the remedy."""
+        estimator, inner = type(self._estimator).__name__, type(self._inner).__name__
+        if not self._estimator.separable:
+            return (
+                f"{estimator} does not say of itself that it is separable. Use batching='loop', or "
+                "Unrolled, FirstOrder, OneStep or ForwardMode."
+            )
+        if not tells_sensitivity(self._inner, InnerLearner):
+            return (
+                f"{inner} does not say how each coordinate moves by itself. Use batching='loop', "
+                "or SGD or Adam."
+            )
+        try:
+            kind = self._kind()
+        except ShapeError as error:
+            return f"{error} Use batching='loop'."
+        if kind not in self._known.obstacles:
+            self._known.obstacles[kind] = self._difference()
+        return self._known.obstacles[kind]
+
+    def _kind(self) -> Any:
+        """Return what tasks have in common that run alike, to be compared."""
+        problem = self._problem
+        modes = tuple(m.training for r in (problem.model, problem.meta) for m in r.modules())
+        return self._batch.layout, modes, id(problem.train_loss), id(problem.valid_loss)
+
+    def _difference(self) -> str | None:
+        """Return how the first tasks differ side by side from one by one, if they do."""
+        count = min(_COMPARED, self._batch.count)
+        alone = [self._alone(task) for task in range(count)]
+        why = self._problem.needs_own_pass()
+        if why is not None:
+            return f"{why}, which needs a pass for each task. Use batching='loop'."
+        try:
+            found = self._stacked(count, False, {})
+        except Exception as error:
+            return f"torch.vmap cannot run it: {brief(error)} Use batching='loop'."
+        losses = torch.stack([result.valid_loss for result in alone])
+        pairs = [(found.details["task_losses"], losses, losses)]
+        for name, gradient in found.gradient.items():
+            each = torch.stack([result.gradient[name] for result in alone])
+            pairs.append((gradient, each.mean(0), each))
+        off = _largest_difference(pairs)
+        if not off <= 1:
+            return (
+                f"the results differ from those of one task after the other, by {off:.1e} times "
+                "what rounding explains. Use batching='loop'."
+            )
+        return None
+
+    def faster(self) -> tuple[str, str]:
+        """Return the faster way, ``"vmap"`` or ``"loop"``, and the times that tell it."""
+        count = self._batch.count
+        few = min(_COMPARED, count)
+        try:
+            stacked = min(self._seconds(lambda: self._stacked(count, False, {})) for _ in range(2))
+        except Exception as error:
+            # What fails one by one, too, tells nothing of the two ways.
+            self.one_by_one(count, False, {})
+            return "loop", f"it failed side by side: {brief(error)}"
+        loop = self._seconds(lambda: self.one_by_one(few, False, {})) * count / few
+        told = f"{count} tasks took {stacked:.3g} s side by side and about {loop:.3g} s one by one"
+        return ("vmap" if stacked < loop else "loop"), told
+
+    def _seconds(self, call: Callable[[], object]) -> float:
+        devices = [d for d in self._problem.devices() if d.type != "cpu"]
+        started = time.perf_counter()
+        call()
+        for device in devices:
+            torch.accelerator.synchronize(device)
+        return time.perf_counter() - started
+
+
+def _largest_difference(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """Return the largest difference of found and expected tensors, in units of rounding.
+
+    Args:
+        pairs: Found and expected tensors, and what these are sums of, which gives their scale.
+    """
+    largest = max(float(parts.abs().max()) for _, _, parts in pairs)
+    differences = [0.0]
+    for found, expected, parts in pairs:
+        eps = torch.finfo(found.dtype).eps
+        # A tensor that is all rounding, such as a bias before BatchNorm, has no scale of its own.
+        allowed = eps**0.5 * float(parts.abs().max()) + eps**0.75 * largest
+        difference = float((found - expected).abs().max())
+        differences.append(difference / allowed if difference else 0.0)
+    return max(differences)

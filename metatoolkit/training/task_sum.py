@@ -1,0 +1,70 @@
+"""The mean result of tasks, of which some may come together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatoolkit.hypergradients.base import Cost, Hypergradient
+from metatoolkit.state import InnerState, Tensors
+
+
+class TaskSum:
+    """Adds up the results of tasks, of which it keeps no more than it must."""
+
+    def __init__(self) -> None:
+        self._gradient: Tensors = {}
+        self._losses: list[Tensor] = []
+        self._costs: list[Cost] = []
+
+    def add(self, result: Hypergradient, losses: Tensor) -> None:
+        """Take in the mean result of further tasks.
+
+        Args:
+            result: The mean, with the cost of all of them.
+            losses: Their outer losses, of shape (tasks,).
+        """
+        weighted = {name: len(losses) * g for name, g in result.gradient.items()}
+        if not self._losses:
+            self._gradient = weighted
+        else:
+            self._gradient = {name: g + weighted[name] for name, g in self._gradient.items()}
+        self._losses.append(losses)
+        self._costs.append(result.cost)
+
+    def mean(self, start: InnerState, details: dict[str, Any]) -> Hypergradient:
+        """Return the mean of all results.
+
+        Args:
+            start: State that the tasks began at.
+            details: What else there is to tell.
+        """
+        losses = torch.cat(self._losses)
+        return Hypergradient(
+            gradient={name: total / len(losses) for name, total in self._gradient.items()},
+            valid_loss=losses.mean(),
+            state=start,
+            cost=total_cost(self._costs),
+            details={"task_losses": losses, **details},
+        )
+
+
+def total_cost(costs: Sequence[Cost]) -> Cost:
+    """Return the sum of costs, with the largest residual.
+
+    Args:
+        costs: Costs of calls, at least one.
+    """
+    residuals = [cost.residual for cost in costs if cost.residual is not None]
+    iterations = [cost.iterations for cost in costs if cost.iterations is not None]
+    return Cost(
+        forward=sum(cost.forward for cost in costs),
+        backward=sum(cost.backward for cost in costs),
+        jvp=sum(cost.jvp for cost in costs),
+        hvp=sum(cost.hvp for cost in costs),
+        residual=max(residuals, default=None),
+        iterations=sum(iterations) if iterations else None,
+    )
