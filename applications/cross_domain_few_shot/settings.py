@@ -51,7 +51,7 @@ class Transform(Settings):
     )
     scale: float = entry(0.3, "Where λ of the scale starts.")
     shift: float = entry(0.5, "Where λ of the shift starts.")
-    per: Literal["channel", "layer"] = entry("channel", "What has a λ of its own.")
+    per: Literal["channel", "layer", "network"] = entry("channel", "What has a λ of its own.")
 
 
 class FewShotEvoGradSettings(EvoGradSettings):
@@ -180,11 +180,14 @@ NAMED: dict[str, dict[str, Any]] = {
     },
     "one_shot": {"shots": 1},
     # The size at which strength matters, with few enough λ for evolution strategies.
-    "per_layer": {
-        "image_size": 28,
-        "transform": {"per": "layer"},
-        "steps": 200,
-        "evaluate_every": 100,
+    **{
+        f"per_{part}": {
+            "image_size": 28,
+            "transform": {"per": part},
+            "steps": 200,
+            "evaluate_every": 100,
+        }
+        for part in ("layer", "network")
     },
     # Drawn characters of Omniglot in place of invented ones.
     "omniglot": {"domains": ["digits", "letters", "omniglot", "photos", "textures"]},

@@ -158,7 +158,7 @@ def insert_feature_wise_transforms(
     where: Sequence[str] | None = None,
     scale: float = 0.3,
     shift: float = 0.5,
-    per: Literal["channel", "layer"] = "channel",
+    per: Literal["channel", "layer", "network"] = "channel",
 ) -> FeatureWiseTransforms:
     """Put a feature-wise transformation after BatchNorm layers of any network.
 
@@ -175,14 +175,17 @@ def insert_feature_wise_transforms(
             ``BatchNorm1d`` and ``BatchNorm3d``, too.
         scale: First value of each θ_γ.
         shift: First value of each θ_β.
-        per: What has a θ_γ and a θ_β of its own: ``"channel"`` or ``"layer"``.
+        per: What has a θ_γ and a θ_β of its own: each ``"channel"``, each ``"layer"``, or the
+            whole ``"network"``, whose layers then hold the same two parameters.
 
     Returns:
-        The inserted layers as one module, with 2 C parameters for each layer of C channels, or 2.
+        The inserted layers as one module, with 2 C parameters for each layer of C channels, or 2
+        for each layer, or 2 in all.
 
     Raises:
         ConfigurationError: There is no BatchNorm, a pattern matches none, the model has
-            transforms already, or ``per`` is neither of the two.
+            transforms already, ``per`` is none of the three, or the layers to follow in a whole
+            network differ in device or type.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
@@ -215,14 +218,34 @@ def insert_feature_wise_transforms(
         chosen = matching("where", where, norms, "BatchNorm layer")
         if not chosen:
             raise ConfigurationError("where is empty; name at least one BatchNorm layer.")
-    layers = {}
+    if per not in ("channel", "layer", "network"):
+        raise ConfigurationError(f"per is {per!r}; accepted: 'channel', 'layer', 'network'.")
+    layers: dict[str, FeatureWiseTransform] = {}
     for name in chosen:
         reference = norms[name].weight if norms[name].affine else norms[name].running_mean
-        layer = FeatureWiseTransform(norms[name].num_features, scale, shift, per)
+        each = "channel" if per == "channel" else "layer"
+        layer = FeatureWiseTransform(norms[name].num_features, scale, shift, each)
         if reference is not None:
             layer.to(reference.device, reference.dtype)
         layer.train(norms[name].training)
+        layers[name] = layer
+    if per == "network":
+        _share(layers)
+    for name, layer in layers.items():
         norms[name].add_module(_NAME, layer)
         norms[name].register_forward_hook(_transform_output)
-        layers[name] = layer
     return FeatureWiseTransforms(layers)
+
+
+def _share(layers: dict[str, FeatureWiseTransform]) -> None:
+    """Let all layers hold the two parameters of the first."""
+    first, *others = layers.values()
+    kinds = {(layer.scale.device, layer.scale.dtype) for layer in layers.values()}
+    if len(kinds) > 1:
+        raise ConfigurationError(
+            "per is 'network', but the layers to follow differ in device or type: "
+            f"{', '.join(sorted(f'{device} {dtype}' for device, dtype in kinds))}; take "
+            "per='layer', or name layers of one kind in `where`."
+        )
+    for layer in others:
+        layer.scale, layer.shift = first.scale, first.shift
