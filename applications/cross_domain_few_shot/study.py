@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from applications.cross_domain_few_shot import figures
+from applications.cross_domain_few_shot import figures, horizon_study
 from metatoolkit.experiments.by_application import estimator_study
 from metatoolkit.experiments.studies import SIGNAL, Claim, Column, Row, Study
 
@@ -59,4 +59,4 @@ ESTIMATORS = estimator_study(
     note="All rows have the same learning rates.",
 )
 
-STUDIES = [COMPARISON, ESTIMATORS]
+STUDIES = [COMPARISON, ESTIMATORS, *horizon_study.STUDIES]

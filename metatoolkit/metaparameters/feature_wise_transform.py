@@ -223,7 +223,7 @@ def insert_feature_wise_transforms(
     layers: dict[str, FeatureWiseTransform] = {}
     for name in chosen:
         reference = norms[name].weight if norms[name].affine else norms[name].running_mean
-        each = "channel" if per == "channel" else "layer"
+        each: Literal["channel", "layer"] = "channel" if per == "channel" else "layer"
         layer = FeatureWiseTransform(norms[name].num_features, scale, shift, each)
         if reference is not None:
             layer.to(reference.device, reference.dtype)

@@ -325,6 +325,7 @@ def test_command_line_names_the_nearest_method():
 
 def test_the_figure_of_the_study(tmp_path, drawn):
     class Run:
+        config = {"steps": 100}
         metrics = {
             f"{kind}_deviation": pandas.Series([0.3, last], index=[10, 20])
             for kind, last in (("scale", 0.2), ("shift", 0.4))
@@ -342,6 +343,7 @@ def test_the_figure_of_the_study(tmp_path, drawn):
         assert axis.get_ylabel() == f"mean deviation of the {kind}"
         # A curve for each seed, one label for each method.
         assert len(axis.lines) == 2 * len(COMPARISON.rows)
-        curves = {label: ([10, 20], [0.3, last]) for label in COMPARISON.rows}
+        # Five inner steps an outer one.
+        curves = {label: ([50, 100], [0.3, last]) for label in COMPARISON.rows}
         assert lines(axis) == curves
     assert legend(shift) == list(COMPARISON.rows)

@@ -1,15 +1,26 @@
 import copy
 import math
 
+import pandas
 import pytest
 import torch
 from torch import nn
 
 import metatoolkit as mt
+from applications.cross_domain_few_shot import figures
 from applications.cross_domain_few_shot.experiment import assemble, experiment
+from applications.cross_domain_few_shot.horizon_study import (
+    DERIVATIVES,
+    DIFFERENCES,
+    LEARNED,
+    STRENGTH,
+)
 from applications.cross_domain_few_shot.horizons import check_horizons, strength_slopes
 from applications.cross_domain_few_shot.settings import DEFAULT, NAMED
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.experiments.jobs import configuration_of
+from metatoolkit.experiments.studies import jobs_of
+from tests.drawings import legend
 
 LR, MOMENTUM = 0.3, 0.4
 
@@ -167,3 +178,37 @@ def test_options_of_learning_reach_the_trainer():
     assert adam.param_groups[0]["betas"] == (0.99, 0.999)
     kept = _config(method="second_order", keep_lookahead=True, order="meta_first")
     assert assemble(kept).trainer.keep_lookahead
+
+
+def test_studies_share_what_they_have_in_common_and_ask_what_is_measured():
+    digests = {}
+    for study in (STRENGTH, LEARNED):
+        for job in jobs_of(study, [1]):
+            config = configuration_of(job)
+            check_horizons(config, assemble(config))
+            digests[study.name, job.label] = job.info["study"]["configuration"]
+    fixed = {label: digests["few_shot_learned", f"fixed {label}"] for label in ("1, 1", "0.3, 0.5")}
+    assert fixed == {label: digests["few_shot_strength", label] for label in fixed}
+
+
+def test_the_figure_of_the_strength(tmp_path, drawn):
+    found = []
+    for place, label in enumerate(STRENGTH.rows):
+        for seed in (1, 2, 3):
+            line = {column.header: place + 0.1 * seed for column in STRENGTH.columns}
+            if label == "none":
+                line |= {column.header: math.nan for column in (*DERIVATIVES, *DIFFERENCES)}
+            found.append({"row": label, "seed": seed, **line})
+    figures.draw_strength(pandas.DataFrame(found), tmp_path / "figure.png")
+    panels = drawn.axes("figure.png", tmp_path)
+    assert len(panels) == 4
+    for panel, series in zip(panels, (1, 1, 3, 3), strict=True):
+        assert [text.get_text() for text in panel.get_xticklabels()] == list(STRENGTH.rows)
+        rows = len(STRENGTH.rows) - (series == 3)
+        assert len(panel.containers) == series * rows
+        # The half-width of three values that lie 0.1 apart: 4.303 times 0.1 / √3.
+        point, _, (interval,) = panel.containers[-1]
+        assert point.get_ydata()[0] == pytest.approx(len(STRENGTH.rows) - 1 + 0.2)
+        (low, high) = interval.get_segments()[0][:, 1]
+        assert (high - low) / 2 == pytest.approx(0.2484, abs=1e-4)
+    assert legend(panels[2]) == legend(panels[3]) == ["T = 1", "T = 5", "T = 20"]
