@@ -121,8 +121,8 @@ def _through_initial_state(
         return (
             "λ sets the initial state, which counts in steps from a state of step 0 alone, and "
             f"this one is of step {state.step}. For MAML begin each task anew: "
-            "MetaTrainer(reset_every=...) with the estimator's number of inner steps, or "
-            "inner.init(problem) before each call."
+            "MetaTrainer(tasks=...), MetaTrainer(reset_every=...) with the estimator's number of "
+            "inner steps, or inner.init(problem) before each call."
         )
     with torch.enable_grad():
         given = problem.initial_parameters(meta)

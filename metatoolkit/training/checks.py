@@ -259,9 +259,9 @@ def warn_of_forgotten_start(
     if problem.initial is not None and estimator is not None and reset_every is None:
         warnings.warn(
             "λ sets the initial state, but without resets the first outer step alone begins "
-            "there, and afterwards λ gets no derivative through it. For MAML pass reset_every=, "
-            "the number of inner steps after which θ starts over: "
-            f"MetaTrainer(..., reset_every={estimator.horizon}).",
+            "there, and afterwards λ gets no derivative through it. For MAML pass tasks='auto', "
+            "with batches of tasks, or, for one task after the other, the number of inner steps "
+            f"after which θ starts over: MetaTrainer(..., reset_every={estimator.horizon}).",
             stacklevel=3,
         )
 
