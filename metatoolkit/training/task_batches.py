@@ -95,7 +95,10 @@ def _check_pair(value: Any, what: str) -> None:
         given = type(value).__name__
         if isinstance(value, tuple | list):
             given += f" of {len(value)}"
-        raise DataError(f"{what} is a {given}; {_FORMS}.")
+        raise DataError(
+            f"{what} is a {given}; {_FORMS}. Where a DataLoader has made lists of tuples, give "
+            "tuple(map(tuple, batch))."
+        )
 
 
 def _by_step(pair: tuple[Any, Any], horizon: int) -> tuple[list[Any], Any]:

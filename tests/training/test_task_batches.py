@@ -71,3 +71,14 @@ def test_tasks_of_a_list_may_differ_in_size():
 def test_what_is_no_batch_of_tasks(batch, error, message):
     with pytest.raises(error, match=message):
         TaskBatch(batch, 1)
+
+
+def test_what_a_data_loader_collates():
+    (inputs, targets), (query_inputs, query_targets) = sinusoids(tasks=4)
+    rows = zip(inputs, targets, query_inputs, query_targets, strict=True)
+    loader = torch.utils.data.DataLoader([((a, b), (c, d)) for a, b, c, d in rows], batch_size=4)
+    (batch,) = loader
+    with pytest.raises(DataError, match=r"is a list of 2; .*tuple\(map\(tuple, batch\)\)"):
+        TaskBatch(batch, 1)
+    (support,), query = TaskBatch(tuple(map(tuple, batch)), 1).task(2)
+    assert torch.equal(support[0], inputs[2]) and torch.equal(query[1], query_targets[2])
