@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError
 from metatoolkit.training.checks import check_losses, check_watched
 from metatoolkit.training.interruption import DeferredSignals
+from metatoolkit.training.running_signal import SIGNAL_TO_NOISE
 
 if TYPE_CHECKING:
     from metatoolkit.training.trainer import MetaTrainer
@@ -94,7 +95,9 @@ class Fit:
                 with signals.held_back():
                     entries = self._step()
                 self._tell(entries)
-                check_losses(self.last, [name for name, _, _ in entries], trainer.steps_done)
+                # What only watches may be infinite, and ends no training.
+                checked = [name for name, _, _ in entries if name != SIGNAL_TO_NOISE]
+                check_losses(self.last, checked, trainer.steps_done)
                 if entries:
                     bar.set_postfix({n: f"{v:.3g}" for n, v, _ in entries if "loss" in n})
                 bar.update()

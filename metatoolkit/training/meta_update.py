@@ -15,7 +15,7 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors
 from metatoolkit.training.checks import described
-from metatoolkit.training.running_signal import RunningSignal
+from metatoolkit.training.running_signal import SIGNAL_TO_NOISE, RunningSignal
 
 _LOOKED_AT = 10
 """Moves of λ in which a part of it that never has a gradient is looked for."""
@@ -103,7 +103,7 @@ class MetaUpdate:
             self.scheduler.step()
         metrics = {"hypergradient_norm": norm}
         if self.signal is not None and self.signal.ratio is not None:
-            metrics["hypergradient_signal_to_noise"] = self.signal.ratio
+            metrics[SIGNAL_TO_NOISE] = self.signal.ratio
         return metrics
 
     def _look_for_idle_ones(self, norms: Tensor) -> None:

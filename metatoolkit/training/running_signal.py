@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
 
-_LOW = (torch.float16, torch.bfloat16)
+SIGNAL_TO_NOISE = "hypergradient_signal_to_noise"
+"""Name of the metric."""
 
 
 class RunningSignal:
@@ -57,7 +58,10 @@ class RunningSignal:
 
     @property
     def ratio(self) -> Tensor | None:
-        """Squared signal to squared noise of one move, 0-d; ``None`` before the second move."""
+        """Squared signal to squared noise of one move, 0-d; ``None`` before the second move.
+
+        It is infinite where no two hypergradients differ, and NaN where all are zero.
+        """
         return None if self._sums is None else self._sums[0] / self._sums[1]
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,11 +81,14 @@ class RunningSignal:
 
 
 def _square(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    norms: Iterable[Tensor]
-    if any(tensor.dtype in _LOW for tensor in tensors):
-        kinds = [torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors]
-        pairs = zip(tensors, kinds, strict=True)
-        norms = [torch.linalg.vector_norm(tensor, dtype=kind) for tensor, kind in pairs]
-    else:
-        norms = torch._foreach_norm(tensors)
-    return torch.stack(tuple(norms)).square().sum()
+    """Return the squared norm in float64, as that of a norm from 2e19 on is beyond float32."""
+    norms = [
+        torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, _wide(tensor)))
+        for tensor in tensors
+    ]
+    return torch.stack([norm.to(_wide(norm)) for norm in norms]).square().sum()
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    # MPS has nothing wider.
+    return torch.float32 if tensor.device.type == "mps" else torch.float64

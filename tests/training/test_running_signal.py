@@ -127,3 +127,25 @@ def test_what_is_no_window_is_refused():
     case = bank.small_net()
     with pytest.raises(ConfigurationError, match="signal_window needs an estimator"):
         mt.MetaTrainer(case.problem, case.inner, signal_window=10)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(0.0, math.nan), (1.0, math.inf)])
+def test_a_ratio_that_is_no_number_ends_no_training(size, expected):
+    problem = mt.BilevelProblem(
+        bank.Value(0.3),
+        bank.Value(0.5),
+        lambda model, meta, batch: model.value.square(),
+        lambda model, meta, batch: model.value.square() + size * meta.value,
+    )
+    optimizer = torch.optim.SGD(problem.meta.parameters(), lr=0.1)
+    trainer = mt.MetaTrainer(problem, mt.inner.SGD(lr=0.1), Unrolled(1), optimizer, signal_window=3)
+    assert trainer.fit([None], [None], 4, progress=False)[NAME] == pytest.approx(
+        expected, nan_ok=True
+    )
+
+
+def test_large_hypergradients_have_a_ratio():
+    rows = samples(6, 0.7)
+    assert ratio_of(1e25 * rows, 4, torch.float32) == pytest.approx(
+        float(ratio_of(rows, 4)), rel=1e-4
+    )
