@@ -40,7 +40,7 @@ def _comparison(name: str, data: str, languages: str) -> Study:
             Column("ms/step", "info.milliseconds_per_step", 1.0, 1, spread=False),
         ),
         # No choice was made on these.
-        seeds=(31, 32, 33),
+        seeds=(31, 32, 33, 34, 35),
         draw=figures.draw_comparison,
         claims=(
             Claim("joint training", "above", "target only", _SCORE.header),
@@ -59,7 +59,12 @@ ESTIMATORS = estimator_study(
     "Named entities in a generated language: every estimator",
     _SCORE,
     (31, 32, 33, 34, 35),
-    absent={"ForwardMode, 5 steps": "too many λ"},
+    # Adam does not rest at a fixed point, which SOBA and Implicit differentiate at.
+    absent={
+        "ForwardMode, 5 steps": "too many λ",
+        "SOBA": "no fixed point",
+        "Implicit, GMRES(5)": "no fixed point",
+    },
     updates={"data": {"name": "generated"}},
     note="What was not tuned under its own name has the settings of second order.",
 )

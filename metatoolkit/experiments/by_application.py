@@ -138,6 +138,7 @@ def estimator_study(
             if label != REFERENCE
         ),
         note=note,
+        usual=False,
         score=score.header,
         margin=margin,
         absent=absent,
@@ -152,11 +153,13 @@ class Cell:
         difference: Score less that of the reference; ``None`` where there is none.
         costs: Multiples of a base step by header, NaN where not measured.
         reason: Why there is no difference, in a word or two.
+        seeds: Seeds that the reference has.
     """
 
     difference: Difference | None
     costs: Mapping[str, float]
     reason: str = ""
+    seeds: int = 0
 
 
 def compare(
@@ -191,7 +194,9 @@ def _cell(study: EstimatorStudy, frame: pandas.DataFrame, label: str) -> Cell:
         return Cell(None, costs, "not run")
     if label == REFERENCE:
         return Cell(None, costs, f"{own[study.score].mean():.2f}")
-    return Cell(paired_difference(frame, label, REFERENCE, study.score), costs, "no pair")
+    seeds = int((frame["row"] == REFERENCE).sum())
+    found = paired_difference(frame, label, REFERENCE, study.score)
+    return Cell(found, costs, "no pair", seeds)
 
 
 def table(found: Sequence[tuple[EstimatorStudy, pandas.DataFrame]]) -> list[list[str]]:
@@ -218,9 +223,10 @@ def _told(cell: Cell) -> str:
     if cell.difference is None:
         return cell.reason
     found = cell.difference
-    if found.pairs < 2:
-        return f"{found.mean:+.2f}"
-    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+    told = f"{found.mean:+.2f}"
+    if found.pairs > 1:
+        told += f" ({found.low:+.2f} to {found.high:+.2f})"
+    return told if found.pairs == cell.seeds else f"{told}, {found.pairs} of {cell.seeds} seeds"
 
 
 def _range(values: Sequence[float]) -> str:

@@ -81,7 +81,7 @@ def test_the_table_tells_differences_intervals_and_the_range_of_costs(found):
     told = paired_difference(found[0][1], "SAMA", REFERENCE, "score")
     interval = f"{told.mean:+.2f} ({told.low:+.2f} to {told.high:+.2f})"
     assert by_label["SAMA"] == [interval, "+1.00 (+1.00 to +1.00)", *["2.0 to 3.0"] * 3]
-    assert by_label["SOBA"] == ["-10.00", "too many", *["2.0"] * 3]
+    assert by_label["SOBA"] == ["-10.00, 1 of 3 seeds", "too many", *["2.0"] * 3]
     assert by_label["OneStep"] == ["too many", "not run", *["–"] * 3]
 
 
@@ -107,7 +107,7 @@ def test_the_page_begins_with_them(found, tmp_path, monkeypatch):
     results_page.write(found, tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text()
     assert text.index(by_application.TITLE) < text.index("one_estimators")
-    assert "| SOBA | -10.00 | too many | 2.0 | 2.0 | 2.0 |" in text
+    assert "| SOBA | -10.00, 1 of 3 seeds | too many | 2.0 | 2.0 | 2.0 |" in text
     assert f"(results/{by_application.NAME}.png)" in text
     assert (tmp_path / "results" / f"{by_application.NAME}.png").exists()
 
