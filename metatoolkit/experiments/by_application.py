@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError, optional_import
 from metatoolkit.experiments.claims import Claim, Difference, paired_difference
-from metatoolkit.experiments.figures import draw_differences
+from metatoolkit.experiments.figures import draw_differences, mark_margin
 from metatoolkit.experiments.studies import SIGNAL, Column, Row, Study
 from metatoolkit.records.comparison import literal
 
@@ -275,7 +275,7 @@ def _style(number: int) -> dict[str, str]:
 
 
 def _draw_differences(axis: Any, study: EstimatorStudy, cells: Sequence[Cell], number: int) -> None:
-    axis.axvspan(-study.margin, study.margin, color="tab:green", alpha=0.15)
+    mark_margin(axis, study.margin)
     axis.axvline(0, color="black", linewidth=1)
     for place, cell in enumerate(cells):
         found = cell.difference
@@ -285,5 +285,5 @@ def _draw_differences(axis: Any, study: EstimatorStudy, cells: Sequence[Cell], n
         half = [[found.mean - found.low], [found.high - found.mean]] if found.pairs > 1 else None
         axis.errorbar(found.mean, place, xerr=half, capsize=3, **_style(number))
     axis.set_title(literal(study.application.replace("_", " ")), fontsize="medium")
-    axis.set_xlabel(literal(f"Δ {study.score}"))
+    axis.set_xlabel(literal(f"Δ {study.score}"), fontsize="small")
     axis.grid(alpha=0.3)

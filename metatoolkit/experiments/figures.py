@@ -70,6 +70,17 @@ def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str, **options: Any) 
     axis.set(xlabel=literal(f"{header}: mean, deviation, seeds"))
 
 
+def mark_margin(axis: Axes, margin: float) -> None:
+    """Mark the differences that do not matter; those beyond are drawn on a logarithmic scale.
+
+    Args:
+        axis: Where differences are drawn along x.
+        margin: The largest difference that does not matter.
+    """
+    axis.axvspan(-margin, margin, color="tab:green", alpha=0.15)
+    axis.set_xscale("symlog", linthresh=margin)
+
+
 def draw_differences(
     frame: pandas.DataFrame,
     path: Path,
@@ -104,14 +115,14 @@ def draw_differences(
         axes[0].errorbar(found.mean, place, xerr=half, fmt="o", color="tab:blue", capsize=3)
     axes[0].axvline(0, color="black", linewidth=1)
     if margin is not None:
-        axes[0].axvspan(-margin, margin, color="tab:green", alpha=0.15)
+        mark_margin(axes[0], margin)
     axes[0].set_yticks(range(len(labels)), [literal(str(label)) for label in labels])
     axes[0].invert_yaxis()
-    axes[0].set(xlabel=literal(f"{score}: difference to {reference}, 95 %"))
+    axes[0].set(xlabel=literal(f"{score}:\ndifference to {reference}, 95 %"))
     axes[0].grid(alpha=0.3)
     for axis, header in zip(axes[1:], costs, strict=True):
         axis.barh(range(len(labels)), means[header] / means[header][reference], alpha=0.6)
         axis.axvline(1, color="black", linewidth=1)
-        axis.set(xlabel=literal(f"{header} / {reference}"))
+        axis.set(xlabel=literal(f"{header}\n/ {reference}"))
         axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -59,7 +59,7 @@ def test_label_noise_takes_each_estimator_or_says_why_not(name):
     updates = {"estimator": {"name": name, **OPTIONS.get(name, {})}}
     config, assembly = _assemble("label_noise", updates)
     assert config["method"] == "meta"
-    assert config["lr"] == TUNED["second_order"]["lr"]
+    assert config["lr"] == TUNED.get(name, TUNED["second_order"])["lr"]
     assert type(assembly.trainer.estimator) is estimators[name]
     if name in REFUSED:
         with pytest.raises(MetatoolkitError, match=REFUSED[name]):

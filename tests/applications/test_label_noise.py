@@ -159,11 +159,13 @@ def test_command_line_names_the_nearest_method():
 
 def test_a_run_is_recorded_with_the_settings_that_it_used():
     for method, own in TUNED.items():
-        config = experiment.resolve({"method": method, "seed": 3})
+        chosen = {"method": method} if method in METHODS else {"estimator": {"name": method}}
+        config = experiment.resolve({**chosen, "seed": 3})
         assert {name: config[name] for name in own if name != "sigma"} == {
             name: value for name, value in own.items() if name != "sigma"
         }
         assert settings_of(config) == config
+    config = experiment.resolve({"method": "evograd", "seed": 3})
     assert config["evograd"]["sigma"] == TUNED["evograd"]["sigma"]
     chosen = experiment.resolve({"method": "evograd", "lr": 0.5, "evograd": {"sigma": 0.1}})
     assert (chosen["lr"], chosen["evograd"]["sigma"]) == (0.5, 0.1)
