@@ -117,9 +117,9 @@ LEARNED = Study(
     rows={
         "fixed 1, 1": _fixed(1.0, 1.0),
         "ES from 1, 1": _learned("network", 1.0, 1.0, _ES),
-        "Unrolled from 1, 1": _learned("network", 1.0, 1.0, _UNROLLED),
         "fixed 0.3, 0.5": _fixed(0.3, 0.5),
         "ES from 0.3, 0.5": _learned("network", 0.3, 0.5, _ES),
+        "Unrolled from 1, 1": _learned("network", 1.0, 1.0, _UNROLLED),
         "ES per layer from 1, 1": _learned("layer", 1.0, 1.0, _ES),
     },
     columns=(
