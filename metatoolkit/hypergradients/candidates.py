@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.noise import stream_noise
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
+from metatoolkit.hypergradients.recording import recording
+from metatoolkit.hypergradients.replaying import replaying
 from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
@@ -35,6 +38,8 @@ class Candidates:
         common_random_numbers: Whether all candidates share their dropout masks.
         seed: Seed of the noise, beside its key.
         key: Random key of the noise, beside the step.
+        held: Takes what the loss of the first candidate detaches, for all of them; ``None`` leaves
+            each its own.
     """
 
     state: InnerState
@@ -46,6 +51,7 @@ class Candidates:
     common_random_numbers: bool
     seed: int
     key: int
+    held: HeldConstants | None = None
 
     def perturbations(self, candidate: int) -> Iterator[tuple[str, Tensor]]:
         """Yield parameter names and ε of one candidate, the same at every call.
@@ -69,6 +75,8 @@ class Candidates:
     ) -> Tensor:
         """Return the training loss of one candidate, a scalar. Cost: 1 F.
 
+        With ``held``, the first call records and is that of the first candidate.
+
         Args:
             problem: The bilevel problem.
             candidate: Number of the candidate.
@@ -82,7 +90,15 @@ class Candidates:
         parameters = dict(state.parameters)
         for name, epsilon in self.perturbations(candidate):
             parameters[name] = parameters[name] + self.sigma * epsilon
-        return problem.evaluate_train(parameters, meta, state.buffers, batch, key)[0]
+        if self.held is None:
+            return problem.evaluate_train(parameters, meta, state.buffers, batch, key)[0]
+        holding = replaying if self.held.log else recording
+        graph = torch.is_grad_enabled()
+        # What is computed without a graph is a constant.
+        with torch.enable_grad():
+            problem = holding(problem, self.held)
+            loss = problem.evaluate_train(parameters, meta, state.buffers, batch, key)[0]
+        return loss if graph else loss.detach()
 
     def score(
         self, problem: BilevelProblem, meta: Tensors, batch: Any, streamed: bool | None
@@ -181,7 +197,9 @@ class Candidates:
             meta: Meta-parameters by name.
             batch: Training batch.
         """
-        losses = [self.train_loss(problem, k, meta, batch) for k in range(self.number)]
+        held = None if self.held is None else HeldConstants(everything=True)
+        scored = dataclasses.replace(self, held=held)
+        losses = [scored.train_loss(problem, k, meta, batch) for k in range(self.number)]
         return self.offspring(self.weights(torch.stack(losses)))
 
     def outer(

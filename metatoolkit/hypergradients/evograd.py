@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
 )
 from metatoolkit.hypergradients.candidates import Candidates, Noise
+from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.equal_losses import require_equal
 from metatoolkit.hypergradients.former_guided import TakesGuided
@@ -45,7 +47,9 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
     For small σ its mean is the one-step hypergradient of plain SGD with the learning rate
     σ²(K−1)/(Kτ), which at the paper's values is 1e-5; ``rescale`` sets that learning rate. What a
     training loss detaches from θ, as Meta-Weight-Net does with the losses that it weights, is each
-    candidate's own, as in the paper's code: the mean then counts it as a function of θ.
+    candidate's own, as in the paper's code: the mean then counts it as a function of θ, which the
+    one-step hypergradient does not. ``constants="common"`` gives all candidates what the first one
+    detaches (see :class:`HeldConstants`), and the mean is that of the one-step hypergradient again.
 
     :class:`GuidedEvoGrad` perturbs along the gradient of the outer loss instead of at random.
 
@@ -75,6 +79,8 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
             base steps give them. Integers that it makes of either are beyond what is checked.
         fresh: Whether a call at a state that was there before draws anew; else equal states get
             equal draws.
+        constants: Whether what a derivative takes for a constant is each candidate's ``"own"``, or
+            ``"common"``, which needs common random numbers.
 
     Raises:
         ConfigurationError: A number is out of range, a name is unknown, or arguments contradict
@@ -108,6 +114,7 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
         seed: int = 0,
         prefix: Prefix | None = None,
         fresh: bool = True,
+        constants: Literal["own", "common"] = "own",
     ) -> None:
         if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 2:
             raise ConfigurationError(
@@ -124,7 +131,15 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
                 "prefix with common_random_numbers=False: the candidates share the features and "
                 "their dropout masks; leave one of the two out."
             )
+        if constants not in ("own", "common"):
+            raise ConfigurationError(f"constants is {constants!r}; accepted: 'own', 'common'.")
+        if constants == "common" and not common_random_numbers:
+            raise ConfigurationError(
+                "constants='common' with common_random_numbers=False: a dropout mask is one of the "
+                "constants; leave one of the two out."
+            )
         super().__init__(sigma, temperature, rescale, perturb, prefix)
+        self.constants = constants
         self.sigma = sigma
         self.candidates = candidates
         self.noise = noise
@@ -149,6 +164,7 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
             common_random_numbers=self.common_random_numbers,
             seed=self.seed,
             key=self._draws.current(state) if key is None else key,
+            held=HeldConstants(everything=True) if self.constants == "common" else None,
         )
 
     @override
@@ -176,13 +192,16 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
         del valid_gradient  # as large as θ, and of no use to the passes that follow
 
         def first() -> Tensor:
-            return candidates.train_loss(problem, 0, meta, batch)
+            # What is held would hide that it is drawn anew.
+            plain = dataclasses.replace(candidates, held=None)
+            return plain.train_loss(problem, 0, meta, batch)
 
+        if graphs or candidates.held is not None:
+            with torch.enable_grad():
+                repeat_once(given, losses[0], lambda: first().detach())
         names = list(meta)
         if graphs:
             total = add_gradients(names, direct, _combine(losses, coefficients, leaves))
-            with torch.enable_grad():
-                repeat_once(given, losses[0], lambda: first().detach())
         else:
             total, again = add_gradients(names, direct), []
             for candidate in range(self.candidates):

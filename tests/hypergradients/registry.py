@@ -29,6 +29,7 @@ from metatoolkit.hypergradients import (
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "EvoGrad": lambda: EvoGrad(2, 0.1, 0.5),
     "EvoGrad, streamed": lambda: EvoGrad(3, 0.1, 0.5, noise="gaussian", streamed=True),
+    "EvoGrad, common constants": lambda: EvoGrad(2, 0.1, 0.5, constants="common"),
     "GuidedEvoGrad": lambda: GuidedEvoGrad(0.1, 0.5),
     "GuidedEvoGrad, σ chosen": lambda: GuidedEvoGrad(),
     "Unrolled(1)": lambda: Unrolled(1),

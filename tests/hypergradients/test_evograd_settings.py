@@ -88,7 +88,7 @@ def test_what_is_left_out_has_the_values_that_are_told():
     assert {name: parameter.default for name, parameter in given.items()} == {
         **{"candidates": 2, "sigma": 1e-3, "temperature": 0.05, "noise": "sign"},
         **dict.fromkeys(("rescale", "perturb", "streamed", "prefix")),
-        **{"common_random_numbers": True, "seed": 0, "fresh": True},
+        **{"common_random_numbers": True, "seed": 0, "fresh": True, "constants": "own"},
     }
 
 
