@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from torch import Tensor
+
 from metatoolkit.hypergradients.base import Estimator, Hypergradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -80,7 +82,7 @@ def over_tasks(
         (torch.Size([1, 1]), torch.Size([4]))
     """
     across = AcrossTasks(problem, inner, estimator, batching)
-    kinds = type(inner), type(estimator), _options(estimator)
+    kinds = type(inner), _settings(inner), type(estimator), _options(estimator)
     across.known = _known.setdefault(problem, {}).setdefault(kinds, across.known)
     return across(tasks, inner.init(problem, seed), keep_states=keep_states)
 
@@ -89,3 +91,14 @@ def _options(estimator: Estimator) -> tuple[Any, ...]:
     """Return the plain options of an estimator, which tell it from others of its class."""
     plain = int | float | str | None
     return tuple((name, v) for name, v in vars(estimator).items() if isinstance(v, plain))
+
+
+def _settings(inner: InnerLearner) -> tuple[Any, ...]:
+    """Return what tells the hyper-parameters of a learner from others that act on other shapes."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return tuple(value.shape)
+        return id(value) if callable(value) else type(value)
+
+    return tuple((name, tuple(map(told, inner.settings(name)))) for name in inner.hyperparameters)

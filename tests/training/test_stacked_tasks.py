@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import metatoolkit as mt
+from metatoolkit.errors import ShapeError
 from metatoolkit.hypergradients import Unrolled
 from metatoolkit.metaparameters import Initialization
 from metatoolkit.randomness import Keys, Stream, fold_in, has_moved, place
@@ -124,6 +125,15 @@ def test_learning_rates_of_each_entry_are_learned_beside_the_initial_state():
     found, loop = both_ways(problem, inner, Unrolled(3), sinusoids())
     assert largest_difference(found, loop) < 1e-10
     assert all(found[f"rates.{n}"].abs().max() > 0 for n in range(len(names)))
+
+
+def test_a_learning_rate_that_fits_no_parameter_does_not_pass_for_one_of_each_task():
+    problem = regression()
+    mt.over_tasks(problem, SGD, Unrolled(2), sinusoids(), "vmap")
+    rates = mt.inner.SGD(lr=torch.full((TASKS, 1, 1), 0.05))
+    for batching in ("vmap", "loop", "auto"):
+        with pytest.raises(ShapeError, match="a hyper-parameter that is a tensor must"):
+            mt.over_tasks(problem, rates, Unrolled(2), sinusoids(), batching)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
