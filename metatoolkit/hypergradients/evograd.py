@@ -49,7 +49,8 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
     training loss detaches from θ, as Meta-Weight-Net does with the losses that it weights, is each
     candidate's own, as in the paper's code: the mean then counts it as a function of θ, which the
     one-step hypergradient does not. ``constants="common"`` gives all candidates what the first one
-    detaches (see :class:`HeldConstants`), and the mean is that of the one-step hypergradient again.
+    detaches (see :class:`HeldConstants`), so that the mean is again the one-step hypergradient, up
+    to the order of σ. It is held beside: the detached tensors and the sides of rectified units.
 
     :class:`GuidedEvoGrad` perturbs along the gradient of the outer loss instead of at random.
 
