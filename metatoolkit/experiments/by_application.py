@@ -245,6 +245,7 @@ def draw(found: Sequence[tuple[EstimatorStudy, pandas.DataFrame]], path: Path) -
     """
     with optional_import("a figure"):
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
 
     cells, count = compare(found), len(found)
     labels = list(cells)
@@ -262,6 +263,9 @@ def draw(found: Sequence[tuple[EstimatorStudy, pandas.DataFrame]], path: Path) -
             values = [cells[label][study.application].costs[column.header] for label in labels]
             axis.plot(values, range(len(labels)), linestyle="", alpha=0.7, **_style(number))
         axis.set(xscale="log", xlabel=literal(column.header))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.axvline(1, color="black", linewidth=1)
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(labels)), [literal(label) for label in labels])
@@ -280,7 +284,14 @@ def _draw_differences(axis: Any, study: EstimatorStudy, cells: Sequence[Cell], n
     for place, cell in enumerate(cells):
         found = cell.difference
         if found is None:
-            axis.text(0, place, literal(cell.reason), ha="center", va="center", fontsize="x-small")
+            axis.annotate(
+                literal(cell.reason),
+                (0, place),
+                ha="center",
+                va="center",
+                fontsize="x-small",
+                bbox={"color": "white", "pad": 1},
+            )
             continue
         half = [[found.mean - found.low], [found.high - found.mean]] if found.pairs > 1 else None
         axis.errorbar(found.mean, place, xerr=half, capsize=3, **_style(number))

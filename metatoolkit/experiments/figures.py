@@ -79,6 +79,7 @@ def mark_margin(axis: Axes, margin: float) -> None:
     """
     axis.axvspan(-margin, margin, color="tab:green", alpha=0.15)
     axis.set_xscale("symlog", linthresh=margin)
+    axis.xaxis.set_major_formatter("{x:g}")
 
 
 def draw_differences(
