@@ -73,7 +73,7 @@ def test_every_row_runs_and_is_drawn(study, header, tmp_path, drawn):
         frame = collect(study, jobs, database)
         assert frame["row"].tolist() == list(study.rows)
         learned = frame[~frame["row"].isin(["baseline", "plain training", "uniform weights"])]
-        assert len(learned) == {ROTATION.name: 2, LABEL_NOISE.name: 4}[study.name]
+        assert len(learned) == {ROTATION.name: 2, LABEL_NOISE.name: 5}[study.name]
         for column in study.columns:
             assert learned[column.header].notna().all(), column.header
         study.draw(frame, tmp_path / "figure.png")
