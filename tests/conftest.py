@@ -32,6 +32,11 @@ def patience():
         yield
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: a time in them, as in gzip, differs between processes."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse names that differ from process to process, which several workers cannot share."""
     unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
