@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from metatoolkit.errors import DataError, ShapeError
+from metatoolkit.errors import DataError, ShapeError, UnsupportedError
 from metatoolkit.metaparameters.weight_net import normalize_weights
 from metatoolkit.networks.metric_heads import query_labels
 from metatoolkit.tasks.labels import check_label_range, check_label_type
@@ -36,6 +37,58 @@ def cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
         tensor(1.3863)
     """
     return sample_losses(model, batch).mean()
+
+
+def masked_cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
+    """Return the mean cross-entropy of the real examples of a padded batch.
+
+    Args:
+        model: Maps inputs to logits of shape (batch, classes), each example by itself.
+        meta: Not used.
+        batch: Inputs, labels and a boolean mask of shape (batch,), which is true where an example
+            is real, as :func:`metatoolkit.tasks.pad_tasks` makes them.
+
+    Returns:
+        A scalar tensor.
+
+    Raises:
+        DataError: The batch is no such triple, or a type is not accepted.
+        ShapeError: Numbers of examples differ, or the logits do not have two dimensions.
+        LabelError: A label has no logit (checked on the CPU only).
+        UnsupportedError: A layer normalizes with the statistics of the batch, padding included.
+
+    Example:
+        >>> batch = (torch.zeros(2, 4), torch.tensor([0, 0]), torch.tensor([True, False]))
+        >>> masked_cross_entropy(nn.Identity(), nn.Identity(), batch)  # log 4
+        tensor(1.3863)
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 3:
+        length = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise DataError(
+            f"the batch is a {type(batch).__name__}{length}; inputs, labels and a mask are needed."
+        )
+    for name, module in model.named_modules():
+        of_batch = isinstance(module, _BatchNorm) and (
+            module.training or module.running_mean is None
+        )
+        if of_batch:
+            raise UnsupportedError(
+                f"{name or 'the model'} is a {type(module).__name__}, whose statistics would be "
+                "those of padding as well; leave the tasks unpadded, and those of equal shapes run "
+                "side by side."
+            )
+    *pair, mask = batch
+    losses = sample_losses(model, tuple(pair))
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != losses.shape:
+        given = (
+            f"{tuple(mask.shape)} of {mask.dtype}"
+            if isinstance(mask, Tensor)
+            else type(mask).__name__
+        )
+        raise ShapeError(
+            f"the mask is {given}; a boolean one of shape {tuple(losses.shape)} is needed."
+        )
+    return torch.where(mask, losses, 0.0).sum() / mask.sum()
 
 
 def weighted_cross_entropy(

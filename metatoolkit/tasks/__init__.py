@@ -37,6 +37,7 @@ from metatoolkit.tasks.languages import (
 )
 from metatoolkit.tasks.learn2learn_datasets import MapDataset, learn2learn_domain
 from metatoolkit.tasks.omniglot import omniglot_domain
+from metatoolkit.tasks.padding import pad_tasks
 from metatoolkit.tasks.photo_transform import PhotoTransform
 from metatoolkit.tasks.resizing import resize_dataset
 from metatoolkit.tasks.rotated_images import RotatedClassification, rotation_task
@@ -84,6 +85,7 @@ __all__ = [
     "load_tokenizer",
     "load_wikiann",
     "omniglot_domain",
+    "pad_tasks",
     "photo_domains",
     "pseudo_domains",
     "resize_dataset",

@@ -108,6 +108,8 @@ class AcrossTasks:
         mode = self.batching.mode
         if mode == "loop":
             return run.one_by_one(batch.count, keep_states, {})
+        if mode == "auto" and not run.alike:
+            return run.one_by_one(batch.count, keep_states, {"reason": "no two tasks are alike"})
         obstacle = run.obstacle()
         if mode == "vmap":
             if obstacle is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,31 +63,28 @@ class TaskBatch:
             return self._pairs[number]
         return _mapped(self._pairs[0], lambda tensor: tensor[number])
 
-    def stacked(self, first: int, last: int) -> tuple[list[Any], Any]:
+    def stacked(self, tasks: Sequence[int]) -> tuple[list[Any], Any]:
         """Return several tasks as one, each tensor with a leading dimension of tasks.
 
         Args:
-            first: Number of the first task.
-            last: Number after that of the last one.
+            tasks: Numbers of tasks that are alike, ascending and, in the first form, without gaps.
         """
         if self.listed:
-            return _joined(self._pairs[first:last])
-        return _mapped(self._pairs[0], lambda tensor: tensor[first:last])
+            return _joined([self._pairs[task] for task in tasks])
+        return _mapped(self._pairs[0], lambda tensor: tensor[tasks[0] : tasks[-1] + 1])
 
     @functools.cached_property
-    def layout(self) -> str:
-        """What the tasks are made of: the shapes and types of tensors, and all else.
+    def kinds(self) -> dict[str, Sequence[int]]:
+        """The numbers of tasks that are alike, by what they are made of.
 
-        Raises:
-            ShapeError: It differs between tasks.
+        That is the shapes and types of tensors, and all else.
         """
-        layouts = map(_layout, self._pairs if self.listed else [self.task(0)])
-        first = next(layouts)
-        for number, layout in enumerate(layouts, 1):
-            if layout != first:
-                one, other = (describe(self._pairs[task]) for task in (0, number))
-                raise ShapeError(f"task {number} is not like task 0: {other} beside {one}.")
-        return first
+        if not self.listed:
+            return {_layout(self.task(0)): range(self.count)}
+        found: dict[str, list[int]] = {}
+        for number, pair in enumerate(self._pairs):
+            found.setdefault(_layout(pair), []).append(number)
+        return dict(found)
 
 
 def _check_pair(value: Any, what: str) -> None:

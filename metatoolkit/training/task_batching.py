@@ -20,7 +20,7 @@ class TaskBatching:
       whose outer gradient is one backward pass. The numbers are those of the loop to rounding,
       random ones included. It takes the memory of all tasks, or of ``chunk`` at a time. It needs
       an estimator that is ``separable``, an inner learner that moves each coordinate by itself,
-      tasks of equal shapes, and losses that ``torch.vmap`` can run.
+      and losses that ``torch.vmap`` can run. Of a list, those of equal shapes run side by side.
     - ``"auto"``: whichever is faster, which is measured once, on the first batch that both can
       run; the loop where ``"vmap"`` cannot, or runs out of memory.
 

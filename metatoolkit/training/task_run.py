@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import NonFiniteError, ShapeError, brief
+from metatoolkit.errors import NonFiniteError, brief
 from metatoolkit.hypergradients.base import Estimator, Hypergradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import tells_sensitivity
@@ -77,13 +77,15 @@ class TaskRun:
         Raises:
             NonFiniteError: A loss or a hypergradient is not finite; the task is named.
         """
-        results, states = TaskSum(), []
+        results = TaskSum()
         for task in range(count):
-            result = self._alone(task)
-            results.add(result, result.valid_loss.reshape(1))
-            states += [result.state] if keep_states else []
-        kept = {"states": states} if keep_states else {}
-        return results.mean(self._start, {"batching": "loop", **details, **kept})
+            self._add_alone(results, task, keep_states)
+        return results.mean(self._start, {"batching": "loop", **details})
+
+    def _add_alone(self, results: TaskSum, task: int, keep_states: bool) -> None:
+        result = self._alone(task)
+        states = [result.state] if keep_states else []
+        results.add([task], result, result.valid_loss.reshape(1), states)
 
     def _alone(self, task: int) -> Hypergradient:
         state = self._start.replaced(key=self._keys[task])
@@ -98,7 +100,7 @@ class TaskRun:
     def side_by_side(
         self, keep_states: bool, details: dict[str, Any], falls_back: bool = False
     ) -> Hypergradient:
-        """Return the mean over all tasks, some at a time.
+        """Return the mean over all tasks, some that are alike at a time.
 
         Args:
             keep_states: Whether the states that the tasks reached are returned.
@@ -106,7 +108,7 @@ class TaskRun:
             falls_back: Whether a batch that runs one by one alone does so.
         """
         try:
-            return self._stacked(self._batch.count, keep_states, {"batching": "vmap", **details})
+            found = self._stacked(self._batch.kinds, keep_states)
         except Exception as error:
             # One by one the task is named that is to blame.
             reason = f"it failed side by side: {brief(error)}"
@@ -114,21 +116,40 @@ class TaskRun:
             if falls_back:
                 return result
             raise
+        told = {**found.details, "batching": "vmap", **details}
+        return dataclasses.replace(found, details=told)
 
-    def _stacked(self, count: int, keep_states: bool, details: dict[str, Any]) -> Hypergradient:
-        results, states = TaskSum(), []
-        draws = self._known.draws.setdefault(self._kind(), {})
-        for first in range(0, count, self._chunk):
-            last = min(first + self._chunk, count)
-            problem = StackedTasks(self._problem, last - first, draws)
-            state = problem.begin(self._inner, self._start, self._keys[first:last])
-            tasks = self._batch.stacked(first, last)
-            result = self._estimator(problem, self._inner, state, *tasks)
-            assert problem.task_losses is not None
-            result = dataclasses.replace(result, cost=total_cost([result.cost] * (last - first)))
-            results.add(result, problem.task_losses)
-            states += problem.apart(result.state, self._start) if keep_states else []
-        return results.mean(self._start, {**details, "states": states} if keep_states else details)
+    def _stacked(self, kinds: Mapping[str, Sequence[int]], keep_states: bool) -> Hypergradient:
+        results = TaskSum()
+        for layout, tasks in kinds.items():
+            if self._is_single(tasks):
+                self._add_alone(results, tasks[0], keep_states)
+                continue
+            draws = self._known.draws.setdefault(self._kind(layout), {})
+            for first in range(0, len(tasks), self._chunk):
+                chunk = tasks[first : first + self._chunk]
+                self._add_stacked(results, chunk, draws, keep_states)
+        return results.mean(self._start, {})
+
+    def _is_single(self, tasks: Sequence[int]) -> bool:
+        """Return whether there is a task that no other is like, and that was never compared."""
+        return len(tasks) == 1 < self._batch.count
+
+    @property
+    def alike(self) -> bool:
+        """Whether there are tasks to run side by side."""
+        return not all(map(self._is_single, self._batch.kinds.values()))
+
+    def _add_stacked(
+        self, results: TaskSum, tasks: Sequence[int], draws: dict[str, bool], keep_states: bool
+    ) -> None:
+        problem = StackedTasks(self._problem, len(tasks), draws)
+        state = problem.begin(self._inner, self._start, [self._keys[task] for task in tasks])
+        result = self._estimator(problem, self._inner, state, *self._batch.stacked(tasks))
+        assert problem.task_losses is not None
+        result = dataclasses.replace(result, cost=total_cost([result.cost] * len(tasks)))
+        states = problem.apart(result.state, self._start) if keep_states else []
+        results.add(tasks, result, problem.task_losses, states)
 
     def obstacle(self) -> str | None:
         """Return why these tasks cannot run side by side, as a sentence with the remedy."""
@@ -143,29 +164,31 @@ class TaskRun:
                 f"{inner} does not say how each coordinate moves by itself. Use batching='loop', "
                 "or SGD or Adam."
             )
-        try:
-            kind = self._kind()
-        except ShapeError as error:
-            return f"{error} Use batching='loop'."
-        if kind not in self._known.obstacles:
-            self._known.obstacles[kind] = self._difference()
-        return self._known.obstacles[kind]
+        obstacles = self._known.obstacles
+        for layout, tasks in self._batch.kinds.items():
+            if self._is_single(tasks):
+                continue
+            kind = self._kind(layout)
+            if kind not in obstacles:
+                obstacles[kind] = self._difference(layout, tasks[:_COMPARED])
+            if obstacles[kind] is not None:
+                return obstacles[kind]
+        return None
 
-    def _kind(self) -> Any:
+    def _kind(self, layout: str) -> Any:
         """Return what tasks have in common that run alike, to be compared."""
         problem = self._problem
         modes = tuple(m.training for r in (problem.model, problem.meta) for m in r.modules())
-        return self._batch.layout, modes, id(problem.train_loss), id(problem.valid_loss)
+        return layout, modes, id(problem.train_loss), id(problem.valid_loss)
 
-    def _difference(self) -> str | None:
-        """Return how the first tasks differ side by side from one by one, if they do."""
-        count = min(_COMPARED, self._batch.count)
-        alone = [self._alone(task) for task in range(count)]
+    def _difference(self, layout: str, tasks: Sequence[int]) -> str | None:
+        """Return how tasks that are alike differ side by side from one by one, if they do."""
+        alone = [self._alone(task) for task in tasks]
         why = self._problem.needs_own_pass()
         if why is not None:
             return f"{why}, which needs a pass for each task. Use batching='loop'."
         try:
-            found = self._stacked(count, False, {})
+            found = self._stacked({layout: tasks}, False)
         except Exception as error:
             return f"torch.vmap cannot run it: {brief(error)} Use batching='loop'."
         losses = torch.stack([result.valid_loss for result in alone])
@@ -186,7 +209,8 @@ class TaskRun:
         count = self._batch.count
         few = min(_COMPARED, count)
         try:
-            stacked = min(self._seconds(lambda: self._stacked(count, False, {})) for _ in range(2))
+            kinds = self._batch.kinds
+            stacked = min(self._seconds(lambda: self._stacked(kinds, False)) for _ in range(2))
         except Exception as error:
             # What fails one by one, too, tells nothing of the two ways.
             self.one_by_one(count, False, {})

@@ -17,38 +17,49 @@ class TaskSum:
 
     def __init__(self) -> None:
         self._gradient: Tensors = {}
-        self._losses: list[Tensor] = []
+        self._losses: dict[int, Tensor] = {}
+        self._states: dict[int, InnerState] = {}
         self._costs: list[Cost] = []
 
-    def add(self, result: Hypergradient, losses: Tensor) -> None:
+    def add(
+        self,
+        tasks: Sequence[int],
+        result: Hypergradient,
+        losses: Tensor,
+        states: Sequence[InnerState] = (),
+    ) -> None:
         """Take in the mean result of further tasks.
 
         Args:
+            tasks: Their numbers.
             result: The mean, with the cost of all of them.
             losses: Their outer losses, of shape (tasks,).
+            states: The states that they reached, where these are kept.
         """
-        weighted = {name: len(losses) * g for name, g in result.gradient.items()}
+        weighted = {name: len(tasks) * g for name, g in result.gradient.items()}
         if not self._losses:
             self._gradient = weighted
         else:
             self._gradient = {name: g + weighted[name] for name, g in self._gradient.items()}
-        self._losses.append(losses)
+        self._losses.update(zip(tasks, losses, strict=True))
+        self._states.update(zip(tasks, states, strict=False))
         self._costs.append(result.cost)
 
     def mean(self, start: InnerState, details: dict[str, Any]) -> Hypergradient:
-        """Return the mean of all results.
+        """Return the mean of all results, with losses and states in the order of the tasks.
 
         Args:
             start: State that the tasks began at.
             details: What else there is to tell.
         """
-        losses = torch.cat(self._losses)
+        losses = torch.stack([self._losses[task] for task in sorted(self._losses)])
+        states = [self._states[task] for task in sorted(self._states)]
         return Hypergradient(
             gradient={name: total / len(losses) for name, total in self._gradient.items()},
             valid_loss=losses.mean(),
             state=start,
             cost=total_cost(self._costs),
-            details={"task_losses": losses, **details},
+            details={"task_losses": losses, **details, **({"states": states} if states else {})},
         )
 
 

@@ -82,3 +82,14 @@ def test_what_a_data_loader_collates():
         TaskBatch(batch, 1)
     (support,), query = TaskBatch(tuple(map(tuple, batch)), 1).task(2)
     assert torch.equal(support[0], inputs[2]) and torch.equal(query[1], query_targets[2])
+
+
+def test_tasks_are_alike_by_shapes_types_and_what_else_they_hold():
+    def task(size, dtype=torch.float32, name="a"):
+        return (torch.zeros(size, dtype=dtype), name), torch.zeros(1)
+
+    tasks = [task(2), task(3), task(2), task(2, torch.float64), task(2, name="b"), task(3)]
+    kinds = TaskBatch(tasks, 1).kinds
+    assert list(map(list, kinds.values())) == [[0, 2], [1, 5], [3], [4]]
+    support, query = TaskBatch(tasks, 1).stacked([1, 5])
+    assert support[0][0].shape == (2, 3) and query.shape == (2, 1)

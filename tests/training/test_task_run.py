@@ -199,15 +199,29 @@ def test_what_cannot_run_side_by_side_is_refused_or_looped(name):
     assert largest_difference(found.gradient, loop.gradient) == 0
 
 
-def test_tasks_of_unequal_shapes():
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_tasks_of_equal_shapes_run_side_by_side_and_others_alone(monkeypatch, layers, chunk):
+    """In a list of three shapes, in turns, of which one occurs once."""
+    problem = regression(*LAYERS[layers]())
+    few, many = listed(sinusoids(3)), listed(sinusoids(2, shots=2, queries=3, seed=1))
+    single = listed(sinusoids(1, shots=4, queries=2, seed=2))
+    tasks = [few[0], many[0], few[1], *single, many[1], few[2]]
+    ran = []
+    alone = TaskRun._alone
+    monkeypatch.setattr(TaskRun, "_alone", lambda run, task: ran.append(task) or alone(run, task))
+    assert_same(problem, SGD, Unrolled(3), tasks, mt.TaskBatching("vmap", chunk))
+    # All of the loop, two of either shape to compare, and the one that is like no other.
+    assert ran == [*range(6), 0, 2, 1, 4, 3]
+
+
+def test_tasks_that_are_all_unlike_run_alone():
     problem = regression()
-    tasks = [*listed(sinusoids(2)), *listed(sinusoids(1, shots=2, queries=3))]
-    with pytest.raises(UnsupportedError, match=r"task 2 is not like task 0.*batching='loop'"):
-        mt.over_tasks(problem, SGD, Unrolled(1), tasks, "vmap")
-    found = mt.over_tasks(problem, SGD, Unrolled(1), tasks)
-    assert found.details["batching"] == "loop" and "task 2" in found.details["reason"]
-    # It says nothing of batches of other kinds.
-    assert mt.over_tasks(problem, SGD, Unrolled(1), tasks[:2], "vmap").valid_loss.isfinite()
+    tasks = [*listed(sinusoids(1)), *listed(sinusoids(1, shots=2))]
+    assert_same(problem, SGD, Unrolled(2), tasks)
+    found = mt.over_tasks(problem, SGD, Unrolled(2), tasks)
+    assert found.details["batching"] == "loop"
+    assert found.details["reason"] == "no two tasks are alike"
 
 
 def test_numbers_that_differ_are_found_out():
