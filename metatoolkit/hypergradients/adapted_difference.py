@@ -21,6 +21,7 @@ from metatoolkit.hypergradients.base import (
     refuse_initial_state,
 )
 from metatoolkit.hypergradients.central_difference import CentralDifference
+from metatoolkit.hypergradients.custom_functions import observable
 from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.difference_radius import Slopes, rounding_unit
 from metatoolkit.hypergradients.one_step import OneStep
@@ -97,6 +98,7 @@ class AdaptedDifference(Estimator):
         return reference.objective(problem, inner, state, train_batches, valid_batch, meta)
 
 
+@observable()
 def adapted_hypergradient(
     problem: BilevelProblem,
     inner: InnerLearner,

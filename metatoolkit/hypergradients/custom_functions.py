@@ -42,12 +42,12 @@ _before: dict[Any, Any] = {}
 _KEPT = "_metatoolkit_observed_forward"
 
 
-def _classes(cls: Any = torch.autograd.Function) -> Iterator[Any]:
+def _classes() -> Iterator[Any]:
     """Yield all classes of custom functions that bring a ``forward`` of their own."""
-    for child in cls.__subclasses__():
-        yield from _classes(child)
-        if "forward" in vars(child):
-            yield child
+    found: list[Any] = [torch.autograd.Function]
+    for cls in found:
+        found += type.__subclasses__(cls)
+    return (cls for cls in found[1:] if "forward" in vars(cls))
 
 
 def _seen(cls: Any, forward: Callable[..., Any]) -> staticmethod[..., Any]:
@@ -66,13 +66,10 @@ def _seen(cls: Any, forward: Callable[..., Any]) -> staticmethod[..., Any]:
 
 
 @contextlib.contextmanager
-def observed(observer: Observer) -> Iterator[None]:
-    """Let an observer make the forward passes of custom functions in the body, on this thread.
+def observable() -> Iterator[None]:
+    """Let the classes of custom functions ask the observers of the body, on all threads.
 
-    It stands in the classes themselves, for ``apply`` is looked up long before it is called.
-
-    Args:
-        observer: What stands in the place of each forward pass.
+    Where several passes are observed one after the other, it is done once for all of them.
 
     Yields:
         Nothing.
@@ -88,17 +85,35 @@ def observed(observer: Observer) -> Iterator[None]:
                     wrapper = _seen(cls, cls.forward)
                     setattr(cls, _KEPT, (own, wrapper))
                 cls.forward = wrapper
-    _observers.stack.append(observer)
     try:
         yield
     finally:
-        _observers.stack.pop()
         with _lock:
             _users -= 1
             if not _users:
                 for cls, forward in _before.items():
                     cls.forward = forward
                 _before.clear()
+
+
+@contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Let an observer make the forward passes of custom functions in the body, on this thread.
+
+    It stands in the classes themselves, for ``apply`` is looked up long before it is called.
+
+    Args:
+        observer: What stands in the place of each forward pass.
+
+    Yields:
+        Nothing.
+    """
+    with observable():
+        _observers.stack.append(observer)
+        try:
+            yield
+        finally:
+            _observers.stack.pop()
 
 
 def is_observed(cls: Any) -> bool:

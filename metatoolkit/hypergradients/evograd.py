@@ -154,6 +154,11 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
     def _own_learning_rate(self) -> float:
         return self.sigma**2 * (self.candidates - 1) / (self.candidates * self.temperature)
 
+    @property
+    @override
+    def _holds(self) -> bool:
+        return self.constants == "common"
+
     def _candidates(self, state: InnerState, key: int | None = None) -> Candidates:
         return Candidates(
             state=state,
@@ -165,7 +170,7 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
             common_random_numbers=self.common_random_numbers,
             seed=self.seed,
             key=self._draws.current(state) if key is None else key,
-            held=HeldConstants(everything=True) if self.constants == "common" else None,
+            held=HeldConstants(everything=True) if self._holds else None,
         )
 
     @override

@@ -112,6 +112,11 @@ class GuidedEvoGrad(ScoredCandidates):
     def _own_learning_rate(self) -> float:
         return 1.0 if isinstance(self.sigma, str) else self.sigma**2 / self.temperature
 
+    @property
+    @override
+    def _holds(self) -> bool:
+        return True
+
     @override
     def _estimate(
         self,

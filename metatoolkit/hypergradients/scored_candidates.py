@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing_extensions import override
 from metatoolkit.components.patterns import check_listed, matching
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import Estimator, Hypergradient, refuse_initial_state
+from metatoolkit.hypergradients.custom_functions import observable
 from metatoolkit.hypergradients.prefix import Prefix, share_prefix
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
@@ -97,7 +99,8 @@ class ScoredCandidates(Estimator):
         refuse_initial_state(problem, state, who, "perturbs θ around a state that it holds")
         meta = problem.meta_leaves()
         shared, batch, valid_batch = self._shared(problem, state, meta, batch, valid_batch)
-        result = self._estimate(shared, state, meta, batch, valid_batch, problem)
+        with observable() if self._holds else contextlib.nullcontext():
+            result = self._estimate(shared, state, meta, batch, valid_batch, problem)
         if self.prefix is None:
             return result
         # Its passes are counted; the others are then passes of what follows it.
@@ -128,6 +131,11 @@ class ScoredCandidates(Estimator):
             return problem, batch, valid
         names = self._names(state.parameters)
         return share_prefix(self.prefix, problem, state, meta, names, batch, valid)
+
+    @property
+    @abstractmethod
+    def _holds(self) -> bool:
+        """Whether candidates share what the training loss detaches."""
 
     @abstractmethod
     def _estimate(
