@@ -57,6 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the studies and stop")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: the study's)")
     parser.add_argument("--first-seed", type=int, help="first seed (default: the study's)")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="ROW", help="row to leave out; repeatable"
+    )
     parser.add_argument("--steps", type=int, help="training steps of each run, for a quick look")
     parser.add_argument("--device", help="where to run, such as cuda (default: the CPU)")
     parser.add_argument("--processes", type=int, help="runs at once (default: one per core)")
@@ -91,7 +94,7 @@ def reproduce(options: argparse.Namespace) -> int:
         Exit code: 1 where a run failed or is missing, else 0.
 
     Raises:
-        UnknownNameError: There is no such study.
+        UnknownNameError: There is no such study, or no such row in one of them.
         ConfigurationError: A number is out of range, or no file can be written where it should.
     """
     from metatoolkit import records
@@ -123,7 +126,7 @@ def reproduce(options: argparse.Namespace) -> int:
             _check_folder(folder)
     # What is run by name alone is shown with the others.
     usual = [name for name, study in known.items() if study.usual or options.no_run]
-    chosen = [known[name] for name in asked or usual]
+    chosen = [known[name].without(options.without) for name in asked or usual]
     for study in chosen:
         check_experiment(study.experiment)
     processes = options.processes or min(len(os.sched_getaffinity(0)), 4)

@@ -101,6 +101,22 @@ class Study:
         """The name of the application, as on the command line."""
         return self.experiment.split(".")[-2]
 
+    def without(self, labels: Sequence[str]) -> Study:
+        """Return the study without some of its rows and what is claimed of them.
+
+        Args:
+            labels: Labels of the rows to leave out.
+
+        Raises:
+            UnknownNameError: There is no such row.
+        """
+        for label in labels:
+            if label not in self.rows:
+                raise UnknownNameError("row", label, self.rows)
+        rows = {label: row for label, row in self.rows.items() if label not in labels}
+        claimed = tuple(c for c in self.claims if {c.row, c.over} <= set(rows))
+        return replace(self, rows=rows, claims=claimed)
+
     def __post_init__(self) -> None:
         headers = [column.header for column in self.columns]
         for claim in self.claims:

@@ -44,6 +44,15 @@ def test_claims_name_rows_and_columns_that_exist():
         study(Claim("ours", "above", "theirs", "scores"))
 
 
+def test_rows_are_left_out_with_what_is_claimed_of_them():
+    given = study(Claim("ours", "above", "theirs", "score"))
+    assert given.without([]) == given
+    fewer = given.without(["theirs"])
+    assert list(fewer.rows) == ["ours"] and not fewer.claims
+    with pytest.raises(UnknownNameError, match="their"):
+        given.without(["their"])
+
+
 def test_no_processes_are_refused():
     with pytest.raises(ConfigurationError, match="processes is 0"):
         run_jobs([], 0)
