@@ -64,9 +64,8 @@ class Peer(Estimator):
         """
         plain = isinstance(inner, SGD) and not inner.has_momentum and not inner.groups
         rate = inner.hyperparameters.get("lr") if plain else None
-        if callable(rate):
-            rate = rate(problem.meta, state.step)
-        if not isinstance(rate, int | float):
+        found = rate(problem.meta, state.step) if callable(rate) else rate
+        if not isinstance(found, int | float):
             raise ConfigurationError(
                 f"the inner step of {type(self).__name__} is plain SGD with a number as learning "
                 "rate; give SGD(lr=...) without momentum or groups, or use metatoolkit's Unrolled."
@@ -77,7 +76,7 @@ class Peer(Estimator):
         with seeded(fold_in(state.key, state.step), devices), warnings.catch_warnings():
             # What a peer's sources warn of is no news here.
             warnings.simplefilter("ignore")
-            loss, gradients = self._run(own, rate, train_batches, valid_batch)
+            loss, gradients = self._run(own, found, train_batches, valid_batch)
         named = dict(zip(own.meta_parameter_names, gradients, strict=True))
         return Hypergradient(
             gradient=fill_gradients(problem, named, "train_loss and valid_loss"),

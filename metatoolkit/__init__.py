@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metatoolkit import algorithms as algorithms
     from metatoolkit import diagnostics as diagnostics
     from metatoolkit import errors as errors
     from metatoolkit import evaluation as evaluation
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = (
+    "algorithms",
     "diagnostics",
     "errors",
     "evaluation",

@@ -11,7 +11,7 @@ DATA = {".json", ".toml", ".typed"}
 TOP = {
     *("__init__.py", "py.typed", "errors.py", "losses.py", "problem.py", "state.py"),
     *("components", "diagnostics", "hypergradients", "inner", "metaparameters", "randomness"),
-    *("stateless", "testing", "training"),
+    *("algorithms", "stateless", "testing", "training"),
     *("evaluation", "networks", "tasks"),
     *("cli", "experiments", "records"),
 }

@@ -31,8 +31,9 @@ class InnerLearner(ABC):
     """A gradient-based inner learner: θ and its optimizer state after one more batch.
 
     Every hyper-parameter may be a number; a tensor, which is λ where it is one of the parameters
-    of ``meta``, and a constant where it requires no gradient; or a function
-    ``(meta, step) -> number or 0-d tensor`` of the module that is passed.
+    of ``meta``, and a constant where it requires no gradient; or a function of the module that is
+    passed, ``(meta, step) -> number, tensor that expands to a parameter, or mapping from names of
+    inner parameters to these``, as :meth:`metatoolkit.metaparameters.LearningRates.at`.
 
     Args:
         hyperparameters: Values by name for all parameters.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metatoolkit.components.patterns import matches
 from metatoolkit.errors import ConfigurationError, UnknownNameError
@@ -15,7 +15,8 @@ from metatoolkit.inner.groups import Group, listed, patterns_of, with_members
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors
 
-Hyperparameter = float | Tensor | Callable[[nn.Module, int], float | Tensor]
+Value = float | Tensor
+Hyperparameter = Value | Callable[[Any, int], Value | Mapping[str, Value]]
 
 
 def check_values(
@@ -126,11 +127,13 @@ def hyperparameters_at(
         A function from the name of a parameter to values by name.
 
     Raises:
-        ConfigurationError: A value requires a gradient, but not through λ.
+        ConfigurationError: A value requires a gradient, but not through λ; or a function returns
+            values by parameter name and lacks one that is asked for.
+        UnknownNameError: A function names what is no inner parameter.
     """
     names = {id(live): name for name, live in problem.meta_parameters().items()}
 
-    def value(own: str, hyperparameter: Hyperparameter) -> float | Tensor:
+    def value(own: str, hyperparameter: Hyperparameter) -> Value | Mapping[str, Value]:
         if isinstance(hyperparameter, float | int):
             return hyperparameter
         if isinstance(hyperparameter, Tensor):
@@ -141,8 +144,14 @@ def hyperparameters_at(
         # With its graph even where none is wanted, which tells what the value depends on.
         with torch.enable_grad():
             found = problem.evaluate_meta(lambda module: hyperparameter(module, step), meta)
-        if isinstance(found, Tensor) and found.requires_grad and _depends_on_others(found, meta):
-            raise _foreign_error(own, "depends on a tensor that requires a gradient, but")
+        for part in found.values() if isinstance(found, Mapping) else (found,):
+            if isinstance(part, Tensor) and part.requires_grad and _depends_on_others(part, meta):
+                raise _foreign_error(own, "depends on a tensor that requires a gradient, but")
+        if isinstance(found, Mapping):
+            for name in found:
+                if name not in problem.parameter_names:
+                    kind = f"inner parameter in the values of {own}"
+                    raise UnknownNameError(kind, name, problem.parameter_names)
         return found
 
     common = {name: value(name, given) for name, given in hyperparameters.items()}
@@ -156,12 +165,21 @@ def hyperparameters_at(
     ]
 
     def of_parameter(name: str) -> dict[str, float | Tensor]:
-        for patterns, values in special:
-            if matches(name, patterns):
-                return values
-        return common
+        values = next((own for patterns, own in special if matches(name, patterns)), common)
+        return {own: _of_parameter(own, found, name) for own, found in values.items()}
 
     return of_parameter
+
+
+def _of_parameter(own: str, value: Value | Mapping[str, Value], name: str) -> Value:
+    if not isinstance(value, Mapping):
+        return value
+    if name not in value:
+        raise ConfigurationError(
+            f"{own} is a function that returns values by parameter name, but none for {name!r}; "
+            f"let it return one for each inner parameter that no group gives a {own} of its own."
+        )
+    return value[name]
 
 
 def _foreign_error(name: str, what: str) -> ConfigurationError:

@@ -6,17 +6,21 @@ from metatoolkit.metaparameters.feature_wise_transform import (
     insert_feature_wise_transforms,
 )
 from metatoolkit.metaparameters.initialization import Initialization
+from metatoolkit.metaparameters.learning_rates import LearningRates
 from metatoolkit.metaparameters.registry import modules
 from metatoolkit.metaparameters.representation_transform import RepresentationTransform
 from metatoolkit.metaparameters.rotation import Rotation
+from metatoolkit.metaparameters.shared import Shared
 from metatoolkit.metaparameters.weight_net import WeightNet, normalize_weights
 
 __all__ = [
     "FeatureWiseTransform",
     "FeatureWiseTransforms",
     "Initialization",
+    "LearningRates",
     "RepresentationTransform",
     "Rotation",
+    "Shared",
     "WeightNet",
     "build",
     "insert_feature_wise_transforms",

@@ -203,6 +203,23 @@ def test_the_first_group_that_matches_holds():
     assert hyperparameters_at(SGD(lr=0.1).hyperparameters, [], problem, {}, 0)("scale")["lr"] == 0.1
 
 
+def test_a_function_may_return_a_value_for_each_parameter_by_name():
+    case = bank.small_net()
+    names = case.problem.parameter_names
+    values = {name: 0.1 * (number + 1) for number, name in enumerate(names)}
+    inner = SGD(lr=lambda meta, step: values, groups=[{"params": [names[0]], "momentum": 0.5}])
+    resolved = hyperparameters_at(inner.hyperparameters, inner.groups, case.problem, {}, 0)
+    assert [resolved(name)["lr"] for name in names] == list(values.values())
+    assert resolved(names[0])["momentum"] == 0.5 and resolved(names[1])["momentum"] == 0.0
+    foreign = torch.tensor(0.1, requires_grad=True)
+    for given, error, message in (
+        ({**values, "wieght": 0.1}, UnknownNameError, "inner parameter in the values of lr"),
+        ({**values, names[0]: foreign}, ConfigurationError, "no meta-parameter of this problem"),
+    ):
+        with pytest.raises(error, match=message):
+            SGD(lr=lambda meta, step, given=given: given).init(case.problem)
+
+
 def test_names_of_groups_are_told_apart_by_case():
     case = bank.illustration()
     inner = SGD(lr=0.1, groups=[{"params": ["v*"], "lr": 0.3}])

@@ -1,0 +1,14 @@
+"""Algorithms by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from metatoolkit.components.registry import Registry
+
+if TYPE_CHECKING:
+    from metatoolkit.algorithms.assembly import Algorithm
+
+algorithms: Registry[Algorithm] = Registry(
+    "algorithm", "metatoolkit.algorithms", "metatoolkit.algorithms"
+)
