@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from metatoolkit.training import EarlyStopping as EarlyStopping
     from metatoolkit.training import MetaTrainer as MetaTrainer
     from metatoolkit.training import TaskBatching as TaskBatching
+    from metatoolkit.training import join_ranks as join_ranks
     from metatoolkit.training import over_tasks as over_tasks
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ _NAMES = {
     "TaskBatching": "metatoolkit.training",
     "check_hypergradient": "metatoolkit.diagnostics",
     "compare_estimators": "metatoolkit.diagnostics",
+    "join_ranks": "metatoolkit.training",
     "over_tasks": "metatoolkit.training",
     "signal_to_noise": "metatoolkit.diagnostics",
 }

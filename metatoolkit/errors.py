@@ -140,6 +140,10 @@ class WorkerError(MetatoolkitError, RuntimeError):
     """A process that worked for this one was killed."""
 
 
+class RankError(MetatoolkitError, RuntimeError):
+    """Another process of a distributed run failed, is gone, or does not do the same."""
+
+
 class MissingDependencyError(MetatoolkitError, ImportError):
     """An optional package is not installed; the message tells how to install it."""
 

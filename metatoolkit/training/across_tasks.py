@@ -14,6 +14,7 @@ from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState
 from metatoolkit.training.checks import require_estimator
+from metatoolkit.training.ranks import Ranks
 from metatoolkit.training.task_batches import TaskBatch
 from metatoolkit.training.task_batching import Mode, TaskBatching
 from metatoolkit.training.task_run import Known, TaskRun
@@ -30,9 +31,11 @@ class AcrossTasks:
 
     Attributes:
         known: What is known of the tasks.
+        ranks: The processes that share the tasks, or ``None``.
 
     Raises:
-        ConfigurationError: An argument is another kind of thing.
+        ConfigurationError: An argument is another kind of thing, or there are no processes to
+            share the tasks.
         UnsupportedError: The estimator carries something from call to call.
     """
 
@@ -52,9 +55,15 @@ class AcrossTasks:
                 "Reptile, or Implicit without warm_start."
             )
         self.batching = batching if isinstance(batching, TaskBatching) else TaskBatching(batching)
+        self.ranks = Ranks() if self.batching.sharded else None
         self._components: tuple[BilevelProblem, InnerLearner, Estimator]
         self._components = (problem, inner, estimator)
         self.known = Known()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that reports, and writes checkpoints."""
+        return self.ranks is None or self.ranks.rank == 0
 
     def begin(self, state: InnerState) -> InnerState:
         """Return an initial state with the parameters that the present λ sets.
@@ -96,6 +105,7 @@ class AcrossTasks:
         Raises:
             ConfigurationError: Steps were taken from the initial state.
             UnsupportedError: The tasks cannot run side by side, as they shall.
+            RankError: Another process failed, is gone, or has other tasks or parameters.
         """
         if start.step != 0:
             raise ConfigurationError(
@@ -104,22 +114,34 @@ class AcrossTasks:
             )
         root = fold_in(start.key, Stream.RESET, number) if number else start.key
         batch = TaskBatch(tasks, self._components[2].horizon)
-        run = TaskRun(self._components, batch, start, root, self.known, self.batching.chunk)
+        if self.ranks is None:
+            return self._run(batch, start, root, range(batch.count), keep_states)
+        return self.ranks.mean(
+            self._components[0],
+            (start, batch),
+            lambda share: self._run(batch, start, root, share, keep_states),
+        )
+
+    def _run(
+        self, batch: TaskBatch, start: InnerState, root: int, share: range, keep_states: bool
+    ) -> Hypergradient:
+        chunk = self.batching.chunk
+        run = TaskRun(self._components, batch, start, root, self.known, chunk, share)
         mode = self.batching.mode
         if mode == "loop":
-            return run.one_by_one(batch.count, keep_states, {})
+            return run.one_by_one(keep_states, {})
         if mode == "auto" and not run.alike:
-            return run.one_by_one(batch.count, keep_states, {"reason": "no two tasks are alike"})
+            return run.one_by_one(keep_states, {"reason": "no two tasks are alike"})
         obstacle = run.obstacle()
         if mode == "vmap":
             if obstacle is not None:
                 raise UnsupportedError(f"the tasks cannot run side by side: {obstacle}")
             return run.side_by_side(keep_states, {})
         if obstacle is not None:
-            return run.one_by_one(batch.count, keep_states, {"reason": obstacle})
+            return run.one_by_one(keep_states, {"reason": obstacle})
         if self.known.choice is None:
             self.known.choice = run.faster()
         choice, reason = self.known.choice
         if choice == "loop":
-            return run.one_by_one(batch.count, keep_states, {"reason": reason})
+            return run.one_by_one(keep_states, {"reason": reason})
         return run.side_by_side(keep_states, {"reason": reason}, falls_back=True)

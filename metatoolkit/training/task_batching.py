@@ -31,17 +31,21 @@ class TaskBatching:
     Args:
         mode: One of these.
         chunk: Number of tasks that run side by side at a time; ``None`` for all.
+        sharded: Whether the processes of ``torch.distributed`` share the tasks of each batch. All
+            draw the same batches, run a part of the tasks each, and move λ alike; see
+            :func:`join_ranks`.
 
     Raises:
         ConfigurationError: The mode is unknown, or the chunk out of range or without meaning.
 
     Example:
         >>> TaskBatching("vmap", chunk=25)
-        TaskBatching(mode='vmap', chunk=25)
+        TaskBatching(mode='vmap', chunk=25, sharded=False)
     """
 
     mode: Mode = "auto"
     chunk: int | None = None
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):

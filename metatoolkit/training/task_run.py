@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -50,6 +51,7 @@ class TaskRun:
         root: Random key that those of the tasks are derived from.
         known: What is known of tasks before, to which this one adds.
         chunk: Number of tasks that run side by side at a time, or ``None`` for all.
+        share: Numbers of the tasks that run here, at least one; ``None`` for all.
     """
 
     def __init__(
@@ -60,25 +62,29 @@ class TaskRun:
         root: int,
         known: Known,
         chunk: int | None,
+        share: range | None = None,
     ) -> None:
         self._problem, self._inner, self._estimator = components
         self._batch, self._start, self._known = batch, start, known
+        self._share = range(batch.count) if share is None else share
         self._keys = [fold_in(root, Stream.TASK, task) for task in range(batch.count)]
-        self._chunk = batch.count if chunk is None else chunk
+        self._chunk = len(self._share) if chunk is None else chunk
 
-    def one_by_one(self, count: int, keep_states: bool, details: dict[str, Any]) -> Hypergradient:
-        """Return the mean over the first tasks, by a call of the estimator for each.
+    def one_by_one(
+        self, keep_states: bool, details: dict[str, Any], first: int | None = None
+    ) -> Hypergradient:
+        """Return the mean over tasks, by a call of the estimator for each.
 
         Args:
-            count: Number of tasks.
             keep_states: Whether the states that the tasks reached are returned.
             details: What else there is to tell.
+            first: Number of tasks, the first ones; ``None`` for all.
 
         Raises:
             NonFiniteError: A loss or a hypergradient is not finite; the task is named.
         """
         results = TaskSum()
-        for task in range(count):
+        for task in self._share[:first]:
             self._add_alone(results, task, keep_states)
         return results.mean(self._start, {"batching": "loop", **details})
 
@@ -108,11 +114,11 @@ class TaskRun:
             falls_back: Whether a batch that runs one by one alone does so.
         """
         try:
-            found = self._stacked(self._batch.kinds, keep_states)
+            found = self._stacked(self._kinds, keep_states)
         except Exception as error:
             # One by one the task is named that is to blame.
             reason = f"it failed side by side: {brief(error)}"
-            result = self.one_by_one(self._batch.count, keep_states, {"reason": reason})
+            result = self.one_by_one(keep_states, {"reason": reason})
             if falls_back:
                 return result
             raise
@@ -133,12 +139,23 @@ class TaskRun:
 
     def _is_single(self, tasks: Sequence[int]) -> bool:
         """Return whether there is a task that no other is like, and that was never compared."""
-        return len(tasks) == 1 < self._batch.count
+        return len(tasks) == 1 < len(self._share)
+
+    @functools.cached_property
+    def _kinds(self) -> dict[str, Sequence[int]]:
+        """The numbers of tasks of the share that are alike, by what they are made of."""
+        if not self._batch.listed:
+            return dict.fromkeys(self._batch.kinds, self._share)
+        parts = {
+            layout: [task for task in tasks if task in self._share]
+            for layout, tasks in self._batch.kinds.items()
+        }
+        return {layout: tasks for layout, tasks in parts.items() if tasks}
 
     @property
     def alike(self) -> bool:
         """Whether there are tasks to run side by side."""
-        return not all(map(self._is_single, self._batch.kinds.values()))
+        return not all(map(self._is_single, self._kinds.values()))
 
     def _add_stacked(
         self, results: TaskSum, tasks: Sequence[int], draws: dict[str, bool], keep_states: bool
@@ -165,7 +182,7 @@ class TaskRun:
                 "or SGD or Adam."
             )
         obstacles = self._known.obstacles
-        for layout, tasks in self._batch.kinds.items():
+        for layout, tasks in self._kinds.items():
             if self._is_single(tasks):
                 continue
             kind = self._kind(layout)
@@ -206,16 +223,17 @@ class TaskRun:
 
     def faster(self) -> tuple[str, str]:
         """Return the faster way, ``"vmap"`` or ``"loop"``, and the times that tell it."""
-        count = self._batch.count
+        count = len(self._share)
         few = min(_COMPARED, count)
         try:
-            kinds = self._batch.kinds
-            stacked = min(self._seconds(lambda: self._stacked(kinds, False)) for _ in range(2))
+            stacked = min(
+                self._seconds(lambda: self._stacked(self._kinds, False)) for _ in range(2)
+            )
         except Exception as error:
             # What fails one by one, too, tells nothing of the two ways.
-            self.one_by_one(count, False, {})
+            self.one_by_one(False, {})
             return "loop", f"it failed side by side: {brief(error)}"
-        loop = self._seconds(lambda: self.one_by_one(few, False, {})) * count / few
+        loop = self._seconds(lambda: self.one_by_one(False, {}, few)) * count / few
         told = f"{count} tasks took {stacked:.3g} s side by side and about {loop:.3g} s one by one"
         return ("vmap" if stacked < loop else "loop"), told
 

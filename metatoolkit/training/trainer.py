@@ -258,21 +258,21 @@ class MetaTrainer:
         if resumes:
             assert path is not None
             self.load_checkpoint(path)
-        if path is not None:
-            # What cannot be stored is told before the training, not after it.
+        if path is not None:  # What cannot be stored is told before the training, not after it.
             snapshot(self, self._streams)
         check_steps_left(steps, self.steps_done, resumes)
         if steps > 1 and self.tasks is None:
             warn_of_forgotten_start(self.problem, self.estimator, self.reset_every)
+        leads = self.tasks is None or self.tasks.leads
         plan = Plan(
-            steps=steps,
-            log=log,
+            steps,
+            log=log if leads else None,
             log_every=log_every,
             evaluate=evaluate,
             evaluate_every=evaluate_every,
-            checkpoint=path,
+            checkpoint=path if leads else None,
             checkpoint_every=checkpoint_every,
-            progress=progress,
+            progress=progress and leads,
             description=description,
         )
         return Fit(self, plan).run()
