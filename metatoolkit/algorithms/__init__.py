@@ -6,7 +6,8 @@ Example:
     ...     return (model(batch[0]) - batch[1]).square().mean()
     >>> model = mt.networks.MLP(inputs=1, hidden=(40, 40), classes=1)
     >>> maml = mt.algorithms.build("maml", model, squared_error, squared_error, lr=0.02, steps=5)
-    >>> support, query = (torch.randn(2, 4, 10, 1), torch.randn(2, 4, 10, 1))
+    >>> support = torch.randn(4, 10, 1), torch.randn(4, 10, 1)
+    >>> query = torch.randn(4, 10, 1), torch.randn(4, 10, 1)
     >>> result = mt.over_tasks(maml.problem, maml.inner, maml.estimator, (support, query))
     >>> result.details["task_losses"].shape
     torch.Size([4])
