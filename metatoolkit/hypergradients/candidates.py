@@ -38,8 +38,8 @@ class Candidates:
         common_random_numbers: Whether all candidates share their dropout masks.
         seed: Seed of the noise, beside its key.
         key: Random key of the noise, beside the step.
-        held: Takes what the loss of the first candidate detaches, for all of them; ``None`` leaves
-            each its own.
+        held: Takes what the loss at θ detaches, by :meth:`hold`, for all candidates; ``None``
+            leaves each its own.
     """
 
     state: InnerState
@@ -75,8 +75,6 @@ class Candidates:
     ) -> Tensor:
         """Return the training loss of one candidate, a scalar. Cost: 1 F.
 
-        With ``held``, the first call records and is that of the first candidate.
-
         Args:
             problem: The bilevel problem.
             candidate: Number of the candidate.
@@ -90,15 +88,43 @@ class Candidates:
         parameters = dict(state.parameters)
         for name, epsilon in self.perturbations(candidate):
             parameters[name] = parameters[name] + self.sigma * epsilon
+        rest = (meta, state.buffers, batch, key)
         if self.held is None:
-            return problem.evaluate_train(parameters, meta, state.buffers, batch, key)[0]
-        holding = replaying if self.held.log else recording
+            return problem.evaluate_train(parameters, *rest)[0]
         graph = torch.is_grad_enabled()
         # What is computed without a graph is a constant.
         with torch.enable_grad():
-            problem = holding(problem, self.held)
-            loss = problem.evaluate_train(parameters, meta, state.buffers, batch, key)[0]
+            loss = replaying(problem, self.held).evaluate_train(parameters, *rest)[0]
         return loss if graph else loss.detach()
+
+    def hold(self, problem: BilevelProblem, meta: Tensors, batch: Any) -> Tensor:
+        """Return the training loss at θ, detached, and let all candidates take what it holds.
+
+        What one of the candidates held would leave an error of the order of σ. Cost: 1 F.
+
+        Args:
+            problem: The bilevel problem.
+            meta: Meta-parameters by name.
+            batch: Training batch.
+        """
+        assert self.held is not None
+        with torch.enable_grad():
+            return self._middle(recording(problem, self.held), meta, batch).detach()
+
+    def middle(self, problem: BilevelProblem, meta: Tensors, batch: Any) -> Tensor:
+        """Return the training loss at θ, detached. Cost: 1 F.
+
+        Args:
+            problem: The bilevel problem.
+            meta: Meta-parameters by name.
+            batch: Training batch.
+        """
+        return self._middle(problem, meta, batch).detach()
+
+    def _middle(self, problem: BilevelProblem, meta: Tensors, batch: Any) -> Tensor:
+        state = self.state
+        key = fold_in(state.key, state.step)
+        return problem.evaluate_train(state.parameters, meta, state.buffers, batch, key)[0]
 
     def score(
         self, problem: BilevelProblem, meta: Tensors, batch: Any, streamed: bool | None
@@ -199,6 +225,8 @@ class Candidates:
         """
         held = None if self.held is None else HeldConstants(everything=True)
         scored = dataclasses.replace(self, held=held)
+        if held is not None:
+            scored.hold(problem, meta, batch)
         losses = [scored.train_loss(problem, k, meta, batch) for k in range(self.number)]
         return self.offspring(self.weights(torch.stack(losses)))
 

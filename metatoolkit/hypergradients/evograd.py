@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -48,9 +47,9 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
     σ²(K−1)/(Kτ), which at the paper's values is 1e-5; ``rescale`` sets that learning rate. What a
     training loss detaches from θ, as Meta-Weight-Net does with the losses that it weights, is each
     candidate's own, as in the paper's code: the mean then counts it as a function of θ, which the
-    one-step hypergradient does not. ``constants="common"`` gives all candidates what the first one
-    detaches (see :class:`HeldConstants`), so that the mean is again the one-step hypergradient, up
-    to the order of σ. It is held beside: the detached tensors and the sides of rectified units.
+    one-step hypergradient does not. ``constants="common"`` gives all candidates what the loss at θ
+    detaches (see :class:`HeldConstants`), so that the mean is again the one-step hypergradient. It
+    is held beside: the detached tensors and the sides of rectified units.
 
     :class:`GuidedEvoGrad` perturbs along the gradient of the outer loss instead of at random.
 
@@ -58,7 +57,8 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
     drawn again from its seed (``streamed``), so that memory is that of one candidate for any K.
     Where the graph that λ needs is small, as with per-example weights, it is kept instead and the
     second forward pass saved. Cost with F one forward pass: (3K+3) F streamed with λ at the
-    input, (2K+3) F with graphs kept, (K+3) F with λ in the loss alone.
+    input, (2K+3) F with graphs kept, (K+3) F with λ in the loss alone; and 1 F more with common
+    constants.
 
     Args:
         candidates: Number of candidates K, at least 2.
@@ -185,6 +185,8 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
     ) -> Hypergradient:
         candidates = self._candidates(state, self._draws.advance(state))
         leaves = list(meta.values())
+        holds = candidates.held is not None
+        middle = candidates.hold(problem, meta, batch) if holds else None
         losses, graphs = candidates.score(problem, meta, batch, self.streamed)
         values = torch.stack([loss.detach() for loss in losses])
         check_finite({"the training loss of a candidate": values})
@@ -199,12 +201,14 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
 
         def first() -> Tensor:
             # What is held would hide that it is drawn anew.
-            plain = dataclasses.replace(candidates, held=None)
-            return plain.train_loss(problem, 0, meta, batch)
+            if holds:
+                return candidates.middle(problem, meta, batch)
+            return candidates.train_loss(problem, 0, meta, batch)
 
-        if graphs or candidates.held is not None:
+        if graphs or holds:
             with torch.enable_grad():
-                repeat_once(given, losses[0], lambda: first().detach())
+                known = losses[0] if middle is None else middle
+                repeat_once(given, known, lambda: first().detach())
         names = list(meta)
         if graphs:
             total = add_gradients(names, direct, _combine(losses, coefficients, leaves))
@@ -223,7 +227,7 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
             valid_loss=valid_loss,
             state=state,
             cost=Cost(
-                forward=(1 if graphs else 2) * self.candidates + 1,
+                forward=(1 if graphs else 2) * self.candidates + 1 + holds,
                 backward=self.candidates + 1,
             ),
             details={"weights": weights, "coefficients": coefficients, "train_losses": values},

@@ -49,7 +49,7 @@ class GuidedEvoGrad(ScoredCandidates):
     c = −2 w₊ w₋ σ ‖g‖ / τ. For small σ it is −(σ²/τ) ∂²ℓ/∂λ∂θ · g, the one-step hypergradient of
     plain SGD with the learning rate σ²/τ and the outer gradient at θ; ``rescale`` sets that
     learning rate. Nothing is random. What a derivative takes for a constant (see
-    :class:`HeldConstants`) is common to both candidates, as are dropout masks.
+    :class:`HeldConstants`) is for both candidates what it is at θ, as are dropout masks.
 
     With ``sigma="auto"`` each call has a σ at which truncation and rounding are about level (see
     :func:`balanced_radius`), and raises τ to 50 |ℓ₊ − ℓ₋| where that is more: c falls with
@@ -61,7 +61,7 @@ class GuidedEvoGrad(ScoredCandidates):
     rounded (above 1, nothing of it is left). Truncation cannot be told from two passes;
     :class:`FiniteDifference` tells it for one more.
 
-    Cost with F one forward pass: 5 F with λ in the loss alone, at most 9 F.
+    Cost with F one forward pass: 6 F with λ in the loss alone, at most 10 F.
 
     Args:
         sigma: Norm σ of the perturbation, or ``"auto"``.
@@ -88,7 +88,7 @@ class GuidedEvoGrad(ScoredCandidates):
         kind="approximate",
         computes="for small σ, derivative through one SGD step, at the θ before it",
         assumes="λ in the model or the training loss; first derivatives only",
-        passes="5 F to 9 F",
+        passes="6 F to 10 F",
         memory="one copy of θ and the graph of one pass",
         paper="Bohdal et al. 2021, arXiv 2106.10575",
     )
@@ -132,11 +132,14 @@ class GuidedEvoGrad(ScoredCandidates):
         losses, sides = [], []
         sigma = self._radius(state, meta, direction, float(valid_loss), float(norm))
         candidates = self._candidates(state, direction, sigma)
-        for loss in self._losses(problem, state, candidates, meta, batch):
+        passes = self._losses(problem, state, candidates, meta, batch)
+        middle = next(passes).detach()
+        check_finite({"the training loss": middle})
+        for loss in passes:
             sides.append(loss_gradient(loss, leaves))
             losses.append(loss.detach())
-        again = (candidates[0], meta, state.buffers, batch, fold_in(state.key, state.step))
-        repeat_once(given, losses[0], lambda: evaluate_again(problem, "train_loss", again))
+        again = (state.parameters, meta, state.buffers, batch, fold_in(state.key, state.step))
+        repeat_once(given, middle, lambda: evaluate_again(problem, "train_loss", again))
         values = torch.stack(losses)
         check_finite({"the training loss of a candidate": values})
         values = values.to(norm.dtype)
@@ -151,7 +154,7 @@ class GuidedEvoGrad(ScoredCandidates):
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=valid_loss,
             state=state,
-            cost=Cost(forward=3, backward=3),
+            cost=Cost(forward=4, backward=3),
             details={
                 "weights": weights,
                 "coefficients": torch.stack([coefficient, -coefficient]),
@@ -173,7 +176,7 @@ class GuidedEvoGrad(ScoredCandidates):
         sigma = self._radius(state, meta, direction, float(loss), float(norm))
 
         def values(at: Tensors) -> Tensor:
-            found = self._losses(problem, state, candidates, at, batch)
+            _, *found = self._losses(problem, state, candidates, at, batch)
             return torch.stack([loss.detach() for loss in found]).to(norm.dtype)
 
         with torch.no_grad():
@@ -247,14 +250,18 @@ class GuidedEvoGrad(ScoredCandidates):
         meta: Tensors,
         batch: Any,
     ) -> Iterator[Tensor]:
-        """Yield both losses with graphs in λ, with the masks of the base step."""
+        """Yield the losses at θ and of both candidates, with the masks of the base step.
+
+        They have graphs in λ. The candidates take what is held at θ, in their middle: what one of
+        them held would leave an error of the order of σ.
+        """
         key = fold_in(state.key, state.step)
         # Gradients in θ, which would tell what depends on it, are not taken here.
         held = HeldConstants(everything=True)
-        for holding, candidate in zip((recording, replaying), candidates, strict=True):
-            at = (candidate, meta, state.buffers, batch, key)
+        kinds = (recording, replaying, replaying)
+        for holding, at in zip(kinds, [state.parameters, *candidates], strict=True):
             with torch.enable_grad():
-                loss, _ = holding(problem, held).evaluate_train(*at)
+                loss, _ = holding(problem, held).evaluate_train(at, meta, state.buffers, batch, key)
             yield loss
 
 

