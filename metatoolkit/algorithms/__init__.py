@@ -12,7 +12,7 @@ Example:
     >>> result.details["task_losses"].shape
     torch.Size([4])
     >>> sorted(mt.algorithms.algorithms)
-    ['anil', 'boil', 'fomaml', 'maml', 'meta_sgd', 'reptile']
+    ['anil', 'boil', 'fomaml', 'imaml', 'maml', 'maml++', 'meta_sgd', 'reptile']
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from metatoolkit.algorithms.assembly import Algorithm as Algorithm
+from metatoolkit.algorithms.maml_plus_plus import multi_step_weights as multi_step_weights
 from metatoolkit.algorithms.registry import algorithms as algorithms
 from metatoolkit.stateless.passes import Loss
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ class Algorithm:
         inner: Inner learner, which adapts to a task.
         estimator: Hypergradient estimator.
         meta: λ, a ``ModuleDict`` of its parts: ``"initialization"``, and, where the algorithm has
-            them, ``"shared"`` and ``"rates"``. The meta-optimizer moves ``meta.parameters()``.
+            them, ``"shared"``, ``"rates"`` and ``"proximal"``. The meta-optimizer moves
+            ``meta.parameters()``.
     """
 
     problem: BilevelProblem
@@ -45,6 +46,7 @@ def assemble(
     lr: float | LearningRates,
     estimator: Estimator,
     adapted: Sequence[str] | None = None,
+    also: Mapping[str, nn.Module] | None = None,
 ) -> Algorithm:
     """Return the algorithm in which gradient descent starts from learned initial values.
 
@@ -56,11 +58,12 @@ def assemble(
         estimator: Hypergradient estimator.
         adapted: Names of the parameters that inner steps move; the others are shared by all tasks.
             ``None`` for all.
+        also: Further parts of λ, which the losses read.
 
     Raises:
         ConfigurationError: No parameter is left to adapt, or none to share.
     """
-    parts: dict[str, nn.Module] = {}
+    parts = dict(also or {})
     if adapted is None:
         parts["initialization"] = Initialization(model)
     else:

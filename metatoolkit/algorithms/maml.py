@@ -26,6 +26,11 @@ def maml(
         valid_loss: Outer loss.
         lr: Inner learning rate.
         steps: Number of inner steps T.
+
+    Example:
+        >>> loss = lambda model, meta, batch: (model(batch[0]) - batch[1]).square().mean()
+        >>> maml(nn.Linear(1, 1), loss, loss, lr=0.1).problem.meta_parameter_names
+        ['initialization.weight', 'initialization.bias']
     """
     return assemble(model, train_loss, valid_loss, lr, Unrolled(steps, keep_graphs=steps))
 
@@ -44,6 +49,11 @@ def fomaml(
         valid_loss: Outer loss.
         lr: Inner learning rate.
         steps: Number of inner steps T.
+
+    Example:
+        >>> loss = lambda model, meta, batch: (model(batch[0]) - batch[1]).square().mean()
+        >>> fomaml(nn.Linear(1, 1), loss, loss, lr=0.1, steps=3).estimator.horizon
+        3
     """
     return assemble(model, train_loss, valid_loss, lr, FirstOrder(steps))
 
@@ -65,5 +75,10 @@ def reptile(
         valid_loss: Outer loss.
         lr: Inner learning rate.
         steps: Number of inner steps T.
+
+    Example:
+        >>> loss = lambda model, meta, batch: (model(batch[0]) - batch[1]).square().mean()
+        >>> reptile(nn.Linear(1, 1), loss, loss, lr=0.1).estimator.traits.passes
+        '(3 T + 1) F'
     """
     return assemble(model, train_loss, valid_loss, lr, Reptile(steps))

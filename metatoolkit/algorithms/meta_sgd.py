@@ -36,6 +36,11 @@ def meta_sgd(
         steps: Number of inner steps T.
         per: What has a rate of its own; see :class:`metatoolkit.metaparameters.LearningRates`.
         per_step: Whether each inner step has rates of its own.
+
+    Example:
+        >>> loss = lambda model, meta, batch: (model(batch[0]) - batch[1]).square().mean()
+        >>> meta_sgd(nn.Linear(1, 1), loss, loss, lr=0.1).meta["rates"].at(step=0)["bias"].shape
+        torch.Size([1])
     """
     rates = LearningRates(model, lr, per, steps if per_step else None)
     return assemble(model, train_loss, valid_loss, rates, Unrolled(steps, keep_graphs=steps))

@@ -33,6 +33,12 @@ def anil(
         lr: Inner learning rate.
         steps: Number of inner steps T.
         head: Name patterns of the head's parameters; ``None`` for the last layer.
+
+    Example:
+        >>> loss = lambda model, meta, batch: (model(batch[0]) - batch[1]).square().mean()
+        >>> model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+        >>> anil(model, loss, loss, lr=0.1).problem.parameter_names
+        ['2.weight', '2.bias']
     """
     estimator = Unrolled(steps, keep_graphs=steps)
     return assemble(model, train_loss, valid_loss, lr, estimator, head_of(model, head))
@@ -58,6 +64,12 @@ def boil(
         lr: Inner learning rate.
         steps: Number of inner steps T.
         head: Name patterns of the head's parameters; ``None`` for the last layer.
+
+    Example:
+        >>> loss = lambda model, meta, batch: (model(batch[0]) - batch[1]).square().mean()
+        >>> model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+        >>> boil(model, loss, loss, lr=0.1).problem.parameter_names
+        ['0.weight', '0.bias']
     """
     kept = head_of(model, head)
     body = [name for name in trainable(model) if name not in kept]

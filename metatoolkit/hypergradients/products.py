@@ -15,6 +15,27 @@ Adjoint = list[Tensor | None]
 """One tensor for each of several variables, in their order; ``None`` stands for zero."""
 
 
+def add_adjoints(one: Adjoint, other: Adjoint) -> Adjoint:
+    """Return the sum of two adjoints, ``None`` where both have none.
+
+    Args:
+        one: Derivative in some tensors.
+        other: Derivative in the same.
+    """
+    pairs = zip(one, other, strict=True)
+    return [b if a is None else a if b is None else a + b for a, b in pairs]
+
+
+def scaled(adjoint: Adjoint, factor: float) -> Adjoint:
+    """Return a multiple of an adjoint.
+
+    Args:
+        adjoint: Derivative in some tensors.
+        factor: The factor; with 1 the adjoint itself is returned.
+    """
+    return adjoint if factor == 1 else [None if t is None else factor * t for t in adjoint]
+
+
 def loss_gradient(loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> Adjoint:
     """Return the gradient of a loss, which may be a constant.
 

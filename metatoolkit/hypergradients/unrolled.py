@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -20,6 +21,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
 )
 from metatoolkit.hypergradients.mixed_mode import MixedStep, step_with_gradients
+from metatoolkit.hypergradients.products import Adjoint, add_adjoints, scaled
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import (
     StepGraph,
@@ -70,6 +72,10 @@ class Unrolled(Estimator):
     1810.10667): λ counts as constant in the steps before, no state of which is kept. That is
     biased unless the steps forget where they started.
 
+    With ``step_weights`` w it is the derivative of Σ_t w_t L(θ_t), the outer loss after every step
+    (multi-step loss of MAML++, Antoniou et al. 2019, arXiv 1810.09502), for 3 F more for each
+    weight above 0 but the last. The validation loss that is returned is L(θ_T).
+
     Args:
         steps: Number of inner steps T.
         truncation: Number of last steps k that are differentiated; ``None`` for all.
@@ -79,6 +85,8 @@ class Unrolled(Estimator):
             ``checkpoint="tree"`` only.
         keep_graphs: Number of last steps that keep the graph of their first evaluation. Each saves
             3 F and holds the memory of one graph.
+        step_weights: Weight of the outer loss after each step, at least 0 and not all 0, for which
+            the graphs of all steps are kept; ``None`` for that after the last step alone.
 
     Raises:
         ConfigurationError: A number is out of range, or a name is unknown.
@@ -107,6 +115,7 @@ class Unrolled(Estimator):
         product: Literal["reverse_over_reverse", "forward_over_reverse"] = "reverse_over_reverse",
         arity: int = 8,
         keep_graphs: int = 1,
+        step_weights: Sequence[float] | None = None,
     ) -> None:
         if steps < 1:
             raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
@@ -135,9 +144,32 @@ class Unrolled(Estimator):
         self.product = product
         self.arity = arity
         self.keep_graphs = keep_graphs
-        self.traits = self._describe()
+        self.step_weights = step_weights
         # The last steps keep their graphs; in mixed mode each step has passes of two kinds.
         self.repeats_steps = product != "reverse_over_reverse" or self._window() > keep_graphs
+
+    @property
+    def step_weights(self) -> Sequence[float] | None:
+        """Weight of the outer loss after each step, which may be set between calls."""
+        return self._step_weights
+
+    @step_weights.setter
+    def step_weights(self, weights: Sequence[float] | None) -> None:
+        if weights is not None:
+            numbers = len(weights) == self.horizon and all(0 <= w < math.inf for w in weights)
+            if not numbers or not any(weights):
+                raise ConfigurationError(
+                    f"step_weights is {list(weights)} with steps={self.horizon}; give a number of "
+                    "at least 0 for each step, not all of them 0."
+                )
+            if min(self.keep_graphs, self._window()) < self.horizon:
+                raise ConfigurationError(
+                    f"step_weights with keep_graphs={self.keep_graphs} and "
+                    f"truncation={self.truncation}: the outer loss is differentiated after each "
+                    f"step; give keep_graphs={self.horizon} and no truncation."
+                )
+        self._step_weights = weights
+        self.traits = self._describe()
 
     def _describe(self) -> Traits:
         traits = type(self).traits
@@ -169,6 +201,15 @@ class Unrolled(Estimator):
                 assumes=f"{traits.assumes}; steps that forget where they started",
                 passes=f"{traits.passes}; 3 F for each step before the last {self.truncation}",
                 paper="Shaban et al. 2019, arXiv 1810.10667",
+            )
+        if self.step_weights is not None:
+            traits = dataclasses.replace(
+                traits,
+                kind="approximate",
+                computes="derivative of the weighted outer losses after each of T inner steps",
+                passes=f"{traits.passes}; 3 F for the outer loss after each",
+                memory=f"{traits.memory.rpartition(' of ')[0]} of T steps",
+                paper="Antoniou et al. 2019, arXiv 1810.09502",
             )
         return traits
 
@@ -222,11 +263,21 @@ class Unrolled(Estimator):
         visits = states_backward(advance, state, first, self._arity(first + 1))
         state, _ = next(visits)
         kept: list[StepGraph | MixedStep] = []
+        weights = self.step_weights or [0.0] * (window - 1) + [1.0]
+        outer: list[Adjoint | None] = []
+        total: dict[str, Tensor | None] = dict.fromkeys(names)
         for index in range(first, window):
             kept.append(linearize(state, index))
             state = kept[-1].after.detach()
-        valid_loss, adjoint, direct = outer_gradient(problem, state, meta, valid_batch)
-        total = add_gradients(names, direct)
+            if weights[index] == 0 and index < window - 1:
+                outer.append(None)
+                continue
+            passes += 1
+            valid_loss, found, direct = outer_gradient(problem, state, meta, valid_batch)
+            outer.append(scaled(found, weights[index]))
+            total = add_gradients(names, list(total.values()), scaled(direct, weights[index]))
+        adjoint = outer.pop()
+        assert adjoint is not None
         for index in reversed(range(window)):
             if kept:
                 step = kept.pop()
@@ -234,6 +285,9 @@ class Unrolled(Estimator):
                 point, gradients = next(visits)
                 step = linearize(point, index, gradients)
             adjoint, part = step.pull_back(adjoint)
+            earlier = outer.pop() if outer else None
+            if earlier is not None:
+                adjoint = add_adjoints(adjoint, earlier)
             # Its graph must go before the next one is built.
             del step
             total = add_gradients(names, list(total.values()), part)
@@ -241,7 +295,7 @@ class Unrolled(Estimator):
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=valid_loss,
             state=state,
-            cost=Cost(forward=passes + 1, backward=passes + 1, hvp=window),
+            cost=Cost(forward=passes, backward=passes, hvp=window),
         )
 
     @override
@@ -256,8 +310,16 @@ class Unrolled(Estimator):
     ) -> Tensor:
         """Return the outer loss after T steps from ``state`` under ``meta``.
 
-        With a truncation, the steps before the last ones run under the problem's own λ.
+        With a truncation, the steps before the last ones run under the problem's own λ. With
+        ``step_weights`` it is the weighted sum of those after each step.
         """
+        if self.step_weights is not None:
+            total = torch.zeros(())
+            for batch, weight in zip(train_batches, self.step_weights, strict=True):
+                state = roll_out(problem, inner, state, meta, [batch])
+                if weight:
+                    total = total + weight * outer_loss(problem, state, meta, valid_batch)
+            return total
         skipped = len(train_batches) - self._window()
         fixed = problem.meta_parameters()
         state = roll_out(problem, inner, state, fixed, train_batches[:skipped])

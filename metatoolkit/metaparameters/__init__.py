@@ -7,6 +7,7 @@ from metatoolkit.metaparameters.feature_wise_transform import (
 )
 from metatoolkit.metaparameters.initialization import Initialization
 from metatoolkit.metaparameters.learning_rates import LearningRates
+from metatoolkit.metaparameters.proximal import Proximal
 from metatoolkit.metaparameters.registry import modules
 from metatoolkit.metaparameters.representation_transform import RepresentationTransform
 from metatoolkit.metaparameters.rotation import Rotation
@@ -18,6 +19,7 @@ __all__ = [
     "FeatureWiseTransforms",
     "Initialization",
     "LearningRates",
+    "Proximal",
     "RepresentationTransform",
     "Rotation",
     "Shared",

@@ -6,6 +6,7 @@ from torch import nn
 from torch.func import functional_call, grad
 
 import metatoolkit as mt
+from metatoolkit.diagnostics.measure import count_flops
 from metatoolkit.errors import ConfigurationError, UnknownNameError, UnsupportedError
 from tests.training.across_tasks import TASKS, largest_difference, listed, sinusoids, squared_error
 
@@ -25,6 +26,8 @@ ALGORITHMS = {
     "per tensor": ("meta_sgd", {"per": "tensor"}),
     "lslr": ("meta_sgd", {"per": "layer", "per_step": True}),
     "coordinate and step": ("meta_sgd", {"per_step": True}),
+    "maml++": ("maml++", {}),
+    "maml++, annealed": ("maml++", {"progress": 0.7}),
 }
 
 
@@ -74,7 +77,10 @@ def by_hand(algorithm, batch, adapted=None, first_order=False):
     def loss(parameters, inputs, targets):
         return (functional_call(model, parameters, (inputs,)) - targets).square().mean()
 
+    weights = getattr(algorithm.estimator, "step_weights", None) or [0] * (STEPS - 1) + [1]
+
     def outer(meta, support, query):
+        total = 0.0
         own = {n: meta[f"initialization.{n}"] for n in names if n in adapted}
         common = {n: meta[f"shared.{n}"] for n in names if n not in adapted}
         for step in range(STEPS):
@@ -82,7 +88,8 @@ def by_hand(algorithm, batch, adapted=None, first_order=False):
             if first_order:
                 slopes = {n: slope.detach() for n, slope in slopes.items()}
             own = {n: p - rate(meta, n, step) * slopes[n] for n, p in own.items()}
-        return loss({**own, **common}, *query)
+            total = total + weights[step] * loss({**own, **common}, *query)
+        return total
 
     each = [grad(outer)(meta, support, query) for support, query in listed(batch)]
     return {name: torch.stack([one[name] for one in each]).mean(0) for name in meta}
@@ -176,7 +183,8 @@ def test_buffers_of_learn2learns_meta_model_move():
 
 @pytest.mark.parametrize("name", sorted(mt.algorithms.algorithms))
 def test_each_learns_with_the_trainer(name):
-    algorithm = build(name)
+    # So few steps end where the Hessian is indefinite without a strong pull.
+    algorithm = build(name, **({"strength": 20.0} if name == "imaml" else {}))
     before = {n: p.detach().clone() for n, p in algorithm.meta.named_parameters()}
     optimizer = torch.optim.Adam(algorithm.meta.parameters(), lr=0.01)
     trainer = mt.MetaTrainer(
@@ -190,7 +198,8 @@ def test_each_learns_with_the_trainer(name):
     first = float(mt.over_tasks(*parts).valid_loss)
     trainer.fit([sinusoids(seed=5)], steps=30, progress=False)
     assert float(mt.over_tasks(*parts).valid_loss) < first
-    assert all(not torch.equal(p, before[n]) for n, p in algorithm.meta.named_parameters())
+    learned = algorithm.problem.meta_parameters()
+    assert learned and all(not torch.equal(p, before[n]) for n, p in learned.items())
     # The shared parameters are the model's own, and the others are loaded into it.
     values = dict(algorithm.problem.model.named_parameters())
     assert torch.equal(values["2.weight"], _learned(algorithm, "2.weight"))
@@ -203,16 +212,65 @@ def _learned(algorithm, name):
     raise AssertionError(name)
 
 
-def test_inner_steps_of_anil_take_no_gradient_in_the_body():
-    from torch.utils.flop_counter import FlopCounterMode
+@pytest.mark.parametrize("learn_strength", [False, True])
+def test_imaml_in_closed_form(learn_strength):
+    torch.manual_seed(0)
+    model, strength = nn.Linear(2, 1, bias=False).double(), 0.7
+    algorithm = mt.algorithms.build(
+        *("imaml", model, squared_error, squared_error),
+        lr=0.1,
+        steps=500,
+        strength=strength,
+        learn_strength=learn_strength,
+    )
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = (
+        torch.randn(3, 8, size, generator=generator, dtype=torch.float64) for size in (2, 1)
+    )
+    tasks = [((x[:5], y[:5]), (x[5:], y[5:])) for x, y in zip(inputs, targets, strict=True)]
+    start, eye = model.weight.detach()[0], torch.eye(2, dtype=torch.float64)
+    expected, expected_strength = [], []
+    for (x, y), (query_x, query_y) in tasks:
+        matrix = 2 * x.T @ x / 5 + strength * eye
+        optimum = torch.linalg.solve(matrix, 2 * x.T @ y[:, 0] / 5 + strength * start)
+        outer = 2 * query_x.T @ (query_x @ optimum - query_y[:, 0]) / 3
+        solved = torch.linalg.solve(matrix, outer)
+        expected.append(strength * solved)
+        # The parameter is the logarithm of the strength.
+        expected_strength.append(strength * solved @ (start - optimum))
+    found = gradient_of(algorithm, batch=tasks)
+    mean = torch.stack(expected).mean(0)
+    torch.testing.assert_close(found["initialization.weight"][0], mean, rtol=1e-6, atol=1e-9)
+    assert ("proximal.log_strength" in found) == learn_strength
+    if learn_strength:
+        mean = torch.stack(expected_strength).mean().to(torch.float32)
+        torch.testing.assert_close(found["proximal.log_strength"], mean, rtol=1e-5, atol=1e-7)
 
+
+def test_imaml_says_where_the_hessian_is_indefinite_and_takes_another_solver():
+    with pytest.raises(UnsupportedError, match="curvature"):
+        gradient_of(build("imaml"))
+    found = gradient_of(build("imaml", solver={"name": "MINRES", "iterations": 30}))
+    assert float(found["initialization.0.weight"].abs().max()) > 0
+
+
+def test_weights_of_multi_step_losses_move_to_the_last_step():
+    weights = mt.algorithms.multi_step_weights
+    assert weights(4, 0.0) == [0.25] * 4
+    assert weights(4, 0.5) == [0.125] * 3 + [0.625]
+    assert weights(1, 1.0) == [1.0]
+    assert weights(4, 1.0) == pytest.approx([0.0075] * 3 + [0.9775])
+    for steps, progress in ((0, 0.0), (4, -0.1), (4, 1.1)):
+        with pytest.raises(ConfigurationError, match="is needed"):
+            weights(steps, progress)
+
+
+def test_inner_steps_of_anil_take_no_gradient_in_the_body():
     def operations(name):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Linear(64, 1))
         algorithm, (task,) = build(name, model.double()), listed(sinusoids(1))
-        with FlopCounterMode(display=False) as counter:
-            gradient_of(algorithm, batch=[task])
-        return counter.get_total_flops()
+        return count_flops(lambda: gradient_of(algorithm, batch=[task]))
 
     assert operations("anil") < 0.6 * operations("maml")
 
