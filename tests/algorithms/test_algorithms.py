@@ -275,6 +275,13 @@ def test_inner_steps_of_anil_take_no_gradient_in_the_body():
     assert operations("anil") < 0.6 * operations("maml")
 
 
+@pytest.mark.parametrize("name", ["FirstOrder", "Reptile"])
+def test_first_order_estimators_refuse_rates_which_act_within_the_steps(name):
+    algorithm, estimator = build("meta_sgd"), mt.hypergradients.build(name, steps=2)
+    with pytest.raises(UnsupportedError, match=r"rates\.0\.weight.*act where"):
+        mt.over_tasks(algorithm.problem, algorithm.inner, estimator, sinusoids())
+
+
 def test_the_head_may_be_named():
     algorithm = build("anil", head=["0.*"])
     assert algorithm.problem.parameter_names == ["0.weight", "0.bias"]

@@ -37,6 +37,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "Unrolled(3), mixed mode": lambda: Unrolled(3, product="forward_over_reverse"),
     "Unrolled(5), tree": lambda: Unrolled(5, checkpoint="tree", arity=2),
     "Unrolled(4), truncated": lambda: Unrolled(4, truncation=2, checkpoint="sqrt"),
+    "Unrolled(3), step weights": lambda: Unrolled(3, keep_graphs=3, step_weights=[0.2, 0.3, 0.5]),
     "ForwardMode(3)": lambda: ForwardMode(3),
     "ForwardMode(2), chunks": lambda: ForwardMode(2, chunk=1),
     "ForwardGradient(3)": lambda: ForwardGradient(3, samples=4),
