@@ -62,14 +62,7 @@ class Peer(Estimator):
         Raises:
             ConfigurationError: The inner learner is not plain SGD with a number as learning rate.
         """
-        plain = isinstance(inner, SGD) and not inner.has_momentum and not inner.groups
-        rate = inner.hyperparameters.get("lr") if plain else None
-        found = rate(problem.meta, state.step) if callable(rate) else rate
-        if not isinstance(found, int | float):
-            raise ConfigurationError(
-                f"the inner step of {type(self).__name__} is plain SGD with a number as learning "
-                "rate; give SGD(lr=...) without momentum or groups, or use metatoolkit's Unrolled."
-            )
+        found = self._rate(problem, inner, state)
         own = copy.deepcopy(problem)
         own.load(state)
         devices = {tensor.device for tensor in state.parameters.values()}
@@ -84,6 +77,18 @@ class Peer(Estimator):
             state=state,
             cost=self.cost,
         )
+
+    def _rate(self, problem: BilevelProblem, inner: InnerLearner, state: InnerState) -> Any:
+        """Return the learning rate of the inner step, if the step is one that peers take."""
+        plain = isinstance(inner, SGD) and not inner.has_momentum and not inner.groups
+        rate = inner.hyperparameters.get("lr") if plain else None
+        found = rate(problem.meta, state.step) if callable(rate) else rate
+        if not isinstance(found, int | float):
+            raise ConfigurationError(
+                f"the inner step of {type(self).__name__} is plain SGD with a number as learning "
+                "rate; give SGD(lr=...) without momentum or groups, or use metatoolkit's Unrolled."
+            )
+        return found
 
     @abstractmethod
     def _run(

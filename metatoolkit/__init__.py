@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from metatoolkit.training import EarlyStopping as EarlyStopping
     from metatoolkit.training import MetaTrainer as MetaTrainer
     from metatoolkit.training import TaskBatching as TaskBatching
+    from metatoolkit.training import TaskScores as TaskScores
     from metatoolkit.training import join_ranks as join_ranks
     from metatoolkit.training import over_tasks as over_tasks
 
@@ -54,6 +55,7 @@ _NAMES = {
     "InnerState": "metatoolkit.state",
     "MetaTrainer": "metatoolkit.training",
     "TaskBatching": "metatoolkit.training",
+    "TaskScores": "metatoolkit.training",
     "check_hypergradient": "metatoolkit.diagnostics",
     "compare_estimators": "metatoolkit.diagnostics",
     "join_ranks": "metatoolkit.training",

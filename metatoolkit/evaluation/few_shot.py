@@ -97,8 +97,32 @@ def few_shot_accuracy(
     if len(accuracies) < count:
         raise DataError(f"there are {len(accuracies)} episodes, but count is {count}; lower it.")
     values = torch.tensor(accuracies, dtype=torch.float64)
-    interval = 1.96 * float(values.std()) / math.sqrt(count)
-    return FewShotAccuracy(float(values.mean()), interval, values)
+    return FewShotAccuracy(*mean_with_interval(values), values)
+
+
+def mean_with_interval(values: Tensor) -> tuple[float, float]:
+    """Return a mean over tasks and the half width of its 95 % confidence interval.
+
+    That is 1.96 standard deviations over the square root of their number, as few-shot results are
+    reported.
+
+    Args:
+        values: A value for each task, of shape (tasks,), at least two.
+
+    Raises:
+        ShapeError: There are fewer, or not one for each.
+
+    Example:
+        >>> mean_with_interval(torch.tensor([0.5, 1.0, 0.5, 1.0]))
+        (0.75, 0.2829016319029166)
+    """
+    if values.dim() != 1 or len(values) < 2:
+        raise ShapeError(
+            f"values have shape {tuple(values.shape)}; (tasks,) with two tasks or more is needed, "
+            "since one has no interval."
+        )
+    values = values.double()
+    return float(values.mean()), 1.96 * float(values.std()) / math.sqrt(len(values))
 
 
 def domain_accuracy(

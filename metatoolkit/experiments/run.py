@@ -24,6 +24,7 @@ from metatoolkit.records.home import data_home
 from metatoolkit.records.terminal import say
 from metatoolkit.training import Evaluate, MetaTrainer
 from metatoolkit.training.batch_stream import Stateful
+from metatoolkit.training.task_batches import TaskBatch
 
 _REPEATS = 5
 _PASSING = {"checkpoint", "checkpoint_every", "resume", "progress", "device"}
@@ -49,7 +50,7 @@ class Assembly:
         """Return how many outer steps a training takes.
 
         An outer step takes the inner steps of the estimator's horizon, once for each hypergradient
-        that is accumulated.
+        that is accumulated. Across tasks, steps are outer steps.
 
         Args:
             steps: Inner steps of the training.
@@ -58,6 +59,8 @@ class Assembly:
             ConfigurationError: These are no whole number of outer steps.
         """
         trainer = self.trainer
+        if trainer.tasks is not None:
+            return steps
         each = trainer.accumulate * (1 if trainer.estimator is None else trainer.estimator.horizon)
         if steps % each:
             raise ConfigurationError(
@@ -161,8 +164,8 @@ def fit_recorded(
 
     Args:
         run: The Sacred run. Its configuration has the entries of
-            :class:`metatoolkit.experiments.settings.RunSettings`; ``steps`` are inner steps, the
-            other rhythms count outer ones.
+            :class:`metatoolkit.experiments.settings.RunSettings`; ``steps`` are inner steps, or
+            outer ones across tasks; the other rhythms count outer ones.
         assembly: What to train.
         evaluate: Called with the trainer whenever an evaluation is due; returns metrics.
         write_artifacts: Called with a folder after training; returns the files it wrote there,
@@ -191,6 +194,7 @@ def fit_recorded(
         moved = [(live[n].detach() - start[n]).norm() for n in start]
         return values | {"lambda_distance": float(torch.stack(moved).norm())}
 
+    method = config.get("method", config.get("algorithm", ""))
     started = time.perf_counter()
     last = trainer.fit(
         assembly.train_batches,
@@ -204,7 +208,7 @@ def fit_recorded(
         checkpoint_every=config["checkpoint_every"],
         resume=config["resume"],
         progress=config["progress"],
-        description=f"{name} {config.get('method', '')} seed {config['seed']}",
+        description=f"{name} {method} seed {config['seed']}",
     )
     run.info["seconds"] = time.perf_counter() - started
     run.info["milliseconds_per_step"] = 1e3 * trainer.seconds / config["steps"]
@@ -223,6 +227,7 @@ def fit_recorded(
 def measure_costs(assembly: Assembly) -> dict[str, float]:
     """Measure one base step and, where there is an estimator, one hypergradient.
 
+    Across tasks, the base step is an inner step of one task, the hypergradient that of a batch.
     Neither leaves a trace: batches, state, λ and the estimator are as before.
 
     Args:
@@ -239,6 +244,8 @@ def measure_costs(assembly: Assembly) -> dict[str, float]:
     """
     trainer = assembly.trainer
     estimator = trainer.estimator
+    if trainer.tasks is not None:
+        return _costs_across_tasks(trainer, assembly.train_batches)
     count = 1 if estimator is None else estimator.horizon
     batches = peek(trainer, assembly.train_batches, count)
     problem, inner, state = trainer.problem, trainer.inner, trainer.state
@@ -267,6 +274,31 @@ def measure_costs(assembly: Assembly) -> dict[str, float]:
     }
     estimator.load_state_dict(before)
     return costs
+
+
+def _costs_across_tasks(trainer: MetaTrainer, batches: Iterable[Any]) -> dict[str, float]:
+    """Measure an inner step on the support of one task, and the hypergradient of a batch."""
+    (batch,) = peek(trainer, batches, 1)
+    assert trainer.estimator is not None and trainer.tasks is not None
+    supports, _ = TaskBatch(batch, trainer.estimator.horizon).task(0)
+    problem, inner, state, across = trainer.problem, trainer.inner, trainer.state, trainer.tasks
+
+    def inner_step() -> Any:
+        return inner.step(problem, state, problem.meta_parameters(), supports[0])
+
+    def meta_step() -> Any:
+        return across(batch, state)
+
+    # What is checked and chosen at the first call is no part of the cost.
+    meta_step()
+    return {
+        "base_peak_memory_bytes": peak_memory(inner_step),
+        "base_flops": count_flops(inner_step),
+        "base_seconds": least_seconds(inner_step, _REPEATS),
+        "peak_memory_bytes": peak_memory(meta_step),
+        "flops": count_flops(meta_step),
+        "seconds_of_meta_step": least_seconds(meta_step, _REPEATS),
+    }
 
 
 def peek(trainer: MetaTrainer, batches: Iterable[Any], count: int) -> list[Any]:

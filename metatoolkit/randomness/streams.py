@@ -63,11 +63,20 @@ class Stream(int, enum.Enum):
     BATCH_TRANSFORMS = "epoch", 1
     BATCH_PLACES = "batch", 0
     BATCH_TRANSFORM = "batch", 1
+    SUPPORT_TRANSFORM = "batch", 2
 
     # Seed of few-shot episodes; those of pseudo-unseen domains are paired with the others.
     EPISODE_DOMAINS = "episodes", 0
     EPISODES = "episodes", 1
     UNSEEN_EPISODES = "episodes", 2
+
+    # Seeds of tasks that are no episodes.
+    FUNCTIONS = "tasks", 0
+    TASKSET_PLACES = "tasks", 1
+    TASKSET_TASKS = "tasks", 2
+    TASKSET_DATA = "tasks", 3
+    VALID_TASKS = "tasks", 4
+    TEST_TASKS = "tasks", 5
 
     # Seeds of few-shot training on labeled images.
     WARM_UP = "labeled images", 1

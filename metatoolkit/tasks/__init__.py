@@ -7,6 +7,8 @@ from metatoolkit.tasks.datasets import load_dataset
 from metatoolkit.tasks.default_domains import default_domains
 from metatoolkit.tasks.domains import Domain, ImageSet, LabeledImages, domain_of, split_classes
 from metatoolkit.tasks.episodes import Episode, EpisodeBatches, pseudo_domains
+from metatoolkit.tasks.few_shot_tasks import FewShotTasks
+from metatoolkit.tasks.function_tasks import FunctionTasks
 from metatoolkit.tasks.image_folders import ImageFiles, image_folder_domain, photo_domains
 from metatoolkit.tasks.image_transforms import ImageTransform
 from metatoolkit.tasks.label_corruption import (
@@ -36,6 +38,7 @@ from metatoolkit.tasks.languages import (
     train_tokenizer,
 )
 from metatoolkit.tasks.learn2learn_datasets import MapDataset, learn2learn_domain
+from metatoolkit.tasks.learn2learn_tasks import from_learn2learn
 from metatoolkit.tasks.omniglot import omniglot_domain
 from metatoolkit.tasks.padding import pad_tasks
 from metatoolkit.tasks.photo_transform import PhotoTransform
@@ -43,6 +46,7 @@ from metatoolkit.tasks.resizing import resize_dataset
 from metatoolkit.tasks.rotated_images import RotatedClassification, rotation_task
 from metatoolkit.tasks.synthetic.news import generated_languages
 from metatoolkit.tasks.synthetic.reviews import generated_reviews
+from metatoolkit.tasks.task_source import TaskSource
 
 __all__ = [
     "Batches",
@@ -53,6 +57,8 @@ __all__ = [
     "Domain",
     "Episode",
     "EpisodeBatches",
+    "FewShotTasks",
+    "FunctionTasks",
     "ImageFiles",
     "ImageSet",
     "ImageTransform",
@@ -64,6 +70,7 @@ __all__ = [
     "PhotoTransform",
     "Sentence",
     "Split",
+    "TaskSource",
     "TokenBatches",
     "TokenDataset",
     "check_tokenizer",
@@ -73,6 +80,7 @@ __all__ = [
     "domain_of",
     "encode",
     "evaluation_batches",
+    "from_learn2learn",
     "generated_languages",
     "generated_reviews",
     "image_folder_domain",

@@ -28,9 +28,10 @@ def default_domains(
     """Return domains of small gray images, uint8 of shape (1, size, size).
 
     ``"digits"`` are scikit-learn's handwritten digits, ``"omniglot"`` drawn characters of many
-    alphabets, ``"omniglot:<alphabet>"`` those of one, ``"glyphs"`` invented characters of curved
-    strokes, ``"letters"`` Georgian, Armenian and Cyrillic print, ``"textures"`` gratings,
-    checkerboards and noise, ``"photos"`` parts of two photographs that scikit-learn carries.
+    alphabets, ``"omniglot_alphabets"`` the same with splits that share no alphabet,
+    ``"omniglot:<alphabet>"`` those of one, ``"glyphs"`` invented characters of curved strokes,
+    ``"letters"`` Georgian, Armenian and Cyrillic print, ``"textures"`` gratings, checkerboards and
+    noise, ``"photos"`` parts of two photographs that scikit-learn carries.
 
     Args:
         names: Names of domains; ``None`` takes digits, letters, textures, photos, and Omniglot
@@ -62,12 +63,13 @@ def default_domains(
     for name in check_names(names):
         if name in _DOMAINS:
             domains[name] = _DOMAINS[name](size)
-        elif name == "omniglot":
-            domains[name] = omniglot_domain(None, size, root)
+        elif name in ("omniglot", "omniglot_alphabets"):
+            whole = name == "omniglot_alphabets"
+            domains[name] = omniglot_domain(None, size, root, whole_alphabets=whole)
         elif name.startswith("omniglot:"):
             domains[name] = omniglot_domain(name.partition(":")[2], size, root)
         else:
-            known = (*_DOMAINS, "omniglot", "omniglot:<alphabet>")
+            known = (*_DOMAINS, "omniglot", "omniglot_alphabets", "omniglot:<alphabet>")
             raise UnknownNameError("domain", name, known)
     return domains
 

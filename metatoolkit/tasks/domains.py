@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -170,21 +170,24 @@ def split_classes(names: Iterable[str]) -> dict[str, list[str]]:
     return splits
 
 
-def domain_of(name: str, images: ImageSet) -> Domain:
+def domain_of(name: str, images: ImageSet, group: Callable[[str], str] | None = None) -> Domain:
     """Cut labeled images into a domain by :func:`split_classes`.
 
     Args:
         name: Name of the domain.
         images: Images of all classes.
+        group: Maps the name of a class to that of its group, all of which goes into one split;
+            ``None`` takes each class for itself.
 
     Raises:
-        DataError: There are fewer than four classes.
+        DataError: There are fewer than four classes, or groups.
     """
-    label_of = {class_name: label for label, class_name in enumerate(images.class_names)}
-    splits = split_classes(images.class_names)
+    members: dict[str, list[int]] = {}
+    for class_name, label in sorted(zip(images.class_names, itertools.count(), strict=False)):
+        members.setdefault(class_name if group is None else group(class_name), []).append(label)
     parts = {
-        split: images.select([label_of[class_name] for class_name in names])
-        for split, names in splits.items()
+        split: images.select([label for one in names for label in members[one]])
+        for split, names in split_classes(members).items()
     }
     return Domain(name, **parts)
 

@@ -16,6 +16,7 @@ from metatoolkit.tasks.domains import Domain, Domains, LabeledImages, as_domains
 from metatoolkit.tasks.image_transforms import ImageTransform, transformed
 from metatoolkit.tasks.learn2learn_import import import_learn2learn
 from metatoolkit.tasks.resumable import ResumableBatches
+from metatoolkit.tasks.task_source import check_integers
 
 
 class Episode(NamedTuple):
@@ -80,15 +81,8 @@ class EpisodeBatches(ResumableBatches[Episode]):
         transform: Transform | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        for name, number, least in (
-            ("ways", ways, 2),
-            ("shots", shots, 1),
-            ("queries", queries, 1),
-        ):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ConfigurationError(
-                    f"{name} is {number!r}; an integer from {least} on is needed."
-                )
+        check_integers(2, ways=ways)
+        check_integers(1, shots=shots, queries=queries)
         self.domains = as_domains(domains)
         self.split = split
         self.ways, self.shots, self.queries = ways, shots, queries
@@ -103,15 +97,31 @@ class EpisodeBatches(ResumableBatches[Episode]):
     @override
     def __next__(self) -> Episode:
         """Return the next episode."""
-        number = self.next_episode
-        stream = Stream.UNSEEN_EPISODES if self.role == 1 else Stream.EPISODES
-        key = fold_in(self.seed, stream, number)
+        episode = self.episode(self.next_episode)
+        self.next_episode += 1
+        return episode
+
+    def episode(self, number: int) -> Episode:
+        """Return one episode by its number, wherever this iterator is.
+
+        Args:
+            number: Number of the episode, from 0 on.
+        """
+        key = self.key(number)
         loaded = self._tasks[self._domain(number)].sample(fold_in(key, Stream.BATCH_PLACES))
         generator = torch.Generator().manual_seed(fold_in(key, Stream.BATCH_TRANSFORM))
         images = transformed(loaded, self.transform, generator, self.device)
-        self.next_episode += 1
         images = images.unflatten(0, (self.ways, self.shots + self.queries))
         return Episode(images[:, : self.shots], images[:, self.shots :])
+
+    def key(self, number: int) -> int:
+        """Return the random key of an episode.
+
+        Args:
+            number: Number of the episode, from 0 on.
+        """
+        stream = Stream.UNSEEN_EPISODES if self.role == 1 else Stream.EPISODES
+        return fold_in(self.seed, stream, number)
 
     def domain_of(self, number: int) -> str:
         """Return the name of the domain of an episode.

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from metatoolkit.errors import DataError, UnknownNameError, optional_import
+from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError, optional_import
 from metatoolkit.tasks.data_root import DATA_VARIABLE, data_root
 from metatoolkit.tasks.domains import Domain, ImageSet, domain_of
 
@@ -21,6 +21,8 @@ def omniglot_domain(
     alphabet: str | None = None,
     size: int = 28,
     root: str | os.PathLike[str] | None = None,
+    *,
+    whole_alphabets: bool = False,
 ) -> Domain:
     """Return Omniglot (Lake et al. 2015, Science 350) as a domain of white strokes on black.
 
@@ -32,13 +34,17 @@ def omniglot_domain(
         size: Side of an image in pixels.
         root: Folder that holds ``omniglot``; ``None`` takes the environment variable
             ``METATOOLKIT_DATA``, else the user's data directory.
+        whole_alphabets: Whether the splits share no alphabet, rather than no character alone;
+            without ``alphabet``.
 
     Returns:
-        The domain, called ``"omniglot"`` or ``"omniglot:<alphabet>"``; a class is a character.
+        The domain, called ``"omniglot"``, ``"omniglot:<alphabet>"`` or ``"omniglot_alphabets"``; a
+        class is a character.
 
     Raises:
         DataError: The archives are missing, or hold no image, or one cannot be read.
         UnknownNameError: There is no such alphabet.
+        ConfigurationError: One alphabet is to be split into whole ones.
         MissingDependencyError: Pillow is not installed.
     """
     archives = omniglot_archives(root)
@@ -50,6 +56,13 @@ def omniglot_domain(
             f"point {DATA_VARIABLE} or root at a folder that holds 'omniglot'."
         )
     images = _read_archives(tuple(archives), size)
+    if whole_alphabets:
+        if alphabet is not None:
+            raise ConfigurationError(
+                f"whole_alphabets=True needs several alphabets, but alphabet is {alphabet!r}; "
+                "leave one of them out."
+            )
+        return domain_of("omniglot_alphabets", images, lambda name: name.partition("/")[0])
     if alphabet is None:
         return domain_of("omniglot", images)
     alphabets = [name.partition("/")[0] for name in images.class_names]

@@ -14,8 +14,10 @@ SEED = {"seed": 1}
 DEFINITIONS = {
     "cross_domain_few_shot": "FewShotSettings",
     "cross_lingual": "CrossLingualSettings",
+    "few_shot": "FewShotTaskSettings",
     "illustration": "IllustrationSettings",
     "label_noise": "LabelNoiseSettings",
+    "regression_tasks": "RegressionSettings",
     "rotation": "RotationSettings",
 }
 NAMES = tuple(DEFINITIONS)
@@ -93,6 +95,11 @@ def test_no_entry_takes_what_makes_no_sense_anywhere(name):
         ("label_noise", "meta_lr", -1e-3),
         ("label_noise", "milestones", [0.8, 0.2]),
         ("label_noise", "network.hidden", [0]),
+        ("few_shot", "ways", 1),
+        ("few_shot", "image_size", 8),
+        ("few_shot", "library", "higher"),
+        ("regression_tasks", "meta_optimizer", "lion"),
+        ("regression_tasks", "inner_steps", 0),
         ("rotation", "lr", -1e-3),
         ("rotation", "meta_lr", 0.0),
         ("rotation", "degrees", math.nan),

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from metatoolkit.errors import (
+    ConfigurationError,
     DataError,
     UnknownNameError,
 )
@@ -76,6 +77,23 @@ def test_omniglot_takes_the_place_of_glyphs_where_it_is_at_hand(
     assert tuple(default_domains(size=8))[1] == "omniglot"
     assert tuple(default_domains(["omniglot:Latin"], size=8)) == ("omniglot:Latin",)
     assert tuple(default_domains(size=8, root=tmp_path / "none"))[1] == "glyphs"
+
+
+def test_splits_may_share_no_alphabet(tmp_path: Path) -> None:
+    alphabets = {"Greek": 2, "Latin": 3, "Tagalog": 1, "Tifinagh": 2}
+    write_omniglot(tmp_path / "omniglot", alphabets)
+    domain = default_domains(["omniglot_alphabets"], size=8, root=tmp_path)["omniglot_alphabets"]
+    found = {
+        split: [name.partition("/")[0] for name in domain.split(split).class_names]
+        for split in SPLITS
+    }
+    assert found == {
+        "train": ["Greek"] * 2 + ["Tagalog"],
+        "valid": ["Latin"] * 3,
+        "test": ["Tifinagh"] * 2,
+    }
+    with pytest.raises(ConfigurationError, match="alphabet is 'Greek'; leave one"):
+        omniglot_domain("Greek", 8, tmp_path, whole_alphabets=True)
 
 
 def test_omniglot_that_is_missing_or_damaged(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""Configurations of the application on few-shot regression."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from metatoolkit.experiments.configuration import Among, Count, CountOrZero, Positive, entry
+from metatoolkit.experiments.task_learning import TaskLearningSettings
+from metatoolkit.tasks.function_tasks import FAMILIES
+
+
+class RegressionSettings(TaskLearningSettings):
+    """Configuration of the application."""
+
+    family: Annotated[str, Among(FAMILIES)] = entry("sinusoid", "Family of functions.")
+    shots: Count = entry(10, "Points to adapt to.")
+    queries: Count = entry(10, "Points that an adapted model is asked.")
+    width: Count = entry(40, "Width of the two hidden layers.")
+    steps: Count = entry(1000, "Meta steps.")
+    tasks: Count = entry(25, "Tasks of a meta step.")
+    lr: Positive = entry(0.01, "Inner learning rate; the first value where rates are learned.")
+    meta_lr: Positive = entry(3e-3, "Learning rate of the optimizer across tasks.")
+    evaluate_every: CountOrZero = entry(100, "Steps between evaluations; 0 for the last alone.")
+
+
+DEFAULT = RegressionSettings.defaults()
+
+NAMED: dict[str, dict[str, Any]] = {
+    # Seconds instead of minutes, for tests; its numbers mean nothing.
+    "smoke": {
+        "width": 8,
+        "steps": 4,
+        "tasks": 3,
+        "inner_steps": 2,
+        "valid_tasks": 3,
+        "test_tasks": 5,
+        "log_every": 2,
+        "evaluate_every": 2,
+        "checkpoint_every": 2,
+    },
+}

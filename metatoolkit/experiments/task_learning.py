@@ -1,0 +1,164 @@
+"""Learning across tasks under record: what applications on families of tasks have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metatoolkit.algorithms import algorithms, build
+from metatoolkit.evaluation import mean_with_interval
+from metatoolkit.experiments.configuration import (
+    Among,
+    Count,
+    Field,
+    OpenSettings,
+    Positive,
+    entry,
+)
+from metatoolkit.experiments.run import Assembly, fit_recorded
+from metatoolkit.experiments.settings import RunSettings
+from metatoolkit.hypergradients import Estimator
+from metatoolkit.stateless.passes import Loss
+from metatoolkit.tasks import TaskSource
+from metatoolkit.training import MetaTrainer, TaskBatching, TaskScores
+
+SCRATCH = "scratch"
+"""The control: tasks are learned from the first initial values, and nothing across tasks."""
+
+# Validation and test tasks are the same for all seeds and algorithms.
+HELD_OUT_SEED = 2020
+
+_AT_ONCE = 100
+
+
+class _Algorithms:
+    """The registered algorithms and the control, as names that an entry accepts."""
+
+    def __contains__(self, name: object) -> bool:
+        return name == SCRATCH or name in algorithms
+
+    def __iter__(self) -> Iterator[str]:
+        yield SCRATCH
+        yield from algorithms
+
+    def __len__(self) -> int:
+        return 1 + len(algorithms)
+
+
+class AlgorithmOptions(OpenSettings):
+    """Options of the algorithm, beyond its losses, rate and steps."""
+
+
+class TaskLearningSettings(RunSettings):
+    """Entries of a training across tasks; an application overrides defaults, and adds its own."""
+
+    algorithm: Annotated[str, Among(_Algorithms())] = entry(
+        "maml", "What is learned across tasks, and how; `scratch` for nothing."
+    )
+    options: AlgorithmOptions = entry(AlgorithmOptions(), "Options of the algorithm.")
+    library: Literal["metatoolkit", "learn2learn"] = entry(
+        "metatoolkit", "Whose meta-gradients are taken; learn2learn for comparison."
+    )
+    shots: Count = entry(5, "Examples to adapt to; of each class where there are classes.")
+    queries: Count = entry(10, "Examples that are asked of an adapted model, likewise.")
+    tasks: Count = entry(16, "Tasks of a meta step.")
+    batching: Literal["auto", "vmap", "loop"] = entry("auto", "How the tasks run.")
+    inner_steps: Count = entry(5, "Inner steps of a task.")
+    lr: Positive = entry(0.01, "Inner learning rate; the first value where rates are learned.")
+    meta_optimizer: Literal["adam", "sgd"] = entry("adam", "Optimizer across tasks.")
+    meta_lr: Positive = entry(1e-3, "Its learning rate.")
+    rates_lr: Positive = entry(1e-4, "The same for inner learning rates that are learned.")
+    valid_tasks: Annotated[int, Field(ge=2)] = entry(100, "Tasks of an evaluation while training.")
+    test_tasks: Annotated[int, Field(ge=2)] = entry(1000, "Tasks of the test.")
+
+
+def assemble_across_tasks(
+    config: dict[str, Any],
+    model: nn.Module,
+    loss: Loss,
+    batches: TaskSource,
+    peer: Callable[[str, int], Estimator],
+) -> Assembly:
+    """Put a model, its algorithm and the tasks to learn from together.
+
+    Args:
+        config: A configuration with the entries of :class:`TaskLearningSettings`.
+        model: Network; its present parameters are the first initial values.
+        loss: Inner and outer loss.
+        batches: Batches of training tasks.
+        peer: Returns another library's estimator for an algorithm and a number of inner steps.
+
+    Raises:
+        ConfigurationError: An option of the algorithm is out of range.
+        UnknownNameError: The algorithm has no such option.
+    """
+    name, steps = config["algorithm"], config["inner_steps"]
+    own = build(
+        "maml" if name == SCRATCH else name,
+        model,
+        loss,
+        loss,
+        lr=config["lr"],
+        steps=steps,
+        **config["options"],
+    )
+    estimator = own.estimator if config["library"] == "metatoolkit" else peer(name, steps)
+    rates = list(own.meta["rates"].parameters()) if "rates" in own.meta else []
+    learned = {id(rate) for rate in rates}
+    others = [one for one in own.meta.parameters() if id(one) not in learned]
+    groups = [{"params": others}, *([{"params": rates, "lr": config["rates_lr"]}] if rates else [])]
+    kind = torch.optim.SGD if config["meta_optimizer"] == "sgd" else torch.optim.Adam
+    trainer = MetaTrainer(
+        own.problem,
+        own.inner,
+        estimator,
+        kind(groups, lr=config["meta_lr"]),
+        device=config["device"],
+        seed=config["seed"],
+        tasks=TaskBatching(config["batching"]),
+    )
+    return Assembly(trainer, batches)
+
+
+def run_across_tasks(
+    run: Any,
+    assembly: Assembly,
+    held_out: Callable[[str], TaskSource],
+    score: Loss,
+    name: str,
+) -> dict[str, float]:
+    """Train across tasks and test on others, both under record.
+
+    Args:
+        run: The Sacred run, with a configuration of :class:`TaskLearningSettings`.
+        assembly: What :func:`assemble_across_tasks` returned.
+        held_out: Returns the tasks of the split ``"valid"`` or ``"test"``.
+        score: Score of an adapted model on a query set, ``(model, meta, query) -> scalar``.
+        name: What the score is called, such as ``"accuracy"``.
+
+    Returns:
+        The mean score on test tasks, ``test_…``, the half width of its 95 % interval over tasks,
+        ``test_interval``, and the last metrics of the training.
+    """
+    config, trainer = dict(run.config), assembly.trainer
+    scores = TaskScores(
+        trainer.problem, trainer.inner, config["inner_steps"], score, config["batching"]
+    )
+
+    def scored(split: str, count: int) -> Tensor:
+        source = held_out(split)
+        parts = range(0, count, _AT_ONCE)
+        batches = (source.batch(first, min(_AT_ONCE, count - first)) for first in parts)
+        return torch.cat([scores(trainer.place(batch)).cpu() for batch in batches])
+
+    def evaluate(trained: MetaTrainer) -> dict[str, float]:
+        return {f"valid_{name}": float(scored("valid", config["valid_tasks"]).mean())}
+
+    last: dict[str, float] = {}
+    if config["algorithm"] != SCRATCH:
+        last = fit_recorded(run, assembly, evaluate=evaluate)
+    mean, half_width = mean_with_interval(scored("test", config["test_tasks"]))
+    return {f"test_{name}": mean, "test_interval": half_width, **last}

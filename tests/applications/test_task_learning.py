@@ -1,0 +1,152 @@
+"""Few-shot classification and regression, learned across tasks."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from applications.few_shot.experiment import assemble as assemble_images
+from applications.few_shot.experiment import experiment as images
+from applications.few_shot.settings import DEFAULT as FEW_SHOT
+from applications.few_shot.settings import NAMED as FEW_SHOT_NAMED
+from applications.few_shot.study import COMPARISON as IMAGES
+from applications.regression_tasks.experiment import assemble as assemble_functions
+from applications.regression_tasks.experiment import experiment as functions
+from applications.regression_tasks.settings import DEFAULT as REGRESSION
+from applications.regression_tasks.study import COMPARISON as FUNCTIONS
+from metatoolkit import records
+from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
+from metatoolkit.experiments.jobs import run_job
+from metatoolkit.experiments.run import measure_costs
+from metatoolkit.experiments.studies import collect, jobs_of
+from tests.drawings import bars, lines
+from tests.tasks.images import write_image
+
+SMALL = {**FEW_SHOT, **FEW_SHOT_NAMED["smoke"], "seed": 1, "progress": False}
+
+
+def _run(experiment, **updates):
+    config = {"progress": False, **updates}
+    return experiment.run(named_configs=["smoke"], config_updates=config)
+
+
+def test_a_run_records_the_accuracy_over_meta_steps_and_that_of_the_test():
+    run = _run(images, seed=3)
+    assert run.status == "COMPLETED"
+    with records.connect() as database:
+        stored = database[records.run_id(run)]
+        accuracy = stored.metrics["valid_accuracy"]
+        assert accuracy.index.tolist() == [2, 4]
+        assert set(stored.artifacts) == {"curves.png", "checkpoint.pt"}
+    result = run.result
+    assert result["valid_accuracy"] == accuracy.iloc[-1]
+    # Shares of the 6 queries of each of 5 tasks.
+    assert (result["test_accuracy"] * 30) % 1 == pytest.approx(0, abs=1e-4)
+    assert 0 < result["test_interval"] < 1 and result["lambda_distance"] > 0
+    assert {"flops", "peak_memory_bytes", "base_flops"} < set(run.info)
+
+
+def test_the_control_learns_nothing_across_tasks():
+    run = _run(functions, seed=3, algorithm="scratch")
+    assert set(run.result) == {"test_error", "test_interval"}
+    assert run.result == _run(functions, seed=3, algorithm="scratch", steps=9).result
+    assert run.result["test_error"] != _run(functions, seed=3).result["test_error"]
+
+
+def test_a_run_that_was_interrupted_resumes_bitwise(interrupt):
+    # The way in which tasks run is chosen by time, and a resumed run keeps it.
+    options = {"seed": 7, "batching": "vmap", "algorithm": "meta_sgd"}
+    whole = _run(functions, **options).result
+    interrupt(lambda: _run(functions, **options), 3)
+    assert _run(functions, **options, resume=True).result == whole
+
+
+def test_maml_learns_sinusoids():
+    config = {**REGRESSION, "seed": 1, "width": 20, "tasks": 10, "batching": "vmap"}
+    assembly = assemble_functions({**config, "meta_lr": 1e-2, "lr": 0.02})
+    held_out = assembly.task("valid").batch(0, 40)
+    trainer = assembly.trainer
+
+    def error():
+        return float(trainer.tasks(held_out, trainer.tasks.begin(trainer.state)).valid_loss)
+
+    before = error()
+    trainer.fit(assembly.train_batches, steps=150, progress=False)
+    assert error() < 0.7 * before
+
+
+def test_held_out_tasks_are_the_same_for_all_seeds_and_no_training_tasks():
+    one, two = (assemble_images({**SMALL, "seed": seed}).task for seed in (1, 2))
+    same = {}
+    for split in ("train", "valid", "test"):
+        first, second = (source(split).batch(0, 3)[0][0] for source in (one, two))
+        same[split] = torch.equal(first, second)
+    assert same == {"train": False, "valid": True, "test": True}
+    source = assemble_functions({**REGRESSION, "seed": 1}).task
+    inputs = [source(split).task(0)[0][0] for split in same]
+    assert len({tuple(one.flatten().tolist()) for one in inputs}) == 3
+
+
+def test_the_cost_of_a_meta_step_is_measured_without_a_trace():
+    assembly = assemble_functions(
+        {**REGRESSION, "seed": 1, "width": 8, "tasks": 4, "batching": "vmap"}
+    )
+    place = assembly.train_batches.state_dict()
+    costs = measure_costs(assembly)
+    assert assembly.train_batches.state_dict() == place
+    # Ten points through 1-8-8-1: products of two layers backward to both, of the first to weights.
+    forward = 2 * 10 * (8 + 64 + 8)
+    assert costs["base_flops"] == forward + 2 * 10 * (2 * (64 + 8) + 8)
+    assert costs["flops"] > 4 * 5 * costs["base_flops"]
+
+
+def test_a_folder_of_images_is_learned_from(tmp_path):
+    for number in range(16):
+        for drawing in range(4):
+            write_image(tmp_path / "all" / f"class{number:02}" / f"{drawing}.png", 9 * number)
+    config = {**SMALL, "dataset": str(tmp_path / "all"), "shots": 2, "augment": 1}
+    (pixels, labels), _ = next(assemble_images(config).train_batches)
+    assert pixels.shape == (2, 6, 3, 16, 16) and labels.shape == (2, 6)
+
+
+@pytest.mark.parametrize("study", [IMAGES, FUNCTIONS], ids=["images", "functions"])
+def test_every_row_of_a_study_runs_and_is_drawn(study, tmp_path, drawn):
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    rows = {label: dataclasses.replace(row, named=("smoke",)) for label, row in study.rows.items()}
+    study = dataclasses.replace(study, rows=rows, seeds=(1,))
+    jobs = jobs_of(study, updates={"progress": False})
+    for job in jobs:
+        assert not run_job(job).error
+    with records.connect() as database:
+        frame = collect(study, jobs, database)
+        assert frame["row"].tolist() == list(rows)
+        study.draw(frame, tmp_path / "study.png")
+        curves, tests = drawn.axes("study.png", tmp_path)
+        assert bars(tests) == pytest.approx(
+            frame.set_index("row")[study.columns[0].header].to_dict()
+        )
+        found = lines(curves)
+        assert set(found) == set(rows) - {"scratch"}
+        for label, run in zip(frame["row"], frame["run"], strict=True):
+            metric = [name for name in run.metrics if name.startswith("valid_") and name[6] != "l"]
+            if label != "scratch":
+                series = run.metrics[metric[0]]
+                assert found[label] == (series.index.tolist(), series.tolist())
+
+
+@pytest.mark.parametrize(
+    ("updates", "error", "message"),
+    [
+        ({"ways": 7}, DataError, "fewer than the 7 ways"),
+        ({"shots": 500}, DataError, "fewer than the 502 of shots and queries"),
+        ({"tasks": 0}, ConfigurationError, "tasks is 0"),
+        ({"test_tasks": 1}, ConfigurationError, "test_tasks is 1"),
+        ({"algorithm": "mamml"}, UnknownNameError, "Did you mean 'maml'"),
+        ({"options": {"per": "coordinate"}}, UnknownNameError, "per"),
+        ({"algorithm": "reptile", "library": "learn2learn"}, UnknownNameError, "'reptile'"),
+        ({"dataset": "glyfs"}, UnknownNameError, "Did you mean 'glyphs'"),
+    ],
+)
+def test_wrong_input_is_answered(updates, error, message):
+    with pytest.raises(error, match=message):
+        assemble_images({**SMALL, **updates})
