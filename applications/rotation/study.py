@@ -77,6 +77,8 @@ MNIST5000 = Study(
         "3,000 images to train on, 500 for validation and 1,000 to test on; the published numbers "
         "are for 40,000, 10,000 and 10,000. Two candidates in both."
     ),
+    # Its images are an optional dependency.
+    usual=False,
 )
 
 ESTIMATORS = estimator_study(

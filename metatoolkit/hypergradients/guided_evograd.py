@@ -263,6 +263,8 @@ class GuidedEvoGrad(ScoredCandidates):
             with torch.enable_grad():
                 loss, _ = holding(problem, held).evaluate_train(at, meta, state.buffers, batch, key)
             yield loss
+            # The graph of one pass is gone before that of another one is made.
+            del loss
 
 
 def _rounding_error(

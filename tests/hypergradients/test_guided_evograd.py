@@ -212,8 +212,9 @@ def test_passes(where, passes):
     assert (cost.forward, cost.backward, cost.hvp) == (4, 3, 0)
 
 
-def test_memory_of_an_ordinary_step():
-    assert Setup("loss", 8).memory(guided(1e-2)) < 1.1
+@pytest.mark.parametrize(("where", "steps"), [("loss", 1.1), ("input", 1.4)])
+def test_memory_of_an_ordinary_step(where, steps):
+    assert Setup(where, 8).memory(guided(1e-2)) < steps
 
 
 def test_perturb_moves_only_what_it_names():
