@@ -153,8 +153,10 @@ class Candidates:
             def count(tensor: Tensor) -> Tensor:
                 nonlocal held
                 held += tensor.numel() * tensor.element_size()
-                # A node that kept its own output with its history would never be freed.
-                return tensor.detach()
+                # A node that kept its own output with its history would never be freed. What is
+                # done here is nothing that the loss does.
+                with torch._C.DisableTorchFunction():
+                    return tensor.detach()
 
             with torch.set_grad_enabled(keep):
                 if keep and streamed is None and candidate == 0:
