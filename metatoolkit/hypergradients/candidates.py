@@ -109,7 +109,7 @@ class Candidates:
         """
         assert self.held is not None
         with torch.enable_grad():
-            return self._middle(recording(problem, self.held), meta, batch).detach()
+            return self.middle(recording(problem, self.held), meta, batch)
 
     def middle(self, problem: BilevelProblem, meta: Tensors, batch: Any) -> Tensor:
         """Return the training loss at θ, detached. Cost: 1 F.
@@ -119,12 +119,9 @@ class Candidates:
             meta: Meta-parameters by name.
             batch: Training batch.
         """
-        return self._middle(problem, meta, batch).detach()
-
-    def _middle(self, problem: BilevelProblem, meta: Tensors, batch: Any) -> Tensor:
         state = self.state
         key = fold_in(state.key, state.step)
-        return problem.evaluate_train(state.parameters, meta, state.buffers, batch, key)[0]
+        return problem.evaluate_train(state.parameters, meta, state.buffers, batch, key)[0].detach()
 
     def score(
         self, problem: BilevelProblem, meta: Tensors, batch: Any, streamed: bool | None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metatoolkit.errors import AccuracyWarning, PrecisionError, UnsupportedError
 from metatoolkit.hypergradients.difference_radius import Slopes
-from metatoolkit.hypergradients.products import Adjoint
+from metatoolkit.hypergradients.products import Adjoint, add_adjoints
 from metatoolkit.state import Tensors
 
 Evaluate = Callable[[Tensors], tuple[Tensor, Adjoint]]
@@ -219,8 +219,7 @@ class CentralDifference:
         )
 
     def _total(self, pair: _Pair) -> float:
-        pairs = zip(pair.product, self._rest, strict=True)
-        return norm([_sum(one, other) for one, other in pairs])
+        return norm(add_adjoints(pair.product, self._rest))
 
     def _relative(self, pair: _Pair, error: float) -> float:
         """Return an error of the product relative to the whole hypergradient."""
@@ -273,9 +272,3 @@ def norm(tensors: Sequence[Tensor | None]) -> float:
         if t is not None
     ]
     return float(torch.linalg.vector_norm(torch.stack(parts))) if parts else 0.0
-
-
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return one + other

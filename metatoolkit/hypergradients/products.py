@@ -15,7 +15,7 @@ Adjoint = list[Tensor | None]
 """One tensor for each of several variables, in their order; ``None`` stands for zero."""
 
 
-def add_adjoints(one: Adjoint, other: Adjoint) -> Adjoint:
+def add_adjoints(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Adjoint:
     """Return the sum of two adjoints, ``None`` where both have none.
 
     Args:

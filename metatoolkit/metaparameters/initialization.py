@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from metatoolkit.components.patterns import matching
-from metatoolkit.metaparameters.placement import attach_at
+from metatoolkit.metaparameters.placement import attach_at, chosen_parameters
 from metatoolkit.metaparameters.registry import modules
 
 
@@ -43,11 +42,8 @@ class Initialization(nn.Module):
 
     def __init__(self, model: nn.Module, parameters: Sequence[str] | None = None) -> None:
         super().__init__()
-        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        kind = "parameter that requires a gradient"
-        chosen = named if parameters is None else matching("parameters", parameters, named, kind)
-        for name in chosen:
-            attach_at(self, name, nn.Parameter(named[name].detach().clone()))
+        for name, parameter in chosen_parameters(model, parameters).items():
+            attach_at(self, name, nn.Parameter(parameter.detach().clone()))
 
     def values(self) -> dict[str, Tensor]:
         """Return the initial values by the names that the parameters have in the model."""

@@ -8,9 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from metatoolkit.components.patterns import matching
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.metaparameters.placement import attach_at
+from metatoolkit.metaparameters.placement import attach_at, chosen_parameters
 from metatoolkit.metaparameters.registry import modules
 
 Per = Literal["coordinate", "tensor", "layer"]
@@ -68,18 +67,14 @@ class LearningRates(nn.Module):
             raise ConfigurationError(f"lr is {lr}; a finite number above 0 is needed.")
         if steps is not None and steps < 1:
             raise ConfigurationError(f"steps is {steps}; at least 1 is needed, or None.")
-        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        kind = "parameter that requires a gradient"
-        chosen = named if parameters is None else matching("parameters", parameters, named, kind)
         self.steps = steps
         self._rate_of: dict[str, str] = {}
-        for name in chosen:
+        for name, parameter in chosen_parameters(model, parameters).items():
             rate = name
             if per == "layer":
                 layer = name.rpartition(".")[0]
                 rate = f"{layer}.rate" if layer else "rate"
             if rate not in self._rate_of.values():
-                parameter = named[name]
                 shape = parameter.shape if per == "coordinate" else torch.Size(())
                 first = torch.full(
                     shape if steps is None else (steps, *shape),

@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
+
+from metatoolkit.components.patterns import matching
+
+
+def chosen_parameters(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model that require a gradient and match a pattern, by name.
+
+    Args:
+        model: Any module.
+        patterns: Name patterns, as in :mod:`fnmatch`; ``None`` for all.
+
+    Raises:
+        ConfigurationError: A pattern matches no parameter.
+    """
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if patterns is None:
+        return named
+    kind = "parameter that requires a gradient"
+    return {name: named[name] for name in matching("parameters", patterns, named, kind)}
 
 
 def attach_at(root: nn.Module, name: str, item: nn.Module | nn.Parameter) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from metatoolkit.components.patterns import matching
-from metatoolkit.metaparameters.placement import attach_at
+from metatoolkit.metaparameters.placement import attach_at, chosen_parameters
 from metatoolkit.metaparameters.registry import modules
 
 
@@ -40,7 +39,5 @@ class Shared(nn.Module):
 
     def __init__(self, model: nn.Module, parameters: Sequence[str]) -> None:
         super().__init__()
-        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        kind = "parameter that requires a gradient"
-        for name in matching("parameters", parameters, named, kind):
-            attach_at(self, name, named[name])
+        for name, parameter in chosen_parameters(model, parameters).items():
+            attach_at(self, name, parameter)

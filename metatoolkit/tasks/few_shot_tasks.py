@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from metatoolkit.networks.metric_heads import query_labels
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.batches import Transform
 from metatoolkit.tasks.domains import Domains
@@ -92,5 +93,4 @@ class FewShotTasks(TaskSource):
 def _labeled(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return images of shape (examples, ...) and their labels, from those of (ways, each, ...)."""
     ways, each = images.shape[:2]
-    labels = torch.arange(ways, device=images.device).repeat_interleave(each)
-    return images.flatten(0, 1), labels
+    return images.flatten(0, 1), query_labels(ways, each, images.device)
