@@ -77,6 +77,11 @@ class Stream(int, enum.Enum):
     TASKSET_DATA = "tasks", 3
     VALID_TASKS = "tasks", 4
     TEST_TASKS = "tasks", 5
+    TASK_TURNS = "tasks", 6
+    TABLE_ROWS = "tasks", 7
+    SERIES_WINDOWS = "tasks", 8
+    MIXED_SOURCES = "tasks", 9
+    MIXED_SEEDS = "tasks", 10
 
     # Seeds of few-shot training on labeled images.
     WARM_UP = "labeled images", 1

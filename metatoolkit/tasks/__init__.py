@@ -39,13 +39,16 @@ from metatoolkit.tasks.languages import (
 )
 from metatoolkit.tasks.learn2learn_datasets import MapDataset, learn2learn_domain
 from metatoolkit.tasks.learn2learn_tasks import from_learn2learn
+from metatoolkit.tasks.mixed_tasks import MixedTasks
 from metatoolkit.tasks.omniglot import omniglot_domain
 from metatoolkit.tasks.padding import pad_tasks
 from metatoolkit.tasks.photo_transform import PhotoTransform
 from metatoolkit.tasks.resizing import resize_dataset
 from metatoolkit.tasks.rotated_images import RotatedClassification, rotation_task
+from metatoolkit.tasks.series_tasks import SeriesTasks
 from metatoolkit.tasks.synthetic.news import generated_languages
 from metatoolkit.tasks.synthetic.reviews import generated_reviews
+from metatoolkit.tasks.tabular_tasks import TabularTasks
 from metatoolkit.tasks.task_source import TaskSource
 
 __all__ = [
@@ -65,11 +68,14 @@ __all__ = [
     "LabeledBatches",
     "LabeledImages",
     "MapDataset",
+    "MixedTasks",
     "NoisyClassification",
     "RotatedClassification",
     "PhotoTransform",
     "Sentence",
+    "SeriesTasks",
     "Split",
+    "TabularTasks",
     "TaskSource",
     "TokenBatches",
     "TokenDataset",

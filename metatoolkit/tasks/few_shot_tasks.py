@@ -9,11 +9,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.networks.metric_heads import query_labels
-from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.batches import Transform
 from metatoolkit.tasks.domains import Domains
 from metatoolkit.tasks.episodes import EpisodeBatches
-from metatoolkit.tasks.task_source import Task, TaskSource
+from metatoolkit.tasks.task_source import Task, TaskSource, augmented
 
 
 class FewShotTasks(TaskSource):
@@ -75,11 +74,8 @@ class FewShotTasks(TaskSource):
     @override
     def task(self, number: int) -> Task:
         support, query = self._episodes.episode(number)
-        images, labels = _labeled(support)
-        if self._support_transform is not None:
-            key = fold_in(self._episodes.key(number), Stream.SUPPORT_TRANSFORM)
-            images = self._support_transform(images, torch.Generator().manual_seed(key))
-        return (images, labels), _labeled(query)
+        key = self._episodes.key(number)
+        return augmented(_labeled(support), self._support_transform, key), _labeled(query)
 
     @override
     def _moved(self) -> None:

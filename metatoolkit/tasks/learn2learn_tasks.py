@@ -12,7 +12,14 @@ from typing_extensions import override
 from metatoolkit.errors import ConfigurationError, DataError
 from metatoolkit.randomness import Stream, fold_in, seeded
 from metatoolkit.state import describe
-from metatoolkit.tasks.task_source import Examples, Task, TaskSource, check_integers
+from metatoolkit.tasks.batches import Transform
+from metatoolkit.tasks.task_source import (
+    Examples,
+    Task,
+    TaskSource,
+    augmented,
+    check_integers,
+)
 
 
 class TasksetTasks(TaskSource):
@@ -23,6 +30,7 @@ class TasksetTasks(TaskSource):
         shots: Support examples per class.
         tasks: Tasks per batch.
         seed: Seed of the tasks.
+        support_transform: Transform of the support inputs alone.
 
     Raises:
         ConfigurationError: It is no such taskset, or a number is out of range.
@@ -30,7 +38,14 @@ class TasksetTasks(TaskSource):
 
     kept = ("tasks", "shots", "total")
 
-    def __init__(self, taskset: Any, shots: int, tasks: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        taskset: Any,
+        shots: int,
+        tasks: int,
+        seed: int = 0,
+        support_transform: Transform | None = None,
+    ) -> None:
         if not all(hasattr(taskset, name) for name in ("sample_task_description", "get_task")):
             raise ConfigurationError(
                 f"taskset is a {type(taskset).__name__}; a learn2learn.data.Taskset is needed, "
@@ -38,6 +53,7 @@ class TasksetTasks(TaskSource):
             )
         check_integers(1, shots=shots)
         self._taskset = taskset
+        self._support_transform = support_transform
         self.shots = shots
         self.total = int(taskset.num_tasks)
         super().__init__(tasks, seed)
@@ -51,9 +67,11 @@ class TasksetTasks(TaskSource):
             place = draw.randrange(self.total)
         with seeded(fold_in(self.seed, Stream.TASKSET_TASKS, place), []):
             description = self._taskset.sample_task_description()
-        with seeded(fold_in(self.seed, Stream.TASKSET_DATA, number), []):
+        key = fold_in(self.seed, Stream.TASKSET_DATA, number)
+        with seeded(key, []):
             loaded = self._taskset.get_task(description)
-        return self._split(loaded, number)
+        support, query = self._split(loaded, number)
+        return augmented(support, self._support_transform, key), query
 
     def _split(self, loaded: Any, number: int) -> Task:
         pair = isinstance(loaded, tuple | list) and len(loaded) == 2
@@ -81,7 +99,14 @@ class TasksetTasks(TaskSource):
         return part(in_support), part(~in_support)
 
 
-def from_learn2learn(taskset: Any, *, shots: int, tasks: int, seed: int = 0) -> TasksetTasks:
+def from_learn2learn(
+    taskset: Any,
+    *,
+    shots: int,
+    tasks: int,
+    seed: int = 0,
+    support_transform: Transform | None = None,
+) -> TasksetTasks:
     """Return batches of the tasks that a learn2learn taskset samples.
 
     A task is what ``taskset.sample()`` returns, inputs and labels. Of each of its classes the first
@@ -95,6 +120,8 @@ def from_learn2learn(taskset: Any, *, shots: int, tasks: int, seed: int = 0) -> 
         shots: Support examples per class.
         tasks: Tasks per batch.
         seed: Seed of the tasks.
+        support_transform: Called as ``support_transform(inputs, generator)`` with the support
+            inputs of a task, to augment these alone.
 
     Returns:
         An endless, resumable iterator: supports and queries are pairs of inputs, of shape
@@ -120,4 +147,4 @@ def from_learn2learn(taskset: Any, *, shots: int, tasks: int, seed: int = 0) -> 
         >>> inputs.shape, query[0].shape
         (torch.Size([8, 6, 4]), torch.Size([8, 9, 4]))
     """
-    return TasksetTasks(taskset, shots, tasks, seed)
+    return TasksetTasks(taskset, shots, tasks, seed, support_transform)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, ShapeError
+from metatoolkit.randomness import Stream, fold_in
+from metatoolkit.tasks.batches import Transform
 from metatoolkit.tasks.resumable import ResumableBatches
 
 Examples = tuple[Tensor, ...]
@@ -67,9 +69,26 @@ class TaskSource(ResumableBatches[Task]):
         Args:
             first: Number of the first task.
             count: Number of tasks.
+
+        Raises:
+            ConfigurationError: ``count`` is no integer from 1 on.
+            ShapeError: Tasks are not alike; the first that differs is named.
         """
-        support, query = zip(*(self.task(first + n) for n in range(count)), strict=True)
+        check_integers(1, count=count)
+        tasks = [self.task(first + n) for n in range(count)]
+        for number, task in enumerate(tasks):
+            if _shapes(task) != _shapes(tasks[0]):
+                raise ShapeError(
+                    f"{self._told(first + number)} has tensors of shapes {_shapes(task)}, and "
+                    f"{self._told(first)} {_shapes(tasks[0])}; the tasks of a batch must be alike: "
+                    "resize or cut what they hold, or give them as a list."
+                )
+        support, query = zip(*tasks, strict=True)
         return _stacked(support), _stacked(query)
+
+    def _told(self, number: int) -> str:
+        """Return what a task is called in messages."""
+        return f"task {number}"
 
 
 def check_integers(least: int, **numbers: Any) -> None:
@@ -85,6 +104,25 @@ def check_integers(least: int, **numbers: Any) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ConfigurationError(f"{name} is {number!r}; an integer from {least} on is needed.")
+
+
+def augmented(support: Examples, transform: Transform | None, key: int) -> Examples:
+    """Return a support set whose first tensor, the inputs, went through a transform.
+
+    Args:
+        support: Support examples of a task.
+        transform: Called as ``transform(inputs, generator)``; ``None`` changes nothing.
+        key: Random key of the task, from which the generator has a stream of its own.
+    """
+    if transform is None:
+        return support
+    inputs, *others = support
+    generator = torch.Generator().manual_seed(fold_in(key, Stream.SUPPORT_TRANSFORM))
+    return transform(inputs, generator), *others
+
+
+def _shapes(task: Task) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    return tuple(tuple(tuple(tensor.shape) for tensor in part) for part in task)
 
 
 def _stacked(parts: tuple[Examples, ...]) -> Examples:

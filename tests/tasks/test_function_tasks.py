@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import metatoolkit as mt
-from metatoolkit.errors import CheckpointError, ConfigurationError, UnknownNameError
+from metatoolkit.errors import CheckpointError, ConfigurationError, ShapeError, UnknownNameError
 from metatoolkit.tasks import FunctionTasks
 
 
@@ -97,6 +97,17 @@ def test_wrong_arguments_are_answered(
 ) -> None:
     with pytest.raises(error, match=message):
         make(**options)
+
+
+def test_a_batch_holds_tasks_at_least_one_and_alike() -> None:
+    def growing(generator: torch.Generator) -> Any:
+        width = 1 + int(torch.randint(2, (), generator=generator))
+        return lambda inputs: inputs.expand(-1, width)
+
+    with pytest.raises(ConfigurationError, match="count is 0"):
+        make().batch(0, 0)
+    with pytest.raises(ShapeError, match=r"task \d has tensors of shapes .* and task 0 "):
+        next(make(growing, tasks=9))
 
 
 def squared_error(model: Any, meta: Any, batch: Any) -> torch.Tensor:

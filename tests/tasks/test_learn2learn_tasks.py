@@ -92,6 +92,21 @@ def test_a_finite_taskset_repeats_its_tasks_and_augments_them_anew() -> None:
     assert len({tuple(task[:, 2].tolist()) for task in examples}) == 20
 
 
+def test_augmentation_of_the_support_set_leaves_queries_and_draws_as_they_are() -> None:
+    def shifted(inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return inputs.add_(1 + torch.rand(1, generator=generator))
+
+    plain = from_learn2learn(taskset(), shots=2, tasks=1)
+    moved = from_learn2learn(taskset(), shots=2, tasks=1, support_transform=shifted)
+    shifts = set()
+    for number in range(3):
+        (inputs, labels), query = plain.task(number)
+        (own, own_labels), own_query = moved.task(number)
+        assert torch.equal(labels, own_labels) and all(map(torch.equal, query, own_query))
+        shifts.add(round(float((own - inputs).mean()), 5))
+    assert len(shifts) == 3 and min(shifts) >= 1
+
+
 def test_what_is_no_taskset_or_has_too_few_examples_is_said() -> None:
     with pytest.raises(ConfigurationError, match=r"taskset is a list.*get_tasksets"):
         from_learn2learn([], shots=1, tasks=1)
