@@ -83,10 +83,12 @@ def build_tasks(
     return mt.tasks.FewShotTasks(
         domain,
         split,
-        **{name: config[name] for name in ("ways", "shots", "queries", "tasks", "device")},
+        **{name: config[name] for name in ("ways", "shots", "queries", "tasks")},
         seed=config["seed"] if trains else HELD_OUT_SEED,
         transform=transform,
         support_transform=moved,
+        # Workers make tasks on the CPU.
+        device=None if trains and config["workers"] else config["device"],
     )
 
 

@@ -27,7 +27,7 @@ from metatoolkit.training.batch_stream import Stateful
 from metatoolkit.training.task_batches import TaskBatch
 
 _REPEATS = 5
-_PASSING = {"checkpoint", "checkpoint_every", "resume", "progress", "device"}
+_PASSING = {"checkpoint", "checkpoint_every", "resume", "progress", "device", "workers"}
 
 
 @dataclass(frozen=True)

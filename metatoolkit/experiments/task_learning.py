@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from metatoolkit.evaluation import mean_with_interval
 from metatoolkit.experiments.configuration import (
     Among,
     Count,
+    CountOrZero,
     Field,
     OpenSettings,
     Positive,
@@ -22,7 +25,7 @@ from metatoolkit.experiments.run import Assembly, fit_recorded
 from metatoolkit.experiments.settings import RunSettings
 from metatoolkit.hypergradients import Estimator
 from metatoolkit.stateless.passes import Loss
-from metatoolkit.tasks import TaskSource
+from metatoolkit.tasks import PrefetchedTasks, TaskSource
 from metatoolkit.training import MetaTrainer, TaskBatching, TaskScores
 
 SCRATCH = "scratch"
@@ -66,6 +69,7 @@ class TaskLearningSettings(RunSettings):
     queries: Count = entry(10, "Examples that are asked of an adapted model, likewise.")
     tasks: Count = entry(16, "Tasks of a meta step.")
     batching: Literal["auto", "vmap", "loop"] = entry("auto", "How the tasks run.")
+    workers: CountOrZero = entry(0, "Processes that make training tasks ahead; 0 for none.")
     inner_steps: Count = entry(5, "Inner steps of a task.")
     lr: Positive = entry(0.01, "Inner learning rate; the first value where rates are learned.")
     meta_optimizer: Literal["adam", "sgd"] = entry("adam", "Optimizer across tasks.")
@@ -159,6 +163,10 @@ def run_across_tasks(
 
     last: dict[str, float] = {}
     if config["algorithm"] != SCRATCH:
-        last = fit_recorded(run, assembly, evaluate=evaluate)
+        with contextlib.ExitStack() as stack:
+            if config["workers"]:
+                ahead = PrefetchedTasks(cast(TaskSource, assembly.train_batches), config["workers"])
+                assembly = dataclasses.replace(assembly, train_batches=stack.enter_context(ahead))
+            last = fit_recorded(run, assembly, evaluate=evaluate)
     mean, half_width = mean_with_interval(scored("test", config["test_tasks"]))
     return {f"test_{name}": mean, "test_interval": half_width, **last}
