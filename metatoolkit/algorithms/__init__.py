@@ -12,7 +12,7 @@ Example:
     >>> result.details["task_losses"].shape
     torch.Size([4])
     >>> sorted(mt.algorithms.algorithms)
-    ['anil', 'boil', 'fomaml', 'imaml', 'maml', 'maml++', 'meta_sgd', 'reptile']
+    ['anil', 'aruba', 'boil', 'fomaml', 'imaml', 'maml', 'maml++', 'meta_sgd', 'reptile']
 """
 
 from __future__ import annotations

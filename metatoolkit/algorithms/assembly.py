@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from metatoolkit.components.patterns import matching
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.inner.aruba import ARUBA
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Hyperparameter
 from metatoolkit.inner.sgd import SGD
-from metatoolkit.metaparameters import Initialization, LearningRates, Shared
+from metatoolkit.metaparameters import AdaptiveRates, Initialization, LearningRates, Shared
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.stateless.passes import Loss
 
@@ -31,19 +32,21 @@ class Algorithm:
         meta: λ, a ``ModuleDict`` of its parts: ``"initialization"``, and, where the algorithm has
             them, ``"shared"``, ``"rates"`` and ``"proximal"``. The meta-optimizer moves
             ``meta.parameters()``.
+        refined: Inner learner that adapts to new tasks, where it is another than ``inner``.
     """
 
     problem: BilevelProblem
     inner: InnerLearner
     estimator: Estimator
     meta: nn.ModuleDict
+    refined: InnerLearner | None = None
 
 
 def assemble(
     model: nn.Module,
     train_loss: Loss,
     valid_loss: Loss,
-    lr: float | LearningRates,
+    lr: float | LearningRates | AdaptiveRates,
     estimator: Estimator,
     adapted: Sequence[str] | None = None,
     also: Mapping[str, nn.Module] | None = None,
@@ -76,13 +79,14 @@ def assemble(
         parts["initialization"] = Initialization(model, [glob.escape(name) for name in adapted])
         parts["shared"] = Shared(model, [glob.escape(name) for name in shared])
     rate: Hyperparameter
-    if isinstance(lr, LearningRates):
+    if not isinstance(lr, float | int):
         parts["rates"], rate = lr, _learned_rates
     else:
         rate = lr
     meta = nn.ModuleDict(parts)
     problem = BilevelProblem(model, meta, train_loss, valid_loss, initial=_initial_values)
-    return Algorithm(problem, SGD(lr=rate), estimator, meta)
+    inner = ARUBA(lr=rate) if isinstance(lr, AdaptiveRates) else SGD(lr=rate)
+    return Algorithm(problem, inner, estimator, meta)
 
 
 def trainable(model: nn.Module) -> list[str]:

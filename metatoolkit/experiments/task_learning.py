@@ -111,6 +111,7 @@ def assemble_across_tasks(
     )
     estimator = own.estimator if config["library"] == "metatoolkit" else peer(name, steps)
     rates = list(own.meta["rates"].parameters()) if "rates" in own.meta else []
+    rates = [rate for rate in rates if rate.requires_grad]
     learned = {id(rate) for rate in rates}
     others = [one for one in own.meta.parameters() if id(one) not in learned]
     groups = [{"params": others}, *([{"params": rates, "lr": config["rates_lr"]}] if rates else [])]

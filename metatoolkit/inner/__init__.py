@@ -18,6 +18,7 @@ from metatoolkit.inner.adagrad import Adagrad as Adagrad
 from metatoolkit.inner.adam import Adam as Adam
 from metatoolkit.inner.adamax import Adamax as Adamax
 from metatoolkit.inner.adamw import AdamW as AdamW
+from metatoolkit.inner.aruba import ARUBA as ARUBA
 from metatoolkit.inner.asgd import ASGD as ASGD
 from metatoolkit.inner.base import InnerLearner as InnerLearner
 from metatoolkit.inner.clipped import Clipped as Clipped

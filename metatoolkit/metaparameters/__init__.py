@@ -1,5 +1,6 @@
 """Modules that hold meta-parameters."""
 
+from metatoolkit.metaparameters.adaptive_rates import AdaptiveRates
 from metatoolkit.metaparameters.feature_wise_transform import (
     FeatureWiseTransform,
     FeatureWiseTransforms,
@@ -12,9 +13,11 @@ from metatoolkit.metaparameters.registry import modules
 from metatoolkit.metaparameters.representation_transform import RepresentationTransform
 from metatoolkit.metaparameters.rotation import Rotation
 from metatoolkit.metaparameters.shared import Shared
+from metatoolkit.metaparameters.task_rule import TaskRule
 from metatoolkit.metaparameters.weight_net import WeightNet, normalize_weights
 
 __all__ = [
+    "AdaptiveRates",
     "FeatureWiseTransform",
     "FeatureWiseTransforms",
     "Initialization",
@@ -23,6 +26,7 @@ __all__ = [
     "RepresentationTransform",
     "Rotation",
     "Shared",
+    "TaskRule",
     "WeightNet",
     "build",
     "insert_feature_wise_transforms",

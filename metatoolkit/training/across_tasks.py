@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from metatoolkit.training.checks import require_estimator
 from metatoolkit.training.ranks import Ranks
 from metatoolkit.training.task_batches import TaskBatch
 from metatoolkit.training.task_batching import Mode, TaskBatching
+from metatoolkit.training.task_rules import TaskRules, refuse_rules_of_tasks
 from metatoolkit.training.task_run import Known, TaskRun
 
 
@@ -28,6 +30,7 @@ class AcrossTasks:
         inner: Inner learner.
         estimator: Hypergradient estimator.
         batching: How the tasks run.
+        observes: Whether tasks are observed for the parts of λ with rules of their own.
 
     Attributes:
         known: What is known of the tasks.
@@ -45,6 +48,7 @@ class AcrossTasks:
         inner: InnerLearner,
         estimator: Any,
         batching: TaskBatching | Mode,
+        observes: bool = True,
     ) -> None:
         require_learner(inner)
         require_estimator(estimator)
@@ -59,18 +63,23 @@ class AcrossTasks:
         self._components: tuple[BilevelProblem, InnerLearner, Estimator]
         self._components = (problem, inner, estimator)
         self.known = Known()
+        self._rules = TaskRules(problem.meta) if observes else None
 
     @property
     def leads(self) -> bool:
         """Whether this process is the one that reports, and writes checkpoints."""
         return self.ranks is None or self.ranks.rank == 0
 
-    def begin(self, state: InnerState) -> InnerState:
+    def begin(self, state: InnerState, details: Sequence[Mapping[str, Any]] = ()) -> InnerState:
         """Return an initial state with the parameters that the present λ sets.
 
         Args:
             state: The initial state under any λ.
+            details: What this told of batches of tasks, all at the same λ, of which parts move by
+                rules of their own first.
         """
+        if self._rules is not None:
+            self._rules.take_in(details)
         problem = self._components[0]
         with torch.no_grad():
             given = problem.initial_parameters(problem.meta_parameters())
@@ -120,13 +129,14 @@ class AcrossTasks:
             self._components[0],
             (start, batch),
             lambda share: self._run(batch, start, root, share, keep_states),
+            self._rules,
         )
 
     def _run(
         self, batch: TaskBatch, start: InnerState, root: int, share: range, keep_states: bool
     ) -> Hypergradient:
         chunk = self.batching.chunk
-        run = TaskRun(self._components, batch, start, root, self.known, chunk, share)
+        run = TaskRun(self._components, batch, start, root, self.known, chunk, share, self._rules)
         mode = self.batching.mode
         if mode == "loop":
             return run.one_by_one(keep_states, {})
@@ -145,3 +155,27 @@ class AcrossTasks:
         if choice == "loop":
             return run.one_by_one(keep_states, {"reason": reason})
         return run.side_by_side(keep_states, {"reason": reason}, falls_back=True)
+
+
+def across_tasks(
+    problem: BilevelProblem,
+    inner: InnerLearner,
+    estimator: Any,
+    batching: TaskBatching | Mode | None,
+) -> AcrossTasks | None:
+    """Return what calls an estimator on batches of tasks, or ``None`` for a single problem.
+
+    Args:
+        problem: The bilevel problem.
+        inner: Inner learner.
+        estimator: Hypergradient estimator, or ``None``.
+        batching: How the tasks run; ``None`` where there are none.
+
+    Raises:
+        ConfigurationError: There are no tasks, but parts of λ that they move.
+    """
+    if batching is not None:
+        return AcrossTasks(problem, inner, estimator, batching)
+    if estimator is not None:
+        refuse_rules_of_tasks(problem)
+    return None

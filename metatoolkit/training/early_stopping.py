@@ -12,6 +12,7 @@ import torch
 from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.training.task_rules import TaskRules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Watch:
         self.value, self.step, self.waited = value, step, 0
         if self.settings.keep_best:
             self._state = state
-            self._meta = {n: p.detach().clone() for n, p in problem.meta_parameters().items()}
+            self._meta = {n: p.detach().clone() for n, p in _moved(problem).items()}
 
     def best_state(self, problem: BilevelProblem) -> InnerState | None:
         """Put the best λ into the problem, and return the best inner state.
@@ -119,7 +120,7 @@ class Watch:
         if self._state is None:
             return None
         with torch.no_grad():
-            for name, live in problem.meta_parameters().items():
+            for name, live in _moved(problem).items():
                 live.copy_(self._meta[name])
         return self._state
 
@@ -155,3 +156,8 @@ class Watch:
         if saved["state"] is not None and self.settings.keep_best:
             self._state = InnerState.from_state_dict(saved["state"]).to(device)
             self._meta = dict(saved["meta"])
+
+
+def _moved(problem: BilevelProblem) -> Tensors:
+    """Return what a training moves of λ, by the optimizer or by rules of its parts."""
+    return problem.meta_parameters() | TaskRules(problem.meta).parameters()

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metatoolkit.errors import ConfigurationError, RankError, brief
 from metatoolkit.hypergradients.base import Cost, Hypergradient
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.state import InnerState
+from metatoolkit.state import InnerState, Tensors
 from metatoolkit.training.task_batches import TaskBatch, tensors_of
+from metatoolkit.training.task_rules import TaskRules
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _REMEDY = (
@@ -85,6 +87,7 @@ class Ranks:
         problem: BilevelProblem,
         begun: tuple[InnerState, TaskBatch],
         run: Callable[[range], Hypergradient],
+        rules: TaskRules | None = None,
     ) -> Hypergradient:
         """Return the mean over all tasks, of which each process runs a contiguous part.
 
@@ -95,16 +98,20 @@ class Ranks:
             problem: The bilevel problem.
             begun: Initial state and batch of tasks, the same in all processes.
             run: Returns the mean over tasks of some numbers, which this process runs.
+            rules: Parts of λ with rules of their own, if there are any.
 
         Raises:
             RankError: Another process failed, is gone, or has other tasks or parameters.
         """
         start, batch = begun
         if not self._compared:
-            self._compare(problem, start, batch)
+            moved = {} if rules is None else rules.parameters()
+            self._compare(problem, start, batch, moved)
             self._compared = True
         edges = [rank * batch.count // self.count for rank in (self.rank, self.rank + 1)]
         share, failure, result = range(*edges), None, None
+        # Of the shapes that all processes know, also those that have no task.
+        observed = rules.observe(start, start) if rules else {}
         try:
             result = run(share) if share else None
         except Exception as error:
@@ -117,9 +124,11 @@ class Ranks:
             found = result.details["task_losses"]
             losses = found.new_zeros(batch.count)
             losses[share.start : share.stop] = found
+            observed = result.details.get("observed", {})
         failed = torch.zeros(self.count)
         failed[self.rank] = failure is not None
-        total = self._summed([failed, losses, *gradients.values()], failure)
+        leaves, spec = tree_flatten(observed)
+        total = self._summed([failed, losses, *gradients.values(), *leaves], failure)
         ranks = total[0].nonzero().flatten().tolist()
         if failure is not None:
             raise failure
@@ -131,9 +140,12 @@ class Ranks:
         losses = total[1].to(losses)
         mean = {
             name: (sum_ / batch.count).to(tensor)
-            for (name, tensor), sum_ in zip(meta.items(), total[2:], strict=True)
+            for (name, tensor), sum_ in zip(meta.items(), total[2:], strict=False)
         }
-        told = {} if result is None else result.details
+        told: dict[str, Any] = {} if result is None else dict(result.details)
+        if leaves:
+            sums = [s.to(leaf) for s, leaf in zip(total[-len(leaves) :], leaves, strict=True)]
+            told["observed"] = tree_unflatten(sums, spec)
         return Hypergradient(
             gradient=mean,
             valid_loss=losses.mean(),
@@ -154,11 +166,13 @@ class Ranks:
         sums = flat.split(sizes)
         return [total.view(part.shape) for total, part in zip(sums, parts, strict=True)]
 
-    def _compare(self, problem: BilevelProblem, start: InnerState, batch: TaskBatch) -> None:
+    def _compare(
+        self, problem: BilevelProblem, start: InnerState, batch: TaskBatch, moved: Tensors
+    ) -> None:
         """Raise unless all processes begin with the same λ, θ, random key and tasks."""
         tasks = [batch.task(number) for number in range(batch.count)]
         mine = {
-            "the meta-parameters": _digest(dict(problem.meta_parameters())),
+            "the meta-parameters": _digest([problem.meta_parameters(), moved]),
             "the initial inner parameters": _digest([dict(start.parameters), dict(start.buffers)]),
             "the random key (the seed of the trainer)": str(start.key),
             "the number of tasks": str(batch.count),

@@ -20,6 +20,7 @@ from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState
 from metatoolkit.training.stacked_tasks import StackedTasks
 from metatoolkit.training.task_batches import TaskBatch
+from metatoolkit.training.task_rules import Observed, TaskRules
 from metatoolkit.training.task_sum import TaskSum, total_cost
 
 _COMPARED = 2
@@ -52,6 +53,8 @@ class TaskRun:
         known: What is known of tasks before, to which this one adds.
         chunk: Number of tasks that run side by side at a time, or ``None`` for all.
         share: Numbers of the tasks that run here, at least one; ``None`` for all.
+        rules: Parts of λ with rules of their own, which the tasks are observed for; ``None`` for
+            none.
     """
 
     def __init__(
@@ -63,12 +66,14 @@ class TaskRun:
         known: Known,
         chunk: int | None,
         share: range | None = None,
+        rules: TaskRules | None = None,
     ) -> None:
         self._problem, self._inner, self._estimator = components
         self._batch, self._start, self._known = batch, start, known
         self._share = range(batch.count) if share is None else share
         self._keys = [fold_in(root, Stream.TASK, task) for task in range(batch.count)]
         self._chunk = len(self._share) if chunk is None else chunk
+        self._rules = rules
 
     def one_by_one(
         self, keep_states: bool, details: dict[str, Any], first: int | None = None
@@ -91,7 +96,11 @@ class TaskRun:
     def _add_alone(self, results: TaskSum, task: int, keep_states: bool) -> None:
         result = self._alone(task)
         states = [result.state] if keep_states else []
-        results.add([task], result, result.valid_loss.reshape(1), states)
+        losses = result.valid_loss.reshape(1)
+        results.add([task], result, losses, states, self._observed([result.state]))
+
+    def _observed(self, states: Sequence[InnerState]) -> list[Observed]:
+        return [self._rules.observe(self._start, s) for s in states] if self._rules else []
 
     def _alone(self, task: int) -> Hypergradient:
         state = self._start.replaced(key=self._keys[task])
@@ -165,8 +174,11 @@ class TaskRun:
         result = self._estimator(problem, self._inner, state, *self._batch.stacked(tasks))
         assert problem.task_losses is not None
         result = dataclasses.replace(result, cost=total_cost([result.cost] * len(tasks)))
-        states = problem.apart(result.state, self._start) if keep_states else []
-        results.add(tasks, result, problem.task_losses, states)
+        apart = keep_states or self._rules
+        states = problem.apart(result.state, self._start) if apart else []
+        observed = self._observed(states)
+        kept = states if keep_states else []
+        results.add(tasks, result, problem.task_losses, kept, observed)
 
     def obstacle(self) -> str | None:
         """Return why these tasks cannot run side by side, as a sentence with the remedy."""
@@ -213,6 +225,11 @@ class TaskRun:
         for name, gradient in found.gradient.items():
             each = torch.stack([result.gradient[name] for result in alone])
             pairs.append((gradient, each.mean(0), each))
+        observed = self._observed([result.state for result in alone])
+        for name, tensors in found.details.get("observed", {}).items():
+            for own, tensor in tensors.items():
+                each = torch.stack([one[name][own] for one in observed])
+                pairs.append((tensor, each.sum(0), each))
         off = _largest_difference(pairs)
         if not off <= 1:
             return (

@@ -70,7 +70,7 @@ class TaskScores:
             problem.initial,
         )
         self._begin = lambda: inner.init(scored)
-        self._across = AcrossTasks(scored, inner, _Adapted(steps), batching)
+        self._across = AcrossTasks(scored, inner, _Adapted(steps), batching, observes=False)
 
     def __call__(self, tasks: Any) -> Tensor:
         """Return the scores of a batch of tasks, of shape (tasks,).

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metatoolkit.hypergradients.base import Cost, Hypergradient
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.training.task_rules import Observed, added
 
 
 class TaskSum:
@@ -20,6 +21,7 @@ class TaskSum:
         self._losses: dict[int, Tensor] = {}
         self._states: dict[int, InnerState] = {}
         self._costs: list[Cost] = []
+        self._observed: list[Observed] = []
 
     def add(
         self,
@@ -27,6 +29,7 @@ class TaskSum:
         result: Hypergradient,
         losses: Tensor,
         states: Sequence[InnerState] = (),
+        observed: Sequence[Observed] = (),
     ) -> None:
         """Take in the mean result of further tasks.
 
@@ -35,6 +38,7 @@ class TaskSum:
             result: The mean, with the cost of all of them.
             losses: Their outer losses, of shape (tasks,).
             states: The states that they reached, where these are kept.
+            observed: What each adds to parts of λ with a rule of their own, where there are any.
         """
         weighted = {name: len(tasks) * g for name, g in result.gradient.items()}
         if not self._losses:
@@ -44,6 +48,8 @@ class TaskSum:
         self._losses.update(zip(tasks, losses, strict=True))
         self._states.update(zip(tasks, states, strict=False))
         self._costs.append(result.cost)
+        if observed:
+            self._observed = [added([*self._observed, *observed])]
 
     def mean(self, start: InnerState, details: dict[str, Any]) -> Hypergradient:
         """Return the mean of all results, with losses and states in the order of the tasks.
@@ -54,12 +60,15 @@ class TaskSum:
         """
         losses = torch.stack([self._losses[task] for task in sorted(self._losses)])
         states = [self._states[task] for task in sorted(self._states)]
+        kept: dict[str, Any] = {"states": states} if states else {}
+        if self._observed:
+            kept |= {"observed": self._observed[0]}
         return Hypergradient(
             gradient={name: total / len(losses) for name, total in self._gradient.items()},
             valid_loss=losses.mean(),
             state=start,
             cost=total_cost(self._costs),
-            details={"task_losses": losses, **details, **({"states": states} if states else {})},
+            details={"task_losses": losses, **details, **kept},
         )
 
 

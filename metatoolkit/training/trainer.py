@@ -17,7 +17,7 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.graphs import refuse_inference_mode
-from metatoolkit.training.across_tasks import AcrossTasks
+from metatoolkit.training.across_tasks import across_tasks
 from metatoolkit.training.batch_stream import BatchStream, Stateful
 from metatoolkit.training.checkpoints import read_checkpoint, write_checkpoint
 from metatoolkit.training.checks import (
@@ -108,7 +108,7 @@ class MetaTrainer:
         check_components(inner, estimator, meta_optimizer, meta_scheduler)
         rhythm = (meta_every, order, keep_lookahead, reset_every)
         check_rhythm(estimator, *rhythm, accumulate, tasks is not None)
-        self.tasks = None if tasks is None else AcrossTasks(problem, inner, estimator, tasks)
+        self.tasks = across_tasks(problem, inner, estimator, tasks)
         self.meta_update = None
         if meta_optimizer is not None:
             options = (meta_scheduler, clip_norm, signal_window)
@@ -160,12 +160,13 @@ class MetaTrainer:
         """
         if self.estimator is None or self.meta_update is None:
             raise ConfigurationError("this trainer has no estimator, so λ cannot move.")
-        gradients, losses = list[Tensors](), list[Tensor]()
+        gradients, losses, told = list[Tensors](), list[Tensor](), list[Mapping[str, Any]]()
         for train, valid in [(train_batches, valid_batch), *further]:
             if self.tasks is None:
                 result = self.estimator(self.problem, self.inner, self.state, train, valid)
             else:
                 result = self.tasks(train, self.state, self.resets_done + len(losses) + 1)
+                told.append(result.details)
             gradients.append(result.gradient)
             losses.append(result.valid_loss)
         if self.keep_lookahead:
@@ -175,7 +176,7 @@ class MetaTrainer:
         metrics = {"valid_loss": valid_loss, **self.meta_update.move(gradients, valid_loss)}
         if self.tasks is not None:
             self.resets_done += len(losses)
-            self.state = self.tasks.begin(self.state)
+            self.state = self.tasks.begin(self.state, told)
         return metrics
 
     def base_step(self, batch: Any) -> Tensor:
@@ -255,8 +256,7 @@ class MetaTrainer:
         self._open_stream("train_batches", train_batches)
         self._open_stream("valid_batches", valid_batches)
         self.watch = None if early_stopping is None else Watch(early_stopping)
-        if resumes:
-            assert path is not None
+        if resumes and path is not None:
             self.load_checkpoint(path)
         if path is not None:  # What cannot be stored is told before the training, not after it.
             snapshot(self, self._streams)

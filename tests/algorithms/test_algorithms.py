@@ -49,7 +49,7 @@ def perturbed(algorithm):
     if "rates" in algorithm.meta:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for rate in algorithm.meta["rates"].parameters():
+            for rate in filter(lambda p: p.requires_grad, algorithm.meta["rates"].parameters()):
                 rate.mul_(1 + torch.rand(rate.shape, generator=generator, dtype=rate.dtype))
     return algorithm
 

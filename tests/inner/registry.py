@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from metatoolkit.inner import (
+    ARUBA,
     ASGD,
     SGD,
     Adadelta,
@@ -24,6 +25,7 @@ from metatoolkit.inner import (
 )
 
 LEARNERS: dict[str, Callable[[], InnerLearner]] = {
+    "ARUBA": lambda: ARUBA(0.05, refinement=2.0),
     "ASGD": lambda: ASGD(0.05, lambd=0.3, t0=1.0),
     "Adadelta": lambda: Adadelta(0.5, eps=1e-3),
     "Adagrad": lambda: Adagrad(0.05, lr_decay=0.1),

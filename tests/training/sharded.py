@@ -27,11 +27,17 @@ def train(folder, options, rank=0, sharded=False):
     if options.get("other_model") == str(rank):
         problem.meta.parameters().__next__().data.add_(1.0)
     mode = options.get("mode", "vmap")
+    inner, estimator = mt.inner.SGD(lr=0.05), mt.hypergradients.Unrolled(2)
+    if "aruba" in options:
+        loss = (problem.train_loss, problem.valid_loss)
+        algorithm = mt.algorithms.build("aruba", problem.model, *loss, lr=0.05, steps=2)
+        problem, inner, estimator = algorithm.problem, algorithm.inner, algorithm.estimator
+        mode = "loop"
     tasks = Sinusoids(rank if "own_seeds" in options else 0, int(options.get("tasks", 5)))
     trainer = mt.MetaTrainer(
         problem,
-        mt.inner.SGD(lr=0.05),
-        mt.hypergradients.Unrolled(2),
+        inner,
+        estimator,
         torch.optim.Adam(problem.meta.parameters(), lr=0.01),
         tasks=mt.TaskBatching(mode, sharded=sharded),
     )

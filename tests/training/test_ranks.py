@@ -67,10 +67,12 @@ def test_two_processes_have_the_numbers_of_one(processes, tmp_path, mode):
     assert_alone_is_the_same(tmp_path, {"mode": mode}, 2)
 
 
-def test_fewer_tasks_than_processes(processes, tmp_path):
-    codes, told = started(processes, tmp_path, 3, "tasks=2", "steps=2")
+@pytest.mark.parametrize("others", [{}, {"aruba": "yes"}], ids=["MAML", "ARUBA"])
+def test_fewer_tasks_than_processes(processes, tmp_path, others):
+    options = {"tasks": "2", "steps": "2"} | others
+    codes, told = started(processes, tmp_path, 3, *map("=".join, options.items()))
     assert codes == [0, 0, 0], told
-    assert_alone_is_the_same(tmp_path, {"tasks": "2", "steps": "2"}, 3)
+    assert_alone_is_the_same(tmp_path, options, 3)
 
 
 def test_a_process_that_dies_ends_the_run_which_resumes_on_another_number(processes, tmp_path):
