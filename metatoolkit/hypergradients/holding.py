@@ -19,6 +19,7 @@ from metatoolkit.hypergradients.custom_functions import is_own, observed, points
 from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.kinks import PIECES
 from metatoolkit.hypergradients.torch_calls import (
+    METADATA,
     NoHandle,
     as_tuple,
     body_of,
@@ -64,6 +65,8 @@ class HoldingMode(Again):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in METADATA:
+            return func(*args, **kwargs)
         # Modes below autograd call the operators of torch, of whose functions they are a part.
         below = isinstance(func, torch._ops.OpOverload) and not is_custom(func)
         handed = func is torch.Tensor.view_as and self._hands_through(args)

@@ -15,6 +15,15 @@ from metatoolkit.hypergradients.detached import REMEDY
 _OPENED = ("torch.nn.functional", "torch.functional", "torch._tensor")
 _HEAD = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _bodies: dict[Any, Any] = {}
+_ATTRIBUTES = "device dtype is_cpu is_cuda is_leaf layout ndim requires_grad shape".split()
+_METHODS = "__len__ dim element_size is_floating_point ndimension nelement numel size".split()
+METADATA = frozenset(
+    [
+        *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
+        *(getattr(Tensor, name) for name in _METHODS),
+    ]
+)
+"""Functions that tell of a tensor what no value in it changes; a short loss calls little else."""
 
 
 def random_states(points: Sequence[Tensor]) -> list[tuple[int | None, Tensor]]:
