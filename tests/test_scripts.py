@@ -157,7 +157,8 @@ def test_setup_diagnoses_a_failed_installation(tmp_path: Path, output: str, diag
 @needs_bash
 def test_setup_diagnoses_what_is_compiled_beside_the_installation(tmp_path: Path) -> None:
     repository, folder = scratch_repository(tmp_path), tools(tmp_path)
-    pip = '[[ "$*" != *" wheel "* ]] || { echo "error: command \'gcc\' failed: No such file"; exit 1; }'
+    fails = "echo \"error: command 'gcc' failed: No such file\"; exit 1"
+    pip = f'[[ "$*" != *" wheel "* ]] || {{ {fails}; }}'
     fake_python(folder / "python3", "3.11.7", pip=pip)
     result = run_script(repository, folder)
     assert result.returncode == 1
