@@ -44,6 +44,8 @@ class BilevelProblem:
             the loss; set while an estimator checks that the losses can be evaluated again.
         replayed: Losses that were found to be, by kind and mode of the modules.
         identity: Tells the problem, and copies of it, from all others.
+        blocks: Number of independent problems that it is made of, 1 unless it stands for several
+            tasks side by side; then it is the leading dimension of all inner parameters.
 
     Raises:
         ConfigurationError: ``meta`` or ``model`` has nothing to learn, ``valid_mode`` is unknown,
@@ -114,6 +116,7 @@ class BilevelProblem:
             )
         self.watch: Callable[..., None] | None = None
         self.replayed: dict[Any, Any] = {}
+        self.blocks = 1
         self.identity = uuid.uuid4().hex
 
     def to(self, device: torch.device | str) -> BilevelProblem:

@@ -102,6 +102,7 @@ class Estimator(ABC):
         windows: Whether calls are windows of one inner problem, each to follow on the last.
         carries: Whether a call begins with what one before it left.
         separable: Whether a call on independent problems side by side is the mean of calls on each.
+        adds_up: Whether it is their sum instead, since the mean outer loss is not differentiated.
         holds_constants: Whether what a loss detaches is a constant of the estimate, as it is of
             derivatives; not so where losses are only evaluated.
         on_average: Whether a call returns the derivative of :meth:`objective` on average alone.
@@ -116,8 +117,7 @@ class Estimator(ABC):
     horizon: int = 1
     traits: Traits = Traits()
     _draws: Draws | None = None
-    windows: bool = False
-    carries = separable = False
+    windows = carries = separable = adds_up = False
     holds_constants: bool = True
     on_average: bool = False
     complex_meta: ClassVar[bool] = False

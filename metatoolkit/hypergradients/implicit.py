@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients.adjoint_systems import AdjointSystems
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -22,18 +22,16 @@ from metatoolkit.hypergradients.base import (
     refuse_initial_state,
 )
 from metatoolkit.hypergradients.draws import Draws
-from metatoolkit.hypergradients.linear_solvers import LinearSolver, LinearSystem
+from metatoolkit.hypergradients.linear_solvers import LinearSolver
 from metatoolkit.hypergradients.linearization import (
     StepLinearization,
     Through,
     carried_vector,
     check_through,
     learning_rates,
-    relative_residual,
 )
 from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators
-from metatoolkit.hypergradients.solution_share import checked_share
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient
@@ -126,6 +124,8 @@ class Implicit(Estimator):
         self._carried: Tensor | None = None
         # The problem's identity; after a checkpoint the first problem that comes is taken for it.
         self._owner: str | None = None
+        # Tasks side by side would draw another time than tasks one by one.
+        self.separable = not solver.random
         if solver.random:
             self._draws = Draws(fresh)
 
@@ -165,43 +165,19 @@ class Implicit(Estimator):
         if factor is not None and bool((factor < 0).all()):
             # An ascent of L is a descent of −L, whose Hessian is the one that shall be definite.
             factor = -factor
-        # Norms of what is tiny or huge are none in float32: solvers see an exact multiple of it.
-        scale = _power_of_two(rhs)
         start = carried_vector("Implicit", self._carried, rhs)
         if self._owner not in (None, problem.identity):
             start = None
-
-        def checked(image: Tensor) -> Tensor:
-            step.check("a product with the Jacobian of the inner step", image)
-            return image
-
-        def product(vector: Tensor) -> Tensor:
-            return checked(step.transposed_product(vector if factor is None else vector / factor))
-
-        solution = self.solver.solve(
-            LinearSystem(
-                product=product,
-                transposed_product=lambda x: (
-                    checked(step.product(x)) if factor is None else product(x)
-                ),
-                right_hand_side=rhs / scale,
-                start=None if start is None else start / scale,
-                key=fold_in(key, state.step, Stream.LINEAR_SOLVER),
-                rounding=step.rounding,
-            )
-        )
-        vector = solution.vector * scale
-        u = vector if factor is None else vector / factor
-        step.check("the solution of the linear system", u)
-        image, through = step.pull_back(u)
-        share = checked_share(self.solver, solution, image / scale, rhs / scale)
-        details = dict(solution.details)
-        if share != 1.0:
-            details["share"] = torch.tensor(share, dtype=torch.float64)
-            image, through = share * image, [None if t is None else share * t for t in through]
-        residual = rhs - image
+        systems = AdjointSystems(step, problem.blocks, factor)
+        drawn = fold_in(key, state.step, Stream.LINEAR_SOLVER)
+        solved, through = systems.solve(self.solver, rhs, drawn, start)
         if self.warm_start:
-            self._carried, self._owner = vector, problem.identity
+            self._carried, self._owner = solved[0].vector, problem.identity
+        passes = self.steps + 2
+        costs = [
+            Cost(passes, passes, one.jvp, one.hvp, one.residual, one.iterations) for one in solved
+        ]
+        details = dict(solved[0].details) if problem.blocks == 1 else {"costs": costs}
         names = list(meta)
         return Hypergradient(
             gradient=fill_gradients(
@@ -209,14 +185,7 @@ class Implicit(Estimator):
             ),
             valid_loss=valid_loss,
             state=state,
-            cost=Cost(
-                forward=self.steps + 2,
-                backward=self.steps + 2,
-                jvp=step.products,
-                hvp=step.transposed_products,
-                residual=relative_residual(residual / scale, rhs / scale),
-                iterations=solution.iterations,
-            ),
+            cost=costs[0],
             details=details | {"distance": _distance(step, state)},
         )
 
@@ -273,12 +242,6 @@ def _distance(step: StepLinearization, state: InnerState) -> Tensor:
     before, after = (as_vector(at.tensors(), step.dtype) for at in (state, step.after))
     size = before.norm().clamp_min(torch.finfo(step.dtype).tiny)
     return (after - before).norm() / size
-
-
-def _power_of_two(vector: Tensor) -> float:
-    """Return the power of two below the largest entry, 1 for zeros."""
-    largest = float(vector.abs().max())
-    return 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
 
 
 def _symmetric_factor(

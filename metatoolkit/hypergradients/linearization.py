@@ -49,6 +49,9 @@ class StepLinearization:
         transposed_products: Number of products with (I − ∂Φ)ᵀ so far.
         products: Number of products with I − ∂Φ so far.
         rounding: Relative rounding error of a product, that of the least precise variable.
+        names: Names of the variables.
+        shapes: Their shapes by name.
+        sizes: Number of real entries of each.
 
     Raises:
         ConfigurationError: ``through`` is unknown.
@@ -95,6 +98,7 @@ class StepLinearization:
         self._outputs = after.tensors()[:count]
         slots = [f"{slot} of {n}" for slot, values in state.optimizer.items() for n in values]
         self.names = [*state.parameters, *slots][:count]
+        self.shapes = {n: t.shape for n, t in zip(self.names, self._inputs, strict=True)}
         check_finite(
             {"the training loss": loss}
             | {
@@ -107,8 +111,8 @@ class StepLinearization:
         )
         self.device = self._inputs[0].device
         self.rounding = max(torch.finfo(tensor.dtype).eps for tensor in self._inputs)
-        self._sizes = [as_real(tensor).numel() for tensor in self._inputs]
-        self.size = sum(self._sizes)
+        self.sizes = [as_real(tensor).numel() for tensor in self._inputs]
+        self.size = sum(self.sizes)
         self.transposed_products = 0
         self.products = 0
         self._transposed_graph: tuple[Tensor, Tensor] | None = None
@@ -121,7 +125,7 @@ class StepLinearization:
         """
         padded = [*tensors, *[None] * (len(self._inputs) - len(tensors))]
         zeros = functools.partial(torch.zeros, dtype=self.dtype, device=self.device)
-        pairs = zip(padded, self._sizes, strict=True)
+        pairs = zip(padded, self.sizes, strict=True)
         return as_vector(
             (zeros(n) if tensor is None else tensor for tensor, n in pairs), self.dtype
         )
@@ -146,7 +150,7 @@ class StepLinearization:
             vector: Vector of length :attr:`size`.
         """
         found = []
-        for part, like in zip(vector.split(self._sizes), self._inputs, strict=True):
+        for part, like in zip(vector.split(self.sizes), self._inputs, strict=True):
             real = as_real(like)
             entry = part.view_as(real).to(real.dtype)
             found.append(torch.complex(*entry.unbind(-1)) if like.is_complex() else entry)
@@ -162,7 +166,7 @@ class StepLinearization:
         Raises:
             NonFiniteError: An entry is NaN or infinite.
         """
-        parts = vector.split(self._sizes)
+        parts = vector.split(self.sizes)
         check_finite({f"{what} at {n!r}": part for n, part in zip(self.names, parts, strict=True)})
 
     def transposed_product(self, vector: Tensor) -> Tensor:

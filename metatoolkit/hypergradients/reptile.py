@@ -50,6 +50,7 @@ class Reptile(Estimator):
         5
     """
 
+    separable = adds_up = True
     traits = Traits(
         kind="approximate",
         computes="way of the inner steps, from their end to the initial state",

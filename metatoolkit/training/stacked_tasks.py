@@ -36,7 +36,7 @@ class StackedTasks(BilevelProblem):
 
     def __init__(self, problem: BilevelProblem, count: int, draws: dict[str, bool]) -> None:
         vars(self).update(vars(problem))
-        self._count = count
+        self.blocks = count
         self._draws = draws
         self.task_losses: Tensor | None = None
 
@@ -88,10 +88,10 @@ class StackedTasks(BilevelProblem):
             }
 
         keys = state.key.each()
-        return [state.replaced(**of(task), key=keys[task]) for task in range(self._count)]
+        return [state.replaced(**of(task), key=keys[task]) for task in range(self.blocks)]
 
     def _expanded(self, tensor: Tensor) -> Tensor:
-        return tensor.expand(self._count, *tensor.shape).contiguous()
+        return tensor.expand(self.blocks, *tensor.shape).contiguous()
 
     @override
     def _evaluate(

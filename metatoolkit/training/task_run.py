@@ -173,7 +173,11 @@ class TaskRun:
         state = problem.begin(self._inner, self._start, [self._keys[task] for task in tasks])
         result = self._estimator(problem, self._inner, state, *self._batch.stacked(tasks))
         assert problem.task_losses is not None
-        result = dataclasses.replace(result, cost=total_cost([result.cost] * len(tasks)))
+        costs = result.details.get("costs", [result.cost] * len(tasks))
+        gradient = result.gradient
+        if self._estimator.adds_up:
+            gradient = {name: total / len(tasks) for name, total in gradient.items()}
+        result = dataclasses.replace(result, gradient=gradient, cost=total_cost(costs))
         apart = keep_states or self._rules
         states = problem.apart(result.state, self._start) if apart else []
         observed = self._observed(states)
@@ -186,7 +190,8 @@ class TaskRun:
         if not self._estimator.separable:
             return (
                 f"{estimator} does not say of itself that it is separable. Use batching='loop', or "
-                "Unrolled, FirstOrder, OneStep or ForwardMode."
+                "Unrolled, ForwardMode, FirstOrder, OneStep, Reptile, or Implicit with a solver "
+                "that draws nothing."
             )
         if not tells_sensitivity(self._inner, InnerLearner):
             return (

@@ -10,9 +10,11 @@ from torch.utils.checkpoint import checkpoint
 import metatoolkit as mt
 from metatoolkit.errors import LabelError, NonFiniteError, UnsupportedError
 from metatoolkit.hypergradients import (
+    SAMA,
     FirstOrder,
     ForwardMode,
     Implicit,
+    Nystrom,
     OneStep,
     Reptile,
     Unrolled,
@@ -39,6 +41,7 @@ ESTIMATORS = {
     "FirstOrder": lambda: FirstOrder(2),
     "OneStep": lambda: OneStep(),
     "ForwardMode": lambda: ForwardMode(2),
+    "Reptile": lambda: Reptile(3),
 }
 LEARNERS = {
     "SGD": SGD,
@@ -169,8 +172,8 @@ def penalized(model, meta, batch):
 
 
 OBSTACLES = {
-    "estimator": (Implicit(mt.hypergradients.FixedPoint(5)), SGD, squared_error, "Implicit does"),
-    "estimator that sums": (Reptile(2), SGD, squared_error, "Reptile does not say"),
+    "estimator": (SAMA(), SGD, squared_error, "SAMA does not say"),
+    "solver that draws": (Implicit(Nystrom(2), fresh=False), SGD, squared_error, "Implicit does"),
     "learner": (Unrolled(1), CLIPPED, squared_error, "Clipped does not say"),
     "branches": (Unrolled(1), SGD, branching, "torch.vmap cannot run it: .*data-dependent"),
     "Python": (Unrolled(1), SGD, drawing, "train_loss draws from the random generators of"),
@@ -186,7 +189,7 @@ def test_what_cannot_run_side_by_side_is_refused_or_looped(name):
     estimator, inner, loss, message = OBSTACLES[name]
     problem = regression(loss=loss)
     tasks = sinusoids()
-    if name == "estimator":
+    if name in ("estimator", "solver that draws"):
         # Which sees no initial state.
         case = bank.small_net()
         problem, tasks = case.problem, list(zip(case.batches(2), case.batches(2), strict=True))
@@ -226,7 +229,7 @@ def test_tasks_that_are_all_unlike_run_alone():
 
 def test_numbers_that_differ_are_found_out():
     class Summing(Reptile):
-        separable = True
+        adds_up = False
 
     with pytest.raises(UnsupportedError, match="differ from those of one task after the other"):
         mt.over_tasks(regression(), SGD, Summing(2), sinusoids(), "vmap")
