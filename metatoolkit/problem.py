@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from metatoolkit.errors import (
     ConfigurationError,
 )
 from metatoolkit.state import InnerState, Tensors
-from metatoolkit.stateless.exchange import Exchange, turn
+from metatoolkit.stateless.exchange import Exchange
 from metatoolkit.stateless.initial_values import check_takes_meta, checked_initial
+from metatoolkit.stateless.micro_batched import MicroBatched
+from metatoolkit.stateless.modes import in_mode
 from metatoolkit.stateless.passes import Loss, Passes
 
 
@@ -38,18 +41,25 @@ class BilevelProblem:
             values that these have in the initial state, for λ as an initialization (MAML); see
             :class:`metatoolkit.metaparameters.Initialization`. ``None`` starts from the model's
             present parameters.
+        micro_batch: Largest number of examples (leading dimension of a batch) that one pass sees,
+            for both losses or by their names; ``None`` for whole batches. A larger batch is taken
+            in pieces, with the numbers of the whole in the memory of one, for first and second
+            derivatives. Random layers, such as dropout, draw for each piece by itself. The losses
+            must be means over examples, and no layer may couple these. Cost: 3 F more for each
+            second derivative of a step, and once as much for that of the first.
 
     Attributes:
         watch: Called after each evaluation with the problem, the kind of loss, the arguments and
             the loss; set while an estimator checks that the losses can be evaluated again.
         replayed: Losses that were found to be, by kind and mode of the modules.
         identity: Tells the problem, and copies of it, from all others.
+        micro_batched: What takes losses on pieces of a batch.
         blocks: Number of independent problems that it is made of, 1 unless it stands for several
             tasks side by side; then it is the leading dimension of all inner parameters.
 
     Raises:
         ConfigurationError: ``meta`` or ``model`` has nothing to learn, ``valid_mode`` is unknown,
-            or ``initial`` is no function of ``meta``.
+            ``initial`` is no function of ``meta``, or ``micro_batch`` is no number of examples.
 
     Example:
         >>> model, meta = torch.nn.Linear(2, 1), torch.nn.Linear(1, 1, bias=False)
@@ -62,6 +72,8 @@ class BilevelProblem:
         (['bias', 'weight'], ['weight'])
     """
 
+    _example_dim: ClassVar[int] = 0
+
     def __init__(
         self,
         model: nn.Module,
@@ -70,6 +82,7 @@ class BilevelProblem:
         valid_loss: Loss,
         valid_mode: Literal["train", "eval"] | None = None,
         initial: Callable[[Any], Mapping[str, Tensor]] | None = None,
+        micro_batch: int | Mapping[str, int] | None = None,
     ) -> None:
         if initial is not None:
             check_takes_meta(initial)
@@ -117,6 +130,7 @@ class BilevelProblem:
         self.watch: Callable[..., None] | None = None
         self.replayed: dict[Any, Any] = {}
         self.blocks = 1
+        self.micro_batched = MicroBatched(micro_batch, (model, meta))
         self.identity = uuid.uuid4().hex
 
     def to(self, device: torch.device | str) -> BilevelProblem:
@@ -218,16 +232,8 @@ class BilevelProblem:
         arguments = (self.valid_loss, "valid_loss", parameters, meta, buffers, batch, key)
         if self.valid_mode is None:
             return self._evaluate(*arguments)[0]
-        roots = (self.model, self.meta)
-        with turn():
-            flags = [(module, module.training) for root in roots for module in root.modules()]
-            try:
-                for root in roots:
-                    root.train(self.valid_mode == "train")
-                return self._evaluate(*arguments)[0]
-            finally:
-                for module, training in flags:
-                    module.training = training
+        with in_mode((self.model, self.meta), self.valid_mode == "train"):
+            return self._evaluate(*arguments)[0]
 
     def evaluate_meta(self, function: Callable[[nn.Module], Any], meta: Tensors) -> Any:
         """Call ``function`` with the meta-parameter module as it is under other parameters.
@@ -316,9 +322,25 @@ class BilevelProblem:
     def _evaluate(
         self, loss: Loss, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
     ) -> tuple[Tensor, Tensors]:
+        point = (parameters, meta, *rest)
+        if kind in self.micro_batched.sizes:
+            value, after = self.micro_batched.evaluate(
+                functools.partial(self._evaluate_once, loss, kind),
+                (kind, loss),
+                point,
+                self._example_dim,
+                lambda part, tensors: self.watch_second_derivatives(part, tensors, "a piece"),
+            )
+        else:
+            value, after = self._evaluate_once(loss, kind, *point)
+        if self.watch is not None:
+            self.watch(self, kind, point, value)
+        return value, after
+
+    def _evaluate_once(
+        self, loss: Loss, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
+    ) -> tuple[Tensor, Tensors]:
+        """Evaluate a loss by one pass."""
         tensors = {f"model.{name}": tensor for name, tensor in parameters.items()}
         tensors.update({f"meta.{name}": tensor for name, tensor in meta.items()})
-        value, after = self._passes.run(loss, kind, tensors, *rest)
-        if self.watch is not None:
-            self.watch(self, kind, (parameters, meta, *rest), value)
-        return value, after
+        return self._passes.run(loss, kind, tensors, *rest)

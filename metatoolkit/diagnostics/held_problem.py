@@ -37,6 +37,8 @@ class HeldProblem(BilevelProblem):
 
     def __init__(self, problem: BilevelProblem, holds: bool, last: bool) -> None:
         vars(self).update(vars(problem))
+        # Evaluations beyond those of a series would be recorded as parts of it.
+        self.micro_batched = problem.micro_batched.unchecked()
         self._holds = holds
         self._last = last
         self._recording = True

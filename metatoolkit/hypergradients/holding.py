@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.backward_hooks import CheckedNode, checked_hook, lossless
 from metatoolkit.hypergradients.composed import COMPOSED
 from metatoolkit.hypergradients.custom_functions import is_own, observed, points_of
@@ -167,6 +168,11 @@ def with_mode(problem: BilevelProblem, start: Callable[[], HoldingMode]) -> Bile
         problem: The problem.
         start: Returns the mode of an evaluation.
     """
+    if "train_loss" in problem.micro_batched.sizes:
+        raise UnsupportedError(
+            "this estimator holds what one pass over a batch has computed, and micro_batch takes "
+            "several. Leave micro_batch out, or use Unrolled, OneStep or Implicit."
+        )
     loss = problem.train_loss
 
     def under_mode(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:

@@ -48,6 +48,9 @@ class Stream(int, enum.Enum):
     DIRECTIONS = "step", -5
     PERTURBED_META = "step", -7
 
+    # Keys of an evaluation of a loss, beside which it draws by its own key.
+    PIECE = "evaluation", -12
+
     # Seed of an inner state.
     TRAJECTORY = "inner seed", 0
 

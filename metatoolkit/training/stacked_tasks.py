@@ -13,6 +13,7 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Keys, SideBySide
 from metatoolkit.state import InnerState, Tensors, tree_map
+from metatoolkit.stateless.micro_batches import count_examples
 from metatoolkit.training.task_batches import tensors_of
 
 
@@ -33,6 +34,8 @@ class StackedTasks(BilevelProblem):
     Attributes:
         task_losses: The outer losses of the tasks in the last evaluation, of shape (tasks,).
     """
+
+    _example_dim = 1
 
     def __init__(self, problem: BilevelProblem, count: int, draws: dict[str, bool]) -> None:
         vars(self).update(vars(problem))
@@ -97,6 +100,14 @@ class StackedTasks(BilevelProblem):
     def _evaluate(
         self, loss: Any, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
     ) -> tuple[Tensor, Tensors]:
+        if kind == "valid_loss":
+            self.task_losses, self._seen = None, 0
+        return super()._evaluate(loss, kind, parameters, meta, *rest)
+
+    @override
+    def _evaluate_once(
+        self, loss: Any, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
+    ) -> tuple[Tensor, Tensors]:
         buffers, batch, key = rest
         assert isinstance(key, Keys)
         shared = {f"meta.{name}": tensor for name, tensor in meta.items()}
@@ -118,9 +129,16 @@ class StackedTasks(BilevelProblem):
             values, after = torch.vmap(of_task)(parameters, buffers, tensors_of(batch))
         if (why := self.needs_own_pass()) is not None:
             raise UnsupportedError(f"{why}, so that tasks need passes of their own.")
-        if kind == "valid_loss":
-            self.task_losses = values.detach()
-        total = values.mean() if kind == "valid_loss" else values.sum()
-        if self.watch is not None:
-            self.watch(self, kind, (parameters, meta, *rest), total)
-        return total, after
+        if kind != "valid_loss":
+            return values.sum(), after
+        self._note(values.detach(), batch)
+        return values.mean(), after
+
+    def _note(self, losses: Tensor, batch: Any) -> None:
+        """Take in the outer losses on a batch, or on a piece of one."""
+        cut = "valid_loss" in self.micro_batched.sizes
+        count = count_examples(batch, self._example_dim) if cut else 1
+        former, self._seen = self._seen, self._seen + count
+        if self.task_losses is not None:
+            losses = (former * self.task_losses + count * losses) / self._seen
+        self.task_losses = losses

@@ -61,6 +61,8 @@ class TaskScores:
         batching: TaskBatching | Mode = "auto",
     ) -> None:
         check_numbers(steps=steps)
+        # A score need not be a mean over examples.
+        sizes = problem.micro_batched.sizes
         scored = BilevelProblem(
             problem.model,
             problem.meta,
@@ -68,6 +70,7 @@ class TaskScores:
             problem.valid_loss if score is None else score,
             problem.valid_mode,
             problem.initial,
+            {n: size for n, size in sizes.items() if score is None or n == "train_loss"},
         )
         self._begin = lambda: inner.init(scored)
         self._across = AcrossTasks(scored, inner, _Adapted(steps), batching, observes=False)

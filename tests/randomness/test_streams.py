@@ -22,6 +22,7 @@ VALUES = {
         "DIRECTIONS": -5,
         "PERTURBED_META": -7,
     },
+    "evaluation": {"PIECE": -12},
     "inner seed": {"TRAJECTORY": 0},
     "label noise": {"TRANSITIONS": 0, "NOISY_LABELS": 1, "VALID_SPLIT": 2, "TUNING_SPLIT": 3},
     "rotated images": {"ROTATED_SPLIT": -11},
