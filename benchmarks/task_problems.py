@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +108,79 @@ def by_hand(family: Family) -> Callable[[], list[Tensor]]:
     return call
 
 
+def loop_by_hand(family: Family) -> Callable[[], list[Tensor]]:
+    """The same task after task, by ``torch.autograd`` on the network's own parameters."""
+    names, values = zip(*family.model.named_parameters(), strict=True)
+    tasks = family.tasks()
+
+    def loss(parameters: Sequence[Tensor], batch: Any) -> Tensor:
+        def model(inputs: Tensor) -> Tensor:
+            given = dict(zip(names, parameters, strict=True))
+            return functional_call(family.model, given, (inputs,))
+
+        return family.loss(model, None, batch)
+
+    def call() -> list[Tensor]:
+        total = [torch.zeros_like(value) for value in values]
+        for support, query in tasks:
+            parameters: Sequence[Tensor] = values
+            for _ in range(family.steps):
+                slope = torch.autograd.grad(
+                    loss(parameters, support), parameters, create_graph=True
+                )
+                parameters = [p - family.lr * g for p, g in zip(parameters, slope, strict=True)]
+            found = torch.autograd.grad(loss(parameters, query), values)
+            total = [a + b / len(tasks) for a, b in zip(total, found, strict=True)]
+        return total
+
+    return call
+
+
+def by_higher(family: Family) -> Callable[[], list[Tensor]]:
+    """The outer gradient by higher's ``innerloop_ctx``, task after task."""
+    import higher
+
+    parameters, tasks = list(family.model.parameters()), family.tasks()
+    optimizer = torch.optim.SGD(parameters, lr=family.lr)
+
+    def call() -> list[Tensor]:
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for support, query in tasks:
+            context = higher.innerloop_ctx(family.model, optimizer, copy_initial_weights=False)
+            with context as (model, inner):
+                for _ in range(family.steps):
+                    inner.step(family.loss(model, None, support))
+                found = torch.autograd.grad(family.loss(model, None, query), parameters)
+            total = [a + b / len(tasks) for a, b in zip(total, found, strict=True)]
+        return total
+
+    return call
+
+
+def by_torchopt(family: Family) -> Callable[[], list[Tensor]]:
+    """The outer gradient by TorchOpt's ``MetaSGD``, task after task."""
+    import torchopt
+
+    # Its steps change the module, whose tensors are put back after each task.
+    model = copy.deepcopy(family.model)
+    parameters, tasks = list(model.parameters()), family.tasks()
+    optimizer = torchopt.MetaSGD(model, lr=family.lr)
+    start = [torchopt.extract_state_dict(part, by="reference") for part in (model, optimizer)]
+
+    def call() -> list[Tensor]:
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for support, query in tasks:
+            for _ in range(family.steps):
+                optimizer.step(family.loss(model, None, support))
+            found = torch.autograd.grad(family.loss(model, None, query), parameters)
+            total = [a + b / len(tasks) for a, b in zip(total, found, strict=True)]
+            for part, state in zip((model, optimizer), start, strict=True):
+                torchopt.recover_state_dict(part, state)
+        return total
+
+    return call
+
+
 def by_learn2learn(family: Family) -> Callable[[], list[Tensor]]:
     """The outer gradient by learn2learn's MAML, task after task."""
     import learn2learn
@@ -150,11 +224,22 @@ def ours(
 
 METHODS: dict[str, Callable[[Family], Callable[[], list[Tensor]]]] = {
     "`torch.func` by hand": by_hand,
+    "loop by hand": loop_by_hand,
     "learn2learn": by_learn2learn,
+    "higher": by_higher,
+    "TorchOpt": by_torchopt,
     "`Unrolled`, loop": ours(Unrolled, "loop"),
+    "`Unrolled`, loop, graphs kept": ours(lambda n: Unrolled(n, keep_graphs=n), "loop"),
     "`Unrolled`, vmap": ours(Unrolled, "vmap"),
     "`Unrolled`, vmap, graphs kept": ours(lambda n: Unrolled(n, keep_graphs=n), "vmap"),
     "`Unrolled`, auto": ours(Unrolled, "auto"),
+    "`Unrolled`, auto, graphs kept": ours(lambda n: Unrolled(n, keep_graphs=n), "auto"),
     "`FirstOrder`, vmap": ours(FirstOrder, "vmap"),
 }
 """How a family's outer gradient is computed, by name; the first one is the reference."""
+
+PEERS = {"learn2learn": "learn2learn", "higher": "higher", "TorchOpt": "torchopt"}
+"""Names of the peers, and of their modules."""
+
+FAMILIES: dict[str, Callable[[int], Family]] = {"sinusoids": sinusoids, "images": images}
+"""Makes a family of a number of tasks, by name."""

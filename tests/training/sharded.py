@@ -22,7 +22,7 @@ class Sinusoids(ResumableBatches):
 
 
 def train(folder, options, rank=0, sharded=False):
-    """Train, and return λ and what was reported."""
+    """Train, and return λ, with scores on further tasks, and what was reported."""
     problem = regression(torch.nn.Dropout(0.2))
     if options.get("other_model") == str(rank):
         problem.meta.parameters().__next__().data.add_(1.0)
@@ -68,6 +68,9 @@ def train(folder, options, rank=0, sharded=False):
         progress=False,
     )
     meta = {name: tensor.detach() for name, tensor in problem.meta.named_parameters()}
+    if "aruba" not in options:
+        batching = mt.TaskBatching(mode, sharded=sharded)
+        meta["scores"] = mt.TaskScores(problem, inner, 3, batching=batching)(sinusoids(4, seed=77))
     return meta, reported
 
 
