@@ -1,4 +1,4 @@
-"""MAML, first-order MAML, ANIL and Meta-SGD by learn2learn, on the tasks that ours learn from."""
+"""MAML, FOMAML, Reptile, ANIL and Meta-SGD by learn2learn, on the tasks that ours learn from."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ class Learn2LearnAlgorithm(Peer):
     """The gradient of one task by learn2learn, for what ``metatoolkit.algorithms`` builds.
 
     λ is the algorithm's ``meta``: the gradient in ``"initialization"`` and ``"shared"`` is that in
-    the parameters of learn2learn's model, the gradient in ``"rates"`` that in its ``lrs``. Cost: as
-    learn2learn has it, with the model copied.
+    the parameters of learn2learn's model, the gradient in ``"rates"`` that in its ``lrs``. Reptile,
+    which learn2learn has as an example alone, is its first-order clone, adapted, and the way back:
+    θ_0 − θ_T. Cost: as learn2learn has it, with the model copied.
 
     Args:
-        name: ``"maml"``, ``"fomaml"``, ``"anil"`` or ``"meta_sgd"`` with rates per coordinate.
+        name: ``"maml"``, ``"fomaml"``, ``"reptile"``, ``"anil"`` or ``"meta_sgd"`` with rates per
+            coordinate.
         steps: Number of inner steps.
 
     Raises:
@@ -34,7 +36,7 @@ class Learn2LearnAlgorithm(Peer):
         MissingDependencyError: learn2learn is not installed.
     """
 
-    names = ("maml", "fomaml", "anil", "meta_sgd")
+    names = ("maml", "fomaml", "reptile", "anil", "meta_sgd")
 
     def __init__(self, name: str, steps: int) -> None:
         if name not in self.names:
@@ -59,6 +61,11 @@ class Learn2LearnAlgorithm(Peer):
         for batch in train_batches:
             adapts.adapt(problem.train_loss(learner, meta, batch))
         loss = problem.valid_loss(learner, meta, valid_batch)
+        if self.name == "reptile":
+            ends = {n.removeprefix("module."): end for n, end in learner.named_parameters()}
+            starts = dict(zip(problem.meta_parameter_names, live, strict=True))
+            way = [start - ends[name.partition(".")[2]] for name, start in starts.items()]
+            return loss.detach(), [tensor.detach() for tensor in way]
         return loss.detach(), torch.autograd.grad(loss, live, allow_unused=True)
 
     def _learner(self, problem: BilevelProblem, lr: float) -> tuple[nn.Module, Any]:
@@ -68,7 +75,7 @@ class Learn2LearnAlgorithm(Peer):
             rates = [meta.get_parameter(f"rates.{name}") for name, _ in model.named_parameters()]
             learner = self._algorithms.MetaSGD(model, lrs=rates).clone()
             return learner, learner
-        first_order = self.name == "fomaml"
+        first_order = self.name in ("fomaml", "reptile")
         if self.name != "anil":
             learner = self._algorithms.MAML(model, lr, first_order=first_order).clone()
             return learner, learner

@@ -145,7 +145,7 @@ def test_every_row_of_a_study_runs_and_is_drawn(study, tmp_path, drawn):
         ({"test_tasks": 1}, ConfigurationError, "test_tasks is 1"),
         ({"algorithm": "mamml"}, UnknownNameError, "Did you mean 'maml'"),
         ({"options": {"per": "coordinate"}}, UnknownNameError, "per"),
-        ({"algorithm": "reptile", "library": "learn2learn"}, UnknownNameError, "'reptile'"),
+        ({"algorithm": "boil", "library": "learn2learn"}, UnknownNameError, "'boil'"),
         ({"dataset": "glyfs"}, UnknownNameError, "Did you mean 'glyphs'"),
     ],
 )
