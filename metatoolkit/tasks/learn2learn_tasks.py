@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from metatoolkit.errors import ConfigurationError, DataError
+from metatoolkit.errors import ConfigurationError, DataError, brief
 from metatoolkit.randomness import Stream, fold_in, seeded
 from metatoolkit.state import describe
 from metatoolkit.tasks.batches import Transform
@@ -65,10 +67,16 @@ class TasksetTasks(TaskSource):
         if self.total > 0:
             draw = random.Random(fold_in(self.seed, Stream.TASKSET_PLACES, number))
             place = draw.randrange(self.total)
-        with seeded(fold_in(self.seed, Stream.TASKSET_TASKS, place), []):
+        with (
+            _told(number, "drawn", "lower n of NWays or k of KShots, if the data have fewer"),
+            seeded(fold_in(self.seed, Stream.TASKSET_TASKS, place), []),
+        ):
             description = self._taskset.sample_task_description()
         key = fold_in(self.seed, Stream.TASKSET_DATA, number)
-        with seeded(key, []):
+        with (
+            _told(number, "loaded", "get the data again, or leave out what is broken"),
+            seeded(key, []),
+        ):
             loaded = self._taskset.get_task(description)
         support, query = self._split(loaded, number)
         return augmented(support, self._support_transform, key), query
@@ -97,6 +105,19 @@ class TasksetTasks(TaskSource):
             return inputs[chosen], labels[chosen]
 
         return part(in_support), part(~in_support)
+
+
+@contextlib.contextmanager
+def _told(number: int, done: str, remedy: str) -> Iterator[None]:
+    """Say of which task an error of a data set or of learn2learn's transforms is."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(
+            f"task {number} of the taskset cannot be {done} ({brief(error)}); {remedy}."
+        ) from error
 
 
 def from_learn2learn(
@@ -129,6 +150,8 @@ def from_learn2learn(
 
     Raises:
         ConfigurationError: It is no such taskset, or a number is out of range.
+        DataError: From a batch: a task cannot be drawn, for want of classes or examples, or not be
+            loaded, or is no pair of tensors; it is named.
 
     Example:
         >>> import metatoolkit as mt

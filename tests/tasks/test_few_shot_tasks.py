@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import CheckpointError, ConfigurationError, DataError, UnknownNameError
+import metatoolkit as mt
+from metatoolkit.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DataError,
+    LabelError,
+    UnknownNameError,
+)
 from metatoolkit.tasks import Domain, EpisodeBatches, FewShotTasks, ImageSet, domain_of
 from tests.tasks.images import numbered_domain
 from tests.tasks.taken import raw
@@ -124,3 +131,14 @@ def test_what_cannot_be_drawn_is_said(
 def test_an_unknown_split_is_said() -> None:
     with pytest.raises(UnknownNameError, match="trian"):
         FewShotTasks(numbered_domain("d"), "trian", **SIZES, tasks=2)
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+def test_too_few_outputs_are_told_with_the_task(batching: Any) -> None:
+    loss = mt.losses.cross_entropy
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    maml = mt.algorithms.build("maml", model, loss, loss, lr=0.1, steps=1)
+    batch = next(make(transform=None, tasks=3))
+    with pytest.raises(LabelError, match=r"labels of the batch hold 2.*with 2 classes") as caught:
+        mt.over_tasks(maml.problem, maml.inner, maml.estimator, batch, batching)
+    assert caught.value.__notes__ == ["in task 0 of the batch"]

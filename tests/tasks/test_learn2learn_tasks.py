@@ -24,10 +24,12 @@ class Noisy(torch.utils.data.Dataset[Any]):
         return torch.tensor([place % 6, place, random.random()]), place % 6
 
 
-def taskset(per_class: int = 5, number: int = -1, load: bool = True) -> Any:
-    examples = data.MetaDataset(Noisy())
+def taskset(
+    per_class: int = 5, number: int = -1, load: bool = True, ways: int = 3, source: Any = None
+) -> Any:
+    examples = data.MetaDataset(source or Noisy())
     named = data.transforms
-    transforms = [named.NWays(examples, 3), named.KShots(examples, per_class)]
+    transforms = [named.NWays(examples, ways), named.KShots(examples, per_class)]
     transforms += [named.LoadData(examples), named.RemapLabels(examples)] if load else []
     return data.Taskset(examples, transforms, num_tasks=number)
 
@@ -116,5 +118,28 @@ def test_what_is_no_taskset_or_has_too_few_examples_is_said() -> None:
         from_learn2learn(taskset(), shots=0, tasks=1)
     with pytest.raises(DataError, match="5 examples of class 0; 5 shots leave none"):
         next(from_learn2learn(taskset(), shots=5, tasks=1))
+    for wrong in (taskset(ways=7), taskset(per_class=11)):
+        with pytest.raises(DataError, match=r"task 0 .* cannot be drawn .*lower n of NWays or k"):
+            next(from_learn2learn(wrong, shots=1, tasks=1))
     with pytest.raises(DataError, match="a pair of tensors"):
         next(from_learn2learn(taskset(load=False), shots=1, tasks=1))
+
+
+def test_an_example_that_cannot_be_read_is_told_with_its_task() -> None:
+    class Broken(Noisy):
+        broken = False
+
+        def __getitem__(self, place: int) -> Any:
+            if self.broken and place == 7:
+                raise OSError("7.png is truncated")
+            return super().__getitem__(place)
+
+    source = Broken()
+    batches = from_learn2learn(taskset(10, ways=6, source=source), shots=1, tasks=1)
+    source.broken = True
+    with pytest.raises(
+        DataError, match=r"task 0 of the taskset cannot be loaded \(7\.png is trunc"
+    ):
+        next(batches)
+    source.broken = False
+    assert batches.next_task == 0 and next(batches)[1][1].shape == (1, 54)
