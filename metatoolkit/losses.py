@@ -1,4 +1,4 @@
-"""Losses of classification, in the form that a bilevel problem takes: (model, meta, batch)."""
+"""Losses of classification and regression, as a bilevel problem takes them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metatoolkit.errors import DataError, ShapeError, UnsupportedError
 from metatoolkit.metaparameters.weight_net import normalize_weights
 from metatoolkit.networks.metric_heads import query_labels
+from metatoolkit.state import describe
 from metatoolkit.tasks.labels import check_label_range, check_label_type
 
 
@@ -37,6 +38,43 @@ def cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
         tensor(1.3863)
     """
     return sample_losses(model, batch).mean()
+
+
+def squared_error(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
+    """Return the mean squared error of a batch; the meta-parameters have no part in it.
+
+    Args:
+        model: Maps inputs to outputs of the shape of the targets.
+        meta: Not used.
+        batch: A pair of inputs and targets, both of shape (batch, ...).
+
+    Returns:
+        A scalar tensor.
+
+    Raises:
+        DataError: The batch is no such pair, or it is empty.
+        ShapeError: Outputs and targets differ in shape, which would pair each with others.
+
+    Example:
+        >>> batch = (torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
+        >>> squared_error(nn.Identity(), nn.Identity(), batch)
+        tensor(2.)
+    """
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not pair or not isinstance(batch[1], Tensor) or batch[1].numel() == 0:
+        raise DataError(
+            f"the batch is {describe(batch)}; a pair (inputs, targets) is needed, of at least one "
+            "example."
+        )
+    inputs, targets = batch
+    outputs = model(inputs)
+    if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
+        given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ShapeError(
+            f"the model returned {given} for targets of shape {tuple(targets.shape)}; both must "
+            "have the same."
+        )
+    return (outputs - targets).square().mean()
 
 
 def masked_cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:

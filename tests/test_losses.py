@@ -13,6 +13,7 @@ from metatoolkit.losses import (
     cross_entropy,
     episode_cross_entropy,
     sample_losses,
+    squared_error,
     transformed_cross_entropy,
     weighted_cross_entropy,
 )
@@ -219,6 +220,23 @@ def test_sample_losses_are_not_reduced(model: nn.Module, batch: Any) -> None:
     losses = sample_losses(model, batch)
     assert losses.shape == (8,)
     torch.testing.assert_close(losses.mean(), cross_entropy(model, model, batch))
+
+
+def test_squared_error_pairs_each_output_with_its_target() -> None:
+    model = nn.Linear(3, 1)
+    inputs, targets = torch.randn(5, 3), torch.randn(5, 1)
+    loss = squared_error(model, nn.Identity(), (inputs, targets))
+    pairs = zip(model(inputs).tolist(), targets.tolist(), strict=True)
+    expected = sum((one - two) ** 2 for (one,), (two,) in pairs) / 5
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    stacked = torch.vmap(lambda i, t: squared_error(model, model, (i, t)))(inputs, targets)
+    torch.testing.assert_close(stacked.mean(), loss)
+    for wrong in (targets[:, 0], targets.expand(-1, 2), targets[:4]):
+        with pytest.raises(ShapeError, match=r"the model returned \(5, 1\) for targets of shape"):
+            squared_error(model, nn.Identity(), (inputs, wrong))
+    for batch in (inputs, (inputs,), (inputs, None), (inputs[:0], targets[:0])):
+        with pytest.raises(DataError, match=r"a pair \(inputs, targets\) is needed"):
+            squared_error(model, nn.Identity(), batch)
 
 
 def test_inputs_are_transformed_before_the_model(model: nn.Module, batch: Any) -> None:

@@ -5,6 +5,10 @@ asked others of the same one. What it starts from is learned across sinusoids. `
 of ``metatoolkit.algorithms``, or ``scratch``, which learns each from random initial values;
 ``library=learn2learn`` takes learn2learn's meta-gradients instead.
 
+``family=digit_pixels`` has real data: a task is one of scikit-learn's handwritten digits of 8 × 8
+pixels, of which some are known and the others asked (Garnelo et al. 2018, arXiv 1807.01613, section
+4.2); the digits that are tested are others than those that are learned from.
+
 Expected on the default: see docs/few_shot.md.
 """
 
@@ -13,10 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import metatoolkit as mt
-from applications.regression_tasks.settings import NAMED, RegressionSettings
+from applications.regression_tasks.settings import DIGITS, NAMED, RegressionSettings
 from baselines.learn2learn_algorithms import Learn2LearnAlgorithm
 from metatoolkit import records
 from metatoolkit.experiments.configured import configure
@@ -38,16 +41,19 @@ _SEEDS = {
 }
 
 
-def squared_error(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
-    """Return the mean squared error, a scalar.
+def build_tasks(config: dict[str, Any], split: str) -> mt.tasks.TaskSource:
+    """Return the tasks of a split.
 
     Args:
-        model: Maps inputs of shape (examples, 1) to outputs of the same shape.
-        meta: Not used.
-        batch: Inputs and targets.
+        config: A configuration of this experiment.
+        split: ``"train"``, whose tasks the seed draws, ``"valid"`` or ``"test"``.
     """
-    inputs, targets = batch
-    return (model(inputs) - targets).square().mean()
+    sizes = {name: config[name] for name in ("shots", "queries", "tasks")}
+    seed = _SEEDS.get(split, config["seed"])
+    if config["family"] != DIGITS:
+        return mt.tasks.FunctionTasks(config["family"], **sizes, seed=seed)
+    domain = mt.tasks.default_domains(["digits"], size=8)["digits"]
+    return mt.tasks.PixelTasks(domain, split, **sizes, seed=seed)
 
 
 def assemble(config: dict[str, Any]) -> Assembly:
@@ -63,28 +69,25 @@ def assemble(config: dict[str, Any]) -> Assembly:
     Raises:
         ConfigurationError: An entry is out of range.
         UnknownNameError: A name is unknown, for instance that of the family.
+        DataError: An image has fewer pixels than shots and queries.
     """
     config = settings_of(config)
-
-    def tasks_of(split: str) -> mt.tasks.FunctionTasks:
-        sizes = {name: config[name] for name in ("shots", "queries", "tasks")}
-        seed = _SEEDS.get(split, config["seed"])
-        return mt.tasks.FunctionTasks(config["family"], **sizes, seed=seed)
-
+    train = build_tasks(config, "train")
+    (inputs, targets), _ = train.task(0)
     torch.manual_seed(config["seed"])
-    model = mt.networks.MLP(inputs=1, hidden=(config["width"],) * 2, classes=1)
-    train = tasks_of("train")
-    assembly = assemble_across_tasks(config, model, squared_error, train, Learn2LearnAlgorithm)
-    return Assembly(assembly.trainer, train, task=tasks_of)
+    model = mt.networks.MLP(inputs.shape[1], (config["width"],) * 2, targets.shape[1])
+    loss = mt.losses.squared_error
+    assembly = assemble_across_tasks(config, model, loss, train, Learn2LearnAlgorithm)
+    return Assembly(assembly.trainer, train, task=lambda split: build_tasks(config, split))
 
 
 @experiment.main
 def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
-    """Train one algorithm with one seed, test it on other functions, and record both.
+    """Train one algorithm with one seed, test it on other tasks, and record both.
 
     Returns:
         Mean squared error on test tasks, its 95 % interval over tasks, and the last metrics of the
         training.
     """
     assembly = assemble(dict(_config))
-    return run_across_tasks(_run, assembly, assembly.task, squared_error, "error")
+    return run_across_tasks(_run, assembly, assembly.task, mt.losses.squared_error, "error")

@@ -85,6 +85,7 @@ class Stream(int, enum.Enum):
     SERIES_WINDOWS = "tasks", 8
     MIXED_SOURCES = "tasks", 9
     MIXED_SEEDS = "tasks", 10
+    PIXELS = "tasks", 11
 
     # Seeds of few-shot training on labeled images.
     WARM_UP = "labeled images", 1

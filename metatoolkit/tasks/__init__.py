@@ -43,6 +43,7 @@ from metatoolkit.tasks.mixed_tasks import MixedTasks
 from metatoolkit.tasks.omniglot import omniglot_domain
 from metatoolkit.tasks.padding import pad_tasks
 from metatoolkit.tasks.photo_transform import PhotoTransform
+from metatoolkit.tasks.pixel_tasks import PixelTasks
 from metatoolkit.tasks.prefetched_tasks import PrefetchedTasks
 from metatoolkit.tasks.resizing import resize_dataset
 from metatoolkit.tasks.rotated_images import RotatedClassification, rotation_task
@@ -73,6 +74,7 @@ __all__ = [
     "NoisyClassification",
     "RotatedClassification",
     "PhotoTransform",
+    "PixelTasks",
     "PrefetchedTasks",
     "Sentence",
     "SeriesTasks",

@@ -13,6 +13,7 @@ from applications.few_shot.study import COMPARISON as IMAGES
 from applications.regression_tasks.experiment import assemble as assemble_functions
 from applications.regression_tasks.experiment import experiment as functions
 from applications.regression_tasks.settings import DEFAULT as REGRESSION
+from applications.regression_tasks.settings import NAMED as REGRESSION_NAMED
 from applications.regression_tasks.study import COMPARISON as FUNCTIONS
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
@@ -87,6 +88,16 @@ def test_held_out_tasks_are_the_same_for_all_seeds_and_no_training_tasks():
     source = assemble_functions({**REGRESSION, "seed": 1}).task
     inputs = [source(split).task(0)[0][0] for split in same]
     assert len({tuple(one.flatten().tolist()) for one in inputs}) == 3
+
+
+def test_images_of_digits_are_learned_as_functions_and_tested_on_other_digits():
+    config = {**REGRESSION, **REGRESSION_NAMED["digits"], "seed": 1, "width": 8}
+    assembly = assemble_functions(config)
+    assert assembly.trainer.problem.model.layers[0].in_features == 2
+    inputs, targets = assembly.train_batches.task(0)[0]
+    assert inputs.shape == (20, 2) and targets.shape == (20, 1)
+    with pytest.raises(DataError, match="64 pixels, fewer than the 65"):
+        assemble_functions({**config, "queries": 45})
 
 
 def test_the_cost_of_a_meta_step_is_measured_without_a_trace():

@@ -41,6 +41,7 @@ VALUES = {
         "SERIES_WINDOWS": 8,
         "MIXED_SOURCES": 9,
         "MIXED_SEEDS": 10,
+        "PIXELS": 11,
     },
     "labeled images": {"WARM_UP": 1, "AUXILIARY": 2},
     "drawn images": {"DRAWN_IMAGES": 0},

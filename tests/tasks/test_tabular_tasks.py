@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import metatoolkit as mt
 from metatoolkit.errors import (
     CheckpointError,
     ConfigurationError,
@@ -101,6 +102,15 @@ def test_groups_may_be_strings_integers_and_tensors(groups: Any) -> None:
     for number in range(3):
         mine, numbered = source.task(number), make(dtype=torch.float64).task(number)
         assert torch.equal(mine[1][0], numbered[1][0]) and mine[0][0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+def test_outputs_of_another_width_are_told_with_the_task(batching: Any) -> None:
+    loss = mt.losses.squared_error
+    maml = mt.algorithms.build("maml", torch.nn.Linear(2, 3), loss, loss, lr=1e-4, steps=1)
+    with pytest.raises(ShapeError, match=r"returned \(2, 3\) for targets of .*\(2, 1\)") as caught:
+        mt.over_tasks(maml.problem, maml.inner, maml.estimator, next(make()), batching)
+    assert caught.value.__notes__ == ["in task 0 of the batch"]
 
 
 def changed(values: np.ndarray, place: Any, value: float) -> np.ndarray:
