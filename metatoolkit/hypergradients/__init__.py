@@ -40,6 +40,7 @@ from metatoolkit.hypergradients.forward_mode import ForwardMode as ForwardMode
 from metatoolkit.hypergradients.guided_evograd import GuidedEvoGrad as GuidedEvoGrad
 from metatoolkit.hypergradients.implicit import Implicit as Implicit
 from metatoolkit.hypergradients.instance import ProblemInstance as ProblemInstance
+from metatoolkit.hypergradients.leap import Leap as Leap
 from metatoolkit.hypergradients.linear_solvers import GMRES as GMRES
 from metatoolkit.hypergradients.linear_solvers import MINRES as MINRES
 from metatoolkit.hypergradients.linear_solvers import ConjugateGradient as ConjugateGradient
@@ -57,6 +58,7 @@ from metatoolkit.hypergradients.reptile import Reptile as Reptile
 from metatoolkit.hypergradients.sama import SAMA as SAMA
 from metatoolkit.hypergradients.soba import SOBA as SOBA
 from metatoolkit.hypergradients.unrolled import Unrolled as Unrolled
+from metatoolkit.hypergradients.warp_grad import WarpGrad as WarpGrad
 
 build = estimators.build
 register = estimators.register

@@ -139,6 +139,26 @@ def initial_product(
     return vector_jacobian_product(list(given.values()), list(meta.values()), vectors)
 
 
+def require_initial_meta(problem: BilevelProblem, state: InnerState, who: str) -> None:
+    """Raise unless λ sets the initial state and a call starts there.
+
+    Args:
+        problem: The bilevel problem.
+        state: State that the call starts from.
+        who: Name of the estimator.
+
+    Raises:
+        UnsupportedError: λ sets no parameters of this state.
+    """
+    if not problem.begins_with_meta(state):
+        given = "has no initial" if problem.initial is None else f"is at step {state.step}"
+        raise UnsupportedError(
+            f"{who} moves an initial state that λ sets, but the problem {given}: pass "
+            "initial=Initialization.values with meta=Initialization(model) to BilevelProblem, "
+            "and start from inner.init(problem)."
+        )
+
+
 def refuse_inner_meta(
     problem: BilevelProblem,
     inner: InnerLearner,
@@ -186,6 +206,6 @@ def refuse_inner_meta(
     if acting:
         raise UnsupportedError(
             f"meta-parameters ({', '.join(acting[:5])}) act where {who} does not differentiate, "
-            "within the inner steps or, for Reptile, on the outer loss; use Unrolled, OneStep, "
-            "SAMA or EvoGrad for these."
+            "within the inner steps or, for Reptile and Leap, on the outer loss; use Unrolled, "
+            "OneStep, SAMA or EvoGrad for these."
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -18,7 +18,11 @@ from metatoolkit.hypergradients.base import (
     check_finite,
     fill_gradients,
 )
-from metatoolkit.hypergradients.first_order import initial_product, refuse_inner_meta
+from metatoolkit.hypergradients.first_order import (
+    initial_product,
+    refuse_inner_meta,
+    require_initial_meta,
+)
 from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import roll_out, valid_key
@@ -92,13 +96,7 @@ class Reptile(Estimator):
             {"the validation loss": valid_loss}
             | {f"the way of {name!r}": tensor for name, tensor in way.items()}
         )
-        if not problem.begins_with_meta(state):
-            given = "has no initial" if problem.initial is None else f"is at step {state.step}"
-            raise UnsupportedError(
-                f"Reptile moves an initial state that λ sets, but the problem {given}: pass "
-                "initial=Initialization.values with meta=Initialization(model) to BilevelProblem, "
-                "and start from inner.init(problem)."
-            )
+        require_initial_meta(problem, state, "Reptile")
         total = dict(zip(meta, initial_product(problem, state, meta, way), strict=True))
         refuse_inner_meta(
             problem, inner, final, meta, train_batches[-1], total, "Reptile", [valid_loss]

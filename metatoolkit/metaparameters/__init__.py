@@ -14,6 +14,7 @@ from metatoolkit.metaparameters.representation_transform import RepresentationTr
 from metatoolkit.metaparameters.rotation import Rotation
 from metatoolkit.metaparameters.shared import Shared
 from metatoolkit.metaparameters.task_rule import TaskRule
+from metatoolkit.metaparameters.warp_layer import WarpLayer, WarpLayers, insert_warp_layers
 from metatoolkit.metaparameters.weight_net import WeightNet, normalize_weights
 
 __all__ = [
@@ -27,9 +28,12 @@ __all__ = [
     "Rotation",
     "Shared",
     "TaskRule",
+    "WarpLayer",
+    "WarpLayers",
     "WeightNet",
     "build",
     "insert_feature_wise_transforms",
+    "insert_warp_layers",
     "modules",
     "normalize_weights",
     "register",

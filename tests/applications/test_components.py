@@ -29,6 +29,7 @@ OPTIONS = {
 # Those that do not apply to a weight in the training loss, with what they say.
 REFUSED = {
     "FirstOrder": "act where FirstOrder does not differentiate",
+    "Leap": "Leap moves an initial state that λ sets",
     "Reptile": "Reptile moves an initial state that λ sets",
 }
 LEARNERS = {

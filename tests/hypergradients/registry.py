@@ -18,12 +18,14 @@ from metatoolkit.hypergradients import (
     ForwardMode,
     GuidedEvoGrad,
     Implicit,
+    Leap,
     NoiseReuseES,
     OneStep,
     Penalty,
     PersistentES,
     Reptile,
     Unrolled,
+    WarpGrad,
 )
 
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
@@ -52,6 +54,8 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "SOBA": lambda: SOBA(0.3),
     "FirstOrder": lambda: FirstOrder(2),
     "Reptile": lambda: Reptile(2),
+    "Leap": lambda: Leap(2),
+    "WarpGrad": lambda: WarpGrad(2),
     "Penalty": lambda: Penalty(3.0, steps=2),
     "EvolutionStrategies": lambda: EvolutionStrategies(2, 2, 0.1),
     "PersistentES": lambda: PersistentES(2, 2, 0.1),

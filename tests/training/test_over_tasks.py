@@ -30,6 +30,7 @@ from tests.training.across_tasks import (
 
 SGD = mt.inner.SGD(lr=0.05)
 NOT_OVER_TASKS = {"SOBA", "PersistentES", "NoiseReuseES", "Implicit, MINRES"}
+INITIAL = ("FirstOrder", "Leap", "Reptile")
 
 
 def one_by_one(problem, inner, make, tasks, seed=0):
@@ -51,8 +52,8 @@ def mean_of(results):
 @pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - NOT_OVER_TASKS))
 def test_it_is_the_mean_of_calls_for_each_estimator(name):
     make = ESTIMATORS[name]
-    # Reptile and FirstOrder learn initial states alone.
-    case = bank.initialized() if name in ("Reptile", "FirstOrder") else bank.small_net()
+    # Some learn initial states alone.
+    case = bank.initialized() if name in INITIAL else bank.small_net()
     batches = case.batches(6)
     tasks = [(batches[n], batches[n + 3]) for n in range(3)]
     found = mt.over_tasks(case.problem, case.inner, make(), tasks, "loop", seed=5)
