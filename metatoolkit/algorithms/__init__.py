@@ -11,8 +11,8 @@ Example:
     >>> result = mt.over_tasks(maml.problem, maml.inner, maml.estimator, (support, query))
     >>> result.details["task_losses"].shape
     torch.Size([4])
-    >>> sorted(mt.algorithms.algorithms)
-    ['anil', 'aruba', 'boil', 'fomaml', 'imaml', 'maml', 'maml++', 'meta_sgd', 'reptile']
+    >>> print(*sorted(mt.algorithms.algorithms))
+    anil aruba boil fomaml imaml leap maml maml++ meta_sgd reptile warpgrad
 """
 
 from __future__ import annotations
