@@ -53,6 +53,7 @@ class Stream(int, enum.Enum):
 
     # Seed of an inner state.
     TRAJECTORY = "inner seed", 0
+    REPLAY_ORDER = "inner seed", 1
 
     # Seeds of labels that are corrupted, and of what is set aside.
     TRANSITIONS = "label noise", 0

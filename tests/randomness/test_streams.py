@@ -23,7 +23,7 @@ VALUES = {
         "PERTURBED_META": -7,
     },
     "evaluation": {"PIECE": -12},
-    "inner seed": {"TRAJECTORY": 0},
+    "inner seed": {"TRAJECTORY": 0, "REPLAY_ORDER": 1},
     "label noise": {"TRANSITIONS": 0, "NOISY_LABELS": 1, "VALID_SPLIT": 2, "TUNING_SPLIT": 3},
     "rotated images": {"ROTATED_SPLIT": -11},
     "epoch": {"EPOCH_ORDER": 0, "BATCH_TRANSFORMS": 1},
