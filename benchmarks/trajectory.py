@@ -201,7 +201,7 @@ def draw(found: dict[int, dict[str, dict[str, float]]], path: Path) -> None:
         )
     memory.set(xscale="log", yscale="log", xlabel="inner steps T", ylabel="peak memory (MiB)")
     seconds.set(xscale="log", xlabel="inner steps T", ylabel="time per step (ms)", ylim=(0, None))
-    memory.legend(fontsize=7)
+    memory.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, fontsize=7)
     figure.savefig(path, dpi=150)
 
 

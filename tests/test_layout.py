@@ -1,5 +1,6 @@
 """Each thing stands where its name says, and no file is longer than a reader holds in mind."""
 
+import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,3 +42,16 @@ def test_the_top_of_the_package_holds_what_the_design_names():
     section = page.partition("## Where things stand")[2].partition("\n## ")[0]
     modules = {name.removesuffix(".py") for name in TOP} - {"__init__", "py.typed"}
     assert not [name for name in sorted(modules) if f"`{name}`" not in section]
+
+
+def test_every_legend_has_a_place():
+    # Matplotlib looks for one among all points, and warns where that takes more than a second.
+    calls = [
+        (path.relative_to(ROOT).as_posix(), call.lineno, {word.arg for word in call.keywords})
+        for path in files()
+        if path.suffix == ".py" and "tests" not in path.relative_to(ROOT).parts
+        for call in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", None) == "legend"
+    ]
+    assert len(calls) > 10
+    assert not [(name, line) for name, line, words in calls if "loc" not in words]

@@ -76,7 +76,7 @@ def draw_comparison(frame: pandas.DataFrame, path: Path) -> None:
                 axis.plot(steps, series, color=f"C{index}", label=name, linewidth=1)
         axis.set(xlabel="inner step", ylabel=f"mean deviation of the {kind}", ylim=(0, None))
         axis.grid(alpha=0.3)
-    shift.legend(fontsize="small")
+    shift.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
     figure.savefig(path, dpi=120)
 
 

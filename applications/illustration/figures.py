@@ -36,7 +36,7 @@ def draw_gradients(frame: pandas.DataFrame, path: Path) -> None:
         axis.set(title=f"K = {count}", xlabel="λ", ylim=(-1, 1))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("hypergradient")
-    axes[0].legend()
+    axes[0].legend(loc="lower right")
     figure.savefig(path, dpi=120)
 
 
@@ -103,7 +103,7 @@ def draw_bias_variance(frame: pandas.DataFrame, path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel=f"{labels[name]}   ({others})")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mean over λ")
-    axes[0].legend(fontsize="small")
+    axes[0].legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, fontsize="small")
     _draw_estimators(below.subplots(1, 2, sharey=True), run, size)
     figure.savefig(path, dpi=120)
 

@@ -84,7 +84,7 @@ def write(
     histogram.set(xlabel="loss of the example", ylabel="training examples", title="losses")
     # Matplotlib would look for the best place among thousands of points.
     scatter.legend(loc="upper right")
-    histogram.legend()
+    histogram.legend(loc="upper right")
     picture, table = folder / "weights.png", folder / "weights.csv"
     figure.savefig(picture, dpi=120)
     with table.open("w", newline="") as file:
@@ -151,5 +151,5 @@ def draw_scaling(frame: pandas.DataFrame, path: Path) -> None:
             axis.set_xscale("log" if kind == "weight net" else "linear")
             axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
             axis.grid(alpha=0.3)
-            axis.legend(fontsize="small")
+            axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize="small")
     figure.savefig(path, dpi=120)

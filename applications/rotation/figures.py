@@ -42,6 +42,6 @@ def draw_angles(frame: pandas.DataFrame, path: Path) -> None:
         axis.set(title=label, xlabel="step", ylabel="learned angle [°]")
         axis.grid(alpha=0.3)
     if rows:
-        axes[0].legend(fontsize="small")
+        axes[0].legend(loc="lower right", fontsize="small")
     draw_rows(bars, frame, _ACCURACY)
     figure.savefig(path, dpi=120)

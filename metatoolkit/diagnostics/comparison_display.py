@@ -58,7 +58,7 @@ def draw(rows: Rows) -> Figure:
         markersize=9,
         label="of the mean over draws",
     )
-    axes[0].legend(fontsize="small")
+    axes[0].legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize="small")
     axes[0].set_yticks(list(places), list(shown))
     axes[0].invert_yaxis()
     return figure

@@ -45,7 +45,8 @@ def draw_curves(history: Iterable[tuple[str, float, int]], path: Path) -> Path:
             axis.plot(*curves[name], label=literal(name.replace("_", " ")), linewidth=1)
         axis.set(xlabel="step", ylabel=label)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        # Above the axes, where no curve is; Matplotlib takes long to look for a place among them.
+        axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize="small")
     figure.savefig(path, dpi=120)
     return path
 

@@ -62,6 +62,6 @@ def draw_scores(frame: pandas.DataFrame, path: Path, *, metric: str, header: str
             curves.plot(one.index, one, color=f"C{index}", linewidth=0.5, alpha=0.5)
     curves.set(xlabel="meta step", ylabel=literal(metric.replace("_", " ")))
     curves.grid(alpha=0.3)
-    curves.legend(fontsize="small")
+    curves.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize="small")
     draw_rows(bars, frame, header)
     figure.savefig(path, dpi=120)

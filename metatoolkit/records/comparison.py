@@ -164,7 +164,7 @@ class Comparison:
         axes.set_yscale("log" if log_y else "linear")
         axes.grid(alpha=0.3)
         if not beside:
-            axes.legend(fontsize="small")
+            axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, fontsize="small")
             return figure
         handles, told = axes.get_legend_handles_labels()
         if len(told) > LISTED:
