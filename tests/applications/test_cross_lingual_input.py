@@ -1,8 +1,5 @@
 """What the cross-lingual application answers to wrong input."""
 
-import subprocess
-import sys
-
 import pytest
 
 from applications.cross_lingual.experiment import assemble, load_task, settings_of
@@ -69,12 +66,8 @@ def test_wrong_input_is_answered(updates, error, message):
         assembly.trainer.fit(assembly.train_batches, assembly.valid_batches, progress=False)
 
 
-def test_command_line_names_the_nearest_method():
-    done = subprocess.run(
-        [sys.executable, "-m", "applications.cross_lingual", "with", "smoke", "method=evogard"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "Did you mean 'evograd'?" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_command_line_names_the_nearest_method(command_line):
+    code, told = command_line("cross_lingual", "with", "smoke", "method=evogard")
+    assert code == 2
+    assert "Did you mean 'evograd'?" in told
+    assert "Traceback" not in told

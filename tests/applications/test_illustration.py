@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -278,12 +276,8 @@ def test_wrong_input_is_answered(updates, error, message):
         experiment.run(named_configs=["smoke"], config_updates=updates)
 
 
-def test_command_line_tells_what_is_accepted():
-    done = subprocess.run(
-        [sys.executable, "-m", "applications.illustration", "with", "smoke", "sigma=-1.0"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "sigma is -1.0; a finite number above 0 is needed" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_command_line_tells_what_is_accepted(command_line):
+    code, told = command_line("illustration", "with", "smoke", "sigma=-1.0")
+    assert code == 2
+    assert "sigma is -1.0; a finite number above 0 is needed" in told
+    assert "Traceback" not in told

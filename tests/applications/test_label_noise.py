@@ -2,7 +2,6 @@ import dataclasses
 import signal
 import subprocess
 import sys
-import time
 import types
 
 import pandas
@@ -75,36 +74,41 @@ def test_figures_and_checkpoint_are_in_the_database(tmp_path):
     assert 0.35 < corrupted / (len(rows) - 1) < 0.45
 
 
-def test_same_seed_gives_the_same_result():
-    assert _run(seed=5).result == _run(seed=5).result
-    assert _run(seed=5).result != _run(seed=6).result
-
-
-def test_an_interrupted_run_resumes_bitwise(home, interrupt):
+def test_an_interrupted_run_resumes_bitwise_and_another_seed_gives_another_result(home, interrupt):
     whole = _run(seed=7).result
     interrupt(lambda: _run(seed=7), 17)
     assert list((home / "checkpoints").glob("*.pt"))
     resumed = _run(seed=7, resume=True)
     assert resumed.result == whole
     assert not list((home / "checkpoints").iterdir())
+    assert _run(seed=6).result != whole
+
+
+# The command line of the application in a process that is killed after 17 steps.
+KILLED = """
+import os, runpy, signal, sys
+from metatoolkit.training import MetaTrainer
+original = MetaTrainer.meta_step
+def kill(self, *arguments):
+    if self.steps_done == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *arguments)
+MetaTrainer.meta_step = kill
+sys.argv = ["label_noise", "with", "smoke", *sys.argv[1:]]
+runpy.run_module("applications.label_noise", run_name="__main__")
+"""
 
 
 def test_a_killed_run_resumes_bitwise_and_its_record_tells(home):
-    command = [sys.executable, "-m", "applications.label_noise", "with", "smoke", "seed=11"]
-    command += ["steps=200", "checkpoint_every=5", "log_every=1", "progress=False"]
-    whole = subprocess.run([*command, "checkpoint_every=200"], capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    former = set((home / "checkpoints").glob("*.pt"))
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while set((home / "checkpoints").glob("*.pt")) <= former:
-        assert killed.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    resumed = subprocess.run([*command, "resume=True"], capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
+    settings = {"seed": 11, "checkpoint_every": 5, "log_every": 1}
+    whole = _run(**settings)
+    entries = [f"{name}={value}" for name, value in (settings | QUIET).items()]
+    command = [sys.executable, "-c", KILLED, *entries]
+    killed = subprocess.run(command, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert list((home / "checkpoints").glob("*.pt"))
+    resumed = _run(**settings, resume=True)
+    assert resumed.result == whole.result
     with records.connect() as database:
         runs = list(database.find("config.seed == 11").sort("start_time"))
         assert [run.status for run in runs] == ["COMPLETED", "INTERRUPTED", "COMPLETED"]
@@ -146,15 +150,11 @@ def test_wrong_input_is_answered(updates, error, message):
         _run(**updates)
 
 
-def test_command_line_names_the_nearest_method():
-    done = subprocess.run(
-        [sys.executable, "-m", "applications.label_noise", "with", "smoke", "method=evogard"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "Did you mean 'evograd'?" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_command_line_names_the_nearest_method(command_line):
+    code, told = command_line("label_noise", "with", "smoke", "method=evogard")
+    assert code == 2
+    assert "Did you mean 'evograd'?" in told
+    assert "Traceback" not in told
 
 
 def test_a_run_is_recorded_with_the_settings_that_it_used():
@@ -225,7 +225,8 @@ def test_figure_of_the_scaling_is_drawn_from_records(tmp_path, drawn):
         },
         claims=(),
     )
-    jobs = jobs_of(study, updates={"steps": 1, "network": {"name": "mlp", "width": None}})
+    updates = {"steps": 1, "network": {"name": "mlp", "width": None}}
+    jobs = jobs_of(study, updates={**updates, "batch_size": 4, "meta_batch_size": 4})
     for job in jobs:
         assert not run_job(job).error
     with records.connect() as database:
