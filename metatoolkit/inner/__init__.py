@@ -38,6 +38,7 @@ from metatoolkit.inner.schedules import warmup_linear as warmup_linear
 from metatoolkit.inner.sgd import SGD as SGD
 from metatoolkit.inner.torch_optimizers import from_torch as from_torch
 from metatoolkit.inner.torch_optimizers import state_from_torch as state_from_torch
+from metatoolkit.inner.warped import Warped as Warped
 
 build = learners.build
 register = learners.register

@@ -38,6 +38,7 @@ LEARNERS = {
 REFUSED_LEARNERS = {
     "Combined": "inner learner 'Combined' needs the option default",
     "Muon": "Muon moves real matrices",
+    "Warped": "inner learner 'Warped' needs the option inner",
 }
 
 

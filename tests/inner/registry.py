@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from metatoolkit.inner import (
     ARUBA,
     ASGD,
@@ -22,7 +24,14 @@ from metatoolkit.inner import (
     RAdam,
     RMSprop,
     Rprop,
+    Warped,
 )
+
+
+def warp_of_nothing(meta: object) -> dict[str, Tensor]:
+    """No Ω, since the problems of the suite share no name of a parameter."""
+    return {}
+
 
 LEARNERS: dict[str, Callable[[], InnerLearner]] = {
     "ARUBA": lambda: ARUBA(0.05, refinement=2.0),
@@ -42,4 +51,5 @@ LEARNERS: dict[str, Callable[[], InnerLearner]] = {
     "Rprop": lambda: Rprop(0.01),
     "SGD": lambda: SGD(0.1),
     "SGD, Nesterov": lambda: SGD(0.05, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "Warped": lambda: Warped(SGD(0.1, momentum=0.5), warp_of_nothing),
 }
