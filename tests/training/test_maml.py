@@ -22,7 +22,7 @@ def test_the_page_learns_an_initial_state():
     with torch.no_grad():
         loss = (names["model"](query[0][0]) - query[1][0]).square().mean()
     found = names["evaluate"](None)["held_out_loss"]
-    assert found == names["evaluate"](None)["held_out_loss"]
+    assert found == after
     each = names["mt"].over_tasks(
         *(names[n] for n in ("problem", "inner", "estimator", "held_out"))
     )
