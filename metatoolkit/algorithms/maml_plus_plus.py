@@ -7,6 +7,7 @@ from torch import nn
 from metatoolkit.algorithms.assembly import Algorithm, assemble
 from metatoolkit.algorithms.registry import algorithms
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients.arguments import require_steps
 from metatoolkit.hypergradients.unrolled import Unrolled
 from metatoolkit.metaparameters import LearningRates
 from metatoolkit.stateless.passes import Loss
@@ -71,8 +72,7 @@ def multi_step_weights(steps: int, progress: float) -> list[float]:
         >>> [round(weight, 3) for weight in multi_step_weights(4, progress=1.0)]
         [0.007, 0.007, 0.007, 0.978]
     """
-    if steps < 1:
-        raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+    require_steps(steps)
     if not 0 <= progress <= 1:
         raise ConfigurationError(f"progress is {progress}; a number from 0 to 1 is needed.")
     early = max(1 - progress, _LEAST_SHARE) / steps

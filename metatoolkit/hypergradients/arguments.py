@@ -1,4 +1,4 @@
-"""Arguments that must be estimators."""
+"""Arguments that estimators and what uses them have in common."""
 
 from __future__ import annotations
 
@@ -25,3 +25,16 @@ def require_estimator(name: str, value: object) -> None:
     raise ConfigurationError(
         f"{name} is {value!r}; accepted: an estimator, for instance Unrolled(steps=1)."
     )
+
+
+def require_steps(steps: int) -> None:
+    """Raise unless a number of inner steps is at least 1.
+
+    Args:
+        steps: The number.
+
+    Raises:
+        ConfigurationError: It is below 1.
+    """
+    if steps < 1:
+        raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients.arguments import require_steps
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -22,7 +23,12 @@ from metatoolkit.hypergradients.base import (
 )
 from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product
 from metatoolkit.hypergradients.registry import estimators
-from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
+from metatoolkit.hypergradients.trajectory import (
+    finite_outer_gradient,
+    outer_loss,
+    roll_out,
+    valid_key,
+)
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
@@ -64,8 +70,7 @@ class FirstOrder(Estimator):
     )
 
     def __init__(self, steps: int = 1) -> None:
-        if steps < 1:
-            raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+        require_steps(steps)
         self.horizon = steps
 
     @override
@@ -112,10 +117,8 @@ class FirstOrder(Estimator):
         """Return the outer loss at θ_T moved by as much as λ moves θ_0."""
         present = problem.meta_parameters()
         final = roll_out(problem, inner, state, present, train_batches)
-        with torch.no_grad():
-            one = inner.enter(problem, state, meta).parameters
-            other = inner.enter(problem, state, present).parameters
-            parameters = {n: t + (one[n] - other[n]) for n, t in final.parameters.items()}
+        moves = initial_moves(problem, inner, state, meta)
+        parameters = {name: tensor + moves[name] for name, tensor in final.parameters.items()}
         moved = dataclasses.replace(final, parameters=parameters)
         return outer_loss(problem, moved, meta, valid_batch)
 
@@ -137,6 +140,65 @@ def initial_product(
         given = problem.initial_parameters(meta)
     vectors = [cotangents.get(name) for name in given]
     return vector_jacobian_product(list(given.values()), list(meta.values()), vectors)
+
+
+def initial_moves(
+    problem: BilevelProblem, inner: InnerLearner, state: InnerState, meta: Tensors
+) -> Tensors:
+    """Return by how much other meta-parameters move θ_0, by parameter name. Cost: no pass.
+
+    Args:
+        problem: Problem whose ``initial`` sets θ_0.
+        inner: Inner learner.
+        state: State that a call starts from.
+        meta: The other meta-parameters by name.
+    """
+    with torch.no_grad():
+        one = inner.enter(problem, state, meta).parameters
+        other = inner.enter(problem, state, problem.meta_parameters()).parameters
+        return {name: one[name] - other[name] for name in one}
+
+
+def pulled_back(
+    problem: BilevelProblem,
+    inner: InnerLearner,
+    states: tuple[InnerState, InnerState],
+    meta: Tensors,
+    cotangents: Tensors,
+    batches: tuple[Any, Any],
+    who: str,
+) -> tuple[Tensors, Tensor]:
+    """Return vᵀ ∂θ_0/∂λ for a v that sees no outer loss, and that loss at θ_T, to be reported.
+
+    Args:
+        problem: The bilevel problem.
+        inner: Inner learner.
+        states: The states with θ_0, detached, and with θ_T.
+        meta: Meta-parameters by name, leaves that require a gradient.
+        cotangents: v by parameter name.
+        batches: The last training batch, and the validation batch. Cost: 1 F, and up to 3 F for
+            a check.
+        who: Name of the estimator.
+
+    Returns:
+        The gradient, and the loss, both detached.
+
+    Raises:
+        UnsupportedError: λ does not set this state, or a part of it acts elsewhere alone.
+        NonFiniteError: A result is NaN or infinite.
+    """
+    state, final = states
+    train_batch, valid_batch = batches
+    with torch.enable_grad():
+        valid_loss = problem.evaluate_valid(
+            final.parameters, meta, final.buffers, valid_batch, valid_key(final)
+        )
+    check_finite({"the validation loss": valid_loss})
+    require_initial_meta(problem, state, who)
+    total = dict(zip(meta, initial_product(problem, state, meta, cotangents), strict=True))
+    refuse_inner_meta(problem, inner, final, meta, train_batch, total, who, [valid_loss])
+    gradient = fill_gradients(problem, total, "the values that initial returns")
+    return gradient, valid_loss.detach()
 
 
 def require_initial_meta(problem: BilevelProblem, state: InnerState, who: str) -> None:

@@ -10,23 +10,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from metatoolkit.errors import ConfigurationError, UnsupportedError
-from metatoolkit.hypergradients.base import (
-    Cost,
-    Estimator,
-    Hypergradient,
-    Traits,
-    check_finite,
-    fill_gradients,
-)
-from metatoolkit.hypergradients.first_order import (
-    initial_product,
-    refuse_inner_meta,
-    require_initial_meta,
-)
+from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients.arguments import require_steps
+from metatoolkit.hypergradients.base import Cost, Estimator, Hypergradient, Traits, check_finite
+from metatoolkit.hypergradients.first_order import initial_moves, pulled_back
 from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.registry import estimators
-from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
@@ -79,8 +68,7 @@ class Leap(Estimator):
     def __init__(
         self, steps: int = 5, norm: bool = True, loss: bool = True, stabilizer: bool = True
     ) -> None:
-        if steps < 1:
-            raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+        require_steps(steps)
         self.horizon = steps
         self.norm = norm
         self.loss = loss
@@ -105,20 +93,14 @@ class Leap(Estimator):
         """
         meta = problem.meta_leaves()
         way = self.follow(problem, inner, state, meta, train_batches)
-        final = way.final
-        with torch.enable_grad():
-            valid_loss = problem.evaluate_valid(
-                final.parameters, meta, final.buffers, valid_batch, valid_key(final)
-            )
-        check_finite({"the validation loss": valid_loss})
-        require_initial_meta(problem, state, "Leap")
-        total = dict(zip(meta, initial_product(problem, state, meta, way.gradient), strict=True))
-        batch = train_batches[-1]
-        refuse_inner_meta(problem, inner, final, meta, batch, total, "Leap", [valid_loss])
+        states, batches = (state, way.final), (train_batches[-1], valid_batch)
+        gradient, valid_loss = pulled_back(
+            problem, inner, states, meta, way.gradient, batches, "Leap"
+        )
         return Hypergradient(
-            gradient=fill_gradients(problem, total, "the values that initial returns"),
-            valid_loss=valid_loss.detach(),
-            state=final,
+            gradient=gradient,
+            valid_loss=valid_loss,
+            state=way.final,
             cost=dataclasses.replace(way.cost, forward=way.cost.forward + 1),
             details={"length": way.length},
         )
@@ -179,10 +161,7 @@ class Leap(Estimator):
         """
         del valid_batch
         present = problem.meta_parameters()
-        with torch.no_grad():
-            one = inner.enter(problem, state, meta).parameters
-            other = inner.enter(problem, state, present).parameters
-            moves = {name: one[name] - other[name] for name in one}
+        moves = initial_moves(problem, inner, state, meta)
         total = torch.zeros(())
         for batch in train_batches:
             segment = _Segment(problem, inner, state, present, batch, self.loss)

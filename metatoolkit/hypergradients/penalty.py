@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients.arguments import require_steps
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -75,8 +76,7 @@ class Penalty(Estimator):
     def __init__(self, penalty: float = 10.0, steps: int = 1) -> None:
         if not 0 < penalty < float("inf"):
             raise ConfigurationError(f"penalty is {penalty}; a number above 0 is needed.")
-        if steps < 1:
-            raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+        require_steps(steps)
         self.penalty = penalty
         self.horizon = steps
         self._carried: InnerState | None = None

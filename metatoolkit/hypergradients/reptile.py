@@ -9,23 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from metatoolkit.errors import ConfigurationError
-from metatoolkit.hypergradients.base import (
-    Cost,
-    Estimator,
-    Hypergradient,
-    Traits,
-    check_finite,
-    fill_gradients,
-)
-from metatoolkit.hypergradients.first_order import (
-    initial_product,
-    refuse_inner_meta,
-    require_initial_meta,
-)
+from metatoolkit.hypergradients.arguments import require_steps
+from metatoolkit.hypergradients.base import Cost, Estimator, Hypergradient, Traits, check_finite
+from metatoolkit.hypergradients.first_order import pulled_back
 from metatoolkit.hypergradients.products import as_real
 from metatoolkit.hypergradients.registry import estimators
-from metatoolkit.hypergradients.trajectory import roll_out, valid_key
+from metatoolkit.hypergradients.trajectory import roll_out
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -65,8 +54,7 @@ class Reptile(Estimator):
     )
 
     def __init__(self, steps: int = 5) -> None:
-        if steps < 1:
-            raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+        require_steps(steps)
         self.horizon = steps
 
     @override
@@ -85,26 +73,18 @@ class Reptile(Estimator):
         """
         meta = problem.meta_leaves()
         final = roll_out(problem, inner, state, meta, train_batches)
-        with torch.enable_grad():
-            valid_loss = problem.evaluate_valid(
-                final.parameters, meta, final.buffers, valid_batch, valid_key(final)
-            )
         with torch.no_grad():
             start = inner.enter(problem, state, meta).parameters
             way = {name: start[name] - tensor for name, tensor in final.parameters.items()}
-        check_finite(
-            {"the validation loss": valid_loss}
-            | {f"the way of {name!r}": tensor for name, tensor in way.items()}
-        )
-        require_initial_meta(problem, state, "Reptile")
-        total = dict(zip(meta, initial_product(problem, state, meta, way), strict=True))
-        refuse_inner_meta(
-            problem, inner, final, meta, train_batches[-1], total, "Reptile", [valid_loss]
+        check_finite({f"the way of {name!r}": tensor for name, tensor in way.items()})
+        batches = train_batches[-1], valid_batch
+        gradient, valid_loss = pulled_back(
+            problem, inner, (state, final), meta, way, batches, "Reptile"
         )
         steps = len(train_batches)
         return Hypergradient(
-            gradient=fill_gradients(problem, total, "the values that initial returns"),
-            valid_loss=valid_loss.detach(),
+            gradient=gradient,
+            valid_loss=valid_loss,
             state=final,
             cost=Cost(forward=steps + 1, backward=steps),
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients.arguments import require_steps
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -117,8 +118,7 @@ class Unrolled(Estimator):
         keep_graphs: int = 1,
         step_weights: Sequence[float] | None = None,
     ) -> None:
-        if steps < 1:
-            raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+        require_steps(steps)
         if truncation is not None and not 1 <= truncation <= steps:
             raise ConfigurationError(
                 f"truncation is {truncation} with steps={steps}; accepted: a number of last steps "

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients.arguments import require_steps
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -101,8 +102,7 @@ class WarpGrad(Estimator):
         start: Start | None = None,
         weight: float = 1.0,
     ) -> None:
-        if steps < 1:
-            raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+        require_steps(steps)
         if iterates not in get_args(Iterates):
             raise ConfigurationError(f"iterates is {iterates!r}; accepted: 'each', 'last'.")
         if start is not None and start not in get_args(Start):
