@@ -13,13 +13,13 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Hyperparameter, check_values, hyperparameters_at
 from metatoolkit.inner.moments import root
 from metatoolkit.inner.registry import learners
-from metatoolkit.inner.wrapping import WrappingLearner
+from metatoolkit.inner.wrapping import GradientWrapper
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 
 @learners.register()
-class Clipped(WrappingLearner):
+class Clipped(GradientWrapper):
     """An inner learner whose gradients are clipped before each step, differentiably.
 
     With ``max_norm`` all gradients g together are scaled by min(1, ``max_norm`` / (‖g‖ + 10⁻⁶)), as
@@ -53,7 +53,7 @@ class Clipped(WrappingLearner):
         max_value: Hyperparameter | None = None,
         norm_type: float = 2.0,
     ) -> None:
-        super().__init__([inner])
+        super().__init__(inner)
         if (max_norm is None) == (max_value is None):
             raise ConfigurationError(
                 f"max_norm is {max_norm} and max_value {max_value}; give one of them."
@@ -63,9 +63,8 @@ class Clipped(WrappingLearner):
         limits = {"max_norm": max_norm, "max_value": max_value}
         self._limits = {name: value for name, value in limits.items() if value is not None}
         check_values(self._limits, (), ())
-        self.inner = inner
         self.norm_type = float(norm_type)
-        self.hyperparameters = inner.hyperparameters | self._limits
+        self.hyperparameters = self.hyperparameters | self._limits
 
     @override
     def check(self, problem: BilevelProblem) -> None:
@@ -73,23 +72,6 @@ class Clipped(WrappingLearner):
         self.inner.check(problem)
         with torch.enable_grad():
             hyperparameters_at(self._limits, (), problem, problem.meta_leaves(), 0)
-
-    @override
-    def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the optimizer state of the learner that takes the step."""
-        return self.inner.init_slots(parameters)
-
-    @override
-    def update(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        slots: dict[str, Tensor],
-        hyperparameters: dict[str, float | Tensor],
-        step: int,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what the learner makes of a gradient that is already clipped."""
-        return self.inner.update(parameter, gradient, slots, hyperparameters, step)
 
     @override
     def apply(

@@ -12,7 +12,7 @@ from typing_extensions import override
 from metatoolkit.errors import ConfigurationError, ShapeError, UnknownNameError
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.registry import learners
-from metatoolkit.inner.wrapping import WrappingLearner
+from metatoolkit.inner.wrapping import GradientWrapper
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
@@ -20,7 +20,7 @@ Factors = Callable[[Any], Mapping[str, Tensor]]
 
 
 @learners.register()
-class Warped(WrappingLearner):
+class Warped(GradientWrapper):
     """An inner learner whose gradients g are preconditioned by a learned metric, ΩΩᵀ g.
 
     It is the step of warped gradient descent (Flennerhag et al. 2020, arXiv 1909.00025, equation
@@ -48,15 +48,13 @@ class Warped(WrappingLearner):
     """
 
     def __init__(self, inner: InnerLearner, factors: Factors) -> None:
-        super().__init__([inner])
+        super().__init__(inner)
         if not callable(factors):
             raise ConfigurationError(
                 f"factors is {factors!r}; give a function of meta that returns matrices by the "
                 "names of inner parameters."
             )
-        self.inner = inner
         self.factors = factors
-        self.hyperparameters = inner.hyperparameters
 
     @override
     def check(self, problem: BilevelProblem) -> None:
@@ -84,23 +82,6 @@ class Warped(WrappingLearner):
                     f"the factor of {name!r} has shape {tuple(factor.shape)}, and the parameter "
                     f"{tuple(live[name].shape)}; (d, d) is needed for (d, ...)."
                 )
-
-    @override
-    def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
-        """Return the optimizer state of the learner that takes the step."""
-        return self.inner.init_slots(parameters)
-
-    @override
-    def update(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        slots: dict[str, Tensor],
-        hyperparameters: dict[str, float | Tensor],
-        step: int,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what the learner makes of a gradient that is already preconditioned."""
-        return self.inner.update(parameter, gradient, slots, hyperparameters, step)
 
     @override
     def apply(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import Hyperparameter
 from metatoolkit.inner.traits import is_own
+from metatoolkit.state import Tensors
 
 
 class WrappingLearner(InnerLearner):
@@ -37,3 +39,36 @@ class WrappingLearner(InnerLearner):
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value}" for name, value in self.options().items())
         return f"{type(self).__name__}({values})"
+
+
+class GradientWrapper(WrappingLearner):
+    """What inner learners share that change the gradients in front of another one.
+
+    Args:
+        inner: Inner learner that takes the step.
+
+    Raises:
+        ConfigurationError: It is no inner learner that takes its step from one gradient.
+    """
+
+    def __init__(self, inner: InnerLearner) -> None:
+        super().__init__([inner])
+        self.inner = inner
+        self.hyperparameters = inner.hyperparameters
+
+    @override
+    def init_slots(self, parameters: Tensors) -> dict[str, Tensors]:
+        """Return the optimizer state of the learner that takes the step."""
+        return self.inner.init_slots(parameters)
+
+    @override
+    def update(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        slots: dict[str, Tensor],
+        hyperparameters: dict[str, float | Tensor],
+        step: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the learner makes of a gradient that is already changed."""
+        return self.inner.update(parameter, gradient, slots, hyperparameters, step)
