@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metatoolkit.components.patterns import check_listed, matching
 from metatoolkit.errors import ConfigurationError, ShapeError
-from metatoolkit.metaparameters.placement import attach_at
+from metatoolkit.metaparameters.placement import FollowingLayers, let_follow
 from metatoolkit.metaparameters.registry import modules
 
 _SHARPNESS = 100.0
@@ -103,27 +103,16 @@ class FeatureWiseTransform(nn.Module):
         return f"{self.channels}, per='layer'" if shared else f"{self.channels}"
 
 
-class FeatureWiseTransforms(nn.Module):
+class FeatureWiseTransforms(FollowingLayers[FeatureWiseTransform]):
     """All transformation layers of a network, each below ``after`` at the name of its BatchNorm.
 
-    This is the ``meta`` of a bilevel problem: its parameters are λ. Made by
-    :func:`insert_feature_wise_transforms`; the layers are part of the network, too.
+    Made by :func:`insert_feature_wise_transforms`; its parameters are λ.
 
     Args:
         layers: Layers by the name of the BatchNorm that each follows.
     """
 
-    def __init__(self, layers: dict[str, FeatureWiseTransform]) -> None:
-        super().__init__()
-        # A module without attributes of its own: no name of a network's layers is taken in it.
-        self.after = nn.Module()
-        for name, layer in layers.items():
-            attach_at(self.after, name, layer)
-
-    def layers(self) -> dict[str, FeatureWiseTransform]:
-        """Return the layers by the name of the BatchNorm that each follows."""
-        named = self.after.named_modules()
-        return {name: layer for name, layer in named if isinstance(layer, FeatureWiseTransform)}
+    kind = FeatureWiseTransform
 
     def switch(self, on: bool) -> FeatureWiseTransforms:
         """Turn all layers on or off for train mode, and return this module.
@@ -145,12 +134,6 @@ class FeatureWiseTransforms(nn.Module):
         finally:
             for layer, enabled in before:
                 layer.enabled = enabled
-
-
-def _transform_output(norm: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Forward hook; it finds the layer through the module, so that copies use their own."""
-    transformed: Tensor = norm.get_submodule(_NAME)(output)
-    return transformed
 
 
 def insert_feature_wise_transforms(
@@ -231,9 +214,7 @@ def insert_feature_wise_transforms(
         layers[name] = layer
     if per == "network":
         _share(layers)
-    for name, layer in layers.items():
-        norms[name].add_module(_NAME, layer)
-        norms[name].register_forward_hook(_transform_output)
+    let_follow(model, layers, _NAME)
     return FeatureWiseTransforms(layers)
 
 

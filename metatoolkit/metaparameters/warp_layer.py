@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from metatoolkit.components.patterns import matching
 from metatoolkit.errors import ConfigurationError, ShapeError
-from metatoolkit.metaparameters.placement import attach_at
+from metatoolkit.metaparameters.placement import FollowingLayers, let_follow
 from metatoolkit.metaparameters.registry import modules
 
 _NAME = "warp_layer"
@@ -103,27 +103,16 @@ class WarpLayer(nn.Module):
         return f"{self.size}, {self.kind!r}"
 
 
-class WarpLayers(nn.Module):
+class WarpLayers(FollowingLayers[WarpLayer]):
     """All warp layers of a network, each below ``after`` at the name of the layer it follows.
 
-    This is the ``meta`` of a bilevel problem: its parameters are λ. Made by
-    :func:`insert_warp_layers`; the layers are part of the network, too.
+    Made by :func:`insert_warp_layers`; its parameters are λ.
 
     Args:
         layers: Warp layers by the name of the layer that each follows.
     """
 
-    def __init__(self, layers: dict[str, WarpLayer]) -> None:
-        super().__init__()
-        # A module without attributes of its own: no name of a network's layers is taken in it.
-        self.after = nn.Module()
-        for name, layer in layers.items():
-            attach_at(self.after, name, layer)
-
-    def layers(self) -> dict[str, WarpLayer]:
-        """Return the warp layers by the name of the layer that each follows."""
-        named = self.after.named_modules()
-        return {name: layer for name, layer in named if isinstance(layer, WarpLayer)}
+    kind = WarpLayer
 
 
 def insert_warp_layers(
@@ -187,10 +176,7 @@ def insert_warp_layers(
         layers[name] = WarpLayer(size, kind, identity, bias)
         if reference is not None:
             layers[name].to(reference.device, reference.dtype)
-    for name, layer in layers.items():
-        module = model.get_submodule(name)
-        module.add_module(_NAME, layer)
-        module.register_forward_hook(_warp_output)
+    let_follow(model, layers, _NAME)
     return WarpLayers(layers)
 
 
@@ -201,12 +187,6 @@ def warp_layers_of(model: nn.Module) -> dict[str, WarpLayer]:
         model: Any module.
     """
     return {name: m for name, m in model.named_modules() if isinstance(m, WarpLayer)}
-
-
-def _warp_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Forward hook; it finds the layer through the module, so that copies use their own."""
-    warped: Tensor = module.get_submodule(_NAME)(output)
-    return warped
 
 
 def _is_called(module: nn.Module) -> bool:
