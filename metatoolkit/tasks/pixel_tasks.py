@@ -11,7 +11,7 @@ from typing_extensions import override
 from metatoolkit.errors import DataError
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.domains import Domain
-from metatoolkit.tasks.task_arrays import whose_turn
+from metatoolkit.tasks.task_arrays import draw_rows, whose_turn
 from metatoolkit.tasks.task_source import Task, TaskSource, check_integers
 
 
@@ -70,8 +70,7 @@ class PixelTasks(TaskSource):
                 "or take larger images."
             )
         key = fold_in(self.seed, Stream.PIXELS, number)
-        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(key))
-        support, query = order[: self.shots], order[self.shots : asked]
+        support, query = draw_rows(len(inputs), self.shots, self.queries, key)
         return (inputs[support], targets[support]), (inputs[query], targets[query])
 
     @override

@@ -13,7 +13,7 @@ from typing_extensions import override
 from metatoolkit.errors import DataError, ShapeError, UnknownNameError
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.tasks.batches import Transform
-from metatoolkit.tasks.task_arrays import read_values, whose_turn
+from metatoolkit.tasks.task_arrays import draw_rows, read_values, whose_turn
 from metatoolkit.tasks.task_source import Task, TaskSource, augmented, check_integers
 
 
@@ -113,8 +113,7 @@ class TabularTasks(TaskSource):
     def task(self, number: int) -> Task:
         rows = self._rows[whose_turn(self.seed, number, len(self.groups))]
         key = fold_in(self.seed, Stream.TABLE_ROWS, number)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(key))
-        support, query, _ = rows[order].tensor_split([self.shots, self.shots + self.queries])
+        support, query = (rows[p] for p in draw_rows(len(rows), self.shots, self.queries, key))
         inputs, targets = self._columns
         examples = augmented((inputs[support], targets[support]), self._support_transform, key)
         return examples, (inputs[query], targets[query])

@@ -56,6 +56,19 @@ def read_values(name: str, values: Any, dtype: torch.dtype | None = None) -> Ten
     return converted
 
 
+def draw_rows(count: int, shots: int, queries: int, key: int) -> tuple[Tensor, Tensor]:
+    """Return the rows of a task's support and query, drawn without replacement.
+
+    Args:
+        count: Number of rows.
+        shots: Rows of the support.
+        queries: Rows of the query.
+        key: Random key of the task.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(key))
+    return order[:shots], order[shots : shots + queries]
+
+
 def whose_turn(seed: int, number: int, count: int) -> int:
     """Return which member of a set task ``number`` is of, so that all take turns.
 
