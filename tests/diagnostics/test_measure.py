@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import metatoolkit as mt
 from metatoolkit.diagnostics.measure import count_flops, least_seconds, peak_memory
@@ -110,6 +111,25 @@ def test_operations_are_called_with_all_their_arguments():
     numbers = {"dtype": torch.float64}
     assert peak_memory(lambda: kept.append(torch.full((MEGABYTE // 8,), 2, **numbers))) == MEGABYTE
     assert kept[0].dtype == torch.float64 and bool((kept[0] == 2).all())
+
+
+def test_a_network_counts_as_by_pytorch_and_gets_no_hook_of_each_module():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(12, 2)
+    )
+    hooked = []
+
+    def call():
+        hooked.extend(
+            network.modules() if torch.nn.modules.module._global_forward_pre_hooks else ()
+        )
+        network(torch.ones(4, 2, 4, 4)).sum().backward()
+
+    counted = count_flops(call)
+    assert not hooked
+    with FlopCounterMode(display=False) as counter:
+        call()
+    assert hooked and counted == counter.get_total_flops() > 0
 
 
 @pytest.mark.parametrize("measure", [count_flops, peak_memory])
