@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import signal
@@ -151,7 +152,7 @@ class PrefetchedTasks(Iterator[Task]):
             generator=torch.Generator(),
         )
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _interrupts_held():
                 warnings.filterwarnings("ignore", "Got pickle error", UserWarning)
                 return iter(loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -199,6 +200,22 @@ class _Batches(Dataset[Any]):
 def _as_it_is(batch: Any) -> Any:
     """Return a batch unchanged; the default makes lists of tuples."""
     return batch
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold the keyboard's interrupt back, also from processes that begin meanwhile.
+
+    A worker would die of one that came before it ignores them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_interrupts(worker: int) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from metatoolkit.errors import (
@@ -212,6 +214,35 @@ def test_workers_end_with_what_they_work_for_and_leave_interrupts_to_it() -> Non
     assert not any(map(lives, second)) and all(map(lives, third))
     del batches
     assert not any(map(lives, third))
+
+
+def test_an_interrupt_before_a_worker_can_ignore_it_leaves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = BaseProcess._bootstrap  # type: ignore[attr-defined]
+
+    def interrupted(process: BaseProcess, *args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return run(process, *args, **options)
+
+    monkeypatch.setattr(BaseProcess, "_bootstrap", interrupted)
+    plain = mixed()
+    with PrefetchedTasks(mixed(), context="fork") as batches:
+        assert all(same(next(batches), next(plain)) for _ in range(5))
+
+
+def test_an_interrupt_while_workers_begin_comes_to_the_process_that_learns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin = DataLoader.__iter__
+
+    def interrupted(loader: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return begin(loader)
+
+    monkeypatch.setattr(DataLoader, "__iter__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(PrefetchedTasks(mixed()))
 
 
 def test_processes_that_are_spawned_need_a_source_that_can_be_sent() -> None:
