@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,22 @@ def patience():
         patch.setattr(push_thread, "START_WAIT_SECONDS", 60.0)
         patch.setattr(push_thread, "END_WAIT_SECONDS", 60.0)
         patch.setattr(address, "ANSWER_SECONDS", 30.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_sources():
+    """A run in this process records the test's own file alone, not each of a thousand modules."""
+    from metatoolkit.records import capture
+
+    list_files, root = capture.source_files, Path(__file__).parent.parent
+
+    def source_files(roots: list[Path]) -> list[Path]:
+        own = root / os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
+        return [path for path in list_files(roots) if path == own or root not in path.parents]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture, "source_files", source_files)
         yield
 
 

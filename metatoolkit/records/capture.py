@@ -255,10 +255,14 @@ def source_files(roots: list[Path]) -> list[Path]:
             continue
         if name.startswith(library) or any(folder in name for folder in _FOREIGN):
             continue
-        real = os.path.realpath(name)
+        real = _resolved(os.path.abspath(name))
         if real.startswith(inside):
             found.add(real)
     return [Path(path) for path in sorted(found) if os.path.isfile(path)]
+
+
+# Runs in one process look at the same files again and again.
+_resolved = functools.cache(os.path.realpath)
 
 
 def package_versions() -> list[str]:

@@ -241,8 +241,13 @@ def test_an_interrupt_while_workers_begin_comes_to_the_process_that_learns(
         return begin(loader)
 
     monkeypatch.setattr(DataLoader, "__iter__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        next(PrefetchedTasks(mixed()))
+    # A program in the background may have started deaf to it.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(PrefetchedTasks(mixed()))
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def test_processes_that_are_spawned_need_a_source_that_can_be_sent() -> None:
