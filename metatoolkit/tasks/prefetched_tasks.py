@@ -204,7 +204,7 @@ def _as_it_is(batch: Any) -> Any:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold the keyboard's interrupt back, also from processes that begin meanwhile.
+    """Hold the keyboard's interrupt back from processes that begin meanwhile.
 
     A worker would die of one that came before it ignores them.
     """

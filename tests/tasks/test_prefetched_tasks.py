@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from metatoolkit.errors import (
@@ -229,25 +228,6 @@ def test_an_interrupt_before_a_worker_can_ignore_it_leaves_it(
     plain = mixed()
     with PrefetchedTasks(mixed(), context="fork") as batches:
         assert all(same(next(batches), next(plain)) for _ in range(5))
-
-
-def test_an_interrupt_while_workers_begin_comes_to_the_process_that_learns(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    begin = DataLoader.__iter__
-
-    def interrupted(loader: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
-        return begin(loader)
-
-    monkeypatch.setattr(DataLoader, "__iter__", interrupted)
-    # A program in the background may have started deaf to it.
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            next(PrefetchedTasks(mixed()))
-    finally:
-        signal.signal(signal.SIGINT, former)
 
 
 def test_processes_that_are_spawned_need_a_source_that_can_be_sent() -> None:
