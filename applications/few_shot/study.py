@@ -27,7 +27,10 @@ COMPARISON = Study(
         Claim("MAML", "above", "first-order MAML", _ACCURACY.header),
         Claim("MAML", "above", "Reptile", _ACCURACY.header),
         Claim("MAML", "above", "ANIL", _ACCURACY.header),
-        Claim("Meta-SGD", "above", "MAML", _ACCURACY.header),
+        *(
+            Claim(row, "above", "MAML", _ACCURACY.header)
+            for row in ("Meta-SGD", "MAML++", "WarpGrad")
+        ),
     ),
     note=NOTE,
     usual=False,

@@ -18,7 +18,7 @@ class RegressionSettings(TaskLearningSettings):
     family: Annotated[str, Among((*FAMILIES, DIGITS))] = entry(
         "sinusoid", "Family of functions, or digit_pixels for images of digits."
     )
-    shots: Count = entry(10, "Points to adapt to.")
+    shots: Count = entry(5, "Points to adapt to.")
     queries: Count = entry(10, "Points that an adapted model is asked.")
     width: Count = entry(40, "Width of the two hidden layers.")
     steps: Count = entry(1000, "Meta steps.")

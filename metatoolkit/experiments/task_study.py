@@ -21,6 +21,8 @@ ROWS = {
     "Reptile": Row({"algorithm": "reptile", "meta_optimizer": "sgd", "meta_lr": 1.0}),
     "ANIL": Row({"algorithm": "anil"}),
     "Meta-SGD": Row({"algorithm": "meta_sgd"}),
+    "MAML++": Row({"algorithm": "maml++"}),
+    "WarpGrad": Row({"algorithm": "warpgrad"}),
 }
 """Algorithms, without learning across tasks first."""
 

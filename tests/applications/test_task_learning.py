@@ -107,9 +107,9 @@ def test_the_cost_of_a_meta_step_is_measured_without_a_trace():
     place = assembly.train_batches.state_dict()
     costs = measure_costs(assembly)
     assert assembly.train_batches.state_dict() == place
-    # Ten points through 1-8-8-1: products of two layers backward to both, of the first to weights.
-    forward = 2 * 10 * (8 + 64 + 8)
-    assert costs["base_flops"] == forward + 2 * 10 * (2 * (64 + 8) + 8)
+    # Five points through 1-8-8-1: products of two layers backward to both, of the first to weights.
+    forward = 2 * 5 * (8 + 64 + 8)
+    assert costs["base_flops"] == forward + 2 * 5 * (2 * (64 + 8) + 8)
     assert costs["flops"] > 4 * 5 * costs["base_flops"]
 
 
