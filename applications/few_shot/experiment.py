@@ -14,6 +14,7 @@ Expected on the default, generated glyphs: see docs/few_shot.md.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
     assembly = assemble_across_tasks(
         config, model, mt.losses.cross_entropy, train, Learn2LearnAlgorithm
     )
-    return Assembly(assembly.trainer, train, task=tasks_of)
+    return dataclasses.replace(assembly, task=tasks_of)
 
 
 @experiment.main

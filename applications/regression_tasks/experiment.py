@@ -14,6 +14,7 @@ Expected on the default: see docs/few_shot.md.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
     model = mt.networks.MLP(inputs.shape[1], (config["width"],) * 2, targets.shape[1])
     loss = mt.losses.squared_error
     assembly = assemble_across_tasks(config, model, loss, train, Learn2LearnAlgorithm)
-    return Assembly(assembly.trainer, train, task=lambda split: build_tasks(config, split))
+    return dataclasses.replace(assembly, task=lambda split: build_tasks(config, split))
 
 
 @experiment.main

@@ -19,6 +19,7 @@ from metatoolkit.diagnostics.measure import count_flops, least_seconds, peak_mem
 from metatoolkit.errors import CheckpointError, ConfigurationError
 from metatoolkit.experiments.components import COMPONENT_SETTINGS
 from metatoolkit.experiments.figures import draw_curves
+from metatoolkit.inner import InnerLearner
 from metatoolkit.records.fields import flatten
 from metatoolkit.records.home import data_home
 from metatoolkit.records.terminal import say
@@ -39,12 +40,14 @@ class Assembly:
         train_batches: Batches for the inner loss.
         valid_batches: Batches for the outer loss; ``None`` where λ does not move.
         task: What the batches come from, for evaluation.
+        refined: Inner learner that adapts to held-out tasks, where it is not the trainer's.
     """
 
     trainer: MetaTrainer
     train_batches: Iterable[Any]
     valid_batches: Iterable[Any] | None = None
     task: Any = None
+    refined: InnerLearner | None = None
 
     def outer_steps(self, steps: int) -> int:
         """Return how many outer steps a training takes.

@@ -125,7 +125,7 @@ def assemble_across_tasks(
         seed=config["seed"],
         tasks=TaskBatching(config["batching"]),
     )
-    return Assembly(trainer, batches)
+    return Assembly(trainer, batches, refined=own.refined)
 
 
 def run_across_tasks(
@@ -136,6 +136,9 @@ def run_across_tasks(
     name: str,
 ) -> dict[str, float]:
     """Train across tasks and test on others, both under record.
+
+    Validation and test tasks are adapted to by the algorithm's ``refined`` learner where it has
+    one, as ARUBA++ does.
 
     Args:
         run: The Sacred run, with a configuration of :class:`TaskLearningSettings`.
@@ -149,9 +152,8 @@ def run_across_tasks(
         ``test_interval``, and the last metrics of the training.
     """
     config, trainer = dict(run.config), assembly.trainer
-    scores = TaskScores(
-        trainer.problem, trainer.inner, config["inner_steps"], score, config["batching"]
-    )
+    inner = assembly.refined or trainer.inner
+    scores = TaskScores(trainer.problem, inner, config["inner_steps"], score, config["batching"])
 
     def scored(split: str, count: int) -> Tensor:
         source = held_out(split)

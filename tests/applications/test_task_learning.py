@@ -54,6 +54,40 @@ def test_the_control_learns_nothing_across_tasks():
     assert run.result["test_error"] != _run(functions, seed=3).result["test_error"]
 
 
+def test_held_out_tasks_are_adapted_to_by_refined_rates():
+    aruba = {"seed": 3, "algorithm": "aruba", "batching": "loop", "lr": 0.1}
+    plain = _run(functions, **aruba).result["test_error"]
+    refined = _run(functions, **aruba, options={"refinement": 5.0}).result["test_error"]
+    config = {**REGRESSION, **REGRESSION_NAMED["smoke"], **aruba}
+    assembly = assemble_functions(config)
+    assembly.trainer.fit(assembly.train_batches, steps=config["steps"], progress=False)
+    found = {c: _adapted_error(assembly, config, c) for c in (0.0, 5.0)}
+    assert (plain, refined) == pytest.approx((found[0.0], found[5.0]), rel=1e-5)
+    assert abs(plain - refined) > 1e-3 * plain
+
+
+def _adapted_error(assembly, config, coefficient):
+    """The mean error on test tasks of ARUBA++'s steps by hand, in float64."""
+    problem = assembly.trainer.problem
+    b, g = problem.meta["rates"].statistics()
+    start = {n: p.detach().double() for n, p in problem.model.named_parameters()}
+    errors = []
+    for number in range(config["test_tasks"]):
+        support, query = assembly.task("test").task(number)
+        place, energy = start, {n: value.double() for n, value in g.items()}
+
+        def loss(place, batch):
+            outputs = torch.func.functional_call(problem.model, place, (batch[0].double(),))
+            return (outputs - batch[1]).square().mean()
+
+        for _ in range(config["inner_steps"]):
+            slopes = torch.func.grad(loss)(place, support)
+            place = {n: p - (b[n] / energy[n]).sqrt() * slopes[n] for n, p in place.items()}
+            energy = {n: e + coefficient * slopes[n].square() for n, e in energy.items()}
+        errors.append(float(loss(place, query)))
+    return sum(errors) / len(errors)
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_run_that_was_interrupted_resumes_bitwise(interrupt):
     # The way in which tasks run is chosen by time, and a resumed run keeps it.
