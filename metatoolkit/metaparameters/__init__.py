@@ -12,6 +12,7 @@ from metatoolkit.metaparameters.proximal import Proximal
 from metatoolkit.metaparameters.registry import modules
 from metatoolkit.metaparameters.representation_transform import RepresentationTransform
 from metatoolkit.metaparameters.rotation import Rotation
+from metatoolkit.metaparameters.schedule import Schedule
 from metatoolkit.metaparameters.shared import Shared
 from metatoolkit.metaparameters.task_rule import TaskRule
 from metatoolkit.metaparameters.warp_layer import WarpLayer, WarpLayers, insert_warp_layers
@@ -26,6 +27,7 @@ __all__ = [
     "Proximal",
     "RepresentationTransform",
     "Rotation",
+    "Schedule",
     "Shared",
     "TaskRule",
     "WarpLayer",
