@@ -32,7 +32,7 @@ def records_home(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("application", SIZES)
 def test_streamed_evograd_needs_the_memory_of_a_base_step(application):
-    few, many = (measure(application, "evograd_streamed", count) for count in (2, 8))
+    few, many = (measure(application, "evograd_streamed", count) for count in (2, 4))
     assert max(few["memory_ratio"], many["memory_ratio"]) <= 1.1
     assert many["flops"] > few["flops"]
     second = measure(application, "second_order")

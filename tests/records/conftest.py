@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ def kill_server(home: Path) -> None:
         while server._lives(state):
             assert time.monotonic() < deadline
             time.sleep(0.005)
+        if state["temporary"]:
+            shutil.rmtree(state["temporary"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
