@@ -5,6 +5,9 @@ from __future__ import annotations
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import Estimator
 
+_LONGEST_SHOWN = 40
+"""Characters of a value beyond which an error names its class alone."""
+
 
 def require_estimator(name: str, value: object) -> None:
     """Raise unless a value is an estimator.
@@ -22,8 +25,11 @@ def require_estimator(name: str, value: object) -> None:
         raise ConfigurationError(
             f"{name} is the class {value.__name__}; pass an instance: {value.__name__}(...)."
         )
+    shown = repr(value)
+    if len(shown) > _LONGEST_SHOWN or "\n" in shown:
+        shown = f"a {type(value).__name__}"
     raise ConfigurationError(
-        f"{name} is {value!r}; accepted: an estimator, for instance Unrolled(steps=1)."
+        f"{name} is {shown}; accepted: an estimator, for instance Unrolled(steps=1)."
     )
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Estimator, Hypergradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState
-from metatoolkit.training.checks import require_estimator
 from metatoolkit.training.ranks import Ranks
 from metatoolkit.training.task_batches import TaskBatch
 from metatoolkit.training.task_batching import Mode, TaskBatching
@@ -51,7 +51,7 @@ class AcrossTasks:
         observes: bool = True,
     ) -> None:
         require_learner(inner)
-        require_estimator(estimator)
+        require_estimator("estimator", estimator)
         if estimator.windows or estimator.carries:
             raise UnsupportedError(
                 f"{type(estimator).__name__} goes on in each call from what a former one left, "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from metatoolkit.errors import ConfigurationError, NonFiniteError
+from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Estimator
 from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
@@ -44,7 +45,7 @@ def check_components(inner: Any, estimator: Any, meta_optimizer: Any, scheduler:
     """
     require_learner(inner)
     if estimator is not None:
-        require_estimator(estimator)
+        require_estimator("estimator", estimator)
     if (estimator is None) != (meta_optimizer is None):
         raise ConfigurationError(
             "estimator and meta_optimizer belong together: give both to learn λ, or neither "
@@ -52,23 +53,6 @@ def check_components(inner: Any, estimator: Any, meta_optimizer: Any, scheduler:
         )
     if scheduler is not None and meta_optimizer is None:
         raise ConfigurationError("meta_scheduler needs a meta_optimizer, whose rate it sets.")
-
-
-def require_estimator(estimator: Any) -> None:
-    """Raise where something else is in the place of an estimator.
-
-    Args:
-        estimator: What was given.
-
-    Raises:
-        ConfigurationError: It is no instance of one.
-    """
-    if not isinstance(estimator, Estimator):
-        if isinstance(estimator, type) and issubclass(estimator, Estimator):
-            remedy = f"give an instance: {estimator.__name__}(...)"
-        else:
-            remedy = "an estimator is needed, for instance mt.hypergradients.Unrolled(1)"
-        raise ConfigurationError(f"estimator is {described(estimator)}; {remedy}.")
 
 
 def check_rhythm(

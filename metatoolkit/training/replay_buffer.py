@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from metatoolkit.errors import ConfigurationError, DataError, UnsupportedError
+from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Estimator, Hypergradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.torch_optimizers import require_learner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState
-from metatoolkit.training.checks import check_numbers, require_estimator
+from metatoolkit.training.checks import check_numbers
 from metatoolkit.training.task_batches import TaskBatch
 from metatoolkit.training.task_sum import TaskSum
 
@@ -161,7 +162,7 @@ class ReplayBuffer:
             UnsupportedError: The estimator carries something from call to call.
             DataError: There is no iterate.
         """
-        require_estimator(estimator)
+        require_estimator("estimator", estimator)
         name = type(estimator).__name__
         if estimator.horizon != 1:
             raise ConfigurationError(

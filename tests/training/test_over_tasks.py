@@ -174,7 +174,7 @@ def test_arguments_that_are_something_else():
     problem, batch = regression(), sinusoids()
     with pytest.raises(ConfigurationError, match=r"batching is 'both'; accepted: 'vmap', 'loop'"):
         mt.over_tasks(problem, SGD, Unrolled(1), batch, "both")
-    with pytest.raises(ConfigurationError, match=r"estimator is the class Unrolled; give an"):
+    with pytest.raises(ConfigurationError, match=r"estimator is the class Unrolled; pass an"):
         mt.over_tasks(problem, SGD, Unrolled, batch)
     with pytest.raises(ConfigurationError, match="inner is the class SGD"):
         mt.over_tasks(problem, mt.inner.SGD, Unrolled(1), batch)

@@ -54,7 +54,7 @@ def test_classes_in_place_of_instances_are_told():
     optimizer = torch.optim.SGD(case.problem.meta.parameters(), lr=0.1)
     with pytest.raises(ConfigurationError, match=r"estimator is the class Unrolled; .*Unrolled\("):
         mt.MetaTrainer(case.problem, case.inner, Unrolled, optimizer)
-    with pytest.raises(ConfigurationError, match=r"estimator is a function; an estimator is"):
+    with pytest.raises(ConfigurationError, match=r"estimator is a function; accepted: an est"):
         mt.MetaTrainer(case.problem, case.inner, lambda: None, optimizer)
     with pytest.raises(ConfigurationError, match=r"estimator is a SGD.*for instance"):
         mt.MetaTrainer(case.problem, case.inner, optimizer, optimizer)

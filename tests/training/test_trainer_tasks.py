@@ -180,7 +180,7 @@ def test_options_that_mean_nothing_across_tasks(options, message):
 
 def test_what_else_is_refused():
     problem = regression()
-    with pytest.raises(ConfigurationError, match="estimator is a NoneType"):
+    with pytest.raises(ConfigurationError, match="estimator is None; accepted"):
         mt.MetaTrainer(problem, SGD, tasks=mt.TaskBatching())
     trainer = trainer_of(problem, FirstOrder(2))
     with pytest.raises(ConfigurationError, match="each batch of tasks has its query sets"):
