@@ -100,32 +100,8 @@ def masked_cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> Tenso
         >>> masked_cross_entropy(nn.Identity(), nn.Identity(), batch)  # log 4
         tensor(1.3863)
     """
-    if not isinstance(batch, tuple | list) or len(batch) != 3:
-        length = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-        raise DataError(
-            f"the batch is a {type(batch).__name__}{length}; inputs, labels and a mask are needed."
-        )
-    for name, module in model.named_modules():
-        of_batch = isinstance(module, _BatchNorm) and (
-            module.training or module.running_mean is None
-        )
-        if of_batch:
-            raise UnsupportedError(
-                f"{name or 'the model'} is a {type(module).__name__}, whose statistics would be "
-                "those of padding as well; leave the tasks unpadded, and those of equal shapes run "
-                "side by side."
-            )
-    *pair, mask = batch
-    losses = sample_losses(model, tuple(pair))
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != losses.shape:
-        given = (
-            f"{tuple(mask.shape)} of {mask.dtype}"
-            if isinstance(mask, Tensor)
-            else type(mask).__name__
-        )
-        raise ShapeError(
-            f"the mask is {given}; a boolean one of shape {tuple(losses.shape)} is needed."
-        )
+    pair, mask = split_mask(model, batch)
+    losses = sample_losses(model, pair)
     return torch.where(mask, losses, 0.0).sum() / mask.sum()
 
 
@@ -239,6 +215,24 @@ def sample_losses(model: nn.Module, batch: Any) -> Tensor:
         ShapeError: As in :func:`cross_entropy`.
         LabelError: As in :func:`cross_entropy`.
     """
+    return F.cross_entropy(*checked_logits(model, batch), reduction="none")
+
+
+def checked_logits(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    """Return the logits and labels of a batch, which fit together.
+
+    Args:
+        model: Maps inputs to logits of shape (batch, classes).
+        batch: As in :func:`cross_entropy`.
+
+    Returns:
+        Logits of shape (batch, classes), and labels of shape (batch,).
+
+    Raises:
+        DataError: As in :func:`cross_entropy`.
+        ShapeError: As in :func:`cross_entropy`.
+        LabelError: As in :func:`cross_entropy`.
+    """
     inputs, labels = _check_batch(batch)
     logits = model(inputs)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels):
@@ -249,7 +243,48 @@ def sample_losses(model: nn.Module, batch: Any) -> Tensor:
         )
     if _values_are_at_hand(labels):
         check_label_range("labels of the batch", labels, logits.shape[1])
-    return F.cross_entropy(logits, labels, reduction="none")
+    return logits, labels
+
+
+def split_mask(model: nn.Module, batch: Any) -> tuple[tuple[Any, Any], Tensor]:
+    """Return inputs and labels of a padded batch, and its mask, which suits both model and labels.
+
+    Args:
+        model: As in :func:`masked_cross_entropy`.
+        batch: As in :func:`masked_cross_entropy`.
+
+    Raises:
+        DataError: The batch is no triple.
+        ShapeError: The mask is not boolean, or has another shape than the labels.
+        UnsupportedError: A layer normalizes with the statistics of the batch, padding included.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 3:
+        length = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise DataError(
+            f"the batch is a {type(batch).__name__}{length}; inputs, labels and a mask are needed."
+        )
+    for name, module in model.named_modules():
+        of_batch = isinstance(module, _BatchNorm) and (
+            module.training or module.running_mean is None
+        )
+        if of_batch:
+            raise UnsupportedError(
+                f"{name or 'the model'} is a {type(module).__name__}, whose statistics would be "
+                "those of padding as well; leave the tasks unpadded, and those of equal shapes run "
+                "side by side."
+            )
+    inputs, labels, mask = batch
+    check_label_type("labels of the batch", labels)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != labels.shape:
+        given = (
+            f"{tuple(mask.shape)} of {mask.dtype}"
+            if isinstance(mask, Tensor)
+            else type(mask).__name__
+        )
+        raise ShapeError(
+            f"the mask is {given}; a boolean one of shape {tuple(labels.shape)} is needed."
+        )
+    return (inputs, labels), mask
 
 
 def _check_batch(batch: Any) -> tuple[Any, Tensor]:

@@ -4,6 +4,8 @@ A network of four convolutions takes a few gradient steps on the support set of 
 its query set; what it starts from, and for some algorithms by which rates it goes, is learned
 across tasks. ``algorithm`` is any of ``metatoolkit.algorithms``, or ``scratch``, which learns each
 task from random initial values; ``library=learn2learn`` takes learn2learn's meta-gradients instead.
+``algorithm=protonet`` is the metric control: class means in the same network without its last layer
+(Snell et al. 2017, arXiv 1703.05175), so that ``lr`` and ``inner_steps`` mean nothing.
 
 What differs from the public code, on purpose: BatchNorm uses the statistics of the batch that it is
 given, as published, and its running statistics are those of no task; classes of the splits follow

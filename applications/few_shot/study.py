@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from metatoolkit.experiments.studies import Claim, Column, Study
+from metatoolkit.experiments.studies import Claim, Column, Row, Study
 from metatoolkit.experiments.task_study import COSTS, NOTE, ROWS, draw_scores
 
 _ACCURACY = Column("test accuracy [%]", "result.test_accuracy", 100.0)
@@ -13,7 +13,8 @@ COMPARISON = Study(
     name="few_shot",
     title="5-way 1-shot on generated glyphs, 1,000 test tasks",
     experiment="applications.few_shot.experiment",
-    rows=ROWS,
+    # The control of what inner learning is worth: class means in the same embedding.
+    rows={**ROWS, "ProtoNet": Row({"algorithm": "protonet"})},
     columns=(
         _ACCURACY,
         Column("± over tasks", "result.test_interval", 100.0, spread=False),
@@ -29,7 +30,7 @@ COMPARISON = Study(
         Claim("MAML", "above", "ANIL", _ACCURACY.header),
         *(
             Claim(row, "above", "MAML", _ACCURACY.header)
-            for row in ("Meta-SGD", "MAML++", "WarpGrad")
+            for row in ("Meta-SGD", "MAML++", "WarpGrad", "ProtoNet")
         ),
     ),
     note=NOTE,

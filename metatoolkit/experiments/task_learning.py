@@ -153,7 +153,9 @@ def run_across_tasks(
     """
     config, trainer = dict(run.config), assembly.trainer
     inner = assembly.refined or trainer.inner
-    scores = TaskScores(trainer.problem, inner, config["inner_steps"], score, config["batching"])
+    assert trainer.estimator is not None
+    steps = trainer.estimator.horizon
+    scores = TaskScores(trainer.problem, inner, steps, score, config["batching"])
 
     def scored(split: str, count: int) -> Tensor:
         source = held_out(split)

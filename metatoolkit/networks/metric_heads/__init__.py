@@ -15,7 +15,7 @@ from torch import nn
 
 from metatoolkit.networks.metric_heads.graph import GraphHead
 from metatoolkit.networks.metric_heads.matching import MatchingHead
-from metatoolkit.networks.metric_heads.prototypical import PrototypicalHead
+from metatoolkit.networks.metric_heads.prototypical import Prototypes, PrototypicalHead
 from metatoolkit.networks.metric_heads.relation import RelationHead
 from metatoolkit.networks.metric_heads.shapes import query_labels
 from metatoolkit.networks.registry import METRIC_HEADS
@@ -24,6 +24,7 @@ __all__ = [
     "METRIC_HEADS",
     "GraphHead",
     "MatchingHead",
+    "Prototypes",
     "PrototypicalHead",
     "RelationHead",
     "build_metric_head",
