@@ -19,6 +19,7 @@ from metatoolkit.hypergradients.base import (
 )
 from metatoolkit.hypergradients.tangents import Directions, TangentBundle
 from metatoolkit.hypergradients.trajectory import outer_gradient, outer_loss, roll_out
+from metatoolkit.hypergradients.truncation import roll_out_truncated
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -45,9 +46,11 @@ class ForwardEstimator(Estimator):
 
     Attributes:
         chunk: Number of directions that a step is differentiated along at a time.
+        truncation: Number of last steps that are differentiated; ``None`` for all.
     """
 
     chunk: int
+    truncation: int | None = None
 
     @abstractmethod
     def _probes(self, problem: BilevelProblem, state: InnerState) -> Probes:
@@ -70,10 +73,12 @@ class ForwardEstimator(Estimator):
         """
         probes = self._probes(problem, state)
         meta = problem.meta_leaves()
+        skipped = 0 if self.truncation is None else len(train_batches) - self.truncation
+        state = roll_out(problem, inner, state, meta, train_batches[:skipped])
         bundle = TangentBundle(
             problem, inner, state, meta, probes.directions, probes.count, self.chunk
         )
-        for batch in train_batches:
+        for batch in train_batches[skipped:]:
             bundle.step(batch)
         loss, adjoint, direct = outer_gradient(problem, bundle.state, meta, valid_batch)
         through: dict[str, Tensor | None] = dict.fromkeys(meta)
@@ -85,7 +90,7 @@ class ForwardEstimator(Estimator):
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=loss,
             state=bundle.state,
-            cost=Cost(forward=steps + 1, backward=steps + 1, jvp=steps * probes.count),
+            cost=Cost(forward=steps + 1, backward=steps + 1, jvp=bundle.products),
         )
 
     @override
@@ -98,6 +103,10 @@ class ForwardEstimator(Estimator):
         valid_batch: Any,
         meta: Tensors,
     ) -> Tensor:
-        """Return the outer loss after T steps from ``state`` under ``meta``."""
-        final = roll_out(problem, inner, state, meta, train_batches)
+        """Return the outer loss after T steps from ``state`` under ``meta``.
+
+        With a truncation, the steps before the last ones run under the problem's own λ.
+        """
+        window = (train_batches, self.truncation)
+        final = roll_out_truncated(problem, inner, state, meta, *window)
         return outer_loss(problem, final, meta, valid_batch)

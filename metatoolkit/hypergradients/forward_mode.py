@@ -10,6 +10,7 @@ from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.base import Traits
 from metatoolkit.hypergradients.forward import ForwardEstimator, Probes
 from metatoolkit.hypergradients.registry import estimators
+from metatoolkit.hypergradients.truncation import require_truncation, truncated
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
@@ -24,18 +25,24 @@ class ForwardMode(ForwardEstimator):
     training loss as symmetric, which custom backward passes that are no gradients (straight-through
     estimators) break: for these, use :class:`Unrolled`.
 
-    Cost with F one forward pass: 3 F for each step and up to 6 F more for each meta-parameter; 3 F
-    for the outer loss. Memory, for any T: N times the inner state, and the double backward of one
-    step for ``chunk`` meta-parameters at once.
+    Cost with F one forward pass: 3 F for each step and up to 6 F more for each meta-parameter on
+    which the state or the training loss depends by then; 3 F for the outer loss. Of the N shares
+    of a :class:`~metatoolkit.metaparameters.Schedule`, those that have not begun cost no pass, so
+    that it is (N + 1) / 2 on average (forward-mode differentiation with sharing, Micaelli & Storkey
+    2021, arXiv 2007.07869). Memory, for any T: N times the inner state, and the double backward of
+    one step for ``chunk`` meta-parameters at once.
+
+    With ``truncation=k`` the last k steps alone are differentiated, as by :class:`Unrolled`.
 
     Args:
         steps: Number of inner steps T.
         chunk: Number of meta-parameters that a step is differentiated in at a time. The passes of
             a chunk are batched by ``vmap``; 1 does without it, and needs the least memory.
         max_bytes: Largest size of all derivatives; beyond it a call is an error, before it starts.
+        truncation: Number of last steps k that are differentiated; ``None`` for all.
 
     Raises:
-        ConfigurationError: A number is below 1.
+        ConfigurationError: A number is below 1, or ``truncation`` above ``steps``.
 
     Example:
         >>> ForwardMode(10_000).horizon
@@ -52,11 +59,20 @@ class ForwardMode(ForwardEstimator):
         paper="Franceschi et al. 2017, arXiv 1703.01785",
     )
 
-    def __init__(self, steps: int = 1, chunk: int = 64, max_bytes: int = 4 * 2**30) -> None:
+    def __init__(
+        self,
+        steps: int = 1,
+        chunk: int = 64,
+        max_bytes: int = 4 * 2**30,
+        truncation: int | None = None,
+    ) -> None:
         for name, value in (("steps", steps), ("chunk", chunk), ("max_bytes", max_bytes)):
             if value < 1:
                 raise ConfigurationError(f"{name} is {value}; a number of at least 1 is needed.")
+        require_truncation(truncation, steps)
         self.horizon = steps
+        self.truncation = truncation
+        self.traits = truncated(type(self).traits, truncation, steps)
         self.chunk = chunk
         self.max_bytes = max_bytes
 

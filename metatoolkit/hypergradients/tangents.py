@@ -34,9 +34,10 @@ class TangentBundle:
     A step is U(θ, slots, g, λ) with g the gradient of the training loss L. The derivative of g
     along (θ̇, λ̇) is the gradient in θ of ⟨θ̇, ∂L/∂θ⟩ + ⟨λ̇, ∂L/∂λ⟩, since second derivatives commute:
     a double backward over one graph that all directions share, batched over them by ``vmap``. That
-    of U is the derivative of its vector-Jacobian product in the vector, batched likewise. Random
-    numbers are drawn once for all directions. Buffers, such as BatchNorm's running statistics, are
-    constants of the derivative.
+    of U is the derivative of its vector-Jacobian product in the vector, batched likewise. The
+    double backward is left out where it is zero: for directions along which neither the state has
+    moved so far, nor a λ that the training loss reads. Random numbers are drawn once for all
+    directions. Buffers, such as BatchNorm's running statistics, are constants of the derivative.
 
     Args:
         problem: The bilevel problem.
@@ -52,6 +53,7 @@ class TangentBundle:
         tangents: Derivative of each of ``state.tensors()``, of the shape (count, *shape).
         reached: Names of the meta-parameters that a training loss or a hyper-parameter has
             depended on so far.
+        products: Number of directions that a double backward has been taken along, over all steps.
 
     Raises:
         UnsupportedError: The inner learner's step is no update by the gradient.
@@ -80,6 +82,9 @@ class TangentBundle:
         self._directions = directions
         self._chunks = [(i, min(i + chunk, count)) for i in range(0, count, chunk)]
         self.reached: set[str] = set()
+        self.products = 0
+        # The directions along which the state may have moved.
+        self._moved = [False] * count
         if problem.begins_with_meta(state):
             self._begin()
 
@@ -104,6 +109,7 @@ class TangentBundle:
             )
         pairs = zip(self.meta, products, strict=True)
         self.reached |= {name for name, product in pairs if product is not None}
+        self._moved = [True] * len(self._moved)
         places = [list(self.state.parameters).index(name) for name in given]
         for first, last in self._chunks:
             moved = batched_products(products, vectors, self._directions(first, last))
@@ -146,12 +152,30 @@ class TangentBundle:
         for first, last in self._chunks:
             rows = [tangent[first:last] for tangent in self.tangents]
             along = self._directions(first, last)
+            read = [part for part, way in zip(along, direct, strict=True) if way is not None]
+            bending = self._bending(first, last, read)
+            heading = [*(rows[i] for i in reached), *along]
             with double_backward_kernels(), within(loss):
-                bent = batched_products(fields, theta, [*(rows[i] for i in reached), *along])
+                bent = _products_of(bending, fields, theta, heading)
             moved = batched_products(products, vectors, [*rows, *bent, *along])
             for row, tangent in zip(rows, moved, strict=True):
                 row.copy_(tangent)
+            self.products += len(bending)
+            if not all(self._moved[first:last]):
+                self._moved[first:last] = _nonzero(rows)
         self.state = dataclasses.replace(after, buffers=buffers).detach()
+
+    def _bending(self, first: int, last: int, read: list[Tensor]) -> list[int]:
+        """Return the directions, from ``first`` on, along which the gradient may change.
+
+        Args:
+            first: First direction.
+            last: Direction after the last one.
+            read: The parts of the directions in what the training loss reads of λ.
+        """
+        moved = self._moved[first:last]
+        reads = _nonzero(read) if read and not all(moved) else moved
+        return [row for row, pair in enumerate(zip(moved, reads, strict=True)) if any(pair)]
 
     def slopes(self, adjoint: Adjoint) -> Tensor:
         """Return the derivative of a function of the state along each direction, (count,).
@@ -167,3 +191,25 @@ class TangentBundle:
             ),
             start=as_real(self.tangents[0]).new_zeros(len(self.tangents[0])),
         )
+
+
+def _nonzero(parts: list[Tensor]) -> list[bool]:
+    """Return whether each row of tensors (count, *shape) has an entry other than zero."""
+    rows = [(part != 0).reshape(len(part), -1).any(1) for part in parts]
+    found: list[bool] = torch.stack(rows).any(0).tolist()
+    return found
+
+
+def _products_of(
+    chosen: list[int], outputs: Adjoint, inputs: list[Tensor], cotangents: list[Tensor]
+) -> list[Tensor]:
+    """Return :func:`batched_products` of chosen rows, and zeros for the others."""
+    count = len(cotangents[0])
+    if len(chosen) == count:
+        return batched_products(outputs, inputs, cotangents)
+    found = [tensor.new_zeros(count, *tensor.shape) for tensor in inputs]
+    if chosen:
+        some = batched_products(outputs, inputs, [cotangent[chosen] for cotangent in cotangents])
+        for rows, part in zip(found, some, strict=True):
+            rows[chosen] = part
+    return found

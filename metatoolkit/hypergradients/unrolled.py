@@ -32,6 +32,11 @@ from metatoolkit.hypergradients.trajectory import (
     roll_out,
     states_backward,
 )
+from metatoolkit.hypergradients.truncation import (
+    require_truncation,
+    roll_out_truncated,
+    truncated,
+)
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -119,11 +124,7 @@ class Unrolled(Estimator):
         step_weights: Sequence[float] | None = None,
     ) -> None:
         require_steps(steps)
-        if truncation is not None and not 1 <= truncation <= steps:
-            raise ConfigurationError(
-                f"truncation is {truncation} with steps={steps}; accepted: a number of last steps "
-                f"from 1 to {steps}, or None for all."
-            )
+        require_truncation(truncation, steps)
         for name, value, accepted in (
             ("checkpoint", checkpoint, _CHECKPOINTS),
             ("product", product, _PRODUCTS),
@@ -193,15 +194,7 @@ class Unrolled(Estimator):
                 memory=f"{count} inner states and {graph}",
                 paper="Engstrom et al. 2025, arXiv 2503.13751" if tree else traits.paper,
             )
-        if self.truncation is not None and self.truncation < self.horizon:
-            traits = dataclasses.replace(
-                traits,
-                kind="approximate",
-                computes=f"derivative through the last {self.truncation} of T inner steps",
-                assumes=f"{traits.assumes}; steps that forget where they started",
-                passes=f"{traits.passes}; 3 F for each step before the last {self.truncation}",
-                paper="Shaban et al. 2019, arXiv 1810.10667",
-            )
+        traits = truncated(traits, self.truncation, self.horizon)
         if self.step_weights is not None:
             traits = dataclasses.replace(
                 traits,
@@ -320,8 +313,6 @@ class Unrolled(Estimator):
                 if weight:
                     total = total + weight * outer_loss(problem, state, meta, valid_batch)
             return total
-        skipped = len(train_batches) - self._window()
-        fixed = problem.meta_parameters()
-        state = roll_out(problem, inner, state, fixed, train_batches[:skipped])
-        state = roll_out(problem, inner, state, meta, train_batches[skipped:])
+        window = (train_batches, self.truncation)
+        state = roll_out_truncated(problem, inner, state, meta, *window)
         return outer_loss(problem, state, meta, valid_batch)
