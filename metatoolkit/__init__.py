@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from metatoolkit.state import InnerState as InnerState
     from metatoolkit.training import EarlyStopping as EarlyStopping
     from metatoolkit.training import MetaTrainer as MetaTrainer
+    from metatoolkit.training import SignDescent as SignDescent
     from metatoolkit.training import TaskBatching as TaskBatching
     from metatoolkit.training import TaskScores as TaskScores
     from metatoolkit.training import join_ranks as join_ranks
@@ -54,6 +55,7 @@ _NAMES = {
     "EarlyStopping": "metatoolkit.training",
     "InnerState": "metatoolkit.state",
     "MetaTrainer": "metatoolkit.training",
+    "SignDescent": "metatoolkit.training",
     "TaskBatching": "metatoolkit.training",
     "TaskScores": "metatoolkit.training",
     "check_hypergradient": "metatoolkit.diagnostics",

@@ -29,6 +29,7 @@ from metatoolkit.training.fit import Log as Log
 from metatoolkit.training.over_tasks import over_tasks as over_tasks
 from metatoolkit.training.ranks import join_ranks as join_ranks
 from metatoolkit.training.replay_buffer import ReplayBuffer as ReplayBuffer
+from metatoolkit.training.sign_descent import SignDescent as SignDescent
 from metatoolkit.training.task_batching import TaskBatching as TaskBatching
 from metatoolkit.training.task_scores import TaskScores as TaskScores
 from metatoolkit.training.trainer import MetaTrainer as MetaTrainer
