@@ -7,6 +7,10 @@ task from random initial values; ``library=learn2learn`` takes learn2learn's met
 ``algorithm=protonet`` is the metric control: class means in the same network without its last layer
 (Snell et al. 2017, arXiv 1703.05175), so that ``lr`` and ``inner_steps`` mean nothing.
 
+``dataset=federated_digits`` has users as tasks, each with ``ways`` of scikit-learn's ten digits and
+a slant of its own: a perceptron of two hidden layers, with a logit for each of the ten, begins at
+what was learned from all users, and takes a few steps on what one has.
+
 What differs from the public code, on purpose: BatchNorm uses the statistics of the batch that it is
 given, as published, and its running statistics are those of no task; classes of the splits follow
 from their sorted names; every draw is seeded, and test tasks are the same for all runs.
@@ -17,6 +21,8 @@ Expected on the default, generated glyphs: see docs/few_shot.md.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +30,10 @@ import torch
 from torch import Tensor, nn
 
 import metatoolkit as mt
-from applications.few_shot.settings import NAMED, FewShotTaskSettings
+from applications.few_shot.settings import FEDERATED, NAMED, FewShotTaskSettings
 from baselines.learn2learn_algorithms import Learn2LearnAlgorithm
 from metatoolkit import records
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.experiments.configured import configure
 from metatoolkit.experiments.run import Assembly
 from metatoolkit.experiments.task_learning import (
@@ -95,6 +102,45 @@ def build_tasks(
     )
 
 
+def build_users(config: dict[str, Any], split: str) -> mt.tasks.FederatedDigits:
+    """Return the users of a split.
+
+    Args:
+        config: A configuration of this experiment.
+        split: As for :func:`build_tasks`.
+
+    Raises:
+        ConfigurationError: Their images are to be augmented.
+    """
+    if config["augment"]:
+        raise ConfigurationError(
+            f"augment is {config['augment']}, but the images of {FEDERATED} are not augmented; "
+            "give augment=0."
+        )
+    return mt.tasks.FederatedDigits(
+        split,
+        classes=config["ways"],
+        **{name: config[name] for name in ("shots", "queries", "tasks")},
+        seed=config["seed"] if split == "train" else HELD_OUT_SEED,
+    )
+
+
+def build_model(config: dict[str, Any], images: Tensor) -> nn.Module:
+    """Return the network, freshly initialized from the global random state.
+
+    Args:
+        config: A configuration of this experiment.
+        images: Some images of a task.
+    """
+    width = config["width"]
+    if config["dataset"] == FEDERATED:
+        # Too small for four convolutions that halve the sides; all users share the labels.
+        return nn.Sequential(nn.Flatten(), mt.networks.MLP(images[0].numel(), (width, width), 10))
+    backbone = mt.networks.build_backbone("conv4", images.shape[1], width=width)
+    features = backbone(images[:1].cpu()).numel()
+    return nn.Sequential(backbone, nn.Flatten(), nn.Linear(features, config["ways"]))
+
+
 def assemble(config: dict[str, Any]) -> Assembly:
     """Put domain, network and algorithm together.
 
@@ -111,18 +157,16 @@ def assemble(config: dict[str, Any]) -> Assembly:
         DataError: There are fewer classes than ways, or fewer images than shots and queries.
     """
     config = settings_of(config)
-    domain, transform = load_domain(config)
-
-    def tasks_of(split: str) -> mt.tasks.FewShotTasks:
-        return build_tasks(config, domain, transform, split)
+    if config["dataset"] == FEDERATED:
+        tasks_of: Callable[[str], mt.tasks.TaskSource] = functools.partial(build_users, config)
+    else:
+        tasks_of = functools.partial(build_tasks, config, *load_domain(config))
 
     # What cannot be tested is told before the training.
     train, *_ = (tasks_of(split) for split in ("train", "valid", "test"))
     (images, _), _ = train.task(0)
     torch.manual_seed(config["seed"])
-    backbone = mt.networks.build_backbone("conv4", images.shape[1], width=config["width"])
-    features = backbone(images[:1].cpu()).numel()
-    model = nn.Sequential(backbone, nn.Flatten(), nn.Linear(features, config["ways"]))
+    model = build_model(config, images)
     assembly = assemble_across_tasks(
         config, model, mt.losses.cross_entropy, train, Learn2LearnAlgorithm
     )

@@ -12,7 +12,9 @@ class FewShotTaskSettings(TaskLearningSettings):
     """Configuration of the application."""
 
     dataset: Text = entry(
-        "glyphs", "Domain such as omniglot or glyphs, `learn2learn:NAME`, or a folder of images."
+        "glyphs",
+        "Domain such as omniglot or glyphs, `learn2learn:NAME`, federated_digits, or a folder of "
+        "images.",
     )
     data_root: Text | None = entry(None, "Folder of the data; None for METATOOLKIT_DATA.")
     image_size: Annotated[int, Field(ge=16)] = entry(16, "Side that images are resized to.")
@@ -31,7 +33,28 @@ class FewShotTaskSettings(TaskLearningSettings):
 
 DEFAULT = FewShotTaskSettings.defaults()
 
+FEDERATED = "federated_digits"
+"""The data set whose tasks are users, with labels that all share."""
+
 NAMED: dict[str, dict[str, Any]] = {
+    # Users who have three of the ten digits each, ten of them in each of 50 rounds. The whole step
+    # of Reptile is federated averaging.
+    "federated": {
+        "dataset": FEDERATED,
+        "ways": 3,
+        "shots": 5,
+        "queries": 10,
+        "width": 32,
+        "steps": 50,
+        "tasks": 10,
+        "algorithm": "aruba",
+        "meta_optimizer": "sgd",
+        "meta_lr": 1.0,
+        "evaluate_every": 10,
+        "valid_tasks": 50,
+        "test_tasks": 400,
+        "batching": "vmap",
+    },
     # Seconds instead of minutes, for tests; its numbers mean nothing.
     "smoke": {
         "dataset": "digits",

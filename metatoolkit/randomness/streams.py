@@ -87,6 +87,7 @@ class Stream(int, enum.Enum):
     MIXED_SOURCES = "tasks", 9
     MIXED_SEEDS = "tasks", 10
     PIXELS = "tasks", 11
+    FEDERATED_USERS = "tasks", 12
 
     # Seeds of few-shot training on labeled images.
     WARM_UP = "labeled images", 1

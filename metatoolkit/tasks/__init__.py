@@ -7,6 +7,7 @@ from metatoolkit.tasks.datasets import load_dataset
 from metatoolkit.tasks.default_domains import default_domains
 from metatoolkit.tasks.domains import Domain, ImageSet, LabeledImages, domain_of, split_classes
 from metatoolkit.tasks.episodes import Episode, EpisodeBatches, pseudo_domains
+from metatoolkit.tasks.federated_digits import FederatedDigits
 from metatoolkit.tasks.few_shot_tasks import FewShotTasks
 from metatoolkit.tasks.function_tasks import FunctionTasks
 from metatoolkit.tasks.image_folders import ImageFiles, image_folder_domain, photo_domains
@@ -62,6 +63,7 @@ __all__ = [
     "Domain",
     "Episode",
     "EpisodeBatches",
+    "FederatedDigits",
     "FewShotTasks",
     "FunctionTasks",
     "ImageFiles",

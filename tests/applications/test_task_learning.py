@@ -10,6 +10,7 @@ from applications.few_shot.experiment import experiment as images
 from applications.few_shot.settings import DEFAULT as FEW_SHOT
 from applications.few_shot.settings import NAMED as FEW_SHOT_NAMED
 from applications.few_shot.study import COMPARISON as IMAGES
+from applications.few_shot.tuning import SEARCH
 from applications.regression_tasks.experiment import assemble as assemble_functions
 from applications.regression_tasks.experiment import experiment as functions
 from applications.regression_tasks.settings import DEFAULT as REGRESSION
@@ -17,6 +18,7 @@ from applications.regression_tasks.settings import NAMED as REGRESSION_NAMED
 from applications.regression_tasks.study import COMPARISON as FUNCTIONS
 from metatoolkit import records
 from metatoolkit.errors import ConfigurationError, DataError, UnknownNameError
+from metatoolkit.experiments import tuning
 from metatoolkit.experiments.jobs import run_job
 from metatoolkit.experiments.run import measure_costs
 from metatoolkit.experiments.studies import collect, jobs_of
@@ -132,6 +134,35 @@ def test_images_of_digits_are_learned_as_functions_and_tested_on_other_digits():
     assert inputs.shape == (20, 2) and targets.shape == (20, 1)
     with pytest.raises(DataError, match="64 pixels, fewer than the 65"):
         assemble_functions({**config, "queries": 45})
+
+
+def test_users_of_federated_digits_share_ten_labels():
+    config = {**FEW_SHOT, **FEW_SHOT_NAMED["federated"], "seed": 1}
+    assembly = assemble_images(config)
+    (images, labels), _ = assembly.train_batches.task(0)
+    assert images.shape == (15, 1, 8, 8) and len(labels.unique()) == 3
+    assert assembly.trainer.problem.model(images).shape == (15, 10)
+    same = [assembly.task(split).task(0)[0][0] for split in ("valid", "test")]
+    assert not torch.equal(*same)
+    other = assemble_images({**config, "seed": 2})
+    assert torch.equal(other.task("test").task(0)[0][0], same[1])
+    assert not torch.equal(other.train_batches.task(0)[0][0], images)
+    with pytest.raises(ConfigurationError, match="augment is 1"):
+        assemble_images({**config, "augment": 1})
+
+
+def test_the_single_rate_and_aruba_are_tuned_over_their_own_settings():
+    first = {label: tuning.trials(SEARCH, label, 8) for label in SEARCH.spaces}
+    # The first point of a Halton sequence is 1/2, the others by the bits of its number.
+    rates = [trial.updates["lr"] for trial in first["single rate"]]
+    assert rates[:3] == [0.3, 0.095, 0.95] and min(rates) < 0.041 and len(set(rates)) == 8
+    assert [trial.updates["lr"] for trial in first["ARUBA"]] == rates
+    assert first["ARUBA"][0].updates["options"] == {"zeta": 0.01}
+    for label, (trial, *_) in first.items():
+        config = {**FEW_SHOT, **FEW_SHOT_NAMED["federated"], **trial.updates, "seed": 1}
+        assembly = assemble_images(config)
+        rates = assembly.trainer.problem.meta
+        assert ("rates" in rates) == (label == "ARUBA") and trial.named == ("federated",)
 
 
 def test_the_cost_of_a_meta_step_is_measured_without_a_trace():
