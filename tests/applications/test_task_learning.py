@@ -10,6 +10,7 @@ from applications.few_shot.experiment import experiment as images
 from applications.few_shot.settings import DEFAULT as FEW_SHOT
 from applications.few_shot.settings import NAMED as FEW_SHOT_NAMED
 from applications.few_shot.study import COMPARISON as IMAGES
+from applications.few_shot.study import FEDERATED_DIGITS as USERS
 from applications.few_shot.tuning import SEARCH
 from applications.regression_tasks.experiment import assemble as assemble_functions
 from applications.regression_tasks.experiment import experiment as functions
@@ -22,6 +23,7 @@ from metatoolkit.experiments import tuning
 from metatoolkit.experiments.jobs import run_job
 from metatoolkit.experiments.run import measure_costs
 from metatoolkit.experiments.studies import collect, jobs_of
+from metatoolkit.records.fields import flatten
 from tests.drawings import bars, lines
 from tests.tasks.images import write_image
 
@@ -159,10 +161,33 @@ def test_the_single_rate_and_aruba_are_tuned_over_their_own_settings():
     assert [trial.updates["lr"] for trial in first["ARUBA"]] == rates
     assert first["ARUBA"][0].updates["options"] == {"zeta": 0.01}
     for label, (trial, *_) in first.items():
+        row = USERS.rows[label]
+        # What was tuned is what the study sets, and nothing else.
+        assert set(flatten(row.updates)) == set(flatten(trial.updates)) and row.named == trial.named
         config = {**FEW_SHOT, **FEW_SHOT_NAMED["federated"], **trial.updates, "seed": 1}
         assembly = assemble_images(config)
         rates = assembly.trainer.problem.meta
         assert ("rates" in rates) == (label == "ARUBA") and trial.named == ("federated",)
+
+
+def test_the_study_of_federated_digits_has_seeds_of_its_own_and_rows_that_run():
+    assert len(USERS.seeds) >= 10
+    assert not set(USERS.seeds) & set(range(SEARCH.first_seed, SEARCH.first_seed + 100))
+    kinds = {label: _rates_of(row) for label, row in USERS.rows.items()}
+    assert kinds == {
+        "single rate": (False, False),
+        "ARUBA": (False, False),
+        "ARUBA, one rate": (True, False),
+        "ARUBA++": (False, True),
+    }
+
+
+def _rates_of(row):
+    """Whether rates of an assembled row are isotropic, and refined."""
+    config = {**FEW_SHOT, **FEW_SHOT_NAMED["federated"], **row.updates, "seed": 1}
+    assembly = assemble_images(config)
+    meta = assembly.trainer.problem.meta
+    return "rates" in meta and meta["rates"].isotropic, assembly.refined is not None
 
 
 def test_the_cost_of_a_meta_step_is_measured_without_a_trace():
