@@ -17,9 +17,9 @@ from metatoolkit.tasks.task_source import Task, TaskSource
 class MixedTasks(TaskSource):
     """Tasks of several sources, each drawn from one of them at random.
 
-    Task n is task n of the source that is drawn for it. Tasks must be alike in their shapes,
-    whichever source they are from. The sources belong to the mixture from then on: their seeds
-    follow from its own, so that they differ from each other, and with it.
+    Task n is task n of the source that is drawn for it, under a seed that follows from that of the
+    mixture and the place of the source in it. Tasks must be alike in shapes and types, whichever
+    source they are from. The sources stay where they are, and may serve other mixtures, too.
 
     Args:
         sources: Sources by name, or one after the other.
@@ -87,16 +87,18 @@ class MixedTasks(TaskSource):
 
     @override
     def task(self, number: int) -> Task:
-        return self.sources[self._drawn(number)].task(number)
+        place = self._drawn(number)
+        source = self.sources[place]
+        before = source._place()
+        source.reseed(fold_in(self.seed, Stream.MIXED_SEEDS, place))
+        try:
+            return source.task(number)
+        finally:
+            source._go_to(before)
 
     def _drawn(self, number: int) -> int:
         draw = random.Random(fold_in(self.seed, Stream.MIXED_SOURCES, number))
         return draw.choices(range(len(self.sources)), self.weights)[0]
-
-    @override
-    def _moved(self) -> None:
-        for place, source in enumerate(self.sources):
-            source.reseed(fold_in(self.seed, Stream.MIXED_SEEDS, place))
 
     @override
     def _told(self, number: int) -> str:

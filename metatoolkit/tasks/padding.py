@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import DataError, ShapeError
+from metatoolkit.tasks.task_source import told
 
 
 def pad_tasks(
@@ -58,7 +59,7 @@ def _padded(name: str, parts: Sequence[Any]) -> tuple[Tensor, ...]:
         given, first = ([(t.shape[1:], t.dtype) for t in p] for p in (part, parts[0]))
         if given != first:
             raise ShapeError(
-                f"the {name} of task {number} has tensors {_told(part)} beside {_told(parts[0])} "
+                f"the {name} of task {number} has tensors {told(part)} beside {told(parts[0])} "
                 "of task 0; only the first dimension may differ."
             )
     columns = zip(*parts, strict=True)
@@ -75,12 +76,8 @@ def _size(what: str, part: Any) -> int:
         raise DataError(f"{what} is no tuple of tensors with a leading dimension of examples.")
     sizes = {len(tensor) for tensor in part}
     if len(sizes) > 1:
-        raise ShapeError(f"{what} has tensors {_told(part)}, which differ in their examples.")
+        raise ShapeError(f"{what} has tensors {told(part)}, which differ in their examples.")
     size = sizes.pop()
     if size == 0:
         raise DataError(f"{what} is empty; at least one example is needed.")
     return size
-
-
-def _told(part: tuple[Tensor, ...]) -> str:
-    return ", ".join(f"{tuple(t.shape)} ({str(t.dtype).removeprefix('torch.')})" for t in part)

@@ -33,15 +33,11 @@ class ResumableBatches(Iterator[Item]):
         Args:
             seed: Seed of what is drawn.
         """
-        self.seed = seed
-        for name in self.counters:
-            setattr(self, name, 0)
-        self._moved()
+        self._go_to({"seed": seed, **dict.fromkeys(self.counters, 0)})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place of this iterator; the data are not part of it."""
-        place = {name: getattr(self, name) for name in ("seed", *self.counters)}
-        return self._kept() | place
+        return self._kept() | self._place()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a stored place: the next batches are bitwise those that followed it.
@@ -65,6 +61,13 @@ class ResumableBatches(Iterator[Item]):
                 f"this is no state of {type(self).__name__} ({error!r}); pass what state_dict() "
                 "returned."
             ) from error
+        self._go_to(place)
+
+    def _place(self) -> dict[str, int]:
+        """Return the seed and the counters by name."""
+        return {name: getattr(self, name) for name in ("seed", *self.counters)}
+
+    def _go_to(self, place: dict[str, int]) -> None:
         for name, value in place.items():
             setattr(self, name, value)
         self._moved()

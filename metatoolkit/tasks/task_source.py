@@ -72,16 +72,17 @@ class TaskSource(ResumableBatches[Task]):
 
         Raises:
             ConfigurationError: ``count`` is no integer from 1 on.
-            ShapeError: Tasks are not alike; the first that differs is named.
+            ShapeError: Tasks differ in shapes or types; the first that does is named.
         """
         check_integers(1, count=count)
         tasks = [self.task(first + n) for n in range(count)]
         for number, task in enumerate(tasks):
-            if _shapes(task) != _shapes(tasks[0]):
+            mine, other = (" and ".join(map(told, pair)) for pair in (task, tasks[0]))
+            if mine != other:
                 raise ShapeError(
-                    f"{self._told(first + number)} has tensors of shapes {_shapes(task)}, and "
-                    f"{self._told(first)} {_shapes(tasks[0])}; the tasks of a batch must be alike: "
-                    "resize or cut what they hold, or give them as a list."
+                    f"{self._told(first + number)} has tensors of shapes {mine}, and "
+                    f"{self._told(first)} {other}; the tasks of a batch must be alike: resize, cut "
+                    "or convert what they hold, or give them as a list."
                 )
         support, query = zip(*tasks, strict=True)
         return _stacked(support), _stacked(query)
@@ -121,8 +122,13 @@ def augmented(support: Examples, transform: Transform | None, key: int) -> Examp
     return transform(inputs, generator), *others
 
 
-def _shapes(task: Task) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    return tuple(tuple(tuple(tensor.shape) for tensor in part) for part in task)
+def told(part: Examples) -> str:
+    """Return shapes and types of tensors, for messages.
+
+    Args:
+        part: The tensors.
+    """
+    return ", ".join(f"{tuple(t.shape)} ({str(t.dtype).removeprefix('torch.')})" for t in part)
 
 
 def _stacked(parts: tuple[Examples, ...]) -> Examples:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from metatoolkit.errors import CheckpointError, ConfigurationError, ShapeError
-from metatoolkit.tasks import FewShotTasks, FunctionTasks, MixedTasks, TaskSource
+from metatoolkit.randomness import Stream, fold_in
+from metatoolkit.tasks import FewShotTasks, FunctionTasks, MixedTasks, TabularTasks, TaskSource
 from tests.tasks.images import numbered_domain
 from tests.tasks.taken import raw
 
@@ -44,16 +45,45 @@ def test_sources_are_drawn_by_their_weights() -> None:
     assert abs(drawn.count("second") - 3000) < 4 * (4000 * 0.75 * 0.25) ** 0.5
 
 
-def test_the_seed_is_that_of_all_sources_which_differ_from_each_other() -> None:
+def test_the_seeds_of_the_sources_follow_from_that_of_the_mixture() -> None:
     mixed = MixedTasks([functions(), functions()], tasks=8, seed=1)
-    first, second = (source.task(0)[0][0] for source in mixed.sources)
-    assert not torch.equal(first, second)
     before = mixed.batch(0, 8)[0][0]
+    for number, inputs in enumerate(before):
+        seed = fold_in(1, Stream.MIXED_SEEDS, int(mixed.source_of(number)))
+        alone = FunctionTasks(shots=2, queries=2, tasks=1, seed=seed)
+        assert torch.equal(inputs, alone.task(number)[0][0])
+    assert {mixed.source_of(number) for number in range(8)} == {"0", "1"}
     mixed.reseed(2)
     after = mixed.batch(0, 8)[0][0]
     assert not any(torch.equal(one, two) for one in before for two in after)
     mixed.reseed(1)
     assert torch.equal(mixed.batch(0, 8)[0][0], before)
+
+
+def test_sources_go_on_by_themselves_and_serve_several_mixtures() -> None:
+    sources: list[TaskSource] = [functions(), make()]
+    alone = functions()
+    next(sources[0])
+    training = MixedTasks(sources[:1], tasks=4, seed=0)
+    expected = training.batch(0, 4)
+    held_out = MixedTasks([MixedTasks(sources[:1], tasks=1), sources[0]], tasks=4, seed=1)
+    unseen = next(held_out)[0][0]
+    again = training.batch(0, 4)
+    for one, two in zip(expected, again, strict=True):
+        assert all(map(torch.equal, one, two))
+    assert not any(torch.equal(one, two) for one in unseen for two in again[0][0])
+    assert torch.equal(next(sources[0])[0][0], alone.batch(1, 1)[0][0])
+
+
+def test_a_source_is_where_it_was_after_a_task_that_cannot_be_made() -> None:
+    class Failing(FunctionTasks):
+        def task(self, number: int) -> Any:
+            raise ValueError(f"task {number} is gone")
+
+    source = Failing(shots=2, queries=2, tasks=1, seed=7)
+    with pytest.raises(ValueError, match="task 0 is gone"):
+        next(MixedTasks([source], tasks=1))
+    assert source.seed == 7
 
 
 def test_a_stored_place_is_found_again_in_mixtures_of_mixtures() -> None:
@@ -79,6 +109,15 @@ def test_tasks_that_are_not_alike_are_named_with_their_sources() -> None:
     with pytest.raises(ShapeError, match=r"task \d, of source '(few|many)', has tensors of shapes"):
         next(mixed)
     assert mixed.next_task == 0
+
+
+def test_tasks_of_other_types_are_named_and_not_converted() -> None:
+    inputs = torch.rand(8, 1, dtype=torch.float64)
+    sizes = {"shots": 2, "queries": 2, "tasks": 1}
+    table = TabularTasks(inputs, inputs, [0] * 8, **sizes, dtype=torch.float64)
+    mixed = MixedTasks({"table": table, "functions": functions()}, tasks=9)
+    with pytest.raises(ShapeError, match=r"task \d, of source .*float(32|64).*float(32|64)"):
+        next(mixed)
 
 
 @pytest.mark.parametrize(
