@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -16,12 +17,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metatoolkit.errors import ConfigurationError, RankError, brief
 from metatoolkit.hypergradients.base import Cost, Hypergradient
+from metatoolkit.hypergradients.products import as_real, as_vector
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.training.task_batches import TaskBatch, tensors_of
 from metatoolkit.training.task_rules import TaskRules
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LOSSES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _REMEDY = (
     "start the program by torchrun --nproc-per-node 2 program.py, say, and call mt.join_ranks()"
 )
@@ -125,10 +128,12 @@ class Ranks:
             losses = found.new_zeros(batch.count)
             losses[share.start : share.stop] = found
             observed = result.details.get("observed", {})
-        failed = torch.zeros(self.count)
+        failed, kinds = torch.zeros(self.count), torch.zeros(len(_LOSSES))
         failed[self.rank] = failure is not None
+        if result is not None:
+            kinds[_LOSSES.index(losses.dtype)] = 1
         leaves, spec = tree_flatten(observed)
-        total = self._summed([failed, losses, *gradients.values(), *leaves], failure)
+        total = self._summed([failed, kinds, losses, *gradients.values(), *leaves], failure)
         ranks = total[0].nonzero().flatten().tolist()
         if failure is not None:
             raise failure
@@ -137,10 +142,11 @@ class Ranks:
                 f"rank {ranks[0]} failed, so that rank {self.rank} ends, too: look at what that "
                 "process prints."
             )
-        losses = total[1].to(losses)
+        types = [_LOSSES[place] for place in total[1].nonzero().flatten().tolist()]
+        losses = total[2].to(functools.reduce(torch.promote_types, types))
         mean = {
             name: (sum_ / batch.count).to(tensor)
-            for (name, tensor), sum_ in zip(meta.items(), total[2:], strict=False)
+            for (name, tensor), sum_ in zip(meta.items(), total[3:], strict=False)
         }
         told: dict[str, Any] = {} if result is None else dict(result.details)
         if leaves:
@@ -155,16 +161,18 @@ class Ranks:
         )
 
     def _summed(self, parts: list[Tensor], failure: Exception | None) -> list[Tensor]:
-        """Return the sums of tensors over all processes, by one all-reduce in their widest type."""
-        device, dtype = parts[-1].device, parts[0].dtype
-        for part in parts:
-            dtype = torch.promote_types(dtype, part.dtype)
-        flat = torch.cat([part.detach().to(device, dtype).flatten() for part in parts])
+        """Return the sums of tensors over all processes, by one all-reduce.
+
+        It is in double precision, whatever the types: one that has no task knows no loss's type.
+        """
+        flat = as_vector((part.detach() for part in parts), torch.float64, parts[-1].device)
         with _others_are_there(failure):
             dist.all_reduce(flat)
-        sizes = [part.numel() for part in parts]
-        sums = flat.split(sizes)
-        return [total.view(part.shape) for total, part in zip(sums, parts, strict=True)]
+        sums = []
+        for part, total in zip(parts, flat.split([as_real(p).numel() for p in parts]), strict=True):
+            entry = total.view(as_real(part).shape)
+            sums.append(torch.complex(*entry.unbind(-1)) if part.is_complex() else entry)
+        return sums
 
     def _compare(
         self, problem: BilevelProblem, start: InnerState, batch: TaskBatch, moved: Tensors

@@ -6,7 +6,7 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.tasks.resumable import ResumableBatches
-from tests.training.across_tasks import regression, sinusoids
+from tests.training.across_tasks import regression, sinusoids, squared_error
 
 
 class Sinusoids(ResumableBatches):
@@ -21,9 +21,17 @@ class Sinusoids(ResumableBatches):
         return sinusoids(self.tasks, seed=1000 * self.seed + self.next_batch)
 
 
+def decayed(model, meta, batch):
+    """A training loss in float64, whose meta-parameter is a float32."""
+    return squared_error(model, meta, batch) + meta.weight.sum() * model[0].weight.square().sum()
+
+
 def train(folder, options, rank=0, sharded=False):
     """Train, and return λ, with scores on further tasks, and what was reported."""
     problem = regression(torch.nn.Dropout(0.2))
+    if "types" in options:
+        meta = torch.nn.Linear(1, 1, bias=False)
+        problem = mt.BilevelProblem(problem.model, meta, decayed, squared_error)
     if options.get("other_model") == str(rank):
         problem.meta.parameters().__next__().data.add_(1.0)
     mode = options.get("mode", "vmap")
@@ -70,7 +78,8 @@ def train(folder, options, rank=0, sharded=False):
     meta = {name: tensor.detach() for name, tensor in problem.meta.named_parameters()}
     if "aruba" not in options:
         batching = mt.TaskBatching(mode, sharded=sharded)
-        meta["scores"] = mt.TaskScores(problem, inner, 3, batching=batching)(sinusoids(4, seed=77))
+        scored = sinusoids(2 if "types" in options else 4, seed=77)
+        meta["scores"] = mt.TaskScores(problem, inner, 3, batching=batching)(scored)
     return meta, reported
 
 

@@ -67,7 +67,9 @@ def test_two_processes_have_the_numbers_of_one(processes, tmp_path, mode):
     assert_alone_is_the_same(tmp_path, {"mode": mode}, 2)
 
 
-@pytest.mark.parametrize("others", [{}, {"aruba": "yes"}], ids=["MAML", "ARUBA"])
+@pytest.mark.parametrize(
+    "others", [{}, {"aruba": "yes"}, {"types": "mixed"}], ids=["MAML", "ARUBA", "mixed types"]
+)
 def test_fewer_tasks_than_processes(processes, tmp_path, others):
     options = {"tasks": "2", "steps": "2"} | others
     codes, told = started(processes, tmp_path, 3, *map("=".join, options.items()))
@@ -85,8 +87,9 @@ def test_a_process_that_dies_ends_the_run_which_resumes_on_another_number(proces
     assert_alone_is_the_same(tmp_path, {}, 3)
 
 
-def test_a_failure_of_one_ends_all_with_its_own_error(processes, tmp_path):
-    codes, told = started(processes, tmp_path, 2, "poisoned=1")
+@pytest.mark.parametrize("options", [[], ["types=mixed"]], ids=["one type", "mixed types"])
+def test_a_failure_of_one_ends_all_with_its_own_error(processes, tmp_path, options):
+    codes, told = started(processes, tmp_path, 2, "poisoned=1", *options)
     assert all(codes)
     # Five tasks: the second process begins with the third.
     assert "NonFiniteError: task 2 of the batch" in told[1]
