@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from metatoolkit.errors import (
-    ConfigurationError,
-)
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.exchange import Exchange
 from metatoolkit.stateless.initial_values import check_takes_meta, checked_initial
+from metatoolkit.stateless.loss_values import check_takes_batch
 from metatoolkit.stateless.micro_batched import MicroBatched
 from metatoolkit.stateless.modes import in_mode
 from metatoolkit.stateless.passes import Loss, Passes
@@ -59,7 +58,8 @@ class BilevelProblem:
 
     Raises:
         ConfigurationError: ``meta`` or ``model`` has nothing to learn, ``valid_mode`` is unknown,
-            ``initial`` is no function of ``meta``, or ``micro_batch`` is no number of examples.
+            ``initial`` is no function of ``meta``, a loss none of model, ``meta`` and batch, or
+            ``micro_batch`` is no number of examples.
 
     Example:
         >>> model, meta = torch.nn.Linear(2, 1), torch.nn.Linear(1, 1, bias=False)
@@ -84,6 +84,8 @@ class BilevelProblem:
         initial: Callable[[Any], Mapping[str, Tensor]] | None = None,
         micro_batch: int | Mapping[str, int] | None = None,
     ) -> None:
+        check_takes_batch(train_loss, "train_loss")
+        check_takes_batch(valid_loss, "valid_loss")
         if initial is not None:
             check_takes_meta(initial)
         if valid_mode not in (None, "train", "eval"):

@@ -1,14 +1,45 @@
-"""What a loss may return, and what its gradients may be."""
+"""What a loss may be and return, and what its gradients may be."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from metatoolkit.errors import DataError, ShapeError, UnsupportedError
+from metatoolkit.errors import ConfigurationError, DataError, ShapeError, UnsupportedError
 from metatoolkit.state import describe
+
+
+def check_takes_batch(loss: Any, kind: str) -> None:
+    """Raise unless a loss can be called with model, meta-parameter module and batch.
+
+    Args:
+        loss: What the user gave.
+        kind: Name of the loss.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    remedy = (
+        "accepted: a function (model, meta, batch) -> scalar tensor, such as lambda model, meta, "
+        "batch: criterion(model(batch[0]), batch[1]) for a criterion of outputs and targets."
+    )
+    if not callable(loss):
+        raise ConfigurationError(f"{kind} is {describe(loss)}; {remedy}")
+    try:
+        # That of a module's call tells nothing.
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except ValueError:
+        # Some built-in functions have none.
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{kind} cannot be called with model, meta and batch ({error}); {remedy}"
+        ) from error
 
 
 def checked_loss(value: Any, kind: str) -> Tensor:

@@ -166,23 +166,32 @@ def check_numbers(**numbers: int) -> None:
             raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
 
 
-def check_valid_batches(valid_batches: Any, estimates: bool, across_tasks: bool) -> None:
-    """Raise where batches for the outer loss are missing, or belong to the tasks.
+def check_batches(train_batches: Any, valid_batches: Any, estimator: Any, tasks: Any) -> None:
+    """Raise where batches for the outer loss are missing or belong to the tasks, or one is given.
 
     Args:
+        train_batches: What was given.
         valid_batches: What was given, or ``None``.
-        estimates: Whether there is an estimator.
-        across_tasks: Whether each task brings its own.
+        estimator: The estimator, or ``None``.
+        tasks: What calls it on batches of tasks, which bring their own, or ``None``.
 
     Raises:
         ConfigurationError: It is so.
     """
-    if estimates and not across_tasks and valid_batches is None:
-        raise ConfigurationError("valid_batches is missing; the estimator needs them.")
-    if across_tasks and valid_batches is not None:
+    if estimator is not None and tasks is None and valid_batches is None:
+        raise ConfigurationError(
+            "valid_batches is missing; the estimator needs them. Where train_batches are batches "
+            "of tasks, which bring their queries, make the trainer with tasks='auto'."
+        )
+    if tasks is not None and valid_batches is not None:
         raise ConfigurationError(
             "valid_batches is given, but with tasks= each batch of tasks has its query sets: pass "
             "an iterable of batches of tasks (support, query) alone."
+        )
+    if tasks is not None and isinstance(train_batches, tuple):
+        raise ConfigurationError(
+            "train_batches is a tuple, as a single batch of tasks (support, query) is; pass a list "
+            "of batches, or a source of them, such as mt.tasks.FunctionTasks."
         )
 
 

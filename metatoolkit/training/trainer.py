@@ -21,6 +21,7 @@ from metatoolkit.training.across_tasks import across_tasks
 from metatoolkit.training.batch_stream import BatchStream, Stateful
 from metatoolkit.training.checkpoints import read_checkpoint, write_checkpoint
 from metatoolkit.training.checks import (
+    check_batches,
     check_components,
     check_lookahead,
     check_nothing_looks,
@@ -28,7 +29,6 @@ from metatoolkit.training.checks import (
     check_rhythm,
     check_steps_left,
     check_stopping,
-    check_valid_batches,
     checked_device,
     warn_of_forgotten_start,
 )
@@ -248,7 +248,7 @@ class MetaTrainer:
         """
         refuse_inference_mode()
         check_numbers(steps=steps, log_every=log_every)
-        check_valid_batches(valid_batches, self.estimator is not None, self.tasks is not None)
+        check_batches(train_batches, valid_batches, self.estimator, self.tasks)
         check_stopping(early_stopping, evaluate is not None, evaluate_every)
         path = None if checkpoint is None else Path(checkpoint)
         self._keeps_places = path is not None

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import metatoolkit as mt
-from metatoolkit.errors import DataError, ShapeError, UnsupportedError
-from metatoolkit.stateless.loss_values import checked_loss, refuse_sparse
+from metatoolkit.errors import ConfigurationError, DataError, ShapeError, UnsupportedError
+from metatoolkit.stateless.loss_values import check_takes_batch, checked_loss, refuse_sparse
 from metatoolkit.testing import bank
 
 SCALAR = torch.tensor(1.5)
@@ -112,3 +112,29 @@ def test_sparse_gradients_are_refused_and_dense_ones_are_not(make):
 
 def test_missing_gradients_are_not_sparse():
     refuse_sparse([None, SCALAR])
+
+
+class Criterion(nn.Module):
+    def forward(self, model, meta, batch):
+        return model(batch).mean()
+
+
+@pytest.mark.parametrize("loss", [Criterion(), lambda model, meta, batch, scale=1.0: scale, max])
+def test_what_takes_model_meta_and_batch_is_a_loss(loss):
+    check_takes_batch(loss, "train_loss")
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (nn.CrossEntropyLoss(), r"cannot be called with model, meta and batch \(too many"),
+        (lambda model, batch: 0.0, "cannot be called with model, meta and batch"),
+        (lambda model, meta, batch, scale: 0.0, "missing a required argument: 'scale'"),
+        (None, "is None"),
+    ],
+)
+def test_what_does_not_is_refused_when_the_problem_is_made(loss, message):
+    model, meta = nn.Linear(1, 1), nn.Linear(1, 1)
+    for losses, kind in (((loss, Criterion()), "train_loss"), ((Criterion(), loss), "valid_loss")):
+        with pytest.raises(ConfigurationError, match=rf"{kind} .*{message}.*\(model, meta, batch"):
+            mt.BilevelProblem(model, meta, *losses)

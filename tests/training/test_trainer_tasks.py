@@ -186,6 +186,8 @@ def test_what_else_is_refused():
     with pytest.raises(ConfigurationError, match="each batch of tasks has its query sets"):
         trainer.fit(BATCHES, BATCHES, 1, progress=False)
     trainer.base_step(listed(BATCHES[0])[0][0])
+    with pytest.raises(ConfigurationError, match="train_batches is a tuple, as a single batch"):
+        trainer_of(regression()).fit(sinusoids(), steps=1, progress=False)
     with pytest.raises(ConfigurationError, match="1 steps from the initial one"):
         fit(trainer, 1)
 
