@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from metatoolkit.algorithms.assembly import Algorithm as Algorithm
+from metatoolkit.algorithms.maml_plus_plus import anneal as anneal
 from metatoolkit.algorithms.maml_plus_plus import multi_step_weights as multi_step_weights
 from metatoolkit.algorithms.registry import algorithms as algorithms
 from metatoolkit.stateless.passes import Loss

@@ -6,7 +6,7 @@ from torch import nn
 
 from metatoolkit.algorithms.assembly import Algorithm, assemble
 from metatoolkit.algorithms.registry import algorithms
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.arguments import require_steps
 from metatoolkit.hypergradients.unrolled import Unrolled
 from metatoolkit.metaparameters import LearningRates
@@ -29,9 +29,9 @@ def maml_plus_plus(
 
     Of the paper's parts it has the outer loss after each inner step and the learned learning rate
     for each layer and step. BatchNorm's statistics are those of each batch (modules in train
-    mode), not per step, and derivatives are of second order throughout. The weights of the steps
-    move towards the last one by ``estimator.step_weights = multi_step_weights(steps, progress)``
-    between calls of ``fit``. Cost: that of MAML and 3 (T − 1) F more for each task.
+    mode), not per step. The weights of the steps move towards the last one, and derivatives from
+    first to second order, by :func:`anneal` between calls of ``fit``. Cost: that of MAML and
+    3 (T − 1) F more for each task; 6 T F of first order.
 
     Args:
         model: Network.
@@ -73,7 +73,55 @@ def multi_step_weights(steps: int, progress: float) -> list[float]:
         [0.007, 0.007, 0.007, 0.978]
     """
     require_steps(steps)
-    if not 0 <= progress <= 1:
-        raise ConfigurationError(f"progress is {progress}; a number from 0 to 1 is needed.")
+    _require_share("progress", progress)
     early = max(1 - progress, _LEAST_SHARE) / steps
     return [early] * (steps - 1) + [1 - early * (steps - 1)]
+
+
+def anneal(algorithm: Algorithm, progress: float, first_order: float = 0.0) -> None:
+    """Set what MAML++ anneals, at a point of the training (Antoniou et al. 2019, section 4).
+
+    Derivatives are of first order in the first part of the training, and of second order from
+    then on. Where there are outer losses after each inner step, their weights are
+    ``multi_step_weights(steps, progress)``. It is for every algorithm whose estimator is an
+    :class:`metatoolkit.hypergradients.Unrolled`, and to be called before each epoch; a resumed
+    training calls it for the epoch that it goes on with, since checkpoints do not hold it.
+
+    Args:
+        algorithm: The algorithm; its estimator is changed.
+        progress: Share of the training that is done, from 0 to 1.
+        first_order: Share of the training whose derivatives are of first order, from 0 to 1. The
+            paper has its first 50 epochs.
+
+    Raises:
+        ConfigurationError: A share is out of range.
+        UnsupportedError: The estimator has no derivatives of second order.
+
+    Example:
+        >>> loss = lambda model, meta, batch: (model(batch[0]) - batch[1]).square().mean()
+        >>> algorithm = maml_plus_plus(nn.Linear(1, 1), loss, loss, lr=0.1, steps=2)
+        >>> for epoch in range(4):
+        ...     anneal(algorithm, epoch / 4, first_order=0.5)
+        ...     print(algorithm.estimator.first_order, algorithm.estimator.step_weights)
+        True [0.5, 0.5]
+        True [0.375, 0.625]
+        False [0.25, 0.75]
+        False [0.125, 0.875]
+    """
+    _require_share("progress", progress)
+    _require_share("first_order", first_order)
+    estimator = algorithm.estimator
+    if not isinstance(estimator, Unrolled):
+        raise UnsupportedError(
+            f"{type(estimator).__name__} has one order of derivatives, so that there is nothing to "
+            "anneal; use 'maml++', or 'maml', 'anil', 'boil' or 'meta_sgd', whose estimator is "
+            "Unrolled."
+        )
+    estimator.first_order = progress < first_order
+    if estimator.step_weights is not None:
+        estimator.step_weights = multi_step_weights(estimator.horizon, progress)
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigurationError(f"{name} is {value}; a number from 0 to 1 is needed.")

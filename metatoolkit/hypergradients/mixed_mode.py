@@ -89,9 +89,9 @@ def step_with_gradients(
     """
     if is_own(inner, InnerLearner, "step"):
         raise UnsupportedError(
-            f"product='forward_over_reverse' needs an inner step that is an update by the gradient "
-            f"of the training loss, and that of {type(inner).__name__} is another map; use "
-            "product='reverse_over_reverse'."
+            "product='forward_over_reverse' and first_order=True need an inner step that is an "
+            f"update by the gradient of the training loss, and that of {type(inner).__name__} is "
+            "another map; use product='reverse_over_reverse', without first_order."
         )
     meta = {name: tensor.detach() for name, tensor in meta.items()}
     state = inner.enter(problem, state, meta)
@@ -117,6 +117,8 @@ class MixedStep:
     estimator, breaks that symmetry. What a loss detaches or computes without recording gradients
     is a constant here, too.
 
+    In a step of first order g is a constant: the adjoint goes back through U, and no further.
+
     Args:
         problem: The bilevel problem.
         inner: Inner learner.
@@ -126,6 +128,7 @@ class MixedStep:
         gradients: Gradient of the training loss at ``state``; computed, for 3 F, where it is not
             given.
         through_state: Whether the product with the derivative in the state is needed, too.
+        first_order: Whether it is a step of first order.
 
     Attributes:
         after: State after the step; its buffers have moved unless ``gradients`` were given.
@@ -143,6 +146,7 @@ class MixedStep:
         batch: Any,
         gradients: Tensors | None = None,
         through_state: bool = True,
+        first_order: bool = False,
     ) -> None:
         buffers = state.buffers
         if gradients is None:
@@ -157,7 +161,8 @@ class MixedStep:
         self._through_state = through_state
         through_state = through_state or bool(self._given)
         inputs = [tensor.detach().requires_grad_(through_state) for tensor in state.tensors()]
-        self._points = {name: g.detach().requires_grad_() for name, g in gradients.items()}
+        self._first_order = first_order
+        self._points = {n: g.detach().requires_grad_(not first_order) for n, g in gradients.items()}
         with torch.enable_grad():
             after = inner.apply(problem, state.with_tensors(inputs), meta, self._points)
         self.after = dataclasses.replace(after, buffers=buffers)
@@ -168,7 +173,8 @@ class MixedStep:
         """Multiply an adjoint with the Jacobian of the step.
 
         Args:
-            adjoint: Derivative in the tensors of the state after the step. Cost: 9 F.
+            adjoint: Derivative in the tensors of the state after the step. Cost: 9 F, and no pass
+                for a step of first order.
 
         Returns:
             The derivative in the tensors of the state before it (empty unless
@@ -182,16 +188,17 @@ class MixedStep:
         if all(cotangent is None for cotangent in adjoint):
             return [None] * (size if self._through_state else 0), [None] * len(meta)
         sources = [*self._inputs, *meta.values()]
-        found = vector_jacobian_product(
-            self.after.tensors(), [*sources, *self._points.values()], adjoint
-        )
-        directions = dict(zip(self._points, found[len(sources) :], strict=True))
-        second = _directional(problem, state, meta, batch, directions, bool(self._inputs))
-        # The gradient depends on the parameters and not on the slots.
-        slots = [None] * (size - len(second[0]))
-        names = [str(index) for index in range(len(sources))]
-        parts = (found[: len(sources)], [*second[0], *slots, *second[1]])
-        total = list(add_gradients(names, *parts).values())
+        points = {} if self._first_order else self._points
+        found = vector_jacobian_product(self.after.tensors(), [*sources, *points.values()], adjoint)
+        total = found[: len(sources)]
+        if not self._first_order:
+            directions = dict(zip(points, found[len(sources) :], strict=True))
+            second = _directional(problem, state, meta, batch, directions, bool(self._inputs))
+            # The gradient depends on the parameters and not on the slots.
+            slots = [None] * (size - len(second[0]))
+            names = [str(index) for index in range(len(sources))]
+            parts = (total, [*second[0], *slots, *second[1]])
+            total = list(add_gradients(names, *parts).values())
         before, direct = total[:size], total[size:]
         at_start = self._through_initial_state(before[: len(state.parameters)])
         direct = list(add_gradients(list(meta), direct, at_start).values())

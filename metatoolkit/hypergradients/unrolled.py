@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from metatoolkit.hypergradients.base import (
     add_gradients,
     fill_gradients,
 )
+from metatoolkit.hypergradients.first_order import refuse_inner_meta
 from metatoolkit.hypergradients.mixed_mode import MixedStep, step_with_gradients
 from metatoolkit.hypergradients.products import Adjoint, add_adjoints, scaled
 from metatoolkit.hypergradients.registry import estimators
@@ -32,11 +32,8 @@ from metatoolkit.hypergradients.trajectory import (
     roll_out,
     states_backward,
 )
-from metatoolkit.hypergradients.truncation import (
-    require_truncation,
-    roll_out_truncated,
-    truncated,
-)
+from metatoolkit.hypergradients.truncation import require_truncation
+from metatoolkit.hypergradients.unrolled_traits import described
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -82,6 +79,12 @@ class Unrolled(Estimator):
     (multi-step loss of MAML++, Antoniou et al. 2019, arXiv 1810.09502), for 3 F more for each
     weight above 0 but the last. The validation loss that is returned is L(θ_T).
 
+    With ``first_order`` the gradient of the training loss is a constant of each step, which leaves
+    the second derivatives out (first-order MAML, Finn et al. 2017, arXiv 1703.03400, and, with
+    ``step_weights``, the first phase of MAML++): the adjoint sees the update alone, and in it λ as
+    learning rates. λ that acts within the training loss, and nowhere else, is an error. Cost:
+    (3 T + 3) F. Memory: T inner states and gradients; ``product`` is not read.
+
     Args:
         steps: Number of inner steps T.
         truncation: Number of last steps k that are differentiated; ``None`` for all.
@@ -93,6 +96,7 @@ class Unrolled(Estimator):
             3 F and holds the memory of one graph.
         step_weights: Weight of the outer loss after each step, at least 0 and not all 0, for which
             the graphs of all steps are kept; ``None`` for that after the last step alone.
+        first_order: Whether second derivatives are left out. It may be set between calls.
 
     Raises:
         ConfigurationError: A number is out of range, or a name is unknown.
@@ -122,6 +126,7 @@ class Unrolled(Estimator):
         arity: int = 8,
         keep_graphs: int = 1,
         step_weights: Sequence[float] | None = None,
+        first_order: bool = False,
     ) -> None:
         require_steps(steps)
         require_truncation(truncation, steps)
@@ -145,9 +150,24 @@ class Unrolled(Estimator):
         self.product = product
         self.arity = arity
         self.keep_graphs = keep_graphs
+        self._first_order = False
         self.step_weights = step_weights
+        self.first_order = first_order
+
+    @property
+    def first_order(self) -> bool:
+        """Whether second derivatives are left out, which may be set between calls."""
+        return self._first_order
+
+    @first_order.setter
+    def first_order(self, first_order: bool) -> None:
+        if not isinstance(first_order, bool):
+            raise ConfigurationError(f"first_order is {first_order!r}; accepted: True, False.")
+        self._first_order = first_order
         # The last steps keep their graphs; in mixed mode each step has passes of two kinds.
-        self.repeats_steps = product != "reverse_over_reverse" or self._window() > keep_graphs
+        twice = self.product != "reverse_over_reverse" or self._window() > self.keep_graphs
+        self.repeats_steps = twice and not first_order
+        self.traits = self._describe()
 
     @property
     def step_weights(self) -> Sequence[float] | None:
@@ -173,38 +193,15 @@ class Unrolled(Estimator):
         self.traits = self._describe()
 
     def _describe(self) -> Traits:
-        traits = type(self).traits
-        mixed = self.product == "forward_over_reverse"
-        if mixed:
-            traits = dataclasses.replace(
-                traits,
-                assumes="second derivatives of the training loss, in forward mode and symmetric",
-                passes="12 F for each step, 3 F for the outer loss",
-                memory="T inner states and gradients, and the graph of one pass",
-                paper="Kemaev et al. 2025, arXiv 2505.00793",
-            )
-        if self.checkpoint != "every":
-            tree = self.checkpoint == "tree"
-            count = f"{self.arity} log_{self.arity} T" if tree else "2 √T"
-            further = f"3 (log_{self.arity} T − 1) F" if tree else "3 F"
-            graph = traits.memory.split("and ")[-1]
-            traits = dataclasses.replace(
-                traits,
-                passes=f"{traits.passes}; up to {further} more for each step",
-                memory=f"{count} inner states and {graph}",
-                paper="Engstrom et al. 2025, arXiv 2503.13751" if tree else traits.paper,
-            )
-        traits = truncated(traits, self.truncation, self.horizon)
-        if self.step_weights is not None:
-            traits = dataclasses.replace(
-                traits,
-                kind="approximate",
-                computes="derivative of the weighted outer losses after each of T inner steps",
-                passes=f"{traits.passes}; 3 F for the outer loss after each",
-                memory=f"{traits.memory.rpartition(' of ')[0]} of T steps",
-                paper="Antoniou et al. 2019, arXiv 1810.09502",
-            )
-        return traits
+        return described(
+            type(self).traits,
+            self.product,
+            self.arity if self.checkpoint == "tree" else None,
+            (self.truncation, self.horizon),
+            checkpoints=self.checkpoint != "every",
+            weighted=self.step_weights is not None,
+            first_order=self.first_order,
+        )
 
     def _window(self) -> int:
         """Return the number of steps that are differentiated."""
@@ -228,7 +225,7 @@ class Unrolled(Estimator):
         """Return the derivative of the outer loss after T steps; see the class."""
         meta = problem.meta_leaves()
         names = list(meta)
-        mixed = self.product == "forward_over_reverse"
+        split = self.first_order or self.product == "forward_over_reverse"
         window = self._window()
         skipped = len(train_batches) - window
         batches = train_batches[skipped:]
@@ -237,7 +234,7 @@ class Unrolled(Estimator):
         def advance(point: InnerState, index: int) -> Visit:
             nonlocal passes
             passes += 1
-            if mixed:
+            if split:
                 return step_with_gradients(problem, inner, point, meta, batches[index])
             return inner.step(problem, point, meta, batches[index])[0], None
 
@@ -247,8 +244,8 @@ class Unrolled(Estimator):
             nonlocal passes
             passes += gradients is None
             arguments = (problem, inner, point, meta, batches[index])
-            if mixed:
-                return MixedStep(*arguments, gradients, through_state=index > 0)
+            if split:
+                return MixedStep(*arguments, gradients, index > 0, self.first_order)
             return StepGraph(*arguments, through_state=index > 0)
 
         state = roll_out(problem, inner, state, meta, train_batches[:skipped])
@@ -284,11 +281,14 @@ class Unrolled(Estimator):
             # Its graph must go before the next one is built.
             del step
             total = add_gradients(names, list(total.values()), part)
+        if self.first_order:
+            who = "Unrolled(first_order=True)"
+            refuse_inner_meta(problem, inner, state, meta, batches[-1], total, who)
         return Hypergradient(
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=valid_loss,
             state=state,
-            cost=Cost(forward=passes, backward=passes, hvp=window),
+            cost=Cost(forward=passes, backward=passes, hvp=0 if self.first_order else window),
         )
 
     @override
@@ -304,15 +304,23 @@ class Unrolled(Estimator):
         """Return the outer loss after T steps from ``state`` under ``meta``.
 
         With a truncation, the steps before the last ones run under the problem's own λ. With
-        ``step_weights`` it is the weighted sum of those after each step.
+        ``step_weights`` it is the weighted sum of those after each step. With ``first_order`` the
+        steps take the gradients that they have under the problem's own λ.
         """
-        if self.step_weights is not None:
-            total = torch.zeros(())
-            for batch, weight in zip(train_batches, self.step_weights, strict=True):
-                state = roll_out(problem, inner, state, meta, [batch])
-                if weight:
-                    total = total + weight * outer_loss(problem, state, meta, valid_batch)
-            return total
-        window = (train_batches, self.truncation)
-        state = roll_out_truncated(problem, inner, state, meta, *window)
-        return outer_loss(problem, state, meta, valid_batch)
+        fixed = problem.meta_parameters()
+        skipped = len(train_batches) - self._window()
+        state = held = roll_out(problem, inner, state, fixed, train_batches[:skipped])
+        weights = self.step_weights or [0.0] * (self._window() - 1) + [1.0]
+        parts: list[Tensor] = []
+        for batch, weight in zip(train_batches[skipped:], weights, strict=True):
+            if self.first_order:
+                held, gradients = step_with_gradients(problem, inner, held, fixed, batch)
+                with torch.no_grad():
+                    entry = inner.enter(problem, state, meta)
+                    state = inner.apply(problem, entry, meta, gradients)
+                state = state.replaced(buffers=held.buffers)
+            else:
+                state, _ = inner.step(problem, state, meta, batch)
+            if weight:
+                parts.append(weight * outer_loss(problem, state, meta, valid_batch))
+        return torch.stack(parts).sum()

@@ -213,7 +213,9 @@ class TaskRun:
         """Return what tasks have in common that run alike, to be compared."""
         problem = self._problem
         modes = tuple(m.training for r in (problem.model, problem.meta) for m in r.modules())
-        return layout, modes, id(problem.train_loss), id(problem.valid_loss)
+        # What an estimator computes may be set anew between calls.
+        does = self._estimator.traits
+        return layout, modes, id(problem.train_loss), id(problem.valid_loss), does
 
     def _difference(self, layout: str, tasks: Sequence[int]) -> str | None:
         """Return how tasks that are alike differ side by side from one by one, if they do."""

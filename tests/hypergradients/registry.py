@@ -40,6 +40,9 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "Unrolled(5), tree": lambda: Unrolled(5, checkpoint="tree", arity=2),
     "Unrolled(4), truncated": lambda: Unrolled(4, truncation=2, checkpoint="sqrt"),
     "Unrolled(3), step weights": lambda: Unrolled(3, keep_graphs=3, step_weights=[0.2, 0.3, 0.5]),
+    "Unrolled(3), first order": lambda: Unrolled(
+        3, keep_graphs=3, step_weights=[0.2, 0.3, 0.5], first_order=True
+    ),
     "ForwardMode(3)": lambda: ForwardMode(3),
     "ForwardMode(2), chunks": lambda: ForwardMode(2, chunk=1),
     "ForwardGradient(3)": lambda: ForwardGradient(3, samples=4),

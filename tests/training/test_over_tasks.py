@@ -30,7 +30,7 @@ from tests.training.across_tasks import (
 
 SGD = mt.inner.SGD(lr=0.05)
 NOT_OVER_TASKS = {"SOBA", "PersistentES", "NoiseReuseES", "Implicit, MINRES"}
-INITIAL = ("FirstOrder", "Leap", "Reptile")
+INITIAL = ("FirstOrder", "Leap", "Reptile", "Unrolled(3), first order")
 
 
 def one_by_one(problem, inner, make, tasks, seed=0):

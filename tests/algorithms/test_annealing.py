@@ -1,0 +1,67 @@
+"""From derivatives of first order to those of second, at a share of the training."""
+
+import pytest
+import torch
+
+import metatoolkit as mt
+from metatoolkit.errors import ConfigurationError, UnsupportedError
+from tests.algorithms.test_algorithms import LAST, STEPS, WAYS, build, by_hand, gradient_of
+from tests.training.across_tasks import largest_difference, sinusoids
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["maml", "anil", "meta_sgd", "maml++"])
+def test_derivatives_are_annealed_from_first_to_second_order(name, way):
+    adapted = LAST if name == "anil" else None
+    algorithm, batch = build(name), sinusoids()
+    for progress, first_order in ((0.3, True), (0.5, False), (0.4, True)):
+        mt.algorithms.anneal(algorithm, progress, first_order=0.5)
+        expected = by_hand(algorithm, batch, adapted, first_order)
+        other = by_hand(algorithm, batch, adapted, not first_order)
+        found = gradient_of(algorithm, way, batch)
+        assert largest_difference(found, expected) < 1e-12 < largest_difference(found, other)
+        if name == "maml++":
+            weights = mt.algorithms.multi_step_weights(STEPS, progress)
+            assert algorithm.estimator.step_weights == weights
+
+
+def test_the_first_order_phase_of_maml_is_fomaml():
+    maml, batch = build("maml"), sinusoids()
+    mt.algorithms.anneal(maml, 0.0, first_order=0.1)
+    for way in ("loop", "vmap"):
+        expected = gradient_of(build("fomaml"), way, batch)
+        assert largest_difference(gradient_of(maml, way, batch), expected) < 1e-14
+
+
+def test_a_trainer_follows_the_order_of_derivatives():
+    def trained(orders):
+        algorithm = build("maml++")
+        parts = (algorithm.problem, algorithm.inner, algorithm.estimator)
+        optimizer = torch.optim.SGD(algorithm.meta.parameters(), lr=0.01)
+        trainer = mt.MetaTrainer(*parts, meta_optimizer=optimizer, tasks="vmap")
+        for epoch, first_order in enumerate(orders):
+            mt.algorithms.anneal(algorithm, epoch / 2, first_order)
+            trainer.fit([sinusoids(seed=5)], steps=epoch + 1, progress=False)
+        return {n: p.detach().clone() for n, p in algorithm.meta.named_parameters()}
+
+    def by_autograd(orders):
+        algorithm = build("maml++")
+        for epoch, first_order in enumerate(orders):
+            mt.algorithms.anneal(algorithm, epoch / 2)
+            gradients = by_hand(algorithm, sinusoids(seed=5), None, first_order > epoch / 2)
+            with torch.no_grad():
+                for name, parameter in algorithm.meta.named_parameters():
+                    parameter.sub_(0.01 * gradients[name])
+        return {n: p.detach() for n, p in algorithm.meta.named_parameters()}
+
+    assert largest_difference(trained([0.5, 0.5]), by_autograd([0.5, 0.5])) < 1e-12
+    assert largest_difference(trained([0.5, 0.5]), by_autograd([0.0, 0.0])) > 1e-6
+
+
+def test_what_cannot_be_annealed():
+    for name in ("fomaml", "reptile", "imaml", "warpgrad"):
+        with pytest.raises(UnsupportedError, match="has one order of derivatives"):
+            mt.algorithms.anneal(build(name), 0.5)
+    for options in ({"progress": 1.1}, {"progress": -0.1}, {"progress": 0.5, "first_order": 2.0}):
+        with pytest.raises(ConfigurationError, match="a number from 0 to 1 is needed"):
+            mt.algorithms.anneal(build("maml"), **options)
