@@ -154,8 +154,10 @@ class BilevelProblem:
         return {id(self._live(f"model.{name}")): name for name in self.parameter_names}
 
     def buffers(self) -> Tensors:
-        """Return copies of all buffers, named as :attr:`InnerState.buffers` are."""
-        return {name: self._live(name).detach().clone() for name in self.buffer_names}
+        """Return copies of all buffers, but zeros for those of a module's ``begin_at_zero``."""
+        zeros = self._passes.places.zero_names
+        live = {name: self._live(name).detach() for name in self.buffer_names}
+        return {n: torch.zeros_like(t) if n in zeros else t.clone() for n, t in live.items()}
 
     def meta_parameters(self) -> Tensors:
         """Return the live meta-parameters by name."""

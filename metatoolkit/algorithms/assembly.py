@@ -30,8 +30,8 @@ class Algorithm:
         inner: Inner learner, which adapts to a task.
         estimator: Hypergradient estimator.
         meta: λ, a ``ModuleDict`` of its parts: ``"initialization"``, and, where the algorithm has
-            them, ``"shared"``, ``"rates"`` and ``"proximal"``. The meta-optimizer moves
-            ``meta.parameters()``.
+            them, ``"shared"``, ``"rates"``, ``"batch_norms"`` and ``"proximal"``. The
+            meta-optimizer moves ``meta.parameters()``.
         refined: Inner learner that adapts to new tasks, where it is another than ``inner``.
     """
 
@@ -61,14 +61,17 @@ def assemble(
         estimator: Hypergradient estimator.
         adapted: Names of the parameters that inner steps move; the others are shared by all tasks.
             ``None`` for all.
-        also: Further parts of λ, which the losses read.
+        also: Further parts of λ, which the losses read; parameters of the model that they own
+            are not adapted.
 
     Raises:
         ConfigurationError: No parameter is left to adapt, or none to share.
     """
     parts = dict(also or {})
     if adapted is None:
-        parts["initialization"] = Initialization(model)
+        owned = {id(parameter) for part in parts.values() for parameter in part.parameters()}
+        own = [n for n in trainable(model) if id(model.get_parameter(n)) not in owned]
+        parts["initialization"] = Initialization(model, [glob.escape(name) for name in own])
     else:
         shared = [name for name in trainable(model) if name not in adapted]
         if not adapted or not shared:

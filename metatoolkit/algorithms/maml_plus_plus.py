@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from torch import nn
+import functools
+import glob
+from typing import Any, Literal
 
-from metatoolkit.algorithms.assembly import Algorithm, assemble
+from torch import Tensor, nn
+
+from metatoolkit.algorithms.assembly import Algorithm, assemble, trainable
 from metatoolkit.algorithms.registry import algorithms
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.arguments import require_steps
 from metatoolkit.hypergradients.unrolled import Unrolled
-from metatoolkit.metaparameters import LearningRates
+from metatoolkit.metaparameters import LearningRates, insert_step_batch_norms
 from metatoolkit.stateless.passes import Loss
+
+Norms = Literal["batch", "per_step"]
 
 _LEAST_SHARE = 0.03
 """Of an equal weight, what each step but the last keeps at the end."""
@@ -24,14 +30,17 @@ def maml_plus_plus(
     lr: float,
     steps: int = 5,
     progress: float = 0.0,
+    batch_norm: Norms = "batch",
 ) -> Algorithm:
-    """Return MAML++ (Antoniou et al. 2019, arXiv 1810.09502): multi-step loss and LSLR.
+    """Return MAML++ (Antoniou et al. 2019, arXiv 1810.09502): multi-step loss, LSLR, BNRS and BNWB.
 
-    Of the paper's parts it has the outer loss after each inner step and the learned learning rate
-    for each layer and step. BatchNorm's statistics are those of each batch (modules in train
-    mode), not per step. The weights of the steps move towards the last one, and derivatives from
-    first to second order, by :func:`anneal` between calls of ``fit``. Cost: that of MAML and
-    3 (T − 1) F more for each task; 6 T F of first order.
+    It has the outer loss after each inner step and a learned learning rate for each layer and
+    step. With ``batch_norm="per_step"`` the model's BatchNorm layers are replaced by layers with
+    scales, shifts and running statistics for each step, the part ``"batch_norms"`` of λ, a
+    :class:`metatoolkit.metaparameters.StepBatchNorms`; no inner step moves them. The weights of the
+    steps move towards the last one, and derivatives from first to second order, by :func:`anneal`
+    between calls of ``fit``. Cost: that of MAML and 3 (T − 1) F more for each task; 6 T F of first
+    order.
 
     Args:
         model: Network.
@@ -40,6 +49,11 @@ def maml_plus_plus(
         lr: First value of each inner learning rate.
         steps: Number of inner steps T.
         progress: How far the weights of the steps are annealed; see :func:`multi_step_weights`.
+        batch_norm: ``"batch"`` leaves BatchNorm layers as they are, whose scales and shifts inner
+            steps move; ``"per_step"`` replaces them.
+
+    Raises:
+        ConfigurationError: A number is out of range, or there is no BatchNorm layer to replace.
 
     Example:
         >>> loss = lambda model, meta, batch: (model(batch[0]) - batch[1]).square().mean()
@@ -49,8 +63,21 @@ def maml_plus_plus(
     """
     weights = multi_step_weights(steps, progress)
     estimator = Unrolled(steps, keep_graphs=steps, step_weights=weights)
-    rates = LearningRates(model, lr, "layer", steps)
-    return assemble(model, train_loss, valid_loss, rates, estimator)
+    if batch_norm == "batch":
+        rates = LearningRates(model, lr, "layer", steps)
+        return assemble(model, train_loss, valid_loss, rates, estimator)
+    norms = insert_step_batch_norms(model, steps)
+    owned = {id(parameter) for parameter in norms.parameters()}
+    adapted = [n for n in trainable(model) if id(model.get_parameter(n)) not in owned]
+    rates = LearningRates(model, lr, "layer", steps, [glob.escape(name) for name in adapted])
+    counted = functools.partial(_in_next_step, train_loss)
+    also = {"batch_norms": norms}
+    return assemble(model, counted, valid_loss, rates, estimator, also=also)
+
+
+def _in_next_step(train_loss: Loss, model: nn.Module, meta: Any, batch: Any) -> Tensor:
+    meta["batch_norms"].begin_step()
+    return train_loss(model, meta, batch)
 
 
 def multi_step_weights(steps: int, progress: float) -> list[float]:

@@ -14,6 +14,11 @@ from metatoolkit.metaparameters.representation_transform import RepresentationTr
 from metatoolkit.metaparameters.rotation import Rotation
 from metatoolkit.metaparameters.schedule import Schedule
 from metatoolkit.metaparameters.shared import Shared
+from metatoolkit.metaparameters.step_batch_norm import (
+    StepBatchNorm,
+    StepBatchNorms,
+    insert_step_batch_norms,
+)
 from metatoolkit.metaparameters.task_rule import TaskRule
 from metatoolkit.metaparameters.warp_layer import WarpLayer, WarpLayers, insert_warp_layers
 from metatoolkit.metaparameters.weight_net import WeightNet, normalize_weights
@@ -29,12 +34,15 @@ __all__ = [
     "Rotation",
     "Schedule",
     "Shared",
+    "StepBatchNorm",
+    "StepBatchNorms",
     "TaskRule",
     "WarpLayer",
     "WarpLayers",
     "WeightNet",
     "build",
     "insert_feature_wise_transforms",
+    "insert_step_batch_norms",
     "insert_warp_layers",
     "modules",
     "normalize_weights",

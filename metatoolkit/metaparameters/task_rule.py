@@ -12,7 +12,7 @@ from metatoolkit.state import InnerState, Tensors
 class TaskRule(nn.Module, ABC):
     """A part of λ that moves by what inner steps did in each task, and by no hypergradient.
 
-    Its tensors are parameters that require no gradient: optimizers leave them alone, and state
+    What it moves are parameters that require no gradient: optimizers leave them alone, and state
     dictionaries and checkpoints hold them. A :class:`metatoolkit.MetaTrainer` across tasks moves
     every such part of its λ after each meta step; :func:`metatoolkit.over_tasks` returns what is to
     be taken in, by the names of the parts, in ``details["observed"]``.

@@ -21,6 +21,8 @@ class Places:
     Attributes:
         sites: Places of each tensor, by name.
         buffer_names: Names of the buffers, each tensor once.
+        zero_names: Names of those that are zeros in an initial state: what modules list by their
+            own names in an attribute ``begin_at_zero``, since it tells of a trajectory.
         recurrent: Modules that read their weights from a list of their own.
         empty: Places that hold no tensor.
         computed: Places of tensors that a hook computes in each pass from other parameters, as
@@ -44,6 +46,8 @@ class Places:
         self.computed = [place for module in modules for place in _computed(module)]
         self.sites: dict[str, list[Place]] = {}
         self.buffer_names: list[str] = []
+        self.zero_names: set[str] = set()
+        zeros = {id(m._buffers[key]) for m in modules for key in getattr(m, "begin_at_zero", ())}
         self.structure: dict[str, tuple[int, bool]] = {}
         first: dict[int, int] = {}
         buffers: set[int] = set()
@@ -55,6 +59,7 @@ class Places:
                 if id(tensor) not in buffers:
                     buffers.add(id(tensor))
                     self.buffer_names.append(name)
+                    self.zero_names.update([name] if id(tensor) in zeros else [])
 
     def _named(self) -> Iterator[tuple[str, Tensor, bool]]:
         for root, module in self._roots.items():

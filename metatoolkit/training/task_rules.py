@@ -37,6 +37,7 @@ class TaskRules:
             f"{name}.{own}".lstrip("."): parameter
             for name, rule in self._rules.items()
             for own, parameter in rule.named_parameters()
+            if not parameter.requires_grad
         }
 
     def observe(self, start: InnerState, final: InnerState) -> Observed:
