@@ -92,6 +92,10 @@ class PrecisionError(MetatoolkitError, ArithmeticError):
     """Rounding leaves nothing of a result."""
 
 
+class FixedPointError(MetatoolkitError, OverflowError):
+    """A number leaves the range of fixed-point arithmetic."""
+
+
 class AccuracyWarning(UserWarning):
     """A result has an estimated error above a tenth; the message names what has none."""
 

@@ -45,9 +45,12 @@ class InnerState:
         return self.step - self.missed.get(name, 0)
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors that a hypergradient flows through: parameters, then slots."""
+        """Return the tensors that a hypergradient flows through: parameters, then slots.
+
+        Slots of integers are none of them.
+        """
         slots = [tensor for slot in self.optimizer.values() for tensor in slot.values()]
-        return [*self.parameters.values(), *slots]
+        return [*self.parameters.values(), *filter(_flows, slots)]
 
     def with_tensors(self, tensors: list[Tensor]) -> InnerState:
         """Return this state with the tensors of :meth:`tensors`, in the same order, exchanged.
@@ -58,7 +61,10 @@ class InnerState:
         remaining = iter(tensors)
         parameters = {name: next(remaining) for name in self.parameters}
         optimizer = {
-            slot: {name: next(remaining) for name in values}
+            slot: {
+                name: next(remaining) if _flows(tensor) else tensor
+                for name, tensor in values.items()
+            }
             for slot, values in self.optimizer.items()
         }
         return self.replaced(parameters=parameters, optimizer=optimizer)
@@ -137,6 +143,10 @@ class InnerState:
             saved: What :meth:`state_dict` returned.
         """
         return InnerState(**saved)
+
+
+def _flows(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def tree_map(

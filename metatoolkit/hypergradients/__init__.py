@@ -55,6 +55,7 @@ from metatoolkit.hypergradients.penalty import Penalty as Penalty
 from metatoolkit.hypergradients.persistent_es import PersistentES as PersistentES
 from metatoolkit.hypergradients.registry import estimators as estimators
 from metatoolkit.hypergradients.reptile import Reptile as Reptile
+from metatoolkit.hypergradients.reversible import Reversible as Reversible
 from metatoolkit.hypergradients.sama import SAMA as SAMA
 from metatoolkit.hypergradients.soba import SOBA as SOBA
 from metatoolkit.hypergradients.unrolled import Unrolled as Unrolled

@@ -28,6 +28,7 @@ from metatoolkit.inner.muon import Muon as Muon
 from metatoolkit.inner.nadam import NAdam as NAdam
 from metatoolkit.inner.radam import RAdam as RAdam
 from metatoolkit.inner.registry import learners as learners
+from metatoolkit.inner.reversible_momentum import ReversibleMomentum as ReversibleMomentum
 from metatoolkit.inner.rmsprop import RMSprop as RMSprop
 from metatoolkit.inner.rprop import Rprop as Rprop
 from metatoolkit.inner.schedules import cosine as cosine

@@ -24,6 +24,7 @@ from metatoolkit.hypergradients import (
     Penalty,
     PersistentES,
     Reptile,
+    Reversible,
     Unrolled,
     WarpGrad,
 )
@@ -57,6 +58,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "SOBA": lambda: SOBA(0.3),
     "FirstOrder": lambda: FirstOrder(2),
     "Reptile": lambda: Reptile(2),
+    "Reversible": lambda: Reversible(3),
     "Leap": lambda: Leap(2),
     "WarpGrad": lambda: WarpGrad(2),
     "Penalty": lambda: Penalty(3.0, steps=2),
