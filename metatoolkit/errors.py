@@ -96,6 +96,10 @@ class FixedPointError(MetatoolkitError, OverflowError):
     """A number leaves the range of fixed-point arithmetic."""
 
 
+class StiffnessError(MetatoolkitError, ArithmeticError):
+    """A differential equation is too stiff for the steps of its solver."""
+
+
 class AccuracyWarning(UserWarning):
     """A result has an estimated error above a tenth; the message names what has none."""
 

@@ -78,6 +78,7 @@ def build_estimators(
         f"NoiseReuseES, {horizon} steps": lambda seed: hg.NoiseReuseES(
             horizon, pairs=1, sigma=0.1, seed=seed
         ),
+        "Adjoint": lambda _: hg.Adjoint(),
         "Reversible": lambda _: hg.Reversible(horizon),
         f"WarpGrad, {horizon} steps": lambda _: hg.WarpGrad(horizon),
         "FirstOrder": lambda _: hg.FirstOrder(horizon),

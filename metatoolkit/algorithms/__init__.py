@@ -12,7 +12,7 @@ Example:
     >>> result.details["task_losses"].shape
     torch.Size([4])
     >>> print(*sorted(mt.algorithms.algorithms))
-    anil aruba boil fomaml imaml leap maml maml++ meta_sgd protonet reptile warpgrad
+    a-maml anil aruba boil fomaml imaml leap maml maml++ meta_sgd protonet reptile warpgrad
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ import importlib
 from typing import Any
 
 from metatoolkit.errors import warn_renamed
+from metatoolkit.hypergradients.adjoint import Adjoint as Adjoint
 from metatoolkit.hypergradients.base import Cost as Cost
 from metatoolkit.hypergradients.base import Estimator as Estimator
 from metatoolkit.hypergradients.base import Hypergradient as Hypergradient

@@ -23,6 +23,7 @@ from metatoolkit.inner.asgd import ASGD as ASGD
 from metatoolkit.inner.base import InnerLearner as InnerLearner
 from metatoolkit.inner.clipped import Clipped as Clipped
 from metatoolkit.inner.combined import Combined as Combined
+from metatoolkit.inner.gradient_flow import GradientFlow as GradientFlow
 from metatoolkit.inner.lion import Lion as Lion
 from metatoolkit.inner.muon import Muon as Muon
 from metatoolkit.inner.nadam import NAdam as NAdam

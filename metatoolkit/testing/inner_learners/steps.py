@@ -181,5 +181,9 @@ def a_group_has_values_of_its_own(make: Make[InnerLearner]) -> None:
 
 
 def _reads(learner: InnerLearner) -> bool:
-    """Return whether the learner itself reads its hyper-parameters, and no learner inside it."""
-    return type(learner).apply is InnerLearner.apply
+    """Return whether the learner itself reads its hyper-parameters, once in a step.
+
+    Where a step is several, the later ones read parameters that others moved.
+    """
+    own = type(learner)
+    return own.apply is InnerLearner.apply and own.step is InnerLearner.step
