@@ -46,7 +46,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
         3, keep_graphs=3, step_weights=[0.2, 0.3, 0.5], first_order=True
     ),
     "ForwardMode(3)": lambda: ForwardMode(3),
-    "ForwardMode(2), chunks": lambda: ForwardMode(2, chunk=1),
+    "ForwardMode(3), truncated, chunks": lambda: ForwardMode(3, chunk=1, truncation=2),
     "ForwardGradient(3)": lambda: ForwardGradient(3, samples=4),
     "Implicit, GMRES": lambda: Implicit(GMRES(10, 1e-12)),
     "Implicit, MINRES": lambda: Implicit(
