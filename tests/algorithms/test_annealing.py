@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 import metatoolkit as mt
+from metatoolkit.diagnostics.measure import count_flops
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from tests.algorithms.test_algorithms import LAST, STEPS, WAYS, build, by_hand, gradient_of
-from tests.training.across_tasks import largest_difference, sinusoids
+from tests.training.across_tasks import largest_difference, listed, sinusoids
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -56,6 +58,34 @@ def test_a_trainer_follows_the_order_of_derivatives():
 
     assert largest_difference(trained([0.5, 0.5]), by_autograd([0.5, 0.5])) < 1e-12
     assert largest_difference(trained([0.5, 0.5]), by_autograd([0.0, 0.0])) > 1e-6
+
+
+def test_tasks_side_by_side_are_compared_anew_where_the_order_changes():
+    algorithm = build("maml")
+    parts = (algorithm.problem, algorithm.inner, algorithm.estimator)
+    optimizer = torch.optim.SGD(algorithm.meta.parameters(), lr=0.01)
+    trainer = mt.MetaTrainer(*parts, meta_optimizer=optimizer, tasks="vmap")
+    compared = []
+    for step, progress in enumerate((0.0, 0.2, 0.5, 0.9, 0.1)):
+        mt.algorithms.anneal(algorithm, progress, first_order=0.5)
+        trainer.fit([sinusoids()], steps=step + 1, progress=False)
+        compared.append(len(trainer.tasks.known.obstacles))
+    assert compared == [1, 1, 2, 2, 2]
+
+
+def test_the_first_order_phase_takes_half_of_the_operations():
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 64) for _ in range(4)]
+    algorithm = build("maml++", nn.Sequential(nn.Linear(1, 64), *layers, nn.Linear(64, 1)).double())
+    (task,) = listed(sinusoids(1))
+
+    def operations(progress):
+        mt.algorithms.anneal(algorithm, progress, first_order=0.5)
+        gradient_of(algorithm, batch=[task])
+        return count_flops(lambda: gradient_of(algorithm, batch=[task]))
+
+    # 6 T F of 12 T F, where F is the same for support and query.
+    assert operations(0.0) / operations(0.5) == pytest.approx(0.5, abs=0.06)
 
 
 def test_what_cannot_be_annealed():
