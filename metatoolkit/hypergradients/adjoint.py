@@ -24,6 +24,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
 )
 from metatoolkit.hypergradients.first_order import initial_product
+from metatoolkit.hypergradients.products import Adjoint as Gains
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.stored_flow import StoredFlow
 from metatoolkit.hypergradients.trajectory import outer_gradient, outer_loss, roll_out
@@ -34,7 +35,8 @@ from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 _METHODS = ("discrete", "continuous")
-_SOLVERS = ("heun", "euler")
+_FIXED = ("heun", "euler")
+_ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 
 
 @estimators.register()
@@ -52,13 +54,15 @@ class Adjoint(Estimator):
     - ``"discrete"``: that of the K steps which were taken: the derivative of
       :class:`Unrolled`, to rounding. With F one forward pass: 12 K F, and 24 K F where the flow is
       taken with Heun, and 3 F for the outer loss.
-    - ``"continuous"``: that of the flow itself, whose equation is solved by ``solver`` from state
-      to state, ``"heun"`` with an error of order 2 in h and 18 K F, or ``"euler"`` with one of
-      order 1 and 12 K F. The states have the error of the flow's own solver; give that Heun, too.
-      The flow itself is never integrated backward, which gradient flows do not admit: what has
-      decayed explodes.
+    - ``"continuous"``: that of the flow itself, whose equation is solved by ``solver``: from state
+      to state by ``"heun"`` with an error of order 2 in h and 18 K F, or ``"euler"`` with one of
+      order 1 and 12 K F; or by a method of torchdiffeq (extra ``ode``) such as ``"dopri5"``, which
+      chooses its steps by ``tolerance``, with cubics between the states. The states have the
+      error of the flow's own solver; give that Heun, too. The flow is never integrated backward,
+      which gradient flows do not admit: what has decayed explodes.
 
-    The continuous adjoint is too stiff for K steps where h ‖H p‖ passes 2 ‖p‖, which is an error;
+    The continuous adjoint is too stiff for K steps where h ‖H p‖ passes 2 ‖p‖, or where torchdiffeq
+    would need more than 20 steps for each state, which is an error. With ``solver`` of fixed steps
     ``details["stiffness"]`` is the largest h ‖H p‖ / ‖p‖ that was met. Memory: K + 1 times θ and
     the graph of one step; for several flows one after the other, those of each.
 
@@ -66,6 +70,7 @@ class Adjoint(Estimator):
         steps: Number of inner steps, each a whole flow.
         method: Whose adjoint is computed.
         solver: How the continuous adjoint is solved.
+        tolerance: Relative error of a step of torchdiffeq; read with its solvers only.
 
     Raises:
         ConfigurationError: A number is out of range, or a name is unknown.
@@ -90,18 +95,22 @@ class Adjoint(Estimator):
         self,
         steps: int = 1,
         method: Literal["discrete", "continuous"] = "discrete",
-        solver: Literal["heun", "euler"] = "heun",
+        solver: Literal["heun", "euler", "dopri5", "dopri8", "bosh3", "adaptive_heun"] = "heun",
+        tolerance: float = 1e-6,
     ) -> None:
         require_steps(steps)
         for name, value, accepted in (
             ("method", method, _METHODS),
-            ("solver", solver, _SOLVERS),
+            ("solver", solver, _FIXED + _ADAPTIVE),
         ):
             if value not in accepted:
                 raise ConfigurationError(f"{name} is {value!r}; accepted: {', '.join(accepted)}.")
         self.horizon = steps
         self.method = method
+        if not 0 < tolerance < 1:
+            raise ConfigurationError(f"tolerance is {tolerance}; accepted: above 0 and below 1.")
         self.solver = solver
+        self.tolerance = tolerance
         if method == "continuous":
             self.traits = dataclasses.replace(
                 type(self).traits,
@@ -150,7 +159,7 @@ class Adjoint(Estimator):
             if self.method == "discrete":
                 adjoint, part = flow.discrete(adjoint)
             else:
-                adjoint, part = flow.continuous(adjoint, self.solver)
+                adjoint, part = self._continuous(flow, adjoint)
             total = add_gradients(names, list(total.values()), part)
             passes, products = passes + flow.passes, products + flow.products
             stiffness = max(stiffness, flow.stiffness)
@@ -164,6 +173,11 @@ class Adjoint(Estimator):
             cost=Cost(forward=passes, backward=passes, hvp=products),
             details={} if self.method == "discrete" else {"stiffness": stiffness},
         )
+
+    def _continuous(self, flow: StoredFlow, adjoint: list[Tensor]) -> tuple[list[Tensor], Gains]:
+        if self.solver in _FIXED:
+            return flow.continuous(adjoint, self.solver)
+        return flow.integrated(adjoint, self.solver, self.tolerance)
 
     @override
     def objective(

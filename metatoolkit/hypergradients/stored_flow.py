@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import NonFiniteError, StiffnessError
+from metatoolkit.errors import NonFiniteError, StiffnessError, optional_import
 from metatoolkit.hypergradients.base import double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint as Gains
-from metatoolkit.hypergradients.products import add_adjoints, scaled, vector_jacobian_product
+from metatoolkit.hypergradients.products import (
+    add_adjoints,
+    as_vector,
+    scaled,
+    vector_jacobian_product,
+)
 from metatoolkit.inner.gradient_flow import GradientFlow
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -18,6 +24,8 @@ from metatoolkit.stateless.exchange import within
 
 # Beyond it explicit steps of first and second order grow where the equation decays.
 _STABLE = 2.0
+# Steps that a solver with its own steps may take for each stored state.
+_MOST = 20
 
 
 class StoredFlow:
@@ -112,6 +120,79 @@ class StoredFlow:
                 ahead = self._linearized(index, euler)
             adjoint, total = _sum(adjoint, change), add_adjoints(total, part)
         return adjoint, total
+
+    def integrated(
+        self, adjoint: list[Tensor], solver: str, tolerance: float
+    ) -> tuple[list[Tensor], Gains]:
+        """Return what :meth:`continuous` does, by a solver that chooses its own steps.
+
+        Args:
+            adjoint: Derivative in the parameters at the end of the flow.
+            solver: Name of an adaptive method of torchdiffeq. Cost: 9 F for each evaluation.
+            tolerance: Error of a step, relative to the adjoint and to what it was at the end.
+
+        Raises:
+            MissingDependencyError: torchdiffeq is not installed.
+            StiffnessError: The solver gives up.
+        """
+        with optional_import(f"Adjoint(solver={solver!r})"):
+            from torchdiffeq import odeint
+        euler, steps = self._inner.with_steps(self._inner.steps, "euler"), self._inner.steps
+        leaves = list(self._meta.values())
+        likes = [*adjoint, *leaves]
+        start = as_vector([*adjoint, *(torch.zeros_like(leaf) for leaf in leaves)])
+
+        def apart(vector: Tensor) -> list[Tensor]:
+            parts = vector.split([like.numel() for like in likes])
+            return [part.view_as(like).to(like) for part, like in zip(parts, likes, strict=True)]
+
+        def slope(time: Tensor, vector: Tensor) -> Tensor:
+            present = apart(vector)[: len(adjoint)]
+            self.passes += 1
+            self.products += 1
+            state = self._first.replaced(parameters=self._between(steps - float(time)))
+            step = _StepGraph(self._problem, euler, state, self._meta, self._batch, 1)
+            moved, part = step.pull_back(present)
+            change = [m - p for m, p in zip(moved, present, strict=True)]
+            gains = [
+                torch.zeros_like(leaf) if gain is None else gain
+                for leaf, gain in zip(leaves, part, strict=True)
+            ]
+            return as_vector([*change, *gains]).to(start)
+
+        times = torch.tensor([0.0, float(steps)], dtype=torch.float64, device=start.device)
+        accepted = {
+            "rtol": tolerance,
+            "atol": tolerance * max(_norm(adjoint), torch.finfo(start.dtype).tiny),
+            "options": {"max_num_steps": _MOST * steps},
+        }
+        try:
+            end = odeint(slope, start, times, method=solver, **accepted)[-1]
+        except AssertionError as error:
+            raise _stiff(self._inner, f"{solver} gives up ({error})") from error
+        parts = apart(end)
+        gained: Gains = list(parts[len(adjoint) :])
+        return parts[: len(adjoint)], gained
+
+    def _between(self, position: float) -> Tensors:
+        """Return θ between stored states, by a cubic through the four that are nearest."""
+        count = min(4, len(self.points))
+        first = min(max(math.floor(position) - 1, 0), len(self.points) - count)
+        places = range(first, first + count)
+        weights = [
+            math.prod((position - other) / (place - other) for other in places if other != place)
+            for place in places
+        ]
+        return {
+            name: sum(
+                (
+                    weight * self.points[place][name]
+                    for weight, place in zip(weights, places, strict=True)
+                ),
+                start=torch.zeros_like(tensor),
+            )
+            for name, tensor in self.points[0].items()
+        }
 
     def _linearized(self, index: int, inner: GradientFlow) -> _StepGraph:
         """Return a step from a stored state with its graph."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import sys
 import weakref
 
 import pytest
@@ -10,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import metatoolkit as mt
-from metatoolkit.errors import ConfigurationError, NonFiniteError, StiffnessError, UnsupportedError
+from metatoolkit.errors import (
+    ConfigurationError,
+    MissingDependencyError,
+    NonFiniteError,
+    StiffnessError,
+    UnsupportedError,
+)
 from metatoolkit.hypergradients import Adjoint, ProblemInstance, Unrolled, adjoint, stored_flow
 from metatoolkit.inner import SGD, GradientFlow, InnerLearner
 from metatoolkit.metaparameters import Initialization
@@ -220,10 +228,34 @@ def test_other_learners_are_refused(inner):
     ("options", "told"),
     [
         ({"method": "exact"}, "method is 'exact'; accepted: discrete, continuous"),
-        ({"solver": "rk4"}, "solver is 'rk4'; accepted: heun, euler"),
+        ({"solver": "rk4"}, "solver is 'rk4'; accepted: heun, euler, dopri5"),
+        ({"tolerance": 0.0}, "tolerance is 0.0; accepted"),
         ({"steps": 0}, "steps is 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, told):
     with pytest.raises(ConfigurationError, match=told):
         Adjoint(**options)
+
+
+def test_torchdiffeq_solves_the_adjoint_to_its_tolerance(fine):
+    """Its own error is far below that of the states, which Heun gives."""
+    pytest.importorskip("torchdiffeq", reason="extra ode is not installed")
+    estimator = Adjoint(method="continuous", solver="dopri5", tolerance=1e-8)
+    result = quadratic(1.0, 2.0, 20).call(estimator)
+    assert float(vector(result.gradient)) == pytest.approx(math.exp(-2.0), rel=1e-6)
+    off = vector(regression("learned", 40, "heun", 0.5).call(estimator).gradient) - fine
+    assert float(off.norm() / fine.norm()) < 5e-4
+
+
+def test_torchdiffeq_that_gives_up_is_told():
+    pytest.importorskip("torchdiffeq", reason="extra ode is not installed")
+    stiff = quadratic(5e3, 1.0, 10)
+    with pytest.raises(StiffnessError, match=r"too stiff for 10 steps of euler: dopri5 gives up"):
+        stiff.call(Adjoint(method="continuous", solver="dopri5"))
+
+
+def test_torchdiffeq_that_is_missing_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(MissingDependencyError, match=r"solver='dopri5'.*ode"):
+        quadratic(1.0, 1.0, 5).call(Adjoint(method="continuous", solver="dopri5"))
