@@ -30,6 +30,11 @@ from tests.training.across_tasks import (
 
 SGD = mt.inner.SGD(lr=0.05)
 NOT_OVER_TASKS = {"SOBA", "PersistentES", "NoiseReuseES", "Implicit, MINRES"}
+# Those that take no other inner learner.
+LEARNERS = {
+    "Adjoint": mt.inner.GradientFlow(0.1, 2),
+    "Reversible": mt.inner.ReversibleMomentum(0.05, 0.8),
+}
 INITIAL = ("FirstOrder", "Leap", "Reptile", "Unrolled(3), first order")
 
 
@@ -54,10 +59,11 @@ def test_it_is_the_mean_of_calls_for_each_estimator(name):
     make = ESTIMATORS[name]
     # Some learn initial states alone.
     case = bank.initialized() if name in INITIAL else bank.small_net()
+    inner = LEARNERS.get(name, case.inner)
     batches = case.batches(6)
     tasks = [(batches[n], batches[n + 3]) for n in range(3)]
-    found = mt.over_tasks(case.problem, case.inner, make(), tasks, "loop", seed=5)
-    results = one_by_one(case.problem, case.inner, make, tasks, seed=5)
+    found = mt.over_tasks(case.problem, inner, make(), tasks, "loop", seed=5)
+    results = one_by_one(case.problem, inner, make, tasks, seed=5)
     assert largest_difference(found.gradient, mean_of(results)) < 1e-12
     losses = torch.stack([result.valid_loss for result in results])
     assert torch.equal(found.details["task_losses"], losses)
