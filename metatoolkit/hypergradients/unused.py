@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from metatoolkit.errors import UnusedMetaParameterError
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.state import InnerState, Tensors
+from metatoolkit.state import InnerState, Tensors, describe, require_grad
 
 _CUTS = {
     torch.Tensor.detach: "detach()",
@@ -62,6 +62,7 @@ def explained(
     reasons: list[Callable[[], str | None]] = [
         lambda: _through_optimizer(estimator, problem, inner, state, meta),
         lambda: _through_losses(estimator, problem, state, meta, batches),
+        lambda: _through_nothing(problem, state, meta, batches[1]),
         lambda: _through_initial_state(estimator, problem, state, meta),
         lambda: _meant_for_optimizer(problem, inner),
         lambda: _meant_for_initial_state(problem),
@@ -109,6 +110,23 @@ def _through_optimizer(
 
 def _at(value: Callable[..., Any], step: int) -> Callable[[Any], Any]:
     return lambda meta: value(meta, step)
+
+
+def _through_nothing(
+    problem: BilevelProblem, state: InnerState, meta: Tensors, batch: Any
+) -> str | None:
+    """The outer loss depends on no parameter at all."""
+    with torch.enable_grad():
+        loss = problem.evaluate_valid(
+            require_grad(state.parameters), meta, state.buffers, batch, state.key
+        )
+    if loss.requires_grad:
+        return None
+    return (
+        f"valid_loss has no gradient in any inner parameter either (batch of: {describe(batch)}): "
+        "compute it from the outputs of the model that it is called with, without detach() or "
+        "torch.no_grad(), and leave out a task that has nothing to be judged by."
+    )
 
 
 def _through_initial_state(

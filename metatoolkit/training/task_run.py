@@ -278,6 +278,7 @@ def _largest_difference(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> float:
     Args:
         pairs: Found and expected tensors, and what these are sums of, which gives their scale.
     """
+    pairs = [pair for pair in pairs if pair[0].numel()]
     largest = max(float(parts.abs().max()) for _, _, parts in pairs)
     differences = [0.0]
     for found, expected, parts in pairs:

@@ -8,7 +8,13 @@ from torch import nn
 from torch.func import functional_call, grad
 
 import metatoolkit as mt
-from metatoolkit.errors import ConfigurationError, LabelError, NonFiniteError, UnsupportedError
+from metatoolkit.errors import (
+    ConfigurationError,
+    LabelError,
+    NonFiniteError,
+    UnsupportedError,
+    UnusedMetaParameterError,
+)
 from metatoolkit.hypergradients import (
     SOBA,
     ConjugateGradient,
@@ -26,6 +32,7 @@ from tests.training.across_tasks import (
     listed,
     regression,
     sinusoids,
+    squared_error,
 )
 
 SGD = mt.inner.SGD(lr=0.05)
@@ -174,6 +181,39 @@ def test_another_error_tells_in_which_task_it_was():
     with pytest.raises(LabelError) as caught:
         mt.over_tasks(problem, SGD, Unrolled(1), ((inputs, labels), (inputs, labels)))
     assert caught.value.__notes__ == ["in task 1 of the batch"]
+
+
+@pytest.mark.parametrize("estimator", [Unrolled(2), FirstOrder(2)])
+def test_a_task_whose_outer_loss_is_a_constant_is_told(estimator):
+    problem = regression()
+
+    def judged(model, meta, batch):
+        loss = squared_error(model, meta, batch)
+        return loss if len(batch[0]) > 1 else torch.zeros(())
+
+    problem.valid_loss = judged
+    tasks = listed(sinusoids())
+    support, query = tasks[1]
+    tasks[1] = support, tuple(part[:1] for part in query)
+    told = r"valid_loss has no gradient in any inner parameter either .*leave out a task"
+    with pytest.raises(UnusedMetaParameterError, match=told) as caught:
+        mt.over_tasks(problem, mt.inner.SGD(lr=0.1), estimator, tasks)
+    assert caught.value.__notes__ == ["in task 1 of the batch"]
+
+
+def test_parameters_without_entries_are_no_obstacle():
+    problem = regression(nn.Linear(8, 8))
+    problem.model.register_parameter("none", nn.Parameter(torch.empty(0, 2, dtype=torch.float64)))
+    meta = mt.metaparameters.Initialization(problem.model)
+
+    def loss(model, meta, batch):
+        return squared_error(model, meta, batch) + model.none.sum()
+
+    problem = mt.BilevelProblem(problem.model, meta, loss, loss, initial=type(meta).values)
+    arguments = problem, mt.inner.SGD(lr=0.1), Unrolled(2), sinusoids()
+    loop, vmap = (mt.over_tasks(*arguments, way).gradient for way in ("loop", "vmap"))
+    assert loop.pop("none").shape == vmap.pop("none").shape == (0, 2)
+    assert largest_difference(loop, vmap) < 1e-12
 
 
 def test_arguments_that_are_something_else():
