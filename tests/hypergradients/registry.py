@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from metatoolkit.hypergradients import (
@@ -29,6 +30,8 @@ from metatoolkit.hypergradients import (
     Unrolled,
     WarpGrad,
 )
+from metatoolkit.inner import GradientFlow, ReversibleMomentum
+from metatoolkit.testing.bank import ProblemInstance
 
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "EvoGrad": lambda: EvoGrad(2, 0.1, 0.5),
@@ -68,3 +71,12 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "PersistentES": lambda: PersistentES(2, 2, 0.1),
     "NoiseReuseES": lambda: NoiseReuseES(2, 3, 0.5, noise="sign"),
 }
+
+
+def learned_as_it_takes(case: ProblemInstance, estimator: Estimator) -> ProblemInstance:
+    """Return the problem with the inner learner that the estimator takes, if it takes one alone."""
+    if isinstance(estimator, Adjoint):
+        return dataclasses.replace(case, inner=GradientFlow(0.1, 2))
+    if isinstance(estimator, Reversible):
+        return dataclasses.replace(case, inner=ReversibleMomentum(0.1, 0.8))
+    return case

@@ -42,13 +42,14 @@ from tests.hypergradients.drifting import (
     estimators,
     penalized,
 )
-from tests.hypergradients.registry import ESTIMATORS
+from tests.hypergradients.registry import ESTIMATORS, learned_as_it_takes
 
 
 def call(make, *arguments, **options):
     """Call an estimator on the problem, or on one with an initial state where it needs that."""
+    estimator = make()
     try:
-        return build(*arguments, **options).call(make())
+        return learned_as_it_takes(build(*arguments, **options), estimator).call(estimator)
     except ReplayError:
         raise
     except UnsupportedError:

@@ -25,7 +25,7 @@ from metatoolkit.hypergradients import (
 )
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.testing import bank
-from tests.hypergradients.registry import ESTIMATORS
+from tests.hypergradients.registry import ESTIMATORS, learned_as_it_takes
 from tests.training.across_tasks import (
     TASKS,
     largest_difference,
@@ -37,11 +37,6 @@ from tests.training.across_tasks import (
 
 SGD = mt.inner.SGD(lr=0.05)
 NOT_OVER_TASKS = {"SOBA", "PersistentES", "NoiseReuseES", "Implicit, MINRES"}
-# Those that take no other inner learner.
-LEARNERS = {
-    "Adjoint": mt.inner.GradientFlow(0.1, 2),
-    "Reversible": mt.inner.ReversibleMomentum(0.05, 0.8),
-}
 INITIAL = ("FirstOrder", "Leap", "Reptile", "Unrolled(3), first order")
 
 
@@ -66,7 +61,7 @@ def test_it_is_the_mean_of_calls_for_each_estimator(name):
     make = ESTIMATORS[name]
     # Some learn initial states alone.
     case = bank.initialized() if name in INITIAL else bank.small_net()
-    inner = LEARNERS.get(name, case.inner)
+    inner = learned_as_it_takes(case, make()).inner
     batches = case.batches(6)
     tasks = [(batches[n], batches[n + 3]) for n in range(3)]
     found = mt.over_tasks(case.problem, inner, make(), tasks, "loop", seed=5)
