@@ -31,9 +31,12 @@ REFUSED = {
     "FirstOrder": "act where FirstOrder does not differentiate",
     "Leap": "Leap moves an initial state that λ sets",
     "Reptile": "Reptile moves an initial state that λ sets",
+    "Adjoint": "Adjoint needs an inner learner that follows a gradient flow",
+    "Reversible": "Reversible needs an inner learner whose steps can be taken back",
 }
 LEARNERS = {
     "Clipped": {"inner": {"name": "SGD", "lr": 0.1}, "max_norm": 1.0},
+    "GradientFlow": {"time": 0.1, "steps": 2},
 }
 REFUSED_LEARNERS = {
     "Combined": "inner learner 'Combined' needs the option default",
@@ -120,7 +123,7 @@ def test_a_run_records_what_was_chosen(capsys):
         ("estimator.name=Unrolled estimator.steps=few", "accepted: int."),
         ("estimator.steps=3", "estimator.steps is given, but estimator.name is not"),
         ("method=plain estimator.name=SAMA", "method is 'plain', which takes no estimator"),
-        ("method=meta", "estimator.name is None; name one: EvoGrad"),
+        ("method=meta", "estimator.name is None; name one: Adjoint"),
         ("inner.name=SGD inner.momentm=0.5", "Did you mean 'momentum'?"),
         ("estimator.name=SAMA estimatr.epsilon=1", "Did you mean 'estimator.name'?"),
     ],
