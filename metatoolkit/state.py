@@ -231,3 +231,20 @@ def require_grad(tensors: Tensors) -> Tensors:
         else tensor.view_as(tensor).requires_grad_()
         for name, tensor in tensors.items()
     }
+
+
+def with_leaves(state: InnerState, create_graph: bool) -> InnerState:
+    """Return a state whose parameters can be differentiated in.
+
+    Args:
+        state: Any state.
+        create_graph: Whether those that require a gradient keep their graph.
+    """
+    parameters = {
+        name: tensor
+        if create_graph and tensor.requires_grad
+        # A leaf of its own: the gradient is taken here even where no graph is asked for.
+        else tensor.detach().requires_grad_()
+        for name, tensor in state.parameters.items()
+    }
+    return state.replaced(parameters=parameters)

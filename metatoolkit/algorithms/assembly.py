@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,8 +69,7 @@ def assemble(
     """
     parts = dict(also or {})
     if adapted is None:
-        owned = {id(parameter) for part in parts.values() for parameter in part.parameters()}
-        own = [n for n in trainable(model) if id(model.get_parameter(n)) not in owned]
+        own = trainable(model, but=parts.values())
         parts["initialization"] = Initialization(model, [glob.escape(name) for name in own])
     else:
         shared = [name for name in trainable(model) if name not in adapted]
@@ -92,13 +91,15 @@ def assemble(
     return Algorithm(problem, inner, estimator, meta)
 
 
-def trainable(model: nn.Module) -> list[str]:
+def trainable(model: nn.Module, but: Iterable[nn.Module] = ()) -> list[str]:
     """Return the names of a model's parameters that require a gradient.
 
     Args:
         model: Any module.
+        but: Modules whose parameters are left out.
     """
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    others = {id(parameter) for module in but for parameter in module.parameters()}
+    return [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in others]
 
 
 def head_of(model: nn.Module, head: Sequence[str] | None) -> list[str]:

@@ -67,8 +67,7 @@ def maml_plus_plus(
         rates = LearningRates(model, lr, "layer", steps)
         return assemble(model, train_loss, valid_loss, rates, estimator)
     norms = insert_step_batch_norms(model, steps)
-    owned = {id(parameter) for parameter in norms.parameters()}
-    adapted = [n for n in trainable(model) if id(model.get_parameter(n)) not in owned]
+    adapted = trainable(model, but=[norms])
     rates = LearningRates(model, lr, "layer", steps, [glob.escape(name) for name in adapted])
     counted = functools.partial(_in_next_step, train_loss)
     also = {"batch_norms": norms}

@@ -14,7 +14,7 @@ from metatoolkit.errors import (
     ConfigurationError,
     UnsupportedError,
 )
-from metatoolkit.hypergradients.arguments import require_steps
+from metatoolkit.hypergradients.arguments import require_choice, require_steps
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -99,12 +99,8 @@ class Adjoint(Estimator):
         tolerance: float = 1e-6,
     ) -> None:
         require_steps(steps)
-        for name, value, accepted in (
-            ("method", method, _METHODS),
-            ("solver", solver, _FIXED + _ADAPTIVE),
-        ):
-            if value not in accepted:
-                raise ConfigurationError(f"{name} is {value!r}; accepted: {', '.join(accepted)}.")
+        require_choice("method", method, _METHODS)
+        require_choice("solver", solver, _FIXED + _ADAPTIVE)
         self.horizon = steps
         self.method = method
         if not 0 < tolerance < 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.base import Estimator
 
@@ -44,3 +46,18 @@ def require_steps(steps: int) -> None:
     """
     if steps < 1:
         raise ConfigurationError(f"steps is {steps}; at least 1 inner step is needed.")
+
+
+def require_choice(name: str, value: str, accepted: Sequence[str]) -> None:
+    """Raise unless a name is one of those that an argument accepts.
+
+    Args:
+        name: Name of the argument.
+        value: What was given for it.
+        accepted: The names.
+
+    Raises:
+        ConfigurationError: It is none of them.
+    """
+    if value not in accepted:
+        raise ConfigurationError(f"{name} is {value!r}; accepted: {', '.join(accepted)}.")

@@ -107,6 +107,5 @@ class ForwardEstimator(Estimator):
 
         With a truncation, the steps before the last ones run under the problem's own λ.
         """
-        window = (train_batches, self.truncation)
-        final = roll_out_truncated(problem, inner, state, meta, *window)
+        final = roll_out_truncated(problem, inner, state, meta, train_batches, self.truncation)
         return outer_loss(problem, final, meta, valid_batch)

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.hypergradients.arguments import require_steps
+from metatoolkit.hypergradients.arguments import require_choice, require_steps
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -130,12 +130,8 @@ class Unrolled(Estimator):
     ) -> None:
         require_steps(steps)
         require_truncation(truncation, steps)
-        for name, value, accepted in (
-            ("checkpoint", checkpoint, _CHECKPOINTS),
-            ("product", product, _PRODUCTS),
-        ):
-            if value not in accepted:
-                raise ConfigurationError(f"{name} is {value!r}; accepted: {', '.join(accepted)}.")
+        require_choice("checkpoint", checkpoint, _CHECKPOINTS)
+        require_choice("product", product, _PRODUCTS)
         if arity < 2:
             raise ConfigurationError(
                 f"arity is {arity}; a tree cuts a trajectory into at least 2 parts."

@@ -21,7 +21,7 @@ from metatoolkit.inner.slots import refuse_complex, slots_of, update_parameter
 from metatoolkit.inner.traits import tells_sensitivity
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
-from metatoolkit.state import InnerState, Tensors
+from metatoolkit.state import InnerState, Tensors, with_leaves
 from metatoolkit.stateless.exchange import within
 from metatoolkit.stateless.graphs import refuse_inference_mode, unreached_error
 from metatoolkit.stateless.loss_values import refuse_sparse
@@ -179,16 +179,9 @@ class InnerLearner(ABC):
         """
         with torch.set_grad_enabled(create_graph):
             state = self.enter(problem, state, meta)
-        parameters = {
-            name: tensor
-            if create_graph and tensor.requires_grad
-            # A leaf of its own: the gradient is taken here even where no graph is asked for.
-            else tensor.detach().requires_grad_()
-            for name, tensor in state.parameters.items()
-        }
         if not create_graph:
             meta = {name: tensor.detach() for name, tensor in meta.items()}
-        state = state.replaced(parameters=parameters)
+        state = with_leaves(state, create_graph)
         loss, gradients, buffers = self.gradients(problem, state, meta, batch, create_graph)
         with torch.set_grad_enabled(create_graph):
             after = self.apply(problem, state, meta, gradients)

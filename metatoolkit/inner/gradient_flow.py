@@ -16,7 +16,7 @@ from metatoolkit.inner.groups import Group
 from metatoolkit.inner.hyperparameters import Hyperparameter, add_scaled
 from metatoolkit.inner.registry import learners
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.state import InnerState, Tensors
+from metatoolkit.state import InnerState, Tensors, with_leaves
 
 _SOLVERS = ("euler", "heun")
 
@@ -109,12 +109,12 @@ class GradientFlow(InnerLearner):
             The state after the step, which counts as if the flow had ended there, and the training
             loss before it. Cost: 3 F, and 6 F with Heun.
         """
-        state = _with_leaves(state, create_graph)
+        state = with_leaves(state, create_graph)
         loss, gradients, buffers = self.gradients(problem, state, meta, batch, create_graph)
         with torch.set_grad_enabled(create_graph):
             after = self.apply(problem, state, meta, gradients)
         if self.solver == "heun":
-            ahead = _with_leaves(state.replaced(parameters=after.parameters), create_graph)
+            ahead = with_leaves(state.replaced(parameters=after.parameters), create_graph)
             _, others, _ = self.gradients(problem, ahead, meta, batch, create_graph)
             with torch.set_grad_enabled(create_graph):
                 mean = {name: (g + others[name]) / 2 for name, g in gradients.items()}
@@ -160,12 +160,3 @@ class GradientFlow(InnerLearner):
     def options(self) -> dict[str, Any]:
         """Return the number of steps and the solver."""
         return {"steps": self.steps, "solver": self.solver}
-
-
-def _with_leaves(state: InnerState, create_graph: bool) -> InnerState:
-    """Return a state whose parameters can be differentiated in."""
-    parameters = {
-        name: tensor if create_graph and tensor.requires_grad else tensor.detach().requires_grad_()
-        for name, tensor in state.parameters.items()
-    }
-    return state.replaced(parameters=parameters)
