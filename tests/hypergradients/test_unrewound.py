@@ -211,7 +211,7 @@ class Callable:
         self.calls += 1
         return self.calls
 
-    def method(self, model, meta, batch, kept=QUIET):
+    def method(self, model, meta, batch, kept=QUIET, scale=1.0):
         self.calls += 1
         return COUNTER
 
@@ -233,9 +233,9 @@ def test_a_loss_that_is_an_object_or_a_method_of_one(kind):
 
 def test_a_loss_that_is_partly_given_its_arguments():
     loss = Callable()
-    partial = functools.partial(functools.partial(loss.method, kept=1), batch=None)
+    partial = functools.partial(functools.partial(loss.method, kept=1), scale=2.0)
     problem = problem_of(train_loss=partial)
-    assert changed_by(problem, lambda: partial(None, None)) == ["train_loss.calls (a number)"]
+    assert changed_by(problem, lambda: partial(None, None, None)) == ["train_loss.calls (a number)"]
     builtin = problem_of(train_loss=functools.partial(print, "a"), valid_loss=max)
     assert changed_by(builtin, lambda: None) == []
 

@@ -42,6 +42,7 @@ VALUES = {
         "MIXED_SOURCES": 9,
         "MIXED_SEEDS": 10,
         "PIXELS": 11,
+        "FEDERATED_USERS": 12,
     },
     "labeled images": {"WARM_UP": 1, "AUXILIARY": 2},
     "drawn images": {"DRAWN_IMAGES": 0},

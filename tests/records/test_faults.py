@@ -167,7 +167,8 @@ def test_the_servers_disk_is_full(tmp_path, mongod, monkeypatch, check):
 
 
 def test_the_disk_of_the_spool_is_full(external, home, tmp_path, check):
-    with faults.small_disk(home, 1) as mounted:
+    # Room for the sources of whatever other tests loaded: the disk is full from mid-run on only.
+    with faults.small_disk(home, 16) as mounted:
         if not mounted:
             pytest.skip("no small file system can be mounted here")
         worker = Worker(tmp_path / "run", faulty_runs.filling)
