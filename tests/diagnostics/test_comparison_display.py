@@ -102,7 +102,9 @@ def test_the_table_in_a_pipe_is_as_wide_as_it_needs(table, capsys, monkeypatch):
 
 def test_a_terminal_is_not_written_beyond_its_width(table, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
+    monkeypatch.setattr(
+        shutil, "get_terminal_size", lambda fallback=(80, 24): os.terminal_size((60, 24))
+    )
     print_table(table)
     told = capsys.readouterr().out.splitlines()
     assert max(map(len, told)) == 60
