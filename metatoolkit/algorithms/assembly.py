@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ class Algorithm:
             them, ``"shared"``, ``"rates"``, ``"batch_norms"`` and ``"proximal"``. The
             meta-optimizer moves ``meta.parameters()``.
         refined: Inner learner that adapts to new tasks, where it is another than ``inner``.
+        anneal: Sets the estimator for a share of the training that is done, where that is a part of
+            the algorithm; for ``MetaTrainer.fit(..., anneal=...)``.
     """
 
     problem: BilevelProblem
@@ -40,6 +42,7 @@ class Algorithm:
     estimator: Estimator
     meta: nn.ModuleDict
     refined: InnerLearner | None = None
+    anneal: Callable[[float], None] | None = None
 
 
 def assemble(

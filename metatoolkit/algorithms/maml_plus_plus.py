@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import glob
 from typing import Any, Literal
@@ -31,6 +32,7 @@ def maml_plus_plus(
     steps: int = 5,
     progress: float = 0.0,
     batch_norm: Norms = "batch",
+    first_order: float = 0.0,
 ) -> Algorithm:
     """Return MAML++ (Antoniou et al. 2019, arXiv 1810.09502): multi-step loss, LSLR, BNRS and BNWB.
 
@@ -38,9 +40,9 @@ def maml_plus_plus(
     step. With ``batch_norm="per_step"`` the model's BatchNorm layers are replaced by layers with
     scales, shifts and running statistics for each step, the part ``"batch_norms"`` of λ, a
     :class:`metatoolkit.metaparameters.StepBatchNorms`; no inner step moves them. The weights of the
-    steps move towards the last one, and derivatives from first to second order, by :func:`anneal`
-    between calls of ``fit``. Cost: that of MAML and 3 (T − 1) F more for each task; 6 T F of first
-    order.
+    steps move towards the last one, and derivatives from first to second order, in a training
+    ``fit(..., anneal=algorithm.anneal)``. Cost: that of MAML and 3 (T − 1) F more for each task;
+    6 T F of first order.
 
     Args:
         model: Network.
@@ -51,6 +53,7 @@ def maml_plus_plus(
         progress: How far the weights of the steps are annealed; see :func:`multi_step_weights`.
         batch_norm: ``"batch"`` leaves BatchNorm layers as they are, whose scales and shifts inner
             steps move; ``"per_step"`` replaces them.
+        first_order: Share of a training that ``anneal`` has take derivatives of first order.
 
     Raises:
         ConfigurationError: A number is out of range, or there is no BatchNorm layer to replace.
@@ -61,17 +64,21 @@ def maml_plus_plus(
         >>> algorithm.estimator.step_weights, algorithm.meta["rates"].steps
         ([0.25, 0.25, 0.25, 0.25], 4)
     """
+    _require_share("first_order", first_order)
     weights = multi_step_weights(steps, progress)
     estimator = Unrolled(steps, keep_graphs=steps, step_weights=weights)
+    annealing = functools.partial(_anneal, estimator, first_order=first_order)
     if batch_norm == "batch":
         rates = LearningRates(model, lr, "layer", steps)
-        return assemble(model, train_loss, valid_loss, rates, estimator)
+        algorithm = assemble(model, train_loss, valid_loss, rates, estimator)
+        return dataclasses.replace(algorithm, anneal=annealing)
     norms = insert_step_batch_norms(model, steps)
     adapted = trainable(model, but=[norms])
     rates = LearningRates(model, lr, "layer", steps, [glob.escape(name) for name in adapted])
     counted = functools.partial(_in_next_step, train_loss)
     also = {"batch_norms": norms}
-    return assemble(model, counted, valid_loss, rates, estimator, also=also)
+    algorithm = assemble(model, counted, valid_loss, rates, estimator, also=also)
+    return dataclasses.replace(algorithm, anneal=annealing)
 
 
 def _in_next_step(train_loss: Loss, model: nn.Module, meta: Any, batch: Any) -> Tensor:
@@ -110,8 +117,8 @@ def anneal(algorithm: Algorithm, progress: float, first_order: float = 0.0) -> N
     Derivatives are of first order in the first part of the training, and of second order from
     then on. Where there are outer losses after each inner step, their weights are
     ``multi_step_weights(steps, progress)``. It is for every algorithm whose estimator is an
-    :class:`metatoolkit.hypergradients.Unrolled`, and to be called before each epoch; a resumed
-    training calls it for the epoch that it goes on with, since checkpoints do not hold it.
+    :class:`metatoolkit.hypergradients.Unrolled`; MAML++ has it as ``algorithm.anneal``, and others
+    as ``fit(..., anneal=functools.partial(mt.algorithms.anneal, algorithm, first_order=0.5))``.
 
     Args:
         algorithm: The algorithm; its estimator is changed.
@@ -134,8 +141,6 @@ def anneal(algorithm: Algorithm, progress: float, first_order: float = 0.0) -> N
         False [0.25, 0.75]
         False [0.125, 0.875]
     """
-    _require_share("progress", progress)
-    _require_share("first_order", first_order)
     estimator = algorithm.estimator
     if not isinstance(estimator, Unrolled):
         raise UnsupportedError(
@@ -143,6 +148,12 @@ def anneal(algorithm: Algorithm, progress: float, first_order: float = 0.0) -> N
             "anneal; use 'maml++', or 'maml', 'anil', 'boil' or 'meta_sgd', whose estimator is "
             "Unrolled."
         )
+    _anneal(estimator, progress, first_order)
+
+
+def _anneal(estimator: Unrolled, progress: float, first_order: float) -> None:
+    _require_share("progress", progress)
+    _require_share("first_order", first_order)
     estimator.first_order = progress < first_order
     if estimator.step_weights is not None:
         estimator.step_weights = multi_step_weights(estimator.horizon, progress)

@@ -23,7 +23,7 @@ from metatoolkit.inner import InnerLearner
 from metatoolkit.records.fields import flatten
 from metatoolkit.records.home import data_home
 from metatoolkit.records.terminal import say
-from metatoolkit.training import Evaluate, MetaTrainer
+from metatoolkit.training import Anneal, Evaluate, MetaTrainer
 from metatoolkit.training.batch_stream import Stateful
 from metatoolkit.training.task_batches import TaskBatch
 
@@ -41,6 +41,7 @@ class Assembly:
         valid_batches: Batches for the outer loss; ``None`` where λ does not move.
         task: What the batches come from, for evaluation.
         refined: Inner learner that adapts to held-out tasks, where it is not the trainer's.
+        anneal: What sets the estimator before each outer step, as ``MetaTrainer.fit`` takes it.
     """
 
     trainer: MetaTrainer
@@ -48,6 +49,7 @@ class Assembly:
     valid_batches: Iterable[Any] | None = None
     task: Any = None
     refined: InnerLearner | None = None
+    anneal: Anneal | None = None
 
     def outer_steps(self, steps: int) -> int:
         """Return how many outer steps a training takes.
@@ -203,6 +205,7 @@ def fit_recorded(
         assembly.train_batches,
         assembly.valid_batches,
         steps=steps,
+        anneal=assembly.anneal,
         log=run.log_scalar,
         log_every=config["log_every"],
         evaluate=evaluate_all,

@@ -125,7 +125,7 @@ def assemble_across_tasks(
         seed=config["seed"],
         tasks=TaskBatching(config["batching"]),
     )
-    return Assembly(trainer, batches, refined=own.refined)
+    return Assembly(trainer, batches, refined=own.refined, anneal=own.anneal)
 
 
 def run_across_tasks(

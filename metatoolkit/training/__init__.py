@@ -24,6 +24,7 @@ Example:
 """
 
 from metatoolkit.training.early_stopping import EarlyStopping as EarlyStopping
+from metatoolkit.training.fit import Anneal as Anneal
 from metatoolkit.training.fit import Evaluate as Evaluate
 from metatoolkit.training.fit import Log as Log
 from metatoolkit.training.over_tasks import over_tasks as over_tasks

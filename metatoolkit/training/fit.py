@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Entry = tuple[str, float, int]
 Log = Callable[[str, float, int], None]
 Evaluate = Callable[["MetaTrainer"], Mapping[str, float]]
+Anneal = Callable[[float], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Plan:
     """How long a training goes on and what happens on the way, as ``MetaTrainer.fit`` takes it."""
 
     steps: int
+    anneal: Anneal | None
     log: Log | None
     log_every: int
     evaluate: Evaluate | None
@@ -115,6 +117,8 @@ class Fit:
         """Take an outer step, and return what of it is to be reported."""
         trainer, plan = self.trainer, self.plan
         started = time.perf_counter()
+        if plan.anneal is not None:
+            plan.anneal(trainer.steps_done / plan.steps)
         trainer.unreported |= trainer.outer_step()
         trainer.seconds += time.perf_counter() - started
         trainer.steps_done += 1

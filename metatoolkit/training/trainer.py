@@ -33,7 +33,7 @@ from metatoolkit.training.checks import (
     warn_of_forgotten_start,
 )
 from metatoolkit.training.early_stopping import EarlyStopping, Watch
-from metatoolkit.training.fit import Evaluate, Fit, Log, Plan
+from metatoolkit.training.fit import Anneal, Evaluate, Fit, Log, Plan
 from metatoolkit.training.meta_update import MetaUpdate
 from metatoolkit.training.outer_step import OuterStep, start_over
 from metatoolkit.training.placement import placed
@@ -71,8 +71,8 @@ class MetaTrainer:
             hypergradients, all taken at the same θ and λ; base steps see all training batches.
         order: Whether λ moves before θ (``"meta_first"``: the base step sees the new λ, as in
             Meta-Weight-Net) or after (``"inner_first"``).
-        keep_lookahead: Take over the state that the estimator reached, instead of base steps of
-            its own, in outer steps where λ moves; it needs an estimator that takes inner steps.
+        keep_lookahead: Where λ moves, take over the state that the estimator reached instead of
+            base steps of its own; it needs an estimator that takes inner steps.
         reset_every: Number of inner steps after which θ starts over from where the trainer found
             it, with a random key of its own, rounded up to whole outer steps; ``None`` trains θ on
             and on. λ and its optimizer stay.
@@ -196,6 +196,7 @@ class MetaTrainer:
         valid_batches: Iterable[Any] | None = None,
         steps: int = 1,
         *,
+        anneal: Anneal | None = None,
         log: Log | None = None,
         log_every: int = 1,
         evaluate: Evaluate | None = None,
@@ -220,13 +221,13 @@ class MetaTrainer:
                 With ``state_dict`` and ``load_state_dict`` it resumes at once, else is drawn again.
             valid_batches: Batches for the outer loss; none without an estimator or with ``tasks``.
             steps: Total number of outer steps, those of former calls and before a resume included.
-            log: Receives ``(name, value, step)`` for each metric; after a resume first those from
-                before it, so that the record of a resumed run is complete.
+            anneal: Called before each outer step with the share of ``steps`` that is done, such as
+                ``Algorithm.anneal``; what it sets should follow from that alone.
+            log: Receives ``(name, value, step)`` of each metric; after a resume those before, too.
             log_every: Losses are logged, and checked to be finite, every so many steps.
             evaluate: Called with this trainer, its state loaded into the model; returns metrics.
             evaluate_every: Steps between evaluations; the last step is always evaluated.
-            early_stopping: Ends the training when a metric gets no better, and keeps the best
-                state; see :class:`EarlyStopping`.
+            early_stopping: Ends the training when a metric gets no better; see its class.
             checkpoint: File to store the training in.
             checkpoint_every: Steps between checkpoints; the last step is always stored.
             resume: Go on from ``checkpoint`` where that file exists.
@@ -238,11 +239,9 @@ class MetaTrainer:
             reported until then.
 
         Raises:
-            ConfigurationError: Numbers are out of range, validation batches are missing, ``steps``
-                are done already.
+            ConfigurationError: Numbers are out of range, batches missing, ``steps`` done already.
             UnsupportedError: It is called in ``torch.inference_mode``.
-            CheckpointError: The checkpoint cannot be read or written, or belongs to another
-                problem.
+            CheckpointError: The checkpoint is of another problem, or cannot be read or written.
             NonFiniteError: A loss is NaN or infinite.
             DataError: There is no batch.
         """
@@ -266,6 +265,7 @@ class MetaTrainer:
         leads = self.tasks is None or self.tasks.leads
         plan = Plan(
             steps,
+            anneal=anneal,
             log=log if leads else None,
             log_every=log_every,
             evaluate=evaluate,

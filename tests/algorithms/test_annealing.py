@@ -35,36 +35,58 @@ def test_the_first_order_phase_of_maml_is_fomaml():
         assert largest_difference(gradient_of(maml, way, batch), expected) < 1e-14
 
 
-def test_a_trainer_follows_the_order_of_derivatives():
-    def trained(orders):
-        algorithm = build("maml++")
-        parts = (algorithm.problem, algorithm.inner, algorithm.estimator)
-        optimizer = torch.optim.SGD(algorithm.meta.parameters(), lr=0.01)
-        trainer = mt.MetaTrainer(*parts, meta_optimizer=optimizer, tasks="vmap")
-        for epoch, first_order in enumerate(orders):
-            mt.algorithms.anneal(algorithm, epoch / 2, first_order)
-            trainer.fit([sinusoids(seed=5)], steps=epoch + 1, progress=False)
-        return {n: p.detach().clone() for n, p in algorithm.meta.named_parameters()}
+def trainer_of(algorithm):
+    optimizer = torch.optim.SGD(algorithm.meta.parameters(), lr=0.01)
+    parts = (algorithm.problem, algorithm.inner, algorithm.estimator)
+    return mt.MetaTrainer(*parts, meta_optimizer=optimizer, tasks="vmap")
 
-    def by_autograd(orders):
+
+def values_of(algorithm):
+    return {n: p.detach().clone() for n, p in algorithm.meta.named_parameters()}
+
+
+def test_a_training_anneals_before_each_step_and_resumes_where_it_was(tmp_path):
+    def fit(algorithm, anneal, **options):
+        batches = [sinusoids(seed=5)]
+        trainer_of(algorithm).fit(batches, steps=3, anneal=anneal, progress=False, **options)
+        return values_of(algorithm)
+
+    def trained(first_order, **options):
+        algorithm = build("maml++", first_order=first_order)
+        return fit(algorithm, algorithm.anneal, **options)
+
+    def by_autograd(first_order):
         algorithm = build("maml++")
-        for epoch, first_order in enumerate(orders):
-            mt.algorithms.anneal(algorithm, epoch / 2)
-            gradients = by_hand(algorithm, sinusoids(seed=5), None, first_order > epoch / 2)
+        for step in range(3):
+            mt.algorithms.anneal(algorithm, step / 3)
+            gradients = by_hand(algorithm, sinusoids(seed=5), None, step / 3 < first_order)
             with torch.no_grad():
                 for name, parameter in algorithm.meta.named_parameters():
                     parameter.sub_(0.01 * gradients[name])
-        return {n: p.detach() for n, p in algorithm.meta.named_parameters()}
+        return values_of(algorithm)
 
-    assert largest_difference(trained([0.5, 0.5]), by_autograd([0.5, 0.5])) < 1e-12
-    assert largest_difference(trained([0.5, 0.5]), by_autograd([0.0, 0.0])) > 1e-6
+    assert largest_difference(trained(0.5), by_autograd(0.5)) < 1e-12
+    assert largest_difference(trained(0.5), by_autograd(0.0)) > 1e-6
+
+    interrupted, told = build("maml++", first_order=0.5), []
+
+    def anneal(progress):
+        told.append(progress)
+        interrupted.anneal(progress)
+        if progress > 0:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "training.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupted, anneal, checkpoint=path)
+    assert told == [0, 1 / 3]
+    resumed = trained(0.5, checkpoint=path, resume=True)
+    assert largest_difference(resumed, trained(0.5)) == 0
 
 
 def test_tasks_side_by_side_are_compared_anew_where_the_order_changes():
     algorithm = build("maml")
-    parts = (algorithm.problem, algorithm.inner, algorithm.estimator)
-    optimizer = torch.optim.SGD(algorithm.meta.parameters(), lr=0.01)
-    trainer = mt.MetaTrainer(*parts, meta_optimizer=optimizer, tasks="vmap")
+    trainer = trainer_of(algorithm)
     compared = []
     for step, progress in enumerate((0.0, 0.2, 0.5, 0.9, 0.1)):
         mt.algorithms.anneal(algorithm, progress, first_order=0.5)
