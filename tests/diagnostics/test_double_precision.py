@@ -134,7 +134,8 @@ def test_what_is_in_float64_stays_and_shared_tensors_are_converted_once():
     model[2].weight = model[0].weight
     wide = model[1].weight
     places = {name: (p, p.data_ptr(), p.dtype) for name, p in model.named_parameters()}
-    problem = mt.BilevelProblem(model, bank.Value(1.0), None, None)
+    loss = mt.losses.cross_entropy
+    problem = mt.BilevelProblem(model, bank.Value(1.0), loss, loss)
     with double_precision(problem):
         assert wide.data_ptr() == places["1.weight"][1]
         assert all(p.dtype == torch.float64 for p in model.parameters())
