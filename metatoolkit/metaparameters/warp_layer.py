@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from metatoolkit.components.patterns import matching
@@ -19,7 +18,7 @@ from metatoolkit.metaparameters.registry import modules
 _NAME = "warp_layer"
 _KERNEL = 3
 
-Kind = Literal["linear", "conv"]
+Kind = Literal["linear", "rows", "conv"]
 
 
 @modules.register()
@@ -34,14 +33,15 @@ class WarpLayer(nn.Module):
 
     Args:
         size: Number of features or channels C.
-        kind: ``"linear"`` acts on the last dimension, (..., C); ``"conv"`` is a 3×3 convolution
-            with padding 1 of (batch, C, height, width).
+        kind: ``"linear"`` acts on the last dimension, (..., C); ``"rows"`` does, but takes
+            (batch, C) alone; ``"conv"`` is a 3×3 convolution with padding 1 of
+            (batch, C, height, width).
         identity: Whether Ω begins as the identity and c as 0; otherwise as in ``nn.Linear`` and
             ``nn.Conv2d``.
         bias: Whether there is a c.
 
     Raises:
-        ConfigurationError: ``size`` is less than 1, or ``kind`` is neither of the two.
+        ConfigurationError: ``size`` is less than 1, or ``kind`` is none of the three.
 
     Attributes:
         weight: Ω, of shape (C, C) or (C, C, 3, 3).
@@ -63,18 +63,20 @@ class WarpLayer(nn.Module):
         super().__init__()
         if size < 1:
             raise ConfigurationError(f"size is {size}; at least 1 is needed.")
-        if kind not in ("linear", "conv"):
-            raise ConfigurationError(f"kind is {kind!r}; accepted: 'linear', 'conv'.")
+        if kind not in get_args(Kind):
+            accepted = ", ".join(map(repr, get_args(Kind)))
+            raise ConfigurationError(f"kind is {kind!r}; accepted: {accepted}.")
         self.size, self.kind = size, kind
+        convolves = kind == "conv"
         layer = (
-            nn.Linear(size, size, bias)
-            if kind == "linear"
-            else nn.Conv2d(size, size, _KERNEL, padding=_KERNEL // 2, bias=bias)
+            nn.Conv2d(size, size, _KERNEL, padding=_KERNEL // 2, bias=bias)
+            if convolves
+            else nn.Linear(size, size, bias)
         )
         self.weight = layer.weight
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach())
         if identity:
-            (nn.init.eye_ if kind == "linear" else nn.init.dirac_)(self.weight)
+            (nn.init.dirac_ if convolves else nn.init.eye_)(self.weight)
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
 
@@ -82,21 +84,23 @@ class WarpLayer(nn.Module):
         """Return the warped features, of the same shape.
 
         Args:
-            features: Tensor of shape (..., C) or, for a convolution, (batch, C, height, width).
+            features: Tensor of the shape that ``kind`` takes.
 
         Raises:
             ShapeError: The features have another number of dimensions or channels.
         """
-        linear = self.kind == "linear"
-        fits = features.dim() > 0 if linear else features.dim() == 4
-        if not fits or features.shape[-1 if linear else 1] != self.size:
-            accepted = f"(..., {self.size})" if linear else f"(batch, {self.size}, height, width)"
-            raise ShapeError(
-                f"features have shape {tuple(features.shape)}; this warp layer takes {accepted}."
-            )
-        if linear:
-            return F.linear(features, self.weight, self.bias)
-        return F.conv2d(features, self.weight, self.bias, padding=_KERNEL // 2)
+        shape, convolves = tuple(features.shape), self.kind == "conv"
+        dims = {"linear": max(len(shape), 1), "rows": 2, "conv": 4}[self.kind]
+        if len(shape) != dims or shape[1 if convolves else -1] != self.size:
+            accepted = {
+                "linear": f"(..., {self.size})",
+                "rows": f"(batch, {self.size})",
+                "conv": f"(batch, {self.size}, height, width)",
+            }[self.kind]
+            raise ShapeError(f"features have shape {shape}; this warp layer takes {accepted}.")
+        if convolves:
+            return F.conv2d(features, self.weight, self.bias, padding=_KERNEL // 2)
+        return F.linear(features, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """Return size and kind."""
@@ -123,7 +127,7 @@ def insert_warp_layers(
     Each becomes the submodule ``warp_layer`` of what it follows and is called by a forward hook,
     so that the network's code and the names of its parameters stay as they are. It is a
     convolution behind a ``Conv2d``, a ``BatchNorm2d`` or a block whose last layer is one of these,
-    and linear behind the others. Load the weights of a network without warp layers before.
+    and linear behind the others; behind a ``BatchNorm1d`` it takes (batch, C) alone. Load the weights of a network without warp layers before.
 
     Args:
         model: Network; changed in place.
@@ -203,8 +207,8 @@ def _last_layer(module: nn.Module) -> tuple[int, Kind, torch.Tensor | None] | No
             return layer.out_channels, "conv", layer.weight
         if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
             return layer.num_features, "conv", layer.weight
-        if isinstance(layer, _BatchNorm):
-            return layer.num_features, "linear", layer.weight
+        if isinstance(layer, nn.BatchNorm1d):
+            return layer.num_features, "rows", layer.weight
         if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
             return layer.normalized_shape[0], "linear", layer.weight
     return None

@@ -50,7 +50,9 @@ class TaskBatching:
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise ConfigurationError(
-                f"batching is {self.mode!r}; accepted: {', '.join(map(repr, get_args(Mode)))}."
+                f"how tasks run (tasks of MetaTrainer, batching of over_tasks) is {self.mode!r}; "
+                f"accepted: {', '.join(map(repr, get_args(Mode)))}, or a TaskBatching. The tasks "
+                "themselves are given to fit, or to over_tasks."
             )
         if self.chunk is not None:
             check_numbers(chunk=self.chunk)

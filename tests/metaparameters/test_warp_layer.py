@@ -147,6 +147,22 @@ def test_what_is_followed_and_how():
     ]
     normed = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
     assert insert_warp_layers(normed.double(), ["0"]).layers()["0"].weight.dtype == F64
+    with pytest.raises(ConfigurationError, match="layer or block whose features are known"):
+        insert_warp_layers(nn.Sequential(nn.BatchNorm3d(3), *dense()), ["0"])
+
+
+def test_behind_batch_norm_channels_are_not_taken_for_positions():
+    normed = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    meta = insert_warp_layers(normed, ["0"])
+    with torch.no_grad():
+        meta.layers()["0"].weight.copy_(torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 2]]))
+    inputs = torch.randn(5, 3)
+    plain = (inputs - inputs.mean(0)) / (inputs.var(0, unbiased=False) + 1e-5).sqrt()
+    expected = normed[1](plain[:, [1, 0, 2]] * torch.tensor([1.0, 1, 2]))
+    torch.testing.assert_close(normed(inputs), expected)
+    # As many positions as channels: the last dimension has the right size, and the wrong meaning.
+    with pytest.raises(ShapeError, match=r"\(5, 3, 3\); this warp layer takes \(batch, 3\)"):
+        normed[0](torch.randn(5, 3, 3))
 
 
 def test_a_random_warp_is_no_identity_and_acts():

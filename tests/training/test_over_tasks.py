@@ -213,7 +213,7 @@ def test_parameters_without_entries_are_no_obstacle():
 
 def test_arguments_that_are_something_else():
     problem, batch = regression(), sinusoids()
-    with pytest.raises(ConfigurationError, match=r"batching is 'both'; accepted: 'vmap', 'loop'"):
+    with pytest.raises(ConfigurationError, match=r" is 'both'; accepted: 'vmap', 'loop'"):
         mt.over_tasks(problem, SGD, Unrolled(1), batch, "both")
     with pytest.raises(ConfigurationError, match=r"estimator is the class Unrolled; pass an"):
         mt.over_tasks(problem, SGD, Unrolled, batch)

@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_kind_of_training_is_refused(tmp_path):
         ({"keep_lookahead": True}, "keep_lookahead=True says when"),
         ({"meta_every": 3}, "meta_every=3 says when"),
         ({"order": "inner_first"}, "order='inner_first' says when"),
-        ({"tasks": "both"}, "batching is 'both'"),
+        ({"tasks": "both"}, r"\(tasks of MetaTrainer, .*\) is 'both'.* given to fit"),
     ],
 )
 def test_options_that_mean_nothing_across_tasks(options, message):
