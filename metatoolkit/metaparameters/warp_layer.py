@@ -127,7 +127,8 @@ def insert_warp_layers(
     Each becomes the submodule ``warp_layer`` of what it follows and is called by a forward hook,
     so that the network's code and the names of its parameters stay as they are. It is a
     convolution behind a ``Conv2d``, a ``BatchNorm2d`` or a block whose last layer is one of these,
-    and linear behind the others; behind a ``BatchNorm1d`` it takes (batch, C) alone. Load the weights of a network without warp layers before.
+    and linear behind the others; behind a ``BatchNorm1d`` it takes (batch, C) alone. Load the
+    weights of a network without warp layers before.
 
     Args:
         model: Network; changed in place.

@@ -35,7 +35,7 @@ class TaskBatch:
         count: Number of tasks, at least 1.
 
     Raises:
-        DataError: It has neither form, or holds no task.
+        DataError: It has neither form, may as well be the other one, or holds no task.
         ShapeError: Leading dimensions differ.
     """
 
@@ -44,6 +44,7 @@ class TaskBatch:
         if self.listed:
             for number, task in enumerate(batch):
                 _check_pair(task, f"task {number} of the list")
+            _refuse_list_of_support_and_query(batch)
             self.count = len(batch)
             self._pairs = [_by_step(task, horizon) for task in batch]
         else:
@@ -95,6 +96,21 @@ def _check_pair(value: Any, what: str) -> None:
         raise DataError(
             f"{what} is a {given}; {_FORMS}. Where a DataLoader has made lists of tuples, give "
             "tuple(map(tuple, batch))."
+        )
+
+
+def _refuse_list_of_support_and_query(tasks: list[tuple[Any, Any]]) -> None:
+    """Raise where two tasks may be the support and query, inputs and targets, of all tasks."""
+    parts = [part for task in tasks for part in task]
+    if len(tasks) != 2 or not any(isinstance(part, Tensor) for part in parts):
+        return
+    sizes = {tuple(tensor.shape[:1]) for part in parts for tensor in tensors_of(part)}
+    if len(sizes) == 1:
+        raise DataError(
+            "the batch is a list of two tuples whose tensors have one leading dimension: two "
+            "tasks, or support and query of all tasks in a list instead of a tuple. Give a tuple "
+            "(support, query) for these; for two tasks whose batches are single tensors, stack "
+            "them in a tuple (supports, queries)."
         )
 
 

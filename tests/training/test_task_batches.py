@@ -84,6 +84,18 @@ def test_what_a_data_loader_collates():
     assert torch.equal(support[0], inputs[2]) and torch.equal(query[1], query_targets[2])
 
 
+def test_a_list_of_support_and_query_is_not_taken_for_two_tasks():
+    support, query = sinusoids(tasks=4)
+    for pair in ([support, query], [({"x": support[0]}, support[1]), ({"x": query[0]}, query[1])]):
+        with pytest.raises(DataError, match="support and query of all tasks in a list"):
+            TaskBatch(pair, 1)
+    # Two tasks whose batches are single tensors, of unlike sizes or in a tuple.
+    assert TaskBatch([(torch.zeros(3, 1), torch.zeros(5, 1))] * 2, 1).count == 2
+    assert TaskBatch((torch.zeros(2, 3, 1), torch.zeros(2, 3, 1)), 1).count == 2
+    # Inputs and targets each, as many of the support as of the query.
+    assert TaskBatch(listed(sinusoids(2, shots=3, queries=3)), 1).count == 2
+
+
 def test_tasks_are_alike_by_shapes_types_and_what_else_they_hold():
     def task(size, dtype=torch.float32, name="a"):
         return (torch.zeros(size, dtype=dtype), name), torch.zeros(1)
