@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -36,6 +37,20 @@ COMPARISON = Study(
     ),
     note=NOTE,
     usual=False,
+)
+
+_COMPARED = ("scratch", "MAML", "MAML, learn2learn", "Meta-SGD", "MAML++", "WarpGrad", "ProtoNet")
+
+OMNIGLOT = dataclasses.replace(
+    COMPARISON.without([label for label in COMPARISON.rows if label not in _COMPARED]),
+    name="few_shot_omniglot",
+    title="5-way 1-shot on the characters of alphabets that were not learned from",
+    rows={
+        label: Row({**row.updates, "dataset": "omniglot_alphabets"})
+        for label, row in COMPARISON.rows.items()
+        if label in _COMPARED
+    },
+    note=f"{NOTE} 16 × 16 pixels, ten alphabets of Omniglot in all.",
 )
 
 # Tuned on other seeds and validation users with the same effort: applications.few_shot.tuning.
@@ -78,4 +93,4 @@ FEDERATED_DIGITS = Study(
     usual=False,
 )
 
-STUDIES = [COMPARISON, FEDERATED_DIGITS]
+STUDIES = [COMPARISON, OMNIGLOT, FEDERATED_DIGITS]

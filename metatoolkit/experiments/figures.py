@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metatoolkit.errors import optional_import
 from metatoolkit.experiments.claims import paired_difference
@@ -51,21 +51,21 @@ def draw_curves(history: Iterable[tuple[str, float, int]], path: Path) -> Path:
     return path
 
 
-def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str, **options: Any) -> None:
-    """Draw one column of a study as bars: mean, standard deviation, and a point for each seed.
+def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str) -> None:
+    """Draw one column of a study: mean and standard deviation of each row, a point for each seed.
 
     Args:
         axis: Where to draw.
         frame: Frame of :func:`metatoolkit.experiments.studies.collect`.
         header: The column.
-        **options: Options of the bars.
     """
     groups = frame.groupby("row", sort=False)[header]
     places = range(len(groups))
-    options = {"color": "tab:blue", "alpha": 0.5, **options}
-    axis.barh(places, groups.mean(), xerr=groups.std(ddof=1).fillna(0), **options)
+    deviations = groups.std(ddof=1).fillna(0)
+    axis.errorbar(groups.mean(), places, xerr=deviations, fmt="o", color="tab:blue", capsize=3)
     for place, (_, values) in zip(places, groups, strict=True):
-        axis.plot(values, [place] * len(values), "k.", markersize=5)
+        axis.plot(values, [place + 0.25] * len(values), "k.", markersize=4)
+    axis.grid(axis="x", alpha=0.3)
     axis.set_yticks(list(places), [literal(str(label)) for label in groups.groups])
     axis.invert_yaxis()
     axis.set(xlabel=literal(f"{header}: mean, deviation, seeds"))

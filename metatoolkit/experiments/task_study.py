@@ -26,10 +26,12 @@ ROWS = {
 }
 """Algorithms, without learning across tasks first."""
 
+MILLISECONDS = "ms/step"
+
 COSTS = (
     Column("meta step [MFLOP]", "info.flops", 1e-6, 1, spread=False),
     Column("meta step [MiB]", "info.peak_memory_bytes", 2.0**-20, 1, spread=False),
-    Column("ms/step", "info.milliseconds_per_step", 1.0, 1, spread=False),
+    Column(MILLISECONDS, "info.milliseconds_per_step", 1.0, 1, spread=False),
 )
 """What a meta step costs."""
 
@@ -40,7 +42,7 @@ NOTE = (
 
 
 def draw_scores(frame: pandas.DataFrame, path: Path, *, metric: str, header: str) -> None:
-    """Draw each row's mean score over the seeds against the meta steps, and the test scores.
+    """Draw each row's mean score over the seeds against meta steps and time, and the test scores.
 
     Args:
         frame: Frame of :func:`metatoolkit.experiments.studies.collect`.
@@ -52,8 +54,8 @@ def draw_scores(frame: pandas.DataFrame, path: Path, *, metric: str, header: str
     import pandas
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    curves, bars = figure.subplots(1, 2)
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    curves, times, tests = figure.subplots(1, 3)
     for index, (label, part) in enumerate(frame.groupby("row", sort=False)):
         series = [run.metrics[metric] for run in part["run"] if metric in run.metrics]
         if not series:
@@ -62,8 +64,12 @@ def draw_scores(frame: pandas.DataFrame, path: Path, *, metric: str, header: str
         curves.plot(mean.index, mean, color=f"C{index}", label=literal(str(label)))
         for one in series:
             curves.plot(one.index, one, color=f"C{index}", linewidth=0.5, alpha=0.5)
+        seconds = 1e-3 * part[MILLISECONDS].mean() * mean.index
+        times.plot(seconds, mean, ".-", color=f"C{index}")
     curves.set(xlabel="meta step", ylabel=literal(metric.replace("_", " ")))
-    curves.grid(alpha=0.3)
-    curves.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize="small")
-    draw_rows(bars, frame, header)
+    times.set(xlabel="seconds of meta steps", xscale="log")
+    for axis in (curves, times):
+        axis.grid(alpha=0.3)
+    curves.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, fontsize="small")
+    draw_rows(tests, frame, header)
     figure.savefig(path, dpi=120)

@@ -24,7 +24,7 @@ from metatoolkit.experiments.jobs import run_job
 from metatoolkit.experiments.run import measure_costs
 from metatoolkit.experiments.studies import collect, jobs_of
 from metatoolkit.records.fields import flatten
-from tests.drawings import bars, lines
+from tests.drawings import lines
 from tests.tasks.images import write_image
 
 SMALL = {**FEW_SHOT, **FEW_SHOT_NAMED["smoke"], "seed": 1, "progress": False}
@@ -224,12 +224,16 @@ def test_every_row_of_a_study_runs_and_is_drawn(study, tmp_path, drawn):
         frame = collect(study, jobs, database)
         assert frame["row"].tolist() == list(rows)
         study.draw(frame, tmp_path / "study.png")
-        curves, tests = drawn.axes("study.png", tmp_path)
-        assert bars(tests) == pytest.approx(
-            frame.set_index("row")[study.columns[0].header].to_dict()
-        )
+        curves, times, tests = drawn.axes("study.png", tmp_path)
+        (means, *_), scores = tests.containers[0], frame[study.columns[0].header]
+        assert means.get_xdata().tolist() == pytest.approx(scores.tolist())
         found = lines(curves)
         assert set(found) == set(rows) - {"scratch"}
+        learned = frame[frame["row"] != "scratch"]
+        for line, (_, row) in zip(times.lines, learned.iterrows(), strict=True):
+            steps = row["run"].metrics["lambda_distance"].index
+            seconds = row["run"].info["milliseconds_per_step"] * steps / 1e3
+            assert line.get_xdata().tolist() == pytest.approx(seconds.tolist())
         for label, run in zip(frame["row"], frame["run"], strict=True):
             metric = [name for name in run.metrics if name.startswith("valid_") and name[6] != "l"]
             if label != "scratch":

@@ -20,7 +20,10 @@ def test_rows_are_drawn_with_mean_deviation_and_seeds():
     figure = Figure()
     axis = figure.add_subplot()
     draw_rows(axis, frame, "score [$]")
-    assert [bar.get_width() for bar in axis.patches] == [2.0, 5.0]
+    means, _, (deviations,) = axis.containers[0]
+    assert means.get_xdata().tolist() == [2.0, 5.0]
+    widths = [abs(line[1, 0] - line[0, 0]) for line in deviations.get_segments()]
+    assert widths == pytest.approx([2 * 2**0.5, 0.0])
     assert [label.get_text() for label in axis.get_yticklabels()] == [r"\$a", r"b_\$c\$"]
     points = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == "."]
     assert points == [[1.0, 3.0], [5.0]]
