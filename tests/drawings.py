@@ -45,19 +45,21 @@ def lines(axis: Any) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def bars(axis: Any, labels: Any = None) -> dict[str, float]:
-    """The lengths of horizontal bars by the label of their place, which may stand at another axis.
+    """The lengths of horizontal bars, or the means that are points with intervals, by their labels.
 
     Args:
-        axis: Where the bars are; of several groups of them, the last.
+        axis: Where they are; of several groups of them, the last.
         labels: The axis that holds the labels.
     """
     named = labels or axis
     pairs = zip(named.get_yticks(), named.get_yticklabels(), strict=True)
     places = {round(place): text.get_text() for place, text in pairs}
-    return {
-        places[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width()
-        for bar in axis.containers[-1].patches
-    }
+    drawn = axis.containers[-1]
+    if hasattr(drawn, "patches"):
+        middles = [(bar.get_y() + bar.get_height() / 2, bar.get_width()) for bar in drawn.patches]
+    else:
+        middles = zip(drawn[0].get_ydata(), drawn[0].get_xdata(), strict=True)
+    return {places[round(middle)]: float(value) for middle, value in middles}
 
 
 def legend(axis: Any) -> list[str]:

@@ -12,12 +12,13 @@ from metatoolkit.errors import DataError, LabelError, ShapeError
 from metatoolkit.losses import (
     cross_entropy,
     episode_cross_entropy,
+    reweighted_cross_entropy,
     sample_losses,
     squared_error,
     transformed_cross_entropy,
     weighted_cross_entropy,
 )
-from metatoolkit.metaparameters import WeightNet
+from metatoolkit.metaparameters import ExampleWeights, WeightNet
 
 DTYPE = torch.float64
 # torch scripts its forward-mode formulas when the first one is used.
@@ -85,6 +86,19 @@ def test_weighted_cross_entropy_is_the_weighted_mean(
     expected = (weights * losses).sum() / (weights.sum() if normalize else len(labels))
     result = weighted_cross_entropy(model, meta, batch, normalize=normalize)
     torch.testing.assert_close(result, expected)
+
+
+def test_examples_are_weighted_by_their_places(model: nn.Module, batch: Any) -> None:
+    meta = ExampleWeights(20).to(DTYPE)
+    torch.nn.init.normal_(meta.logits, generator=torch.Generator().manual_seed(3))
+    places = torch.tensor([19, 0, 7, 7, 2, 3, 11, 5])
+    losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    expected = sum(w * loss for w, loss in zip(meta.values()[places], losses, strict=True)) / 8
+    torch.testing.assert_close(reweighted_cross_entropy(model, meta, (*batch, places)), expected)
+    with pytest.raises(DataError, match=r"\(inputs, labels, places\) is needed"):
+        reweighted_cross_entropy(model, meta, batch)
+    with pytest.raises(ShapeError, match=r"weights of shape \(3,\) for 8 losses"):
+        reweighted_cross_entropy(model, meta, (*batch, places[:3]))
 
 
 def test_equal_weights_give_the_plain_loss(model: nn.Module, batch: Any) -> None:

@@ -29,6 +29,7 @@ from applications.label_noise.settings import NAMED, TUNED, UNTUNED, LabelNoiseS
 from baselines.learn2learn_second_order import Learn2LearnSecondOrder
 from metatoolkit import records
 from metatoolkit.experiments.components import (
+    build_classifier,
     build_estimator,
     build_inner,
     signal_window,
@@ -83,15 +84,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
         seed=config["seed"],
     )
     seed, device = config["seed"], config["device"]
-    options = {
-        name: value
-        for name, value in config["network"].items()
-        if name != "name" and value is not None
-    }
-    torch.manual_seed(seed)
-    model = mt.networks.build_network(
-        config["network"]["name"], task.classes, task.input_shape, **options
-    )
+    model = build_classifier(config["network"], task.dataset, seed)
     meta = mt.metaparameters.WeightNet(**config["weight_net"])
     weighted = config["method"] not in ("plain", "uniform_weights")
     problem = mt.BilevelProblem(

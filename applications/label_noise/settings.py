@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from metatoolkit.experiments.configuration import (
-    Among,
     Count,
     CountOrZero,
     Field,
     Milestones,
     NotNegative,
     Settings,
-    Share,
     ShareBelowOne,
     Text,
     entry,
 )
-from metatoolkit.experiments.settings import TunedSettings
-from metatoolkit.networks import NETWORKS
+from metatoolkit.experiments.settings import ClassifierSettings, NoiseSettings, TunedSettings
 
 METHODS = ("plain", "uniform_weights", "frozen_weights", "second_order", "evograd")
 
@@ -49,23 +46,6 @@ UNTUNED: dict[str, Any] = {
 }
 
 
-class Noise(Settings):
-    """Corruption of the training labels."""
-
-    kind: Literal["uniform", "flip", "flip2"] = entry("flip", "How labels are corrupted.")
-    probability: Share = entry(0.4, "Share of the labels that are corrupted.")
-
-
-class Network(Settings):
-    """Classifier; an option that is None keeps the network's own default."""
-
-    name: Annotated[str, Among(NETWORKS)] = entry("mlp", "Network.")
-    hidden: list[Count] | None = entry(None, "Widths of hidden layers; None for its own.")
-    width: Count | None = entry(None, "Width, or its factor; None for the network's own.")
-    depth: Count | None = entry(None, "Depth; None for the network's own.")
-    dropout: ShareBelowOne | None = entry(None, "Dropout; None for the network's own.")
-
-
 class WeightNetSettings(Settings):
     """Network that weights examples by their losses."""
 
@@ -88,12 +68,12 @@ class LabelNoiseSettings(TunedSettings):
     dataset: Text = entry("digits", "Data set, such as digits, mnist5000, cifar10 or cifar100.")
     data_root: Text | None = entry(None, "Folder of the data; None for METATOOLKIT_DATA.")
     resize: Count | None = entry(None, "Side that images are resized to; None to keep them.")
-    noise: Noise = entry(Noise(), "Corruption of the training labels.")
+    noise: NoiseSettings = entry(NoiseSettings(), "Corruption of the training labels.")
     meta_per_class: Count = entry(10, "Clean validation examples of a class.")
     tuning_per_class: CountOrZero = entry(
         10, "Clean tuning examples of a class, to choose settings by."
     )
-    network: Network = entry(Network(), "Classifier.")
+    network: ClassifierSettings = entry(ClassifierSettings(), "Classifier.")
     weight_net: WeightNetSettings = entry(WeightNetSettings(), "Weight network.")
     steps: Count = entry(1500, "Steps of training.")
     batch_size: Count = entry(100, "Training examples of a step.")

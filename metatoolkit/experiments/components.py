@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+from torch import nn
+
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import Estimator, EvoGrad, GuidedEvoGrad, Unrolled, estimators
 from metatoolkit.inner import InnerLearner, learners
 from metatoolkit.inner.hyperparameters import Hyperparameter
+from metatoolkit.networks import build_network
+from metatoolkit.tasks import Classification
 
 META_METHODS = ("second_order", "evograd", "meta")
 """Methods that learn meta-parameters."""
@@ -104,3 +109,21 @@ def build_inner(config: Mapping[str, Any], lr: Hyperparameter) -> InnerLearner |
     if "lr" in learners.options(chosen["name"]):
         chosen = {"lr": lr, **chosen}
     return learners.build(**chosen)
+
+
+def build_classifier(chosen: Mapping[str, Any], dataset: Classification, seed: int) -> nn.Module:
+    """Return the network of a configuration for the images of a data set, freshly initialized.
+
+    Args:
+        chosen: Entries of :class:`metatoolkit.experiments.settings.ClassifierSettings`.
+        dataset: The data set.
+        seed: Seed of the initial values, which the global random state is set to.
+
+    Raises:
+        UnknownNameError: There is no such network, or it has no such option.
+        ConfigurationError: An option is out of range.
+        ShapeError: The network does not take images of this shape.
+    """
+    options = {name: value for name, value in chosen.items() if value is not None}
+    torch.manual_seed(seed)
+    return build_network(options.pop("name"), dataset.classes, dataset.input_shape, **options)

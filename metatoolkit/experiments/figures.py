@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from metatoolkit.errors import optional_import
 from metatoolkit.experiments.claims import paired_difference
 from metatoolkit.records.comparison import literal
+from metatoolkit.records.table import half_width
 
 if TYPE_CHECKING:
     import pandas
@@ -51,24 +52,26 @@ def draw_curves(history: Iterable[tuple[str, float, int]], path: Path) -> Path:
     return path
 
 
-def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str) -> None:
+def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str, interval: bool = False) -> None:
     """Draw one column of a study: mean and standard deviation of each row, a point for each seed.
 
     Args:
         axis: Where to draw.
         frame: Frame of :func:`metatoolkit.experiments.studies.collect`.
         header: The column.
+        interval: Whether the 95 % interval of the mean takes the place of the deviation.
     """
     groups = frame.groupby("row", sort=False)[header]
     places = range(len(groups))
-    deviations = groups.std(ddof=1).fillna(0)
-    axis.errorbar(groups.mean(), places, xerr=deviations, fmt="o", color="tab:blue", capsize=3)
+    half = (groups.agg(half_width) if interval else groups.std(ddof=1)).fillna(0)
+    axis.errorbar(groups.mean(), places, xerr=half, fmt="o", color="tab:blue", capsize=3)
     for place, (_, values) in zip(places, groups, strict=True):
         axis.plot(values, [place + 0.25] * len(values), "k.", markersize=4)
     axis.grid(axis="x", alpha=0.3)
     axis.set_yticks(list(places), [literal(str(label)) for label in groups.groups])
     axis.invert_yaxis()
-    axis.set(xlabel=literal(f"{header}: mean, deviation, seeds"))
+    spread = "95 % interval" if interval else "deviation"
+    axis.set(xlabel=literal(f"{header}: mean, {spread}, seeds"))
 
 
 def mark_margin(axis: Axes, margin: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from typing_extensions import override
 
@@ -19,11 +19,14 @@ from metatoolkit.experiments.configuration import (
     Positive,
     Seed,
     Settings,
+    Share,
+    ShareBelowOne,
     Text,
     entry,
 )
 from metatoolkit.hypergradients import estimators
 from metatoolkit.inner import learners
+from metatoolkit.networks import NETWORKS
 
 
 class RunSettings(Settings):
@@ -81,8 +84,31 @@ class ChosenLearner(OpenSettings):
     )
 
 
+class NoiseSettings(Settings):
+    """Corruption of the training labels."""
+
+    kind: Literal["uniform", "flip", "flip2"] = entry("flip", "How labels are corrupted.")
+    probability: Share = entry(0.4, "Share of the labels that are corrupted.")
+
+
+class ClassifierSettings(Settings):
+    """Classifier; an option that is None keeps the network's own default."""
+
+    name: Annotated[str, Among(NETWORKS)] = entry("mlp", "Network.")
+    hidden: list[Count] | None = entry(None, "Widths of hidden layers; None for its own.")
+    width: Count | None = entry(None, "Width, or its factor; None for the network's own.")
+    depth: Count | None = entry(None, "Depth; None for the network's own.")
+    dropout: ShareBelowOne | None = entry(None, "Dropout; None for the network's own.")
+
+
 class MethodSettings(RunSettings):
-    """What every application has that trains one model, beside the settings of its method."""
+    """What every application has that trains one model, beside the settings of its method.
+
+    Attributes:
+        learning: Methods that learn λ, whose place an estimator that is named takes.
+    """
+
+    learning: ClassVar[tuple[str, ...]] = META_METHODS
 
     method: Annotated[str, Among(("plain", *META_METHODS))] = entry(
         "second_order", "What learns λ: nothing, an estimator by its usual options, or `estimator`."
@@ -123,7 +149,7 @@ class MethodSettings(RunSettings):
                     f"{', '.join(estimators)}."
                 )
             return dict(config)
-        if method not in META_METHODS:
+        if method not in cls.learning:
             raise ConfigurationError(
                 f"method is {method!r}, which takes no estimator, but estimator.name is "
                 f"{chosen!r}; leave one of them out."

@@ -1,6 +1,7 @@
 """Modules that hold meta-parameters."""
 
 from metatoolkit.metaparameters.adaptive_rates import AdaptiveRates
+from metatoolkit.metaparameters.example_weights import ExampleWeights
 from metatoolkit.metaparameters.feature_wise_transform import (
     FeatureWiseTransform,
     FeatureWiseTransforms,
@@ -25,6 +26,7 @@ from metatoolkit.metaparameters.weight_net import WeightNet, normalize_weights
 
 __all__ = [
     "AdaptiveRates",
+    "ExampleWeights",
     "FeatureWiseTransform",
     "FeatureWiseTransforms",
     "Initialization",

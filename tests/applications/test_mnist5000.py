@@ -79,4 +79,4 @@ def test_every_row_runs_and_is_drawn(study, header, tmp_path, drawn):
         study.draw(frame, tmp_path / "figure.png")
     axes = drawn.axes("figure.png", tmp_path)
     expected = frame.set_index("row")[header].to_dict()
-    assert any(bars(axis) == pytest.approx(expected) for axis in axes if axis.patches)
+    assert any(bars(axis) == pytest.approx(expected) for axis in axes if axis.containers)

@@ -14,6 +14,7 @@ SEED = {"seed": 1}
 DEFINITIONS = {
     "cross_domain_few_shot": "FewShotSettings",
     "cross_lingual": "CrossLingualSettings",
+    "data_reweighting": "DataReweightingSettings",
     "few_shot": "FewShotTaskSettings",
     "illustration": "IllustrationSettings",
     "label_noise": "LabelNoiseSettings",
@@ -117,6 +118,10 @@ def test_no_entry_takes_what_makes_no_sense_anywhere(name):
         ("cross_lingual", "meta_lr", "slow"),
         ("cross_lingual", "warmup", 2),
         ("cross_lingual", "data.max_length", 0),
+        ("data_reweighting", "decay", -0.1),
+        ("data_reweighting", "horizon", 0),
+        ("data_reweighting", "threshold", 1.0),
+        ("data_reweighting", "batch_size", 0),
         ("illustration", "starts", [["a", 1.0]]),
         ("illustration", "penalties.last", -2.0),
     ],
