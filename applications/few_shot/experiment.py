@@ -39,6 +39,7 @@ from metatoolkit.experiments.run import Assembly
 from metatoolkit.experiments.task_learning import (
     HELD_OUT_SEED,
     assemble_across_tasks,
+    join_torchrun,
     run_across_tasks,
 )
 
@@ -157,6 +158,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
         DataError: There are fewer classes than ways, or fewer images than shots and queries.
     """
     config = settings_of(config)
+    join_torchrun()
     if config["dataset"] == FEDERATED:
         tasks_of: Callable[[str], mt.tasks.TaskSource] = functools.partial(build_users, config)
     else:

@@ -28,6 +28,7 @@ from metatoolkit.experiments.run import Assembly
 from metatoolkit.experiments.task_learning import (
     HELD_OUT_SEED,
     assemble_across_tasks,
+    join_torchrun,
     run_across_tasks,
 )
 from metatoolkit.randomness import Stream, fold_in
@@ -73,6 +74,7 @@ def assemble(config: dict[str, Any]) -> Assembly:
         DataError: An image has fewer pixels than shots and queries.
     """
     config = settings_of(config)
+    join_torchrun()
     train = build_tasks(config, "train")
     (inputs, targets), _ = train.task(0)
     torch.manual_seed(config["seed"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -117,7 +118,7 @@ def resumes(experiment: str, config: Mapping[str, Any]) -> bool:
     return bool(config["resume"]) and checkpoint_path(experiment, config).exists()
 
 
-def _begin(run: Any, name: str, config: Mapping[str, Any], path: Path) -> Path:
+def _begin(run: Any, name: str, config: Mapping[str, Any], path: Path, leads: bool) -> Path:
     """Note beside the checkpoint which run writes it and how, after a look at who did before."""
     note = path.with_name(f"{path.name}.json")
     if resumes(name, config):
@@ -128,6 +129,8 @@ def _begin(run: Any, name: str, config: Mapping[str, Any], path: Path) -> Path:
                 records.mark_resumed(run, former["run"])
     elif config["resume"]:
         say(f"there is no checkpoint {path}; the training starts from the beginning")
+    if not leads:
+        return note
     content = {"run": records.run_uuid(run), "configuration": json.loads(_lasting(config))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +168,8 @@ def fit_recorded(
     started. Before training, peak memory and floating-point operations of one meta step and one
     base step are measured, without a trace in the training. The metrics' curves and the checkpoint
     are artifacts in the end; a run that stopped leaves its checkpoint behind, and the same
-    configuration with ``resume=True`` goes on from it bitwise.
+    configuration with ``resume=True`` goes on from it bitwise. Where processes share tasks, the
+    first one records and writes.
 
     Args:
         run: The Sacred run. Its configuration has the entries of
@@ -189,7 +193,13 @@ def fit_recorded(
     steps = assembly.outer_steps(config["steps"])
     name = str(run.experiment_info["name"])
     path = checkpoint_path(name, config)
-    note = _begin(run, name, config, path)
+    if trainer.tasks is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigurationError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but {name} has no tasks that "
+            "they could share; start one process."
+        )
+    leads = trainer.tasks is None or trainer.tasks.leads
+    note = _begin(run, name, config, path, leads)
     run.info.update(measure_costs(assembly))
     start = {n: p.detach().clone() for n, p in trainer.problem.meta_parameters().items()}
 
@@ -216,6 +226,8 @@ def fit_recorded(
         progress=config["progress"],
         description=f"{name} {method} seed {config['seed']}",
     )
+    if not leads:
+        return last
     run.info["seconds"] = time.perf_counter() - started
     run.info["milliseconds_per_step"] = 1e3 * trainer.seconds / config["steps"]
     with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, cast
 
@@ -26,7 +28,7 @@ from metatoolkit.experiments.settings import RunSettings
 from metatoolkit.hypergradients import Estimator
 from metatoolkit.stateless.passes import Loss
 from metatoolkit.tasks import PrefetchedTasks, TaskSource
-from metatoolkit.training import MetaTrainer, TaskBatching, TaskScores
+from metatoolkit.training import MetaTrainer, TaskBatching, TaskScores, join_ranks
 
 SCRATCH = "scratch"
 """The control: tasks are learned from the first initial values, and nothing across tasks."""
@@ -79,6 +81,25 @@ class TaskLearningSettings(RunSettings):
     test_tasks: Annotated[int, Field(ge=2)] = entry(1000, "Tasks of the test.")
 
 
+def join_torchrun() -> bool:
+    """Join the processes that torchrun started, if it did and this one has not joined yet.
+
+    It chooses the GPU of this process, so that it comes before data are put there.
+
+    Returns:
+        Whether there are others, to share tasks with.
+
+    Raises:
+        RankError: Not all of the others come.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    if not torch.distributed.is_initialized():
+        join_ranks()
+        atexit.register(torch.distributed.destroy_process_group)
+    return True
+
+
 def assemble_across_tasks(
     config: dict[str, Any],
     model: nn.Module,
@@ -87,6 +108,8 @@ def assemble_across_tasks(
     peer: Callable[[str, int], Estimator],
 ) -> Assembly:
     """Put a model, its algorithm and the tasks to learn from together.
+
+    Under torchrun the processes share the tasks of each batch.
 
     Args:
         config: A configuration with the entries of :class:`TaskLearningSettings`.
@@ -98,6 +121,7 @@ def assemble_across_tasks(
     Raises:
         ConfigurationError: An option of the algorithm is out of range.
         UnknownNameError: The algorithm has no such option.
+        RankError: Other processes do not join.
     """
     name, steps = config["algorithm"], config["inner_steps"]
     own = build(
@@ -123,7 +147,7 @@ def assemble_across_tasks(
         kind(groups, lr=config["meta_lr"]),
         device=config["device"],
         seed=config["seed"],
-        tasks=TaskBatching(config["batching"]),
+        tasks=TaskBatching(config["batching"], sharded=join_torchrun()),
     )
     return Assembly(trainer, batches, refined=own.refined, anneal=own.anneal)
 

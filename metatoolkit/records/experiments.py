@@ -64,12 +64,19 @@ def record(experiment: Any, home: str | os.PathLike[str] | None = None) -> Spool
             return present
     observer = SpoolObserver(experiment, home)
     experiment.observers.append(observer)
+    experiment.option_hook(_leave_to_first_rank)
     experiment.option_hook(lambda options: check_options(experiment, options))
     experiment.option_hook(lambda options: take_over(experiment, options))
     experiment.pre_run_hook(_seed_everything)
     # First, so that the hooks of the application find seeded generators.
     experiment.pre_run_hooks.insert(0, experiment.pre_run_hooks.pop())
     return observer
+
+
+def _leave_to_first_rank(options: dict[str, Any]) -> None:
+    """Of the processes that torchrun started, which compute the same, record the first alone."""
+    if os.environ.get("RANK", "0") != "0":
+        options["--unobserved"] = True
 
 
 def _seed_everything(_run: Any) -> None:
