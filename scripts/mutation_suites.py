@@ -48,7 +48,16 @@ THROUGH = {
         "hypergradients/test_complex.py",
     ],
     "hypergradients/mixed_mode.py": ["hypergradients/test_unrolled_settings.py"],
+    "hypergradients/flat_tangents.py": [
+        "hypergradients/test_tangent_updates.py",
+        "hypergradients/test_forward_mode.py",
+    ],
+    "hypergradients/tangent_updates.py": [
+        "hypergradients/test_forward.py",
+        "hypergradients/test_forward_mode.py",
+    ],
     "hypergradients/tangents.py": [
+        "hypergradients/test_tangent_updates.py",
         "hypergradients/test_forward.py",
         "hypergradients/test_complex.py",
         "hypergradients/test_recomputed.py",
@@ -102,6 +111,7 @@ THROUGH = {
     "inner/moments.py": ["inner/test_adam.py", "inner/test_radam.py"],
     "inner/base.py": ["inner/test_sgd.py", "inner/test_hyperparameters.py"],
     "inner/slots.py": ["inner/test_sgd.py"],
+    "inner/update_tangents.py": ["hypergradients/test_tangent_updates.py"],
     "inner/torch_optimizers.py": ["inner/test_torch_options.py"],
     "components/options.py": ["components/test_registry.py"],
     "hypergradients/__init__.py": [

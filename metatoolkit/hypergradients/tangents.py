@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,21 +10,24 @@ from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.base import double_backward_kernels
+from metatoolkit.hypergradients.flat_tangents import FlatTangents
 from metatoolkit.hypergradients.products import (
     Adjoint,
     as_real,
     batched_products,
     loss_gradient,
-    vector_jacobian_product,
+)
+from metatoolkit.hypergradients.tangent_updates import (
+    ClosedUpdate,
+    DifferentiatedUpdate,
+    Directions,
+    TangentUpdate,
 )
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.exchange import within
-
-Directions = Callable[[int, int], list[Tensor]]
-"""Returns the directions ``first`` to ``last`` in λ: (last − first, *shape) per meta-parameter."""
 
 
 class TangentBundle:
@@ -34,10 +36,11 @@ class TangentBundle:
     A step is U(θ, slots, g, λ) with g the gradient of the training loss L. The derivative of g
     along (θ̇, λ̇) is the gradient in θ of ⟨θ̇, ∂L/∂θ⟩ + ⟨λ̇, ∂L/∂λ⟩, since second derivatives commute:
     a double backward over one graph that all directions share, batched over them by ``vmap``. That
-    of U is the derivative of its vector-Jacobian product in the vector, batched likewise. The
-    double backward is left out where it is zero: for directions along which neither the state has
-    moved so far, nor a λ that the training loss reads. Random numbers are drawn once for all
-    directions. Buffers, such as BatchNorm's running statistics, are constants of the derivative.
+    of U is told by the learner in closed form, as SGD does, or is the derivative of its
+    vector-Jacobian product in the vector, batched likewise. The double backward is left out where
+    it is zero: for directions along which neither the state has moved so far, nor a λ that the
+    training loss reads. Random numbers are drawn once for all directions. Buffers, such as
+    BatchNorm's running statistics, are constants of the derivative.
 
     Args:
         problem: The bilevel problem.
@@ -78,9 +81,15 @@ class TangentBundle:
         self.inner = inner
         self.meta = meta
         self.state = inner.enter(problem, state, meta).detach()
-        self.tangents = [tensor.new_zeros(count, *tensor.shape) for tensor in state.tensors()]
+        self._flat = FlatTangents(state, count) if FlatTangents.fits(inner, state) else None
+        if self._flat is None:
+            self.tangents = [tensor.new_zeros(count, *tensor.shape) for tensor in state.tensors()]
+        else:
+            self.tangents = self._flat.views(state)
         self._directions = directions
         self._chunks = [(i, min(i + chunk, count)) for i in range(0, count, chunk)]
+        # A few directions are the same tensors at each step; many are made anew for each chunk.
+        self._along = directions(0, count) if len(self._chunks) == 1 else None
         self.reached: set[str] = set()
         self.products = 0
         # The directions along which the state may have moved.
@@ -125,45 +134,51 @@ class TangentBundle:
         Raises:
             UnsupportedError: An operation of the training loss is unknown to ``vmap``.
         """
+        # Once for all products of the step, each of which needs them.
+        with double_backward_kernels():
+            self._step(batch)
+
+    def _step(self, batch: Any) -> None:
         problem, inner, meta = self.problem, self.inner, self.meta
         leaves = list(meta.values())
         points = [tensor.detach().requires_grad_() for tensor in self.state.tensors()]
         entry = self.state.with_tensors(points)
-        with double_backward_kernels():
-            loss, gradients, buffers = inner.gradients(problem, entry, meta, batch, True)
-            problem.watch_second_derivatives(loss, leaves, "λ")
-            direct = loss_gradient(loss, leaves, create_graph=True)
-        fields = [*gradients.values(), *direct]
+        loss, gradients, buffers = inner.gradients(problem, entry, meta, batch, True)
+        problem.watch_second_derivatives(loss, leaves, "λ")
+        direct = loss_gradient(loss, leaves, create_graph=True)
+        fields = [*gradients.values(), *(way for way in direct if way is not None)]
         theta = [entry.parameters[name] for name in gradients]
-        reached = [index for index, name in enumerate(entry.parameters) if name in gradients]
-
-        heads = [gradient.detach().requires_grad_() for gradient in gradients.values()]
-        with torch.enable_grad():
-            after = inner.apply(problem, entry, meta, dict(zip(gradients, heads, strict=True)))
-            outputs = after.tensors()
-            vectors = [torch.zeros_like(output).requires_grad_() for output in outputs]
-            # Slots that no variable enters, such as a rate that only falls, have no graph.
-            products = vector_jacobian_product(
-                outputs, [*points, *heads, *leaves], vectors, create_graph=True
-            )
-        for name, *ways in zip(meta, direct, products[len(points) + len(heads) :], strict=True):
-            if any(way is not None for way in ways):
-                self.reached.add(name)
+        update = self._update(entry, gradients)
         for first, last in self._chunks:
-            rows = [tangent[first:last] for tangent in self.tangents]
-            along = self._directions(first, last)
+            along = self._along or self._directions(first, last)
             read = [part for part, way in zip(along, direct, strict=True) if way is not None]
             bending = self._bending(first, last, read)
-            heading = [*(rows[i] for i in reached), *along]
-            with double_backward_kernels(), within(loss):
-                bent = _products_of(bending, fields, theta, heading)
-            moved = batched_products(products, vectors, [*rows, *bent, *along])
-            for row, tangent in zip(rows, moved, strict=True):
-                row.copy_(tangent)
+            if bending:
+                places = [first + place for place in bending]
+                heading = [*self._rows(places, gradients), *(_chosen(p, bending) for p in read)]
+                with within(loss):
+                    bent = batched_products(fields, theta, heading)
+            else:
+                bent = [tensor.new_zeros(0, *tensor.shape) for tensor in theta]
+            update.push(first, last, bending, bent, along)
             self.products += len(bending)
             if not all(self._moved[first:last]):
-                self._moved[first:last] = _nonzero(rows)
-        self.state = dataclasses.replace(after, buffers=buffers).detach()
+                stirred = update.stirred(first, last)
+                for place in bending:
+                    stirred[place] = True
+                self._look_at([first + place for place, might in enumerate(stirred) if might])
+        self.reached |= update.reached
+        self.reached |= {name for name, way in zip(meta, direct, strict=True) if way is not None}
+        self.state = update.after.replaced(buffers=buffers).detach()
+
+    def _update(self, entry: InnerState, gradients: Tensors) -> TangentUpdate:
+        """Return the update by given gradients, in closed form where the learner has one."""
+        problem, inner, meta = self.problem, self.inner, self.meta
+        if self._flat is not None:
+            state = (problem, inner, self.state, meta)
+            if (closed := ClosedUpdate.begin(*state, gradients, self._flat)) is not None:
+                return closed
+        return DifferentiatedUpdate(problem, inner, entry, meta, gradients, self.tangents)
 
     def _bending(self, first: int, last: int, read: list[Tensor]) -> list[int]:
         """Return the directions, from ``first`` on, along which the gradient may change.
@@ -176,6 +191,25 @@ class TangentBundle:
         moved = self._moved[first:last]
         reads = _nonzero(read) if read and not all(moved) else moved
         return [row for row, pair in enumerate(zip(moved, reads, strict=True)) if any(pair)]
+
+    def _rows(self, places: list[int], names: Iterable[str]) -> list[Tensor]:
+        """Return the tangents of parameters along some directions."""
+        if self._flat is not None:
+            return self._flat.rows(places, names, self.state)
+        own = dict(zip(self.state.parameters, self.tangents, strict=False))
+        return [_chosen(own[name], places) for name in names]
+
+    def _look_at(self, places: list[int]) -> None:
+        """Note which of some directions the state has begun to move along."""
+        rest = [place for place in places if not self._moved[place]]
+        if not rest:
+            return
+        if self._flat is not None:
+            found = self._flat.nonzero(rest)
+        else:
+            found = _nonzero([_chosen(tangent, rest) for tangent in self.tangents])
+        for place, moves in zip(rest, found, strict=True):
+            self._moved[place] = moves
 
     def slopes(self, adjoint: Adjoint) -> Tensor:
         """Return the derivative of a function of the state along each direction, (count,).
@@ -200,16 +234,6 @@ def _nonzero(parts: list[Tensor]) -> list[bool]:
     return found
 
 
-def _products_of(
-    chosen: list[int], outputs: Adjoint, inputs: list[Tensor], cotangents: list[Tensor]
-) -> list[Tensor]:
-    """Return :func:`batched_products` of chosen rows, and zeros for the others."""
-    count = len(cotangents[0])
-    if len(chosen) == count:
-        return batched_products(outputs, inputs, cotangents)
-    found = [tensor.new_zeros(count, *tensor.shape) for tensor in inputs]
-    if chosen:
-        some = batched_products(outputs, inputs, [cotangent[chosen] for cotangent in cotangents])
-        for rows, part in zip(found, some, strict=True):
-            rows[chosen] = part
-    return found
+def _chosen(part: Tensor, places: list[int]) -> Tensor:
+    """Return some rows, without a copy where these are all."""
+    return part if len(places) == len(part) else part[places]

@@ -17,7 +17,7 @@ from metatoolkit.inner.hyperparameters import (
     checked_groups,
     hyperparameters_at,
 )
-from metatoolkit.inner.slots import refuse_complex, slots_of, update_parameter
+from metatoolkit.inner.slots import refuse_complex, slots_of, updated_state
 from metatoolkit.inner.traits import tells_sensitivity
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
@@ -251,23 +251,8 @@ class InnerLearner(ABC):
         Raises:
             ShapeError: A hyper-parameter is a tensor that does not expand to a parameter's shape.
         """
-        parameters = dict(state.parameters)
-        optimizer = {slot: dict(values) for slot, values in state.optimizer.items()}
         resolved = hyperparameters_at(self.hyperparameters, self.groups, problem, meta, state.step)
-        missed = state.missed
-        for name, parameter in state.parameters.items():
-            if name not in gradients:
-                missed = missed | {name: missed.get(name, 0) + 1}
-                continue
-            values, slots = resolved(name), slots_of(state, name)
-            parameters[name], updated = update_parameter(
-                self.update, name, parameter, gradients[name], slots, values, state.steps_of(name)
-            )
-            for slot, tensor in updated.items():
-                optimizer[slot][name] = tensor
-        return state.replaced(
-            parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
-        )
+        return updated_state(self.update, state, gradients, resolved)
 
     def gradient_sensitivity(
         self, problem: BilevelProblem, state: InnerState, meta: Tensors, gradients: Tensors

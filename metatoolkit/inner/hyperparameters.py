@@ -193,11 +193,21 @@ def _foreign_error(name: str, what: str) -> ConfigurationError:
 
 def _depends_on_others(value: Tensor, given: Tensors) -> bool:
     """Return whether the graph of a value reaches a leaf that is none of the tensors given."""
-    known = {id(tensor) for tensor in given.values()}
+    return bool(leaves_of(value, given) - {id(tensor) for tensor in given.values()})
+
+
+def leaves_of(value: Tensor, given: Tensors) -> set[int]:
+    """Return the identities of the leaves that the graph of a value reaches.
+
+    Args:
+        value: A tensor that requires a gradient.
+        given: Tensors by name that are not looked behind.
+    """
     if value.grad_fn is None:
-        return id(value) not in known
+        return {id(value)}
     # The objects themselves, since their identity lasts as long as they do.
     seen = {tensor.grad_fn for tensor in given.values() if tensor.grad_fn is not None}
+    found: set[int] = set()
     waiting = [value.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -205,10 +215,10 @@ def _depends_on_others(value: Tensor, given: Tensors) -> bool:
             continue
         seen.add(node)
         leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            return True
+        if leaf is not None:
+            found.add(id(leaf))
         waiting += [child for child, _ in node.next_functions if child is not None]
-    return False
+    return found
 
 
 def is_used(value: Any) -> bool:
