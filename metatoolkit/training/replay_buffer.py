@@ -98,6 +98,7 @@ class ReplayBuffer:
         self.seed = seed
         self._iterates: list[Iterate] = []
         self._fillings = self._emptyings = 0
+        self._empties = False
 
     def __len__(self) -> int:
         """Return the number of iterates that are held."""
@@ -141,10 +142,39 @@ class ReplayBuffer:
         generator = torch.Generator().manual_seed(key)
         order = torch.randperm(len(self), generator=generator).tolist()
         self._iterates = [self._iterates[place] for place in order]
-        while self._iterates:
-            count = len(self) if size is None else size
-            taken, self._iterates = self._iterates[:count], self._iterates[count:]
-            yield taken
+        self._empties = True
+        try:
+            while self._iterates:
+                count = len(self) if size is None else size
+                taken, self._iterates = self._iterates[:count], self._iterates[count:]
+                yield taken
+        finally:
+            self._empties = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs to draw the same iterates in the same order.
+
+        Raises:
+            UnsupportedError: :meth:`mini_batches` is under way, the order of which it would lose.
+        """
+        if self._empties:
+            raise UnsupportedError(
+                "the buffer is being emptied in mini-batches; take its state before or after that."
+            )
+        iterates = [{**vars(one), "state": one.state.state_dict()} for one in self._iterates]
+        return {"fillings": self._fillings, "emptyings": self._emptyings, "iterates": iterates}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned.
+
+        Args:
+            saved: What it returned; its batches are those of the buffer from now on.
+        """
+        self._fillings, self._emptyings = saved["fillings"], saved["emptyings"]
+        self._iterates = [
+            Iterate(**{**one, "state": InnerState.from_state_dict(one["state"])})
+            for one in saved["iterates"]
+        ]
 
     def hypergradient(self, estimator: Estimator, iterates: Sequence[Iterate]) -> Hypergradient:
         """Return the mean of an estimator's results at iterates, under the present λ.

@@ -36,9 +36,13 @@ def train(folder, options, rank=0, sharded=False):
         problem.meta.parameters().__next__().data.add_(1.0)
     mode = options.get("mode", "vmap")
     inner, estimator = mt.inner.SGD(lr=0.05), mt.hypergradients.Unrolled(2)
-    if "aruba" in options:
+    if "algorithm" in options:
+        name = options["algorithm"]
+        more: dict = {"batch_norm": "per_step"} if name == "maml++" else {}
+        if more:
+            problem = regression(torch.nn.BatchNorm1d(8))
         loss = (problem.train_loss, problem.valid_loss)
-        algorithm = mt.algorithms.build("aruba", problem.model, *loss, lr=0.05, steps=2)
+        algorithm = mt.algorithms.build(name, problem.model, *loss, lr=0.05, steps=2, **more)
         problem, inner, estimator = algorithm.problem, algorithm.inner, algorithm.estimator
         mode = "loop"
     tasks = Sinusoids(rank if "own_seeds" in options else 0, int(options.get("tasks", 5)))
@@ -76,7 +80,8 @@ def train(folder, options, rank=0, sharded=False):
         progress=False,
     )
     meta = {name: tensor.detach() for name, tensor in problem.meta.named_parameters()}
-    if "aruba" not in options:
+    meta |= {f"buffer {name}": tensor.clone() for name, tensor in problem.meta.named_buffers()}
+    if "algorithm" not in options:
         batching = mt.TaskBatching(mode, sharded=sharded)
         scored = sinusoids(2 if "types" in options else 4, seed=77)
         meta["scores"] = mt.TaskScores(problem, inner, 3, batching=batching)(scored)

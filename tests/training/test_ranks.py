@@ -68,7 +68,9 @@ def test_two_processes_have_the_numbers_of_one(processes, tmp_path, mode):
 
 
 @pytest.mark.parametrize(
-    "others", [{}, {"aruba": "yes"}, {"types": "mixed"}], ids=["MAML", "ARUBA", "mixed types"]
+    "others",
+    [{}, {"algorithm": "aruba"}, {"algorithm": "maml++"}, {"types": "mixed"}],
+    ids=["MAML", "ARUBA", "BatchNorm per step", "mixed types"],
 )
 def test_fewer_tasks_than_processes(processes, tmp_path, others):
     options = {"tasks": "2", "steps": "2"} | others

@@ -70,7 +70,38 @@ def test_each_iterate_comes_once_in_an_order_of_the_seed():
     assert order(0) != order(0, fillings=2)
 
 
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_stored_buffer_goes_on_bitwise(filled, tmp_path):
+    given = problem(nn.Dropout(0.3))
+
+    def advance(buffer, fill=True):
+        if fill:
+            buffer.fill(sinusoids())
+        order = list(buffer.mini_batches(4))
+        losses = [buffer.hypergradient(WarpGrad(), i).details["task_losses"] for i in order]
+        return [(one.task, one.state.key) for part in order for one in part], torch.cat(losses)
+
+    buffer = ReplayBuffer(given, INNER, STEPS, seed=3)
+    advance(buffer)
+    if filled:
+        buffer.fill(sinusoids())
+    torch.save(buffer.state_dict(), tmp_path / "buffer.pt")
+    resumed = ReplayBuffer(given, INNER, STEPS, seed=3)
+    resumed.load_state_dict(torch.load(tmp_path / "buffer.pt", weights_only=True))
+    assert len(resumed) == (TASKS * STEPS if filled else 0)
+    for fill in (not filled, True):
+        (order, losses), (again, found) = advance(buffer, fill), advance(resumed, fill)
+        assert order == again and torch.equal(losses, found)
+
+
 def test_what_is_refused():
+    emptied = ReplayBuffer(problem(), INNER, STEPS)
+    emptied.fill(sinusoids())
+    for _ in emptied.mini_batches(4):
+        with pytest.raises(UnsupportedError, match="being emptied in mini-batches"):
+            emptied.state_dict()
+        break
+    assert len(emptied.state_dict()["iterates"]) == TASKS * STEPS - 4
     buffer = ReplayBuffer(problem(), INNER, STEPS)
     with pytest.raises(DataError, match="fill the buffer"):
         buffer.hypergradient(WarpGrad(), [])
