@@ -111,13 +111,16 @@ def build_inner(config: Mapping[str, Any], lr: Hyperparameter) -> InnerLearner |
     return learners.build(**chosen)
 
 
-def build_classifier(chosen: Mapping[str, Any], dataset: Classification, seed: int) -> nn.Module:
+def build_classifier(
+    chosen: Mapping[str, Any], dataset: Classification, seed: int | None = None
+) -> nn.Module:
     """Return the network of a configuration for the images of a data set, freshly initialized.
 
     Args:
         chosen: Entries of :class:`metatoolkit.experiments.settings.ClassifierSettings`.
         dataset: The data set.
-        seed: Seed of the initial values, which the global random state is set to.
+        seed: Seed of the initial values, which the global random state is set to; ``None`` draws
+            them from that as it is.
 
     Raises:
         UnknownNameError: There is no such network, or it has no such option.
@@ -125,5 +128,6 @@ def build_classifier(chosen: Mapping[str, Any], dataset: Classification, seed: i
         ShapeError: The network does not take images of this shape.
     """
     options = {name: value for name, value in chosen.items() if value is not None}
-    torch.manual_seed(seed)
+    if seed is not None:
+        torch.manual_seed(seed)
     return build_network(options.pop("name"), dataset.classes, dataset.input_shape, **options)

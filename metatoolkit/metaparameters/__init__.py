@@ -20,6 +20,7 @@ from metatoolkit.metaparameters.step_batch_norm import (
     StepBatchNorms,
     insert_step_batch_norms,
 )
+from metatoolkit.metaparameters.synthetic_examples import SyntheticExamples
 from metatoolkit.metaparameters.task_rule import TaskRule
 from metatoolkit.metaparameters.warp_layer import WarpLayer, WarpLayers, insert_warp_layers
 from metatoolkit.metaparameters.weight_net import WeightNet, normalize_weights
@@ -38,6 +39,7 @@ __all__ = [
     "Shared",
     "StepBatchNorm",
     "StepBatchNorms",
+    "SyntheticExamples",
     "TaskRule",
     "WarpLayer",
     "WarpLayers",

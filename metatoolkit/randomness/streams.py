@@ -39,6 +39,7 @@ class Stream(int, enum.Enum):
     REPEATED_CALL = "state", -9
     META_BATCH = "state", -10
     TASK = "state", -11
+    REDRAWN = "state", -13
 
     # Keys of a step, beside those of candidates for θ.
     VALID_LOSS = "step", -1
@@ -68,6 +69,10 @@ class Stream(int, enum.Enum):
     BATCH_PLACES = "batch", 0
     BATCH_TRANSFORM = "batch", 1
     SUPPORT_TRANSFORM = "batch", 2
+
+    # Seeds of data distillation.
+    SYNTHETIC_EXAMPLES = "distillation", 0
+    FRESH_NETWORKS = "distillation", 1
 
     # Seed of few-shot episodes; those of pseudo-unseen domains are paired with the others.
     EPISODE_DOMAINS = "episodes", 0

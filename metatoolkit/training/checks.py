@@ -63,6 +63,7 @@ def check_rhythm(
     reset_every: int | None,
     accumulate: int,
     across_tasks: bool = False,
+    redraws: bool = False,
 ) -> None:
     """Raise unless the arguments that say when λ and θ move go together.
 
@@ -74,10 +75,16 @@ def check_rhythm(
         reset_every: Inner steps until θ starts over, or ``None``.
         accumulate: Meta batches for each move of λ.
         across_tasks: Whether the training is one across tasks.
+        redraws: Whether θ starts over elsewhere.
 
     Raises:
         ConfigurationError: They do not.
     """
+    if redraws and reset_every is None:
+        raise ConfigurationError(
+            "redraw says where θ starts over, which it never does with reset_every=None; give "
+            "reset_every, the number of inner steps after which it shall."
+        )
     if across_tasks:
         _check_task_rhythm(meta_every, order, keep_lookahead, reset_every)
     check_numbers(meta_every=meta_every, accumulate=accumulate)

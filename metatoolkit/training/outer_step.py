@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from metatoolkit.randomness import Stream, fold_in
+from metatoolkit.errors import ConfigurationError
+from metatoolkit.randomness import Stream, fold_in, seeded
+from metatoolkit.state import InnerState
 from metatoolkit.training.batch_stream import BatchStream
 
 if TYPE_CHECKING:
@@ -116,12 +118,39 @@ def start_over(trainer: MetaTrainer) -> None:
 
     Args:
         trainer: The trainer.
+
+    Raises:
+        ConfigurationError: ``redraw`` returns no module with the parameters of the model.
     """
     if trainer.reset_every is not None and trainer.state.step >= trainer.reset_every:
         assert trainer.start is not None
         trainer.resets_done += 1
         key = fold_in(trainer.start.key, Stream.RESET, trainer.resets_done)
         trainer.state = trainer.start.replaced(key=key)
+        if trainer.redraw is not None:
+            trainer.state = _redrawn(trainer, trainer.redraw)
+
+
+def _redrawn(trainer: MetaTrainer, redraw: Callable[[], nn.Module]) -> InnerState:
+    """Return the state with the parameters of a module that is built anew."""
+    state = trainer.state
+    with seeded(fold_in(state.key, Stream.REDRAWN), []):
+        module = redraw()
+    if not isinstance(module, nn.Module):
+        raise ConfigurationError(
+            f"redraw returned a {type(module).__name__}; a module with the parameters of the model "
+            "is needed, such as the model built anew."
+        )
+    drawn = {name: p.detach().clone() for name, p in module.named_parameters()}
+    for name, before in state.parameters.items():
+        if name not in drawn or drawn[name].shape != before.shape:
+            found = tuple(drawn[name].shape) if name in drawn else "none of this name"
+            raise ConfigurationError(
+                f"redraw returned a module whose parameter {name!r} is {found}; that of the model "
+                f"has the shape {tuple(before.shape)}."
+            )
+    parameters = {name: drawn[name].to(before) for name, before in state.parameters.items()}
+    return state.replaced(parameters=parameters, optimizer=trainer.inner.init_slots(parameters))
 
 
 def _kept(place: dict[str, Any]) -> dict[str, Any]:

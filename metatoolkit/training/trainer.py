@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from metatoolkit.errors import ConfigurationError, from_former_name
@@ -76,6 +76,9 @@ class MetaTrainer:
         reset_every: Number of inner steps after which θ starts over from where the trainer found
             it, with a random key of its own, rounded up to whole outer steps; ``None`` trains θ on
             and on. λ and its optimizer stay.
+        redraw: Called, with random generators of its own, whenever θ starts over; returns a module
+            whose parameters θ starts from, such as the model built anew. ``None`` for where the
+            trainer found θ.
         episode: The former name of ``reset_every``, which warns.
         tasks: For learning across tasks, how those of a batch run; see :func:`over_tasks`.
 
@@ -99,6 +102,7 @@ class MetaTrainer:
         order: Literal["meta_first", "inner_first"] = "meta_first",
         keep_lookahead: bool = False,
         reset_every: int | None = None,
+        redraw: Callable[[], nn.Module] | None = None,
         signal_window: int | None = None,
         episode: int | None = None,
         tasks: TaskBatching | Mode | None = None,
@@ -107,7 +111,7 @@ class MetaTrainer:
         reset_every = from_former_name("episode", episode, "reset_every", reset_every)
         check_components(inner, estimator, meta_optimizer, meta_scheduler)
         rhythm = (meta_every, order, keep_lookahead, reset_every)
-        check_rhythm(estimator, *rhythm, accumulate, tasks is not None)
+        check_rhythm(estimator, *rhythm, accumulate, tasks is not None, redraw is not None)
         self.tasks = across_tasks(problem, inner, estimator, tasks)
         self.meta_update = None
         if meta_optimizer is not None:
@@ -118,18 +122,13 @@ class MetaTrainer:
         self.device = checked_device(device)
         if self.device is not None:
             problem.to(self.device)
-        self.problem = problem
-        self.inner = inner
-        self.estimator = estimator
+        self.problem, self.inner, self.estimator = problem, inner, estimator
         if estimator is not None:
             estimator.restart()
-        self.meta_optimizer = meta_optimizer
-        self.meta_scheduler = meta_scheduler
+        self.meta_optimizer, self.meta_scheduler = meta_optimizer, meta_scheduler
         self.meta_every, self.accumulate = meta_every, accumulate
-        self.order = order
-        self.keep_lookahead = keep_lookahead
-        self.seed = seed
-        self.reset_every = reset_every
+        self.order, self.keep_lookahead, self.seed = order, keep_lookahead, seed
+        self.reset_every, self.redraw = reset_every, redraw
         self.state: InnerState = inner.init(problem, seed)
         self.start = None if reset_every is None else self.state
         self.resets_done = self.steps_done = 0

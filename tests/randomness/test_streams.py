@@ -13,7 +13,7 @@ import metatoolkit
 from metatoolkit.randomness import Stream, fold_in
 
 VALUES = {
-    "state": {"RESET": -8, "REPEATED_CALL": -9, "META_BATCH": -10, "TASK": -11},
+    "state": {"RESET": -8, "REPEATED_CALL": -9, "META_BATCH": -10, "TASK": -11, "REDRAWN": -13},
     "step": {
         "VALID_LOSS": -1,
         "CANDIDATES": -2,
@@ -28,6 +28,7 @@ VALUES = {
     "rotated images": {"ROTATED_SPLIT": -11},
     "epoch": {"EPOCH_ORDER": 0, "BATCH_TRANSFORMS": 1},
     "batch": {"BATCH_PLACES": 0, "BATCH_TRANSFORM": 1, "SUPPORT_TRANSFORM": 2},
+    "distillation": {"SYNTHETIC_EXAMPLES": 0, "FRESH_NETWORKS": 1},
     "episodes": {"EPISODE_DOMAINS": 0, "EPISODES": 1, "UNSEEN_EPISODES": 2},
     "tasks": {
         "FUNCTIONS": 0,

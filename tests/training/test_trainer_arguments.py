@@ -82,6 +82,7 @@ def test_arguments_that_contradict():
         ("clip_norm needs an estimator", (), {"clip_norm": 1.0}),
         ("accumulate is 0", (Unrolled(), optimizer), {"accumulate": 0}),
         ("reset_every is 0", (Unrolled(), optimizer), {"reset_every": 0}),
+        ("never does with reset_every=None", (Unrolled(), optimizer), {"redraw": torch.nn.ReLU}),
         (
             "keep_lookahead=True needs accumulate=1, but accumulate is 2",
             (Unrolled(), optimizer),
