@@ -1,10 +1,10 @@
-"""Study of the application on few-shot regression."""
+"""Studies of the application on few-shot regression."""
 
 from __future__ import annotations
 
 import functools
 
-from metatoolkit.experiments.studies import Claim, Column, Study
+from metatoolkit.experiments.studies import Claim, Column, Row, Study
 from metatoolkit.experiments.task_study import COSTS, NOTE, ROWS, draw_scores
 
 _ERROR = Column("test error", "result.test_error", 1.0, 3)
@@ -33,4 +33,49 @@ COMPARISON = Study(
     usual=False,
 )
 
-STUDIES = [COMPARISON]
+_QUERY = Column("query nRMSE", "result.test_nrmse", 1.0, 3)
+# The last is the whole way to the mean end of the inner steps.
+_MANY_STEPS = {
+    "no meta-learning": Row({"algorithm": "scratch"}),
+    "A-MAML": Row({"algorithm": "a-maml"}),
+    "MAML": Row({"algorithm": "maml"}),
+    "MAML, learn2learn": Row({"algorithm": "maml", "library": "learn2learn"}),
+    "first-order MAML": Row({"algorithm": "fomaml"}),
+    "iMAML": Row({"algorithm": "imaml"}),
+    "Reptile": Row({"algorithm": "reptile", "meta_optimizer": "sgd", "meta_lr": 1.0}),
+}
+
+
+def _many_steps(name: str, family: str, title: str) -> Study:
+    """Return the study of 200 inner steps on a family of A-MAML."""
+    return Study(
+        name=name,
+        title=f"{title}, 100 points, 200 inner steps: error on 100 test tasks",
+        experiment="applications.regression_tasks.experiment",
+        rows={label: Row({**row.updates}, named=(family,)) for label, row in _MANY_STEPS.items()},
+        columns=(
+            _QUERY,
+            Column("± over tasks", "result.test_interval", 1.0, 3, spread=False),
+            Column("support nRMSE", "result.support_nrmse", 1.0, 3),
+            *COSTS,
+        ),
+        seeds=(1, 2, 3),
+        draw=functools.partial(draw_scores, metric="valid_nrmse", header=_QUERY.header),
+        claims=(
+            Claim("A-MAML", "level", "MAML", _QUERY.header, margin=0.02),
+            *(
+                Claim("A-MAML", "below", row, _QUERY.header)
+                for row in ("no meta-learning", "first-order MAML", "iMAML", "Reptile")
+            ),
+        ),
+        note=f"{NOTE} Errors are in units of the family's deviation.",
+        usual=False,
+    )
+
+
+ALPINE = _many_steps("meta_regression", "alpine", "Alpine functions of two inputs")
+COSINES = _many_steps(
+    "meta_regression_cosines", "cosine_mixture", "Mixtures of cosines of two inputs"
+)
+
+STUDIES = [COMPARISON, ALPINE, COSINES]

@@ -158,6 +158,8 @@ def run_across_tasks(
     held_out: Callable[[str], TaskSource],
     score: Loss,
     name: str,
+    *,
+    of_support: bool = False,
 ) -> dict[str, float]:
     """Train across tasks and test on others, both under record.
 
@@ -170,10 +172,12 @@ def run_across_tasks(
         held_out: Returns the tasks of the split ``"valid"`` or ``"test"``.
         score: Score of an adapted model on a query set, ``(model, meta, query) -> scalar``.
         name: What the score is called, such as ``"accuracy"``.
+        of_support: Whether adapted models are scored on what they adapted to, too.
 
     Returns:
         The mean score on test tasks, ``test_…``, the half width of its 95 % interval over tasks,
-        ``test_interval``, and the last metrics of the training.
+        ``test_interval``, and the last metrics of the training; with ``of_support`` also
+        ``support_…``, the mean score on the support sets of the test tasks.
     """
     config, trainer = dict(run.config), assembly.trainer
     inner = assembly.refined or trainer.inner
@@ -181,11 +185,12 @@ def run_across_tasks(
     steps = trainer.estimator.horizon
     scores = TaskScores(trainer.problem, inner, steps, score, config["batching"])
 
-    def scored(split: str, count: int) -> Tensor:
+    def scored(split: str, count: int, on_support: bool = False) -> Tensor:
         source = held_out(split)
         parts = range(0, count, _AT_ONCE)
         batches = (source.batch(first, min(_AT_ONCE, count - first)) for first in parts)
-        return torch.cat([scores(trainer.place(batch)).cpu() for batch in batches])
+        pairs = ((support, support if on_support else query) for support, query in batches)
+        return torch.cat([scores(trainer.place(pair)).cpu() for pair in pairs])
 
     def evaluate(trained: MetaTrainer) -> dict[str, float]:
         return {f"valid_{name}": float(scored("valid", config["valid_tasks"]).mean())}
@@ -198,4 +203,7 @@ def run_across_tasks(
                 assembly = dataclasses.replace(assembly, train_batches=stack.enter_context(ahead))
             last = fit_recorded(run, assembly, evaluate=evaluate)
     mean, half_width = mean_with_interval(scored("test", config["test_tasks"]))
-    return {f"test_{name}": mean, "test_interval": half_width, **last}
+    result = {f"test_{name}": mean, "test_interval": half_width, **last}
+    if of_support:
+        result[f"support_{name}"] = float(scored("test", config["test_tasks"], True).mean())
+    return result

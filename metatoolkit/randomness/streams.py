@@ -93,6 +93,7 @@ class Stream(int, enum.Enum):
     MIXED_SEEDS = "tasks", 10
     PIXELS = "tasks", 11
     FEDERATED_USERS = "tasks", 12
+    FAMILY_SCALE = "tasks", 13
 
     # Seeds of few-shot training on labeled images.
     WARM_UP = "labeled images", 1

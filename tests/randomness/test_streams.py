@@ -44,6 +44,7 @@ VALUES = {
         "MIXED_SEEDS": 10,
         "PIXELS": 11,
         "FEDERATED_USERS": 12,
+        "FAMILY_SCALE": 13,
     },
     "labeled images": {"WARM_UP": 1, "AUXILIARY": 2},
     "drawn images": {"DRAWN_IMAGES": 0},

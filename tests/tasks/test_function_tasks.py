@@ -12,6 +12,7 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import CheckpointError, ConfigurationError, ShapeError, UnknownNameError
 from metatoolkit.tasks import FunctionTasks
+from metatoolkit.tasks.function_tasks import mixed_cosines, shifted_alpine
 
 
 def make(family: Any = "sinusoid", tasks: int = 4, **options: Any) -> FunctionTasks:
@@ -48,6 +49,39 @@ def test_lines_and_sinusoids_are_drawn_equally_often() -> None:
     lines = ((basis @ solved)[..., 0] - targets).abs().amax(dim=1) < 1e-4
     assert abs(int(lines.sum()) - 500) < 80
     assert 2.9 < solved[lines].abs().max() <= 3.001
+
+
+def test_alpine_functions_and_mixtures_of_cosines_are_those_of_their_formulas() -> None:
+    place = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    plain = shifted_alpine(torch.zeros(2, dtype=torch.float64))(place)
+    assert plain.item() == pytest.approx(
+        abs(math.sin(1 + math.pi) + 0.1) + abs(2 * math.sin(2 + math.pi) + 0.2)
+    )
+    assert plain.item() == pytest.approx(2.36007, abs=1e-5)
+    # Each shift acts on its own input.
+    shifted = shifted_alpine(torch.tensor([0.0, 0.5], dtype=torch.float64))(place)
+    second = abs(2 * math.sin(2.5 + math.pi) + 0.2) - abs(2 * math.sin(2 + math.pi) + 0.2)
+    assert (shifted - plain).item() == pytest.approx(second)
+    mixture = mixed_cosines(1.0, 0.0, 4.0)
+    at = torch.tensor([[0.5, 0.25], [0.0, 0.0]], dtype=torch.float64)
+    assert mixture(at).flatten().tolist() == pytest.approx([-0.3125, -2.0], abs=1e-12)
+
+
+@pytest.mark.parametrize(("family", "end"), [("alpine", 10.0), ("cosine_mixture", 1.0)])
+def test_families_of_two_inputs_are_drawn_from_their_own_intervals(family: str, end: float) -> None:
+    (inputs, targets), _ = next(make(family, tasks=400))
+    assert inputs.shape == (400, 5, 2) and targets.shape == (400, 5, 1)
+    assert 0.99 * end < inputs.max() <= end and -end <= inputs.min() < -0.99 * end
+    assert len(targets.flatten().unique()) == 2000
+    scaled = make(family, tasks=400, standardize=True)
+    (normal, units), _ = next(scaled)
+    torch.testing.assert_close(normal, inputs * math.sqrt(3) / end)
+    mean, deviation = scaled.scale or (0.0, 0.0)
+    torch.testing.assert_close(units, (targets - mean) / deviation)
+    # Of 2,000 targets in 400 functions.
+    assert abs(float(units.mean())) < 0.15 and abs(float(units.std()) - 1) < 0.15
+    assert make(family, seed=7, standardize=True).scale == scaled.scale
+    assert make(family).scale is None
 
 
 def test_task_n_depends_on_the_seed_and_on_n_alone_and_a_place_is_found_again() -> None:
@@ -87,6 +121,7 @@ def test_a_family_of_ones_own_is_drawn_from() -> None:
         ({"tasks": 0}, ConfigurationError, "tasks is 0"),
         ({"shots": 0}, ConfigurationError, "shots is 0"),
         ({"queries": -1}, ConfigurationError, "queries is -1"),
+        ({"inputs": 0}, ConfigurationError, "inputs is 0"),
         ({"interval": (1, 1)}, ConfigurationError, "interval is"),
         ({"interval": (0, math.inf)}, ConfigurationError, "interval is"),
         ({"family": "sinusoids"}, UnknownNameError, "Did you mean 'sinusoid'"),
