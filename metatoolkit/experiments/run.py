@@ -43,6 +43,8 @@ class Assembly:
         task: What the batches come from, for evaluation.
         refined: Inner learner that adapts to held-out tasks, where it is not the trainer's.
         anneal: What sets the estimator before each outer step, as ``MetaTrainer.fit`` takes it.
+        measured: Whether memory, operations and time of a hypergradient are measured before the
+            training, by several of them; not where one of them is a training by itself.
     """
 
     trainer: MetaTrainer
@@ -51,6 +53,7 @@ class Assembly:
     task: Any = None
     refined: InnerLearner | None = None
     anneal: Anneal | None = None
+    measured: bool = True
 
     def outer_steps(self, steps: int) -> int:
         """Return how many outer steps a training takes.
@@ -200,7 +203,8 @@ def fit_recorded(
         )
     leads = trainer.tasks is None or trainer.tasks.leads
     note = _begin(run, name, config, path, leads)
-    run.info.update(measure_costs(assembly))
+    if assembly.measured:
+        run.info.update(measure_costs(assembly))
     start = {n: p.detach().clone() for n, p in trainer.problem.meta_parameters().items()}
 
     def evaluate_all(trained: MetaTrainer) -> dict[str, float]:

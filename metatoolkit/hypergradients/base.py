@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError, UnsupportedError
 from metatoolkit.hypergradients.autograd_errors import missing_derivatives
+from metatoolkit.hypergradients.cost import Cost as Cost
 from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.products import refuse_complex
 from metatoolkit.hypergradients.replay_check import replay_checked
@@ -25,28 +26,6 @@ from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.exchange import turn
 from metatoolkit.stateless.graphs import refuse_inference_mode
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a hypergradient took.
-
-    Attributes:
-        forward: Forward passes over one batch.
-        backward: First-order backward passes over one batch.
-        jvp: Jacobian-vector products of an inner step.
-        hvp: Vector products with second derivatives of the training loss (double backward).
-        residual: Norm of what a linear solver left, relative to its right-hand side; ``None``
-            where there is no solver.
-        iterations: Iterations of the solver, likewise.
-    """
-
-    forward: int = 0
-    backward: int = 0
-    jvp: int = 0
-    hvp: int = 0
-    residual: float | None = None
-    iterations: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

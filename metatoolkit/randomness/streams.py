@@ -99,6 +99,10 @@ class Stream(int, enum.Enum):
     WARM_UP = "labeled images", 1
     AUXILIARY = "labeled images", 2
 
+    # Seeds of a network that is trained anew, for evaluation.
+    FRESH_NETWORK = "training anew", 0
+    FRESH_BATCHES = "training anew", 1
+
     # Seeds of what is generated.
     DRAWN_IMAGES = "drawn images", 0
     EXAMPLES_OF_SPLIT = "corpus", 0

@@ -64,6 +64,7 @@ def check_rhythm(
     accumulate: int,
     across_tasks: bool = False,
     redraws: bool = False,
+    skip_nonfinite: bool = False,
 ) -> None:
     """Raise unless the arguments that say when λ and θ move go together.
 
@@ -76,6 +77,7 @@ def check_rhythm(
         accumulate: Meta batches for each move of λ.
         across_tasks: Whether the training is one across tasks.
         redraws: Whether θ starts over elsewhere.
+        skip_nonfinite: Whether NaN or infinite hypergradients are skipped.
 
     Raises:
         ConfigurationError: They do not.
@@ -84,6 +86,11 @@ def check_rhythm(
         raise ConfigurationError(
             "redraw says where θ starts over, which it never does with reset_every=None; give "
             "reset_every, the number of inner steps after which it shall."
+        )
+    if skip_nonfinite and reset_every is None:
+        raise ConfigurationError(
+            "skip_nonfinite=True with reset_every=None: θ would stay where it has diverged. Give "
+            "reset_every, or lower the learning rate."
         )
     if across_tasks:
         _check_task_rhythm(meta_every, order, keep_lookahead, reset_every)

@@ -98,7 +98,8 @@ class Fit:
                     entries = self._step()
                 self._tell(entries)
                 # What only watches may be infinite, and ends no training.
-                checked = [name for name, _, _ in entries if name != SIGNAL_TO_NOISE]
+                watching = {SIGNAL_TO_NOISE, *(["hypergradient_norm"] * trainer.skip_nonfinite)}
+                checked = [name for name, _, _ in entries if name not in watching]
                 check_losses(self.last, checked, trainer.steps_done)
                 if entries:
                     bar.set_postfix({n: f"{v:.3g}" for n, v, _ in entries if "loss" in n})

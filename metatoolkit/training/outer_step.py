@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.errors import ConfigurationError, NonFiniteError
 from metatoolkit.randomness import Stream, fold_in, seeded
 from metatoolkit.state import InnerState
 from metatoolkit.training.batch_stream import BatchStream
@@ -55,7 +56,8 @@ class OuterStep:
         self._draw(trainer)
         if trainer.order == "meta_first":
             self._move_meta(trainer)
-        if trainer.tasks is None and not (self._moves and trainer.keep_lookahead):
+        skipped = "skipped" in self._metrics
+        if trainer.tasks is None and not skipped and not (self._moves and trainer.keep_lookahead):
             for batch in self._train[len(self._losses) :]:
                 self._losses.append(trainer.base_step(batch))
             self._metrics["train_loss"] = torch.stack(self._losses).mean()
@@ -91,11 +93,24 @@ class OuterStep:
         before = trainer.estimator.state_dict()
         try:
             self._metrics |= trainer.meta_step(*pairs[0], *pairs[1:])
-        except BaseException:
+        except BaseException as error:
             # One of several calls may have been done.
             trainer.estimator.load_state_dict(before)
-            raise
+            if not (trainer.skip_nonfinite and isinstance(error, NonFiniteError)):
+                raise
+            self._skip(trainer, error)
         self._moved = True
+
+    def _skip(self, trainer: MetaTrainer, error: NonFiniteError) -> None:
+        """Move nothing, say so, and let θ start over."""
+        warnings.warn(
+            f"outer step {trainer.steps_done + 1} moves nothing, and θ starts over: {error}",
+            stacklevel=2,
+        )
+        # What it took until it failed is not told; at least the inner steps were taken.
+        trainer.passes += 3 * len(self._train)
+        self._metrics = {"skipped": torch.ones(())}
+        restart(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is done of the step; its batches are drawn again from :attr:`places`."""
@@ -123,12 +138,24 @@ def start_over(trainer: MetaTrainer) -> None:
         ConfigurationError: ``redraw`` returns no module with the parameters of the model.
     """
     if trainer.reset_every is not None and trainer.state.step >= trainer.reset_every:
-        assert trainer.start is not None
-        trainer.resets_done += 1
-        key = fold_in(trainer.start.key, Stream.RESET, trainer.resets_done)
-        trainer.state = trainer.start.replaced(key=key)
-        if trainer.redraw is not None:
-            trainer.state = _redrawn(trainer, trainer.redraw)
+        restart(trainer)
+
+
+def restart(trainer: MetaTrainer) -> None:
+    """Put θ back where a trainer with resets begins, with a random key of its own.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        ConfigurationError: ``redraw`` returns no module with the parameters of the model.
+    """
+    assert trainer.start is not None
+    trainer.resets_done += 1
+    key = fold_in(trainer.start.key, Stream.RESET, trainer.resets_done)
+    trainer.state = trainer.start.replaced(key=key)
+    if trainer.redraw is not None:
+        trainer.state = _redrawn(trainer, trainer.redraw)
 
 
 def _redrawn(trainer: MetaTrainer, redraw: Callable[[], nn.Module]) -> InnerState:

@@ -28,6 +28,7 @@ def snapshot(trainer: MetaTrainer, streams: Mapping[str, Stateful]) -> dict[str,
         "kinds": {role: type(part).__name__ for role, part in _parts(trainer).items()},
         "steps_done": trainer.steps_done,
         "seconds": trainer.seconds,
+        "passes": trainer.passes,
         "history": trainer.history,
         "unreported": {name: float(value) for name, value in trainer.unreported.items()},
         "evaluation_due": trainer.evaluation_due,
@@ -109,6 +110,7 @@ def restore(
             stream.load_state_dict(content["streams"][name])
     trainer.steps_done = content["steps_done"]
     trainer.seconds = content["seconds"]
+    trainer.passes = content.get("passes", 0)
     trainer.history = [(name, value, step) for name, value, step in content["history"]]
     trainer.unfinished = None
     if content.get("unfinished") is not None:

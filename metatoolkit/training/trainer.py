@@ -77,13 +77,17 @@ class MetaTrainer:
             it, with a random key of its own, rounded up to whole outer steps; ``None`` trains θ on
             and on. λ and its optimizer stay.
         redraw: Called, with random generators of its own, whenever θ starts over; returns a module
-            whose parameters θ starts from, such as the model built anew. ``None`` for where the
-            trainer found θ.
+            whose parameters θ starts from, such as the model built anew.
+        skip_nonfinite: Whether a NaN or infinite hypergradient moves nothing, with a warning, and θ
+            starts over, instead of an error (as is a norm too large for its type).
         episode: The former name of ``reset_every``, which warns.
         tasks: For learning across tasks, how those of a batch run; see :func:`over_tasks`.
 
     Raises:
         ConfigurationError: Arguments contradict each other.
+
+    Attributes:
+        passes: Forward passes spent: 3 for a base step, and ``cost.passes`` for a hypergradient.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class MetaTrainer:
         keep_lookahead: bool = False,
         reset_every: int | None = None,
         redraw: Callable[[], nn.Module] | None = None,
+        skip_nonfinite: bool = False,
         signal_window: int | None = None,
         episode: int | None = None,
         tasks: TaskBatching | Mode | None = None,
@@ -111,7 +116,8 @@ class MetaTrainer:
         reset_every = from_former_name("episode", episode, "reset_every", reset_every)
         check_components(inner, estimator, meta_optimizer, meta_scheduler)
         rhythm = (meta_every, order, keep_lookahead, reset_every)
-        check_rhythm(estimator, *rhythm, accumulate, tasks is not None, redraw is not None)
+        given = (tasks is not None, redraw is not None, skip_nonfinite)
+        check_rhythm(estimator, *rhythm, accumulate, *given)
         self.tasks = across_tasks(problem, inner, estimator, tasks)
         self.meta_update = None
         if meta_optimizer is not None:
@@ -128,10 +134,10 @@ class MetaTrainer:
         self.meta_optimizer, self.meta_scheduler = meta_optimizer, meta_scheduler
         self.meta_every, self.accumulate = meta_every, accumulate
         self.order, self.keep_lookahead, self.seed = order, keep_lookahead, seed
-        self.reset_every, self.redraw = reset_every, redraw
+        self.reset_every, self.redraw, self.skip_nonfinite = reset_every, redraw, skip_nonfinite
         self.state: InnerState = inner.init(problem, seed)
         self.start = None if reset_every is None else self.state
-        self.resets_done = self.steps_done = 0
+        self.resets_done = self.steps_done = self.passes = 0
         self.seconds = 0.0
         self.history: list[tuple[str, float, int]] = []
         self.unreported: dict[str, Tensor | float] = {}
@@ -166,6 +172,7 @@ class MetaTrainer:
             else:
                 result = self.tasks(train, self.state, self.resets_done + len(losses) + 1)
                 told.append(result.details)
+            self.passes += result.cost.passes
             gradients.append(result.gradient)
             losses.append(result.valid_loss)
         if self.keep_lookahead:
@@ -187,6 +194,7 @@ class MetaTrainer:
         self.state, loss = self.inner.step(
             self.problem, self.state, self.problem.meta_parameters(), batch
         )
+        self.passes += 3
         return loss
 
     def fit(
@@ -286,13 +294,7 @@ class MetaTrainer:
             self.unfinished = None
 
     def outer_step(self) -> dict[str, Tensor]:
-        """Take one outer step with the batches of :meth:`fit`; what that repeats.
-
-        A step that an exception cut short is taken up where it was.
-
-        Returns:
-            The losses, 0-d tensors, by name.
-        """
+        """Take one outer step of :meth:`fit`, or finish one that was cut short; returns losses."""
         if self.unfinished is None:
             start_over(self)
             self.begin_step()
@@ -310,8 +312,7 @@ class MetaTrainer:
         """Return a batch on the device that this trainer was given, if any.
 
         Args:
-            batch: A batch: any nesting of containers, dataclasses, tensors, and objects with a
-                method ``to``, which moves them.
+            batch: Any nesting of containers, dataclasses, tensors, and objects with ``to``.
 
         Raises:
             DataError: It holds an object with tensors that cannot be moved.

@@ -21,6 +21,7 @@ DEFINITIONS = {
     "label_noise": "LabelNoiseSettings",
     "regression_tasks": "RegressionSettings",
     "rotation": "RotationSettings",
+    "schedule_search": "ScheduleSearchSettings",
 }
 NAMES = tuple(DEFINITIONS)
 
@@ -103,6 +104,10 @@ def test_no_entry_takes_what_makes_no_sense_anywhere(name):
         ("regression_tasks", "meta_optimizer", "lion"),
         ("regression_tasks", "inner_steps", 0),
         ("rotation", "lr", -1e-3),
+        ("schedule_search", "horizon", 0),
+        ("schedule_search", "momentum.step", 0.0),
+        ("schedule_search", "weight_decay.bounds", [0.0]),
+        ("schedule_search", "es.pairs", 0),
         ("rotation", "meta_lr", 0.0),
         ("rotation", "degrees", math.nan),
         ("rotation", "interpolation", 3),

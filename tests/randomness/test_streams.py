@@ -47,6 +47,7 @@ VALUES = {
         "FAMILY_SCALE": 13,
     },
     "labeled images": {"WARM_UP": 1, "AUXILIARY": 2},
+    "training anew": {"FRESH_NETWORK": 0, "FRESH_BATCHES": 1},
     "drawn images": {"DRAWN_IMAGES": 0},
     "corpus": {"EXAMPLES_OF_SPLIT": 0},
     "languages": {

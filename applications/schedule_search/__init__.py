@@ -1,0 +1,3 @@
+"""Learning-rate, momentum and weight-decay schedules, learned over whole trainings."""
+
+from applications.schedule_search.experiment import experiment as experiment

@@ -1,0 +1,71 @@
+"""Figure of the search for schedules, drawn from the records of its runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metatoolkit.experiments.figures import draw_rows
+
+if TYPE_CHECKING:
+    import pandas
+
+COURSES = {"lr": "learning rate", "momentum": "momentum", "weight_decay": "weight decay"}
+"""Schedules that are drawn, with their names in words."""
+
+
+def draw_search(frame: pandas.DataFrame, path: Path, *, accuracy: str) -> None:
+    """Draw schedules before and after, and accuracy against what the search has spent.
+
+    Curves are means over the seeds; the schedules' start is a dotted line.
+
+    Args:
+        frame: Frame of :func:`metatoolkit.experiments.studies.collect`.
+        path: File to write.
+        accuracy: Column of the test accuracy.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    panels: Any = [[*COURSES], ["curves", "curves", "bars"]]
+    axes: dict[str, Any] = figure.subplot_mosaic(panels)
+    for number, (label, part) in enumerate(frame.groupby("row", sort=False)):
+        style = {"color": f"C{number}", "label": str(label)}
+        for name in COURSES:
+            _draw_course(axes[name], list(part["run"]), name, style)
+        _draw_curve(axes["curves"], list(part["run"]), style)
+    for name, words in COURSES.items():
+        axes[name].set(xlabel="inner step", ylabel=words)
+        axes[name].grid(alpha=0.3)
+    axes["lr"].legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize="small")
+    axes["curves"].set(
+        xlabel="inner steps that the search has spent", ylabel="test accuracy, trained anew [%]"
+    )
+    axes["curves"].grid(alpha=0.3)
+    draw_rows(axes["bars"], frame, accuracy)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_course(axis: Any, runs: list[Any], name: str, style: dict[str, str]) -> None:
+    """Draw the mean of a schedule over the runs that have it, and its start."""
+    courses = [run.info["schedules"][name] for run in runs if name in run.info["schedules"]]
+    if not courses:
+        return
+    horizon, start = runs[0].config["horizon"], runs[0].info["first_schedules"][name]
+    for values, options in (
+        ([sum(column) / len(column) for column in zip(*courses, strict=True)], style),
+        (start, {"color": "black", "linestyle": ":"}),
+    ):
+        edges = [horizon * share / len(values) for share in range(len(values) + 1)]
+        axis.plot(edges, [*values, values[-1]], drawstyle="steps-post", **options)
+
+
+def _draw_curve(axis: Any, runs: list[Any], style: dict[str, str]) -> None:
+    """Draw the mean accuracy of the runs against the mean of what they had spent by then."""
+    import pandas
+
+    spent, reached = (
+        pandas.concat([run.metrics[name] for run in runs], axis=1).mean(axis=1)
+        for name in ("inner_steps", "test_accuracy")
+    )
+    axis.plot(spent, 100 * reached, marker="o", markersize=3, **style)

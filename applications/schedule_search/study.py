@@ -1,0 +1,50 @@
+"""Study of the search for schedules."""
+
+from __future__ import annotations
+
+import functools
+
+from applications.schedule_search.figures import draw_search
+from metatoolkit.experiments.studies import Claim, Column, Row, Study
+
+_ACCURACY = Column("test accuracy [%]", "result.test_accuracy", 100.0)
+
+SEARCH = Study(
+    name="schedule_search",
+    title="Schedules of a training of 500 steps on digits, from a bad start",
+    experiment="applications.schedule_search.experiment",
+    rows={
+        "fixed start": Row({"method": "fixed", "steps": 500}),
+        "FDS": Row({"method": "fds"}),
+        "greedy": Row({"method": "greedy"}),
+        "truncated": Row({"method": "truncated"}),
+        "replay": Row({"method": "replay"}),
+        "reversible": Row({"method": "reversible"}),
+        "evolution strategies": Row({"method": "es"}),
+    },
+    columns=(
+        _ACCURACY,
+        Column("validation accuracy [%]", "result.valid_accuracy", 100.0),
+        Column("spent [inner steps]", "result.inner_steps", digits=0, exact=True),
+        Column("training [s]", "info.seconds", digits=1, spread=False),
+    ),
+    seeds=(1, 2, 3, 4, 5),
+    draw=functools.partial(draw_search, accuracy=_ACCURACY.header),
+    claims=(
+        Claim("FDS", "above", "fixed start", _ACCURACY.header),
+        Claim("FDS", "above", "greedy", _ACCURACY.header),
+        Claim("FDS", "above", "truncated", _ACCURACY.header),
+        Claim("FDS", "above", "evolution strategies", _ACCURACY.header),
+        Claim("replay", "level", "FDS", _ACCURACY.header, margin=1.0),
+        Claim("reversible", "level", "FDS", _ACCURACY.header, margin=1.0),
+    ),
+    note=(
+        "Ten outer steps of each method through 500 inner steps, seven values in all: five rates, "
+        "a momentum and a weight decay. Accuracies are those of a fresh network that is trained "
+        "by the last schedules. An inner step is 3 F, and a product with second derivatives 6 F. "
+        "The learner of reversible weights gradients by 1 − momentum and has no weight decay."
+    ),
+    usual=False,
+)
+
+STUDIES = [SEARCH]
