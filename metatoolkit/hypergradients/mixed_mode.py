@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,12 @@ from typing_extensions import override
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.autograd_errors import forward_mode_error
 from metatoolkit.hypergradients.base import add_gradients, double_backward_kernels
-from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
+from metatoolkit.hypergradients.products import (
+    Adjoint,
+    add_adjoints,
+    loss_gradient,
+    vector_jacobian_product,
+)
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
@@ -169,12 +174,15 @@ class MixedStep:
         self._inputs = inputs if through_state else []
         self._arguments = (problem, state, meta, batch)
 
-    def pull_back(self, adjoint: Adjoint) -> tuple[Adjoint, Adjoint]:
+    def pull_back(
+        self, adjoint: Adjoint, direct: Sequence[Tensor | None] = ()
+    ) -> tuple[Adjoint, Adjoint]:
         """Multiply an adjoint with the Jacobian of the step.
 
         Args:
             adjoint: Derivative in the tensors of the state after the step. Cost: 9 F, and no pass
                 for a step of first order.
+            direct: Derivative in λ that is known, to which that of the step is added; none.
 
         Returns:
             The derivative in the tensors of the state before it (empty unless
@@ -185,8 +193,9 @@ class MixedStep:
         """
         problem, state, meta, batch = self._arguments
         size = len(self._inputs)
+        known = direct or [None] * len(meta)
         if all(cotangent is None for cotangent in adjoint):
-            return [None] * (size if self._through_state else 0), [None] * len(meta)
+            return [None] * (size if self._through_state else 0), [*known]
         sources = [*self._inputs, *meta.values()]
         points = {} if self._first_order else self._points
         found = vector_jacobian_product(self.after.tensors(), [*sources, *points.values()], adjoint)
@@ -199,9 +208,9 @@ class MixedStep:
             names = [str(index) for index in range(len(sources))]
             parts = (total, [*second[0], *slots, *second[1]])
             total = list(add_gradients(names, *parts).values())
-        before, direct = total[:size], total[size:]
+        before, own = total[:size], total[size:]
         at_start = self._through_initial_state(before[: len(state.parameters)])
-        direct = list(add_gradients(list(meta), direct, at_start).values())
+        direct = add_adjoints(known, add_adjoints(own, at_start))
         return (before if self._through_state else []), direct
 
     def _through_initial_state(self, adjoint: Adjoint) -> Adjoint:

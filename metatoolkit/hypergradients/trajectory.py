@@ -15,7 +15,7 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
-from metatoolkit.stateless.exchange import within
+from metatoolkit.stateless.exchange import is_recorded, within
 
 Visit = tuple[InnerState, Tensors | None]
 """A state, and the gradient of the training loss there where it is known."""
@@ -187,7 +187,7 @@ def tree_depth(steps: int, arity: int) -> int:
 
 
 class StepGraph:
-    """One inner step with its graph, of which vector-Jacobian products are taken.
+    """One inner step with its graph, or several in a row, for vector-Jacobian products.
 
     Args:
         problem: The bilevel problem.
@@ -198,7 +198,7 @@ class StepGraph:
         through_state: Whether the product with the derivative in the state is needed, too.
 
     Attributes:
-        after: State after the step, with its graph.
+        after: State after the last step, with its graph.
     """
 
     def __init__(
@@ -211,27 +211,54 @@ class StepGraph:
         through_state: bool = True,
     ) -> None:
         inputs = [tensor.detach().requires_grad_(through_state) for tensor in state.tensors()]
-        with double_backward_kernels():
-            self.after, self._loss = inner.step(
-                problem, state.with_tensors(inputs), meta, batch, True
-            )
         self._inputs = inputs if through_state else []
-        self._leaves = list(meta.values())
+        self._problem, self._inner, self._meta = problem, inner, meta
+        self.after = state.with_tensors(inputs)
+        with double_backward_kernels():
+            self._step(batch)
 
-    def pull_back(self, adjoint: Adjoint) -> tuple[Adjoint, Adjoint]:
-        """Multiply an adjoint with the Jacobian of the step, by reverse over reverse mode.
+    def extend(self, batches: Sequence[Any]) -> int:
+        """Take more steps, whose graphs go on from that of the last.
 
         Args:
-            adjoint: Derivative in the tensors of the state after the step. Cost: 6 F,
-                after the 3 F of the graph.
+            batches: Training batches.
 
         Returns:
-            The derivative in the tensors of the state before it (empty unless
+            How many were taken: a backward pass runs under one exchange, so that a step whose loss
+            needs one is the last.
+        """
+        taken = 0
+        with double_backward_kernels():
+            while taken < len(batches) and not is_recorded(self._loss):
+                self._step(batches[taken])
+                taken += 1
+        return taken
+
+    def _step(self, batch: Any) -> None:
+        # As views, which sum up what is λ's of each step by itself, in the order of the steps.
+        with torch.enable_grad():
+            meta = {name: leaf.view_as(leaf) for name, leaf in self._meta.items()}
+        self.after, self._loss = self._inner.step(self._problem, self.after, meta, batch, True)
+
+    def pull_back(
+        self, adjoint: Adjoint, direct: Sequence[Tensor | None] = ()
+    ) -> tuple[Adjoint, Adjoint]:
+        """Multiply an adjoint with the Jacobian of the steps, by reverse over reverse mode.
+
+        Args:
+            adjoint: Derivative in the tensors of the state after the steps. Cost: 6 F for each,
+                after the 3 F of its graph.
+            direct: Derivative in λ that is known, to which that of the steps is added; none.
+
+        Returns:
+            The derivative in the tensors of the state before them (empty unless
             ``through_state``), and in λ.
         """
-        size = len(self._inputs)
+        size, leaves = len(self._inputs), list(self._meta.values())
+        outputs, cotangents = self.after.tensors(), [*adjoint]
+        if direct:
+            # As outputs, so that what the steps add is summed up one step after the other.
+            outputs, cotangents = outputs + leaves, [*cotangents, *direct]
         with double_backward_kernels(), within(self._loss):
-            gradients = vector_jacobian_product(
-                self.after.tensors(), self._inputs + self._leaves, adjoint
-            )
+            gradients = vector_jacobian_product(outputs, [*self._inputs, *leaves], cotangents)
         return gradients[:size], gradients[size:]

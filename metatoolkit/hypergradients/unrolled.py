@@ -17,7 +17,6 @@ from metatoolkit.hypergradients.base import (
     Estimator,
     Hypergradient,
     Traits,
-    add_gradients,
     fill_gradients,
 )
 from metatoolkit.hypergradients.first_order import refuse_inner_meta
@@ -220,7 +219,6 @@ class Unrolled(Estimator):
     ) -> Hypergradient:
         """Return the derivative of the outer loss after T steps; see the class."""
         meta = problem.meta_leaves()
-        names = list(meta)
         split = self.first_order or self.product == "forward_over_reverse"
         window = self._window()
         skipped = len(train_batches) - window
@@ -251,37 +249,47 @@ class Unrolled(Estimator):
         kept: list[StepGraph | MixedStep] = []
         weights = self.step_weights or [0.0] * (window - 1) + [1.0]
         outer: list[Adjoint | None] = []
-        total: dict[str, Tensor | None] = dict.fromkeys(names)
-        for index in range(first, window):
-            kept.append(linearize(state, index))
-            state = kept[-1].after.detach()
-            if weights[index] == 0 and index < window - 1:
+        total: Adjoint = [None] * len(meta)
+        ends = [index for index, weight in enumerate(weights, 1) if weight or index == window]
+        index = first
+        while index < window:
+            graph = linearize(state, index)
+            kept.append(graph)
+            index += 1
+            if isinstance(graph, StepGraph):
+                end = next(end for end in ends if end >= index)
+                more = graph.extend(batches[index:end])
+                index, passes = index + more, passes + more
+            state = graph.after.detach()
+            if index not in ends:
                 outer.append(None)
                 continue
             passes += 1
+            weight = weights[index - 1]
             valid_loss, found, direct = outer_gradient(problem, state, meta, valid_batch)
-            outer.append(scaled(found, weights[index]))
-            total = add_gradients(names, list(total.values()), scaled(direct, weights[index]))
+            outer.append(scaled(found, weight))
+            total = add_adjoints(total, scaled(direct, weight))
+        del graph
         adjoint = outer.pop()
         assert adjoint is not None
-        for index in reversed(range(window)):
+        for index in reversed(range(first + len(kept))):
             if kept:
                 step = kept.pop()
             else:
                 point, gradients = next(visits)
                 step = linearize(point, index, gradients)
-            adjoint, part = step.pull_back(adjoint)
+            adjoint, total = step.pull_back(adjoint, total)
             earlier = outer.pop() if outer else None
             if earlier is not None:
                 adjoint = add_adjoints(adjoint, earlier)
             # Its graph must go before the next one is built.
             del step
-            total = add_gradients(names, list(total.values()), part)
+        by_name = dict(zip(meta, total, strict=True))
         if self.first_order:
             who = "Unrolled(first_order=True)"
-            refuse_inner_meta(problem, inner, state, meta, batches[-1], total, who)
+            refuse_inner_meta(problem, inner, state, meta, batches[-1], by_name, who)
         return Hypergradient(
-            gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
+            gradient=fill_gradients(problem, by_name, "train_loss and valid_loss"),
             valid_loss=valid_loss,
             state=state,
             cost=Cost(forward=passes, backward=passes, hvp=0 if self.first_order else window),

@@ -203,6 +203,15 @@ def record(loss: Tensor, exchange: Exchange) -> None:
     loss._metatoolkit_exchange = exchange  # type: ignore[attr-defined]
 
 
+def is_recorded(loss: Tensor) -> bool:
+    """Return whether backward passes over the graph of a loss need an exchange.
+
+    Args:
+        loss: Loss that a problem evaluated.
+    """
+    return hasattr(loss, "_metatoolkit_exchange")
+
+
 def carry(loss: Tensor, total: Tensor) -> None:
     """Let a tensor that was computed from a loss be differentiated as the loss would be.
 
