@@ -233,6 +233,15 @@ def require_grad(tensors: Tensors) -> Tensors:
     }
 
 
+def without_graph(tensor: Tensor) -> Tensor:
+    """Return a tensor that requires no gradient: itself, where it is one.
+
+    Args:
+        tensor: Any tensor.
+    """
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
 def with_leaves(state: InnerState, create_graph: bool) -> InnerState:
     """Return a state whose parameters can be differentiated in.
 
@@ -240,6 +249,8 @@ def with_leaves(state: InnerState, create_graph: bool) -> InnerState:
         state: Any state.
         create_graph: Whether those that require a gradient keep their graph.
     """
+    if create_graph and all(tensor.requires_grad for tensor in state.parameters.values()):
+        return state
     parameters = {
         name: tensor
         if create_graph and tensor.requires_grad

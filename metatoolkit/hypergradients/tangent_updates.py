@@ -17,8 +17,8 @@ from metatoolkit.hypergradients.products import (
 )
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.hyperparameters import hyperparameters_at, leaves_of
-from metatoolkit.inner.slots import updated_state
 from metatoolkit.inner.update_tangents import UpdateTangents
+from metatoolkit.inner.updates import updated_state
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 

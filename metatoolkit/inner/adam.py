@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from typing_extensions import override
 
+from metatoolkit.inner.bundles import takes_bundles
 from metatoolkit.inner.hyperparameters import Group, Hyperparameter, add_decay
 from metatoolkit.inner.moments import MomentLearner, move, move_sensitivity, next_moments
 from metatoolkit.inner.registry import learners
@@ -58,6 +59,7 @@ maximize=False, groups=1)
         super().__init__(lr, betas, eps, weight_decay, groups, amsgrad=amsgrad, maximize=maximize)
 
     @override
+    @takes_bundles
     def update(
         self,
         parameter: Tensor,

@@ -17,11 +17,12 @@ from metatoolkit.inner.hyperparameters import (
     checked_groups,
     hyperparameters_at,
 )
-from metatoolkit.inner.slots import refuse_complex, slots_of, updated_state
+from metatoolkit.inner.slots import refuse_complex, slots_of
 from metatoolkit.inner.traits import tells_sensitivity
+from metatoolkit.inner.updates import updated_state
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
-from metatoolkit.state import InnerState, Tensors, with_leaves
+from metatoolkit.state import InnerState, Tensors, with_leaves, without_graph
 from metatoolkit.stateless.exchange import within
 from metatoolkit.stateless.graphs import refuse_inference_mode, unreached_error
 from metatoolkit.stateless.loss_values import refuse_sparse
@@ -180,13 +181,13 @@ class InnerLearner(ABC):
         with torch.set_grad_enabled(create_graph):
             state = self.enter(problem, state, meta)
         if not create_graph:
-            meta = {name: tensor.detach() for name, tensor in meta.items()}
+            meta = {name: without_graph(tensor) for name, tensor in meta.items()}
         state = with_leaves(state, create_graph)
         loss, gradients, buffers = self.gradients(problem, state, meta, batch, create_graph)
         with torch.set_grad_enabled(create_graph):
             after = self.apply(problem, state, meta, gradients)
         after = after.replaced(buffers=buffers)
-        return (after, loss) if create_graph else (after.detach(), loss.detach())
+        return (after, loss) if create_graph else (after.map(without_graph), loss.detach())
 
     @staticmethod
     def gradients(

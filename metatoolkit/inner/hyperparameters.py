@@ -19,6 +19,18 @@ Value = float | Tensor
 Hyperparameter = Value | Callable[[Any, int], Value | Mapping[str, Value]]
 
 
+_NUMBERS = {float, int, bool}
+
+
+def are_numbers(values: Mapping[str, Any]) -> bool:
+    """Return whether hyper-parameters are plain numbers and flags, each of them.
+
+    Args:
+        values: Values by name.
+    """
+    return _NUMBERS.issuperset(map(type, values.values()))
+
+
 def check_values(
     values: Mapping[str, Any], below_one: Collection[str], flags: Collection[str]
 ) -> None:
@@ -113,7 +125,7 @@ def hyperparameters_at(
     problem: BilevelProblem,
     meta: Tensors,
     step: int,
-) -> Callable[[str], dict[str, float | Tensor]]:
+) -> Callable[[str], dict[str, Any]]:
     """Return the function that gives a parameter's hyper-parameters at a step.
 
     Args:
@@ -124,14 +136,20 @@ def hyperparameters_at(
         step: Number of steps taken before this one.
 
     Returns:
-        A function from the name of a parameter to values by name.
+        A function from the name of a parameter to values by name; for those that have the same
+        values it returns one and the same object.
 
     Raises:
         ConfigurationError: A value requires a gradient, but not through λ; or a function returns
             values by parameter name and lacks one that is asked for.
         UnknownNameError: A function names what is no inner parameter.
     """
-    names = {id(live): name for name, live in problem.meta_parameters().items()}
+    numbers = dict(hyperparameters)
+    if not groups and are_numbers(numbers):
+        return lambda name: numbers
+    settings = [given for own in (hyperparameters, *groups) for given in own.values()]
+    learned = any(isinstance(given, Tensor) for given in settings)
+    names = {id(p): name for name, p in problem.meta_parameters().items()} if learned else {}
 
     def value(own: str, hyperparameter: Hyperparameter) -> Value | Mapping[str, Value]:
         if isinstance(hyperparameter, float | int):
@@ -164,11 +182,22 @@ def hyperparameters_at(
         for group in groups
     ]
 
-    def of_parameter(name: str) -> dict[str, float | Tensor]:
-        values = next((own for patterns, own in special if matches(name, patterns)), common)
-        return {own: _of_parameter(own, found, name) for own, found in values.items()}
+    several = _are_several(common)
+    if not special and not several:
+        return lambda name: common
+    choices = [(patterns, own, _are_several(own)) for patterns, own in special]
+
+    def of_parameter(name: str) -> dict[str, Any]:
+        fitting = ((own, each) for patterns, own, each in choices if matches(name, patterns))
+        values, each = next(fitting, (common, several))
+        return {o: _of_parameter(o, v, name) for o, v in values.items()} if each else values
 
     return of_parameter
+
+
+def _are_several(values: Mapping[str, Any]) -> bool:
+    """Return whether a value is told by the names of parameters."""
+    return any(isinstance(v, Mapping) for v in values.values() if not isinstance(v, float | int))
 
 
 def _of_parameter(own: str, value: Value | Mapping[str, Value], name: str) -> Value:
@@ -251,7 +280,7 @@ def add_scaled(tensor: Tensor, other: Tensor, factor: float | Tensor) -> Tensor:
     """
     if isinstance(factor, Tensor):
         return tensor + factor * other
-    return torch.add(tensor, other, alpha=factor)
+    return tensor.add(other, alpha=factor)
 
 
 def add_quotient(

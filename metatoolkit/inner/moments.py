@@ -73,7 +73,7 @@ def root(square: Tensor) -> Tensor:
     Args:
         square: Tensor of any shape.
     """
-    zero = square == 0
+    zero = square.eq(0)
     return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
 

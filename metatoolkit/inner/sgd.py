@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.bundles import takes_bundles
 from metatoolkit.inner.hyperparameters import (
     Group,
     Hyperparameter,
@@ -98,6 +99,7 @@ groups=1)
         return zero_slots(parameters, "velocity") if self.has_momentum else {}
 
     @override
+    @takes_bundles
     def update(
         self,
         parameter: Tensor,

@@ -59,40 +59,6 @@ def slots_of(state: InnerState, name: str) -> dict[str, Tensor]:
     return {slot: values[name] for slot, values in state.optimizer.items() if name in values}
 
 
-def updated_state(
-    update: Update, state: InnerState, gradients: Tensors, resolved: Resolved
-) -> InnerState:
-    """Return the state after an update with given gradients; its buffers stay as they are.
-
-    A parameter without a gradient is skipped: value, slots and its own number of steps stay.
-
-    Args:
-        update: That of an inner learner.
-        state: State before the step.
-        gradients: Gradient of the training loss by parameter name, of some parameters or all.
-        resolved: Returns the hyper-parameters that hold for a parameter, by its name.
-
-    Raises:
-        ShapeError: A hyper-parameter is a tensor that does not expand to a parameter's shape.
-    """
-    parameters = dict(state.parameters)
-    optimizer = {slot: dict(values) for slot, values in state.optimizer.items()}
-    missed = state.missed
-    for name, parameter in state.parameters.items():
-        if name not in gradients:
-            missed = missed | {name: missed.get(name, 0) + 1}
-            continue
-        values, slots = resolved(name), slots_of(state, name)
-        parameters[name], updated = update_parameter(
-            update, name, parameter, gradients[name], slots, values, state.steps_of(name)
-        )
-        for slot, tensor in updated.items():
-            optimizer[slot][name] = tensor
-    return state.replaced(
-        parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
-    )
-
-
 def update_parameter(
     update: Update,
     name: str,

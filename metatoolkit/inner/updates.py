@@ -1,0 +1,112 @@
+"""The update of all parameters by one step, those that move alike at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch._C import _functorch
+
+from metatoolkit.inner.bundles import Bundle
+from metatoolkit.inner.hyperparameters import are_numbers
+from metatoolkit.inner.slots import Resolved, Update, slots_of, update_parameter
+from metatoolkit.state import InnerState, Tensors
+
+
+def updated_state(
+    update: Update, state: InnerState, gradients: Tensors, resolved: Resolved
+) -> InnerState:
+    """Return the state after an update with given gradients; its buffers stay as they are.
+
+    A parameter without a gradient is skipped: value, slots and its own number of steps stay.
+
+    Args:
+        update: That of an inner learner.
+        state: State before the step.
+        gradients: Gradient of the training loss by parameter name, of some parameters or all.
+        resolved: Returns the hyper-parameters that hold for a parameter, by its name; one and the
+            same object for those that have the same values.
+
+    Raises:
+        ShapeError: A hyper-parameter is a tensor that does not expand to a parameter's shape.
+    """
+    parameters = dict(state.parameters)
+    optimizer = {slot: dict(tensors) for slot, tensors in state.optimizer.items()}
+    missed = state.missed
+    # Parameters that move alike: by the same values, and in the same of their steps.
+    alike: dict[tuple[int, int], tuple[list[str], dict[str, Any]]] = {}
+    for name in parameters:
+        if name in gradients:
+            values, step = resolved(name), state.steps_of(name)
+            alike.setdefault((id(values), step), ([], values))[0].append(name)
+        else:
+            missed = missed | {name: missed.get(name, 0) + 1}
+    for (_, step), (names, values) in alike.items():
+        given = [state.parameters[name] for name in names]
+        moves = [gradients[name] for name in names]
+        if len(names) > 1 and _can_be_bundled(update, given, values):
+            held = {s: t for s, t in state.optimizer.items() if names[0] in t}
+            slots = {slot: [tensors[name] for name in names] for slot, tensors in held.items()}
+            moved, changed = _update_together(update, given, moves, slots, values, step)
+            parameters.update(zip(names, moved, strict=True))
+            for slot, tensors in changed.items():
+                optimizer[slot].update(zip(names, tensors, strict=True))
+            continue
+        for name, parameter, gradient in zip(names, given, moves, strict=True):
+            own = slots_of(state, name)
+            parameters[name], single = update_parameter(
+                update, name, parameter, gradient, own, values, step
+            )
+            for slot, tensor in single.items():
+                optimizer[slot][name] = tensor
+    return state.replaced(
+        parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
+    )
+
+
+def _update_together(
+    update: Callable[..., tuple[Any, dict[str, Any]]],
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    slots: dict[str, list[Tensor]],
+    hyperparameters: dict[str, float | Tensor],
+    step: int,
+) -> tuple[Sequence[Tensor], dict[str, Sequence[Tensor]]]:
+    """Return several parameters and their slots after an update.
+
+    Args:
+        update: That of an inner learner that takes bundles.
+        parameters: Real parameters, each of any shape.
+        gradients: Gradient of each, of the same shape.
+        slots: Their optimizer states by slot name, in the same order.
+        hyperparameters: Numbers that hold for all of them at this step.
+        step: Number of steps that each of them took before this one.
+    """
+    gradient = Bundle(gradients)
+    if hyperparameters.get("maximize"):
+        gradient = -gradient
+    bundled = {slot: Bundle(tensors) for slot, tensors in slots.items()}
+    moved, updated = update(Bundle(parameters), gradient, bundled, hyperparameters, step)
+    return moved.tensors, {slot: bundle.tensors for slot, bundle in updated.items()}
+
+
+def _can_be_bundled(
+    update: Any, tensors: Sequence[Tensor], hyperparameters: dict[str, float | Tensor]
+) -> bool:
+    """Return whether parameters can be updated together.
+
+    Args:
+        update: That of an inner learner.
+        tensors: The parameters, or some of them, and their gradients.
+        hyperparameters: Values that hold for all of them.
+    """
+    return (
+        getattr(update, "takes_bundles", False)
+        # vmap has no rules for them.
+        and _functorch.maybe_current_level() is None
+        # It takes a choice between two tensors, entry by entry.
+        and not hyperparameters.get("amsgrad")
+        and are_numbers(hyperparameters)
+        and not any(map(Tensor.is_complex, tensors))
+    )
