@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
-from metatoolkit.hypergradients.base import add_gradients, check_finite, double_backward_kernels
+from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
+from metatoolkit.hypergradients.base import add_gradients, check_finite
 from metatoolkit.hypergradients.products import Adjoint, as_real, as_vector, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient, is_own

@@ -15,8 +15,9 @@ from torch.nn.functional import mse_loss
 from typing_extensions import override
 
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.autograd_errors import forward_mode_error
-from metatoolkit.hypergradients.base import add_gradients, double_backward_kernels
+from metatoolkit.hypergradients.base import add_gradients
 from metatoolkit.hypergradients.products import (
     Adjoint,
     add_adjoints,

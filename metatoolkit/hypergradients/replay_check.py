@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metatoolkit.errors import ReplayError
+from metatoolkit.hypergradients.attention_kernels import double_backward_kernels, only_math
 from metatoolkit.hypergradients.equal_losses import require_equal
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
@@ -178,13 +178,7 @@ class _Repeated:
         self._arguments: Arguments = (_leaves(parameters), _leaves(meta), *rest)
         self._value = value.detach()
         self._graph = torch.is_grad_enabled()
-        self._math = not any(
-            (
-                torch.backends.cuda.flash_sdp_enabled(),
-                torch.backends.cuda.mem_efficient_sdp_enabled(),
-                torch.backends.cuda.cudnn_sdp_enabled(),
-            )
-        )
+        self._math = only_math()
 
     def compare(self, again: Tensor | None = None) -> None:
         """Compare with a value, for which the loss is evaluated once more where it is not given.
@@ -197,7 +191,7 @@ class _Repeated:
         require_equal(self._problem, self._kind, [self._value], [again], self.evaluate)
 
     def _again(self) -> Tensor:
-        kernels = sdpa_kernel(SDPBackend.MATH) if self._math else contextlib.nullcontext()
+        kernels = double_backward_kernels() if self._math else contextlib.nullcontext()
         with torch.set_grad_enabled(self._graph), kernels:
             return self.evaluate()
 

@@ -12,13 +12,13 @@ from typing_extensions import override
 
 from metatoolkit.errors import ReplayError, UnsupportedError
 from metatoolkit.hypergradients.arguments import require_steps
+from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
     Hypergradient,
     Traits,
     add_gradients,
-    double_backward_kernels,
     fill_gradients,
 )
 from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import NonFiniteError, StiffnessError, optional_import
-from metatoolkit.hypergradients.base import double_backward_kernels
+from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.products import Adjoint as Gains
 from metatoolkit.hypergradients.products import (
     add_adjoints,

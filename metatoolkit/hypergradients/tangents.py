@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients.base import double_backward_kernels
+from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.flat_tangents import FlatTangents
 from metatoolkit.hypergradients.products import (
     Adjoint,

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatoolkit.hypergradients.base import check_finite, double_backward_kernels
+from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
+from metatoolkit.hypergradients.base import check_finite
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem

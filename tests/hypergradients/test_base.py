@@ -5,7 +5,6 @@ import dataclasses
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import metatoolkit as mt
 from metatoolkit.errors import (
@@ -31,7 +30,6 @@ from metatoolkit.hypergradients import (
 from metatoolkit.hypergradients.base import (
     add_gradients,
     check_finite,
-    double_backward_kernels,
     fill_gradients,
     refuse_initial_state,
 )
@@ -238,6 +236,11 @@ def test_the_first_of_many_that_is_not_finite():
     bad = torch.tensor([1.0, float("nan"), float("-inf"), 2.0])
     with pytest.raises(NonFiniteError, match=r"^two is not finite \(2 of 4 entries"):
         check_finite({"one": torch.ones(3), "two": bad, "three": bad[:2]})
+    # What is finite while its sum is not, and values whose sum tells nothing of one alone.
+    check_finite({"one": torch.full((3,), 6e4, dtype=torch.float16), "two": torch.zeros(())})
+    both = torch.tensor([float("inf"), float("-inf")])
+    with pytest.raises(NonFiniteError, match=r"^one is not finite \(2 of 2 entries"):
+        check_finite({"one": both})
 
 
 def test_sums_of_gradients():
@@ -285,21 +288,6 @@ def test_an_initial_state_is_refused_where_it_is_forgotten():
     for estimator, name in ((SOBA(), "SOBA"), (Implicit(MINRES()), "Implicit with steps=0")):
         with pytest.raises(UnsupportedError, match=f"but {name} takes an inner optimum"):
             case.call(estimator)
-
-
-def test_kernels_that_can_be_differentiated_twice():
-    def enabled():
-        flags = torch.backends.cuda
-        return flags.math_sdp_enabled(), flags.flash_sdp_enabled()
-
-    before = enabled()
-    with double_backward_kernels():
-        assert enabled() == (True, False)
-    assert enabled() == before
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        with double_backward_kernels():
-            assert enabled() == (True, False)
-        assert enabled() == (False, True)
 
 
 def test_kinds_of_what_estimators_compute():

@@ -176,6 +176,51 @@ def test_a_step_pulls_an_adjoint_back(name):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("learner", ["momentum", "Adam"])
+@pytest.mark.parametrize("name", ["small_net", "inside_model", "tied"])
+def test_graphs_that_go_on_from_one_another(name, learner):
+    case = bank.PROBLEMS[name]()
+    problem, meta, batches = case.problem, case.problem.meta_leaves(), case.batches(4)
+    inner = mt.inner.SGD(0.1, momentum=0.9) if learner == "momentum" else mt.inner.Adam(0.05)
+    start = inner.init(problem)
+    together = StepGraph(problem, inner, start, meta, batches[0])
+    assert together.extend(batches[1:]) == 3
+    _, adjoint, direct = outer_gradient(problem, together.after.detach(), meta, case.valid_batch)
+    states = [start]
+    for batch in batches[:-1]:
+        states.append(inner.step(problem, states[-1], meta, batch)[0])
+    apart = [StepGraph(problem, inner, s, meta, b) for s, b in zip(states, batches, strict=True)]
+    for one, other in zip(together.after.tensors(), apart[-1].after.tensors(), strict=True):
+        assert torch.equal(one, other)
+    before, total = adjoint, direct
+    for graph in reversed(apart):
+        before, total = graph.pull_back(before, total)
+    found = together.pull_back(adjoint, direct)
+    for one, other in zip([*found[0], *found[1]], [*before, *total], strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+def test_a_graph_ends_where_a_backward_pass_needs_the_modules():
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.square()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * ctx.saved_tensors[0] * gradient
+
+    def train_loss(model, meta, batch):
+        return meta.value * Square.apply(model.value - batch)
+
+    problem = mt.BilevelProblem(bank.Value(0.5), bank.Value(2.0), train_loss, train_loss)
+    inner = mt.inner.SGD(0.1)
+    graph = StepGraph(problem, inner, inner.init(problem), problem.meta_leaves(), 1.0)
+    assert graph.extend([2.0, 3.0]) == 0
+    assert graph.after.step == 1
+
+
 def test_the_number_of_levels():
     assert [tree_depth(steps, 2) for steps in (0, 1, 2, 3, 4, 7, 8)] == [0, 1, 2, 2, 3, 3, 4]
     assert [tree_depth(steps, 10) for steps in (9, 10, 99, 100)] == [1, 2, 2, 3]

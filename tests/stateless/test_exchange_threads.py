@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metatoolkit.hypergradients import Unrolled
-from metatoolkit.hypergradients.base import double_backward_kernels
+from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.stateless.exchange import turn
 from tests.stateless.checkpointed import net_case, plainly
 
