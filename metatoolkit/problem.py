@@ -147,31 +147,28 @@ class BilevelProblem:
 
     def parameters(self) -> Tensors:
         """Return detached copies of the model's present inner parameters."""
-        return {name: self._live(f"model.{name}").detach().clone() for name in self.parameter_names}
+        return {name: live.detach().clone() for name, live in self._inner().items()}
 
     def inner_names(self) -> dict[int, str]:
         """Return the names of the inner parameters by the identities of the model's tensors."""
-        return {id(self._live(f"model.{name}")): name for name in self.parameter_names}
+        return {id(live): name for name, live in self._inner().items()}
 
     def buffers(self) -> Tensors:
         """Return copies of all buffers, but zeros for those of a module's ``begin_at_zero``."""
         zeros = self._passes.places.zero_names
-        live = {name: self._live(name).detach() for name in self.buffer_names}
-        return {n: torch.zeros_like(t) if n in zeros else t.clone() for n, t in live.items()}
+        live = self._passes.live_by_name("", self.buffer_names).items()
+        return {n: torch.zeros_like(t) if n in zeros else t.detach().clone() for n, t in live}
 
     def meta_parameters(self) -> Tensors:
         """Return the live meta-parameters by name."""
-        return {name: self._live(f"meta.{name}") for name in self.meta_parameter_names}
+        return self._passes.live_by_name("meta.", self.meta_parameter_names)
 
     def meta_leaves(self) -> Tensors:
         """Return the meta-parameters as fresh leaves that share memory and require a gradient.
 
         Gradients taken to these never reach the ``.grad`` fields of the module.
         """
-        return {
-            name: parameter.detach().requires_grad_()
-            for name, parameter in self.meta_parameters().items()
-        }
+        return {n: p.detach().requires_grad_() for n, p in self.meta_parameters().items()}
 
     def load(self, state: InnerState) -> None:
         """Copy an inner state into the modules, in place.
@@ -270,8 +267,7 @@ class BilevelProblem:
         if self.initial is None:
             return {}
         given = self.evaluate_meta(self.initial, meta)
-        live = {name: self._live(f"model.{name}") for name in self.parameter_names}
-        return checked_initial(given, live)
+        return checked_initial(given, self._inner())
 
     def devices(self) -> set[torch.device]:
         """Return the devices of all parameters and buffers."""
@@ -319,6 +315,9 @@ class BilevelProblem:
                 another way; or a hook stands on a parameter, which no inner step would run.
         """
         self._passes.check_structure()
+
+    def _inner(self) -> Tensors:
+        return self._passes.live_by_name("model.", self.parameter_names)
 
     def _live(self, name: str) -> Tensor:
         return self._passes.live(name)

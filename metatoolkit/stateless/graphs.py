@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from metatoolkit.errors import ConfigurationError, ReplayError, UnsupportedError
@@ -18,6 +19,8 @@ FIRST_ORDER = "FiniteDifference, SAMA, EvoGrad, FirstOrder or EvolutionStrategie
 """Estimators that take first derivatives only, for messages."""
 
 _WEIGHT_NORM = "WeightNormInterfaceBackward"
+_Leaf = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
+"""The class of the nodes at which gradients end."""
 
 
 def refuse_inference_mode() -> None:
@@ -83,7 +86,7 @@ def graph_nodes(
     Yields:
         The nodes, those of the boundary included.
     """
-    seen = set(boundary)
+    ends = set(boundary)
     stack = nodes_of(outputs)
     yielded = set()
     while stack:
@@ -92,8 +95,8 @@ def graph_nodes(
             continue
         yielded.add(node)
         yield node
-        if node not in seen:
-            stack.extend(child for child, _ in node.next_functions if child is not None)
+        if node not in ends:
+            stack += [child for child, _ in node.next_functions if child is not None]
 
 
 def inspect_graph(
@@ -117,15 +120,20 @@ def inspect_graph(
     Raises:
         ConfigurationError: The graph ends at a parameter of the modules themselves.
     """
-    custom = False
+    custom = special = False
     accepted = {id(tensor) for tensor in given.values()}
     for node in graph_nodes([loss], nodes_of(given.values())):
-        custom = custom or isinstance(node, BackwardCFunction)
-        variable = getattr(node, "variable", None)
-        name = live.get(id(variable)) if variable is not None else None
-        if name is None or name not in given or id(variable) in accepted:
-            continue
-        raise ConfigurationError(taken_outside(kind, name))
+        if _is_custom(node):
+            custom = True
+        elif type(node) is _Leaf:
+            variable = node.variable  # type: ignore[attr-defined]
+            name = live.get(id(variable))
+            if name is not None and name in given and id(variable) not in accepted:
+                raise ConfigurationError(taken_outside(kind, name))
+        else:
+            special = special or _is_weight_norm(node)
+    if not (custom or special):
+        loss._metatoolkit_plain = True  # type: ignore[attr-defined]
     return custom
 
 
@@ -151,8 +159,7 @@ def refuse_leaves(loss: Tensor, leaves: Collection[int], given: Mapping[str, Ten
         ReplayError: It does.
     """
     for node in graph_nodes([loss], nodes_of(given.values())):
-        variable = getattr(node, "variable", None)
-        if variable is not None and variable._cdata in leaves:
+        if type(node) is _Leaf and node.variable._cdata in leaves:  # type: ignore[attr-defined]
             raise kept_graph_error()
 
 
@@ -171,11 +178,13 @@ def watch_second_derivatives(loss: Tensor, parameters: Sequence[Tensor]) -> None
         UnsupportedError: A function between the two is once differentiable; or, in the pass that
             follows, a custom one that cuts its second derivative.
     """
+    if hasattr(loss, "_metatoolkit_plain"):
+        return
     ends = {id(tensor) for tensor in parameters if tensor.grad_fn is None}
     boundary = nodes_of(parameters)
     for node in graph_nodes([loss], boundary):
-        custom = isinstance(node, BackwardCFunction)
-        if not custom and not node.name().startswith(_WEIGHT_NORM):
+        custom = _is_custom(node)
+        if not custom and not _is_weight_norm(node):
             continue
         # What computed a given tensor lies before it.
         if node in boundary or not _leads_to(node, ends, boundary):
@@ -192,6 +201,17 @@ def watch_second_derivatives(loss: Tensor, parameters: Sequence[Tensor]) -> None
             raise UnsupportedError(_cut(node, "is marked once_differentiable"))
         elif type(node)._forward_cls.__module__.split(".")[0] != "torch":  # type: ignore[attr-defined]
             node.register_hook(_watch(node))
+
+
+def _is_custom(node: Any) -> bool:
+    return isinstance(node, BackwardCFunction)
+
+
+def _is_weight_norm(node: Any) -> bool:
+    own = type(node).__name__
+    # Nodes without a Python class of their own share one.
+    name = node.name() if own == "CppFunction" else own
+    return name.startswith(_WEIGHT_NORM)
 
 
 def _leads_to(node: Any, ends: Collection[int], boundary: Sequence[Any]) -> bool:

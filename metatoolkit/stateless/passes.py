@@ -17,6 +17,7 @@ from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.randomness import seeded
 from metatoolkit.state import Tensors, describe, require_grad
 from metatoolkit.stateless.asked import Asked
+from metatoolkit.stateless.content import Content
 from metatoolkit.stateless.exchange import Exchange, record, turn
 from metatoolkit.stateless.graphs import inspect_graph, refuse_leaves, watch_second_derivatives
 from metatoolkit.stateless.in_place import Untouched, changed_in_place
@@ -48,6 +49,7 @@ class Passes:
     def __init__(self, model: nn.Module, meta: nn.Module) -> None:
         self._arguments = (model, meta)
         self.places = Places(model, meta)
+        self._content = Content(self._arguments)
         self._frozen = [
             name
             for name, (_, learned) in self.places.structure.items()
@@ -70,6 +72,16 @@ class Passes:
         """
         with turn():
             return self.places.tensor(name)
+
+    def live_by_name(self, prefix: str, names: Sequence[str]) -> Tensors:
+        """Return tensors of a module itself, by name.
+
+        Args:
+            prefix: What the names begin with here, ``"model."`` or ``"meta."``.
+            names: Names of parameters or buffers without it.
+        """
+        with turn():
+            return {name: self.places.tensor(prefix + name) for name in names}
 
     def needs_own_pass(self, kind: str) -> str | None:
         """Return why a loss cannot be mapped over several inputs by one pass, if it cannot.
@@ -106,24 +118,25 @@ class Passes:
         """
         self._watched.clear()
         with turn():
-            present = Places(*self._arguments)
+            same = self._content.is_present()
+            present = self.places if same else Places(*self._arguments)
+            content = self._content if same else Content(self._arguments)
         if present.structure != self.places.structure:
             changes = self.places.changes(present)
             raise ConfigurationError(
                 f"the modules have changed since the problem was made ({changes}). Make the "
                 "BilevelProblem, the inner state and the trainer after the last change."
             )
-        for name, (_, learned) in present.structure.items():
-            if not learned:
-                continue
-            tensor = self.live(name)
-            if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
-                raise ConfigurationError(
-                    f"the parameter {name!r} has a hook on its gradient, which neither inner "
-                    "steps nor hypergradients run. Remove the hook; freeze a parameter with "
-                    "requires_grad_(False) before the problem is made, and mask or clip a "
-                    "gradient in the loss or in the inner learner."
-                )
+        self._content = content
+        hooked = content.hooked()
+        if hooked is not None:
+            name = next(name for name in self.places.sites if self.live(name) is hooked)
+            raise ConfigurationError(
+                f"the parameter {name!r} has a hook on its gradient, which neither inner "
+                "steps nor hypergradients run. Remove the hook; freeze a parameter with "
+                "requires_grad_(False) before the problem is made, and mask or clip a "
+                "gradient in the loss or in the inner learner."
+            )
 
     def run(
         self, loss: Loss, kind: str, tensors: Tensors, buffers: Tensors, batch: Any, key: int
@@ -195,12 +208,14 @@ class Passes:
             self.draws_globally.add(kind)
             return self._run_once(loss, kind, tensors, buffers, batch, key)
         value = checked_loss(value, kind)
-        for (name, tensor), version in zip(tensors.items(), versions, strict=True):
-            if tensor._version != version:
-                raise UnsupportedError(changed_in_place(name))
+        if versions != [tensor._version for tensor in tensors.values()]:
+            changed = zip(tensors.items(), versions, strict=True)
+            raise UnsupportedError(
+                changed_in_place(next(name for (name, t), v in changed if t._version != v))
+            )
         if kind not in self._watched and value.requires_grad:
             self._watched.add(kind)
-            live = {id(self.live(name)): name for name in tensors}
+            live = {id(t): name for name, t in self.live_by_name("", [*tensors]).items()}
             if inspect_graph(value, kind, live, tensors):
                 self._custom.add(kind)
         if value.requires_grad and self._leaves.get(kind) != _DONE:
@@ -222,7 +237,7 @@ class Passes:
         if kind in self._trusted or any(map(is_functorch_wrapped_tensor, tensors.values())):
             return _UNWATCHED
         self._trusted.add(kind)
-        return _watching(tensors, kind, {name: self.live(name) for name in tensors})
+        return _watching(tensors, kind, self.live_by_name("", [*tensors]))
 
     def _look_back(self, kind: str, value: Tensor, tensors: Tensors) -> None:
         """Raise where the graph of a second evaluation reaches what the first one was given."""
