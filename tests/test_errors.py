@@ -30,7 +30,7 @@ DISTRIBUTIONS = {
     "tokenizers": "transformers",
 }
 # Installed by the line of its own that the message names.
-UNLISTED = {"gym", "learn2learn", "qpth"}
+UNLISTED = {"dehb", "gym", "learn2learn", "qpth"}
 
 
 @pytest.mark.parametrize(("extra", "module"), MODULES)
