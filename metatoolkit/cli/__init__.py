@@ -7,7 +7,18 @@ import atexit
 import sys
 from collections.abc import Sequence
 
-from metatoolkit.cli import applications, edit, estimators, export, rerun, runs, service, show, tail
+from metatoolkit.cli import (
+    applications,
+    edit,
+    estimators,
+    export,
+    rerun,
+    runs,
+    service,
+    show,
+    sweep,
+    tail,
+)
 from metatoolkit.errors import optional_import
 from metatoolkit.records.terminal import answer
 
@@ -44,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     applications.add(commands)
+    sweep.add(commands)
     estimators.add(commands)
     asking = commands.add_parser("runs", help="ask for recorded runs")
     about_runs = asking.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -68,7 +80,12 @@ def _leave_at_once() -> None:
 
 
 def _joined(arguments: list[str]) -> list[str]:
-    """Write `--sort -result.accuracy` in one word, or argparse takes the field for an option."""
+    """Write as options what argparse would not take for one, or for another one.
+
+    `--sort -result.accuracy` becomes one word, and the `with` of a sweep `--with`.
+    """
+    if arguments[:1] == ["sweep"]:
+        return ["--with" if word == "with" else word for word in arguments]
     if "--sort" not in arguments[:-1] or arguments[:1] == ["run"]:
         return arguments
     place = arguments.index("--sort")

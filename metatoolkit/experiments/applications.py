@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pkgutil
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,46 @@ def assembling(name: str) -> str:
         f"the application {name} has no function assemble(config), which returns an Assembly; "
         "name one that trains by a trainer."
     )
+
+
+def place_of(name: str) -> str:
+    """Return what names an application whatever the working directory, as for another process.
+
+    Args:
+        name: The application's name, or the path of its file or folder.
+    """
+    return os.path.abspath(name) if _is_path(name) else name
+
+
+def check_entries(
+    name: str,
+    entries: Iterable[str],
+    updates: Mapping[str, Any],
+    named: Sequence[str] = (),
+) -> None:
+    """See that an application's configuration has some entries, where Sacred might only warn.
+
+    Args:
+        name: The application's name, or the path of its file or folder.
+        entries: Dotted names of entries.
+        updates: Configuration entries that they come to, nested.
+        named: Named configurations that they come to.
+
+    Raises:
+        UnknownNameError: There is no such entry, named configuration or application.
+        ConfigurationError: A value is not accepted.
+    """
+    from metatoolkit.records.fields import flatten
+
+    experiment = load_application(name)
+    known = flatten(experiment.resolve({"seed": 0, **updates}, named))
+    for entry in entries:
+        parts = entry.split(".")
+        group = any(one.startswith(f"{entry}.") for one in known)
+        # What is empty by default, such as options, takes whatever it is given.
+        inside = any(".".join(parts[:place]) in known for place in range(1, len(parts)))
+        if not (entry in known or group or inside or parts[0] in experiment.open_entries):
+            raise UnknownNameError("configuration entry", entry, known)
 
 
 def check_experiment(module: str) -> None:

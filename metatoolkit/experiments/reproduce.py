@@ -99,6 +99,7 @@ def reproduce(options: argparse.Namespace) -> int:
     """
     from metatoolkit import records
     from metatoolkit.experiments import by_application, results_page
+    from metatoolkit.experiments.recorded_jobs import digest
     from metatoolkit.experiments.studies import collect, jobs_of
     from metatoolkit.records.terminal import text
 
@@ -169,15 +170,6 @@ def reproduce(options: argparse.Namespace) -> int:
     if options.document is not None:
         print(f"document:  {options.document.resolve()}")
     return 1 if failures or incomplete else 0
-
-
-def digest(job: Job) -> str:
-    """Return by what the runs of a study's job are found.
-
-    Args:
-        job: The job, of :func:`metatoolkit.experiments.studies.jobs_of`.
-    """
-    return str(job.info["study"]["configuration"])
 
 
 def lacking(study: Study, jobs: Sequence[Job], frame: pandas.DataFrame) -> list[str]:

@@ -29,6 +29,7 @@ from metatoolkit.training.batch_stream import Stateful
 from metatoolkit.training.task_batches import TaskBatch
 
 _REPEATS = 5
+_GIVEN = ("log_every", "evaluate_every", "checkpoint_every", "resume", "progress")
 _PASSING = {"checkpoint", "checkpoint_every", "resume", "progress", "device", "workers"}
 
 
@@ -67,16 +68,20 @@ class Assembly:
         Raises:
             ConfigurationError: These are no whole number of outer steps.
         """
-        trainer = self.trainer
-        if trainer.tasks is not None:
-            return steps
-        each = trainer.accumulate * (1 if trainer.estimator is None else trainer.estimator.horizon)
+        each = self.steps_of_each()
         if steps % each:
             raise ConfigurationError(
                 f"steps is {steps}, but an outer step takes {each} inner steps, as many as the "
                 f"estimator looks ahead; give a multiple of {each}."
             )
         return steps // each
+
+    def steps_of_each(self) -> int:
+        """Return how many of the configuration's steps one outer step takes."""
+        trainer = self.trainer
+        if trainer.tasks is not None:
+            return 1
+        return trainer.accumulate * (1 if trainer.estimator is None else trainer.estimator.horizon)
 
 
 def configuration_digest(config: Mapping[str, Any]) -> str:
@@ -171,8 +176,8 @@ def fit_recorded(
     started. Before training, peak memory and floating-point operations of one meta step and one
     base step are measured, without a trace in the training. The metrics' curves and the checkpoint
     are artifacts in the end; a run that stopped leaves its checkpoint behind, and the same
-    configuration with ``resume=True`` goes on from it bitwise. Where processes share tasks, the
-    first one records and writes.
+    configuration with ``resume=True`` goes on from it bitwise. ``steps_done`` in its ``info`` tells
+    how many steps it took. Where processes share tasks, the first one records and writes.
 
     Args:
         run: The Sacred run. Its configuration has the entries of
@@ -215,21 +220,20 @@ def fit_recorded(
 
     method = config.get("method", config.get("algorithm", ""))
     started = time.perf_counter()
-    last = trainer.fit(
-        assembly.train_batches,
-        assembly.valid_batches,
-        steps=steps,
-        anneal=assembly.anneal,
-        log=run.log_scalar,
-        log_every=config["log_every"],
-        evaluate=evaluate_all,
-        evaluate_every=config["evaluate_every"],
-        checkpoint=path,
-        checkpoint_every=config["checkpoint_every"],
-        resume=config["resume"],
-        progress=config["progress"],
-        description=f"{name} {method} seed {config['seed']}",
-    )
+    try:
+        last = trainer.fit(
+            assembly.train_batches,
+            assembly.valid_batches,
+            steps=steps,
+            anneal=assembly.anneal,
+            log=run.log_scalar,
+            evaluate=evaluate_all,
+            checkpoint=path,
+            description=f"{name} {method} seed {config['seed']}",
+            **{entry: config[entry] for entry in _GIVEN},
+        )
+    finally:
+        run.info["steps_done"] = trainer.steps_done * assembly.steps_of_each()
     if not leads:
         return last
     run.info["seconds"] = time.perf_counter() - started

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from metatoolkit.errors import UnknownNameError, optional_import
 from metatoolkit.experiments import claims
 from metatoolkit.experiments.claims import Claim as Claim
-from metatoolkit.experiments.jobs import Job, configuration_of
-from metatoolkit.experiments.run import configuration_digest
+from metatoolkit.experiments.jobs import Job
+from metatoolkit.experiments.recorded_jobs import completed_runs, digest, placed
 
 if TYPE_CHECKING:
     with optional_import("the table of a study"):
@@ -137,18 +137,12 @@ def jobs_of(
         seeds: Seeds; by default the study's.
         updates: Configuration entries for all rows, beyond the rows' own.
     """
-    jobs = []
-    for label, row in study.rows.items():
-        for seed in study.seeds if seeds is None else seeds:
-            own = {**row.updates, **(updates or {})}
-            bare = Job(study.experiment, label, seed, own, row.named)
-            place = {
-                "name": study.name,
-                "row": label,
-                "configuration": configuration_digest(configuration_of(bare)),
-            }
-            jobs.append(replace(bare, info={"study": place}))
-    return jobs
+    jobs = [
+        Job(study.experiment, label, seed, {**row.updates, **(updates or {})}, row.named)
+        for label, row in study.rows.items()
+        for seed in (study.seeds if seeds is None else seeds)
+    ]
+    return placed(jobs, study.name)
 
 
 def collect(study: Study, jobs: Sequence[Job], database: Database) -> pandas.DataFrame:
@@ -167,15 +161,10 @@ def collect(study: Study, jobs: Sequence[Job], database: Database) -> pandas.Dat
     with optional_import("the table of a study"):
         import pandas
 
-    newest: dict[str, Any] = {}
-    found = database.find("status == 'COMPLETED'", experiment=study.application)
-    for run in found.sort("start_time"):
-        # Where no run is of a study, a query for the field would take it for misspelled.
-        place = run.info.get("study") or {}
-        newest[place.get("configuration", "")] = run
+    newest = completed_runs(database, study.application)
     lines = []
     for job in jobs:
-        chosen = newest.get(job.info["study"]["configuration"])
+        chosen = newest.get(digest(job))
         if chosen is not None:
             values = {column.header: _value(chosen, column) for column in study.columns}
             lines.append({"row": job.label, "seed": job.seed, "run": chosen, **values})

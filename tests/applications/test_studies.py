@@ -1,11 +1,7 @@
-import os
-import signal
-
 import pytest
 
-from metatoolkit.errors import WorkerError
 from metatoolkit.experiments import reproduce
-from metatoolkit.experiments.jobs import Job, run_jobs
+from metatoolkit.experiments.jobs import Job, run_job
 from metatoolkit.experiments.studies import Column, Row, Study
 from tests.drawings import bars
 
@@ -61,20 +57,13 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_told(tmp_path, monkeypa
     assert " ± " in printed
 
 
-def test_a_worker_that_is_killed_is_told():
-    jobs = [Job(__name__, "killed", 1)]
-    with pytest.raises(WorkerError, match="Run fewer than 1 at once"):
-        run_jobs(jobs, 1)
-
-
-class Killing:
-    """In the place of an experiment: it kills the process that runs it."""
-
-    def run(self, **_given):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-experiment = Killing()
+def test_a_run_that_diverges_tells_its_steps():
+    updates = {"network": {"hidden": [4]}, "method": "plain", "lr": 1e20, "steps": 20}
+    outcome = run_job(Job("applications.label_noise.experiment", "diverges", 1, updates))
+    assert outcome.error.startswith("NonFiniteError") and outcome.result is None
+    assert outcome.steps is not None and 0 < outcome.steps < 20
+    refused = run_job(Job("applications.label_noise.experiment", "refused", 1, {"lr": -1.0}))
+    assert "lr is -1" in refused.error and refused.steps is None and refused.run is None
 
 
 @pytest.mark.parametrize(
