@@ -11,37 +11,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from applications.cross_lingual.settings import METHODS
 from metatoolkit.experiments import tuning
 from metatoolkit.experiments.by_application import ESTIMATORS
-from metatoolkit.experiments.tuning import Search, Space, log_scaled
+from metatoolkit.experiments.search_space import Range, Space
+from metatoolkit.experiments.tuning import Search
 
-RANGES = {"lr": (5e-4, 5e-3), "meta_lr": (3e-4, 1e-2), "sigma": (1e-3, 0.1)}
+RANGES = {
+    "lr": Range(5e-4, 5e-3, log=True),
+    "meta_lr": Range(3e-4, 1e-2, log=True),
+    "evograd.sigma": Range(1e-3, 0.1, log=True),
+}
 # Guided candidates are a norm σ away, and not σ in each of their parameters.
-GUIDED = {**RANGES, "sigma": (0.01, 1.0)}
+GUIDED = {**RANGES, "evograd.sigma": Range(0.01, 1.0, log=True)}
 NAMES = {
     "second_order": ("lr", "meta_lr"),
-    "evograd": ("lr", "meta_lr", "sigma"),
+    "evograd": ("lr", "meta_lr", "evograd.sigma"),
 }
 # Those that are the exact one-step hypergradient take what was tuned for second order.
 TUNED_ESTIMATORS = ("SAMA", "Unrolled, 5 steps")
 
 
-def _space(
-    method: str, named: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] = RANGES
-) -> Space:
-    chosen = ESTIMATORS.get(method, {"method": method})
-
-    def settings(point: Mapping[str, float]) -> dict[str, Any]:
-        found = {name: log_scaled(position, *ranges[name]) for name, position in point.items()}
-        sigma = found.pop("sigma", None)
-        updates: dict[str, Any] = {**chosen, "evaluate_every": 0, **found}
-        return updates if sigma is None else {**updates, "evograd": {"sigma": sigma}}
-
+def _space(method: str, named: tuple[str, ...] = (), ranges: Mapping[str, Range] = RANGES) -> Space:
     own = NAMES["second_order"] if method in ESTIMATORS else ("lr",)
-    return Space(NAMES.get(method, own), settings, named)
+    names = NAMES.get(method, own)
+    fixed = {**ESTIMATORS.get(method, {"method": method}), "evaluate_every": 0}
+    return Space({name: ranges[name] for name in names}, fixed=fixed, named=named)
 
 
 SEARCH = Search(

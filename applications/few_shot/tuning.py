@@ -9,31 +9,22 @@ method trains on and no test has; seeds are others than those of the study. The 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from metatoolkit.experiments import tuning
-from metatoolkit.experiments.tuning import Search, Space, log_scaled
+from metatoolkit.experiments.search_space import Range, Space
+from metatoolkit.experiments.tuning import Search
 
-RANGES = {"lr": (0.03, 3.0), "zeta": (1e-3, 1.0)}
-"""Bounds of what is searched, on a logarithmic scale."""
-
-
-def _single(point: Mapping[str, float]) -> dict[str, Any]:
-    return {"algorithm": "reptile", "lr": log_scaled(point["lr"], *RANGES["lr"])}
-
-
-def _aruba(point: Mapping[str, float]) -> dict[str, Any]:
-    zeta = log_scaled(point["zeta"], *RANGES["zeta"])
-    return {**_single(point), "algorithm": "aruba", "options": {"zeta": zeta}}
-
+LR = Range(0.03, 3.0, log=True)
+ZETA = Range(1e-3, 1.0, log=True)
 
 SEARCH = Search(
     experiment="applications.few_shot.experiment",
     score="valid_accuracy",
     spaces={
-        "single rate": Space(("lr",), _single, named=("federated",)),
-        "ARUBA": Space(("lr", "zeta"), _aruba, named=("federated",)),
+        "single rate": Space({"lr": LR}, fixed={"algorithm": "reptile"}, named=("federated",)),
+        "ARUBA": Space(
+            {"lr": LR, "options.zeta": ZETA}, fixed={"algorithm": "aruba"}, named=("federated",)
+        ),
     },
     first_seed=201,
 )

@@ -15,39 +15,38 @@ from typing import Any
 from applications.label_noise.settings import METHODS
 from metatoolkit.experiments import tuning
 from metatoolkit.experiments.by_application import ESTIMATORS
-from metatoolkit.experiments.tuning import Search, Space, log_scaled
+from metatoolkit.experiments.search_space import Choice, Range, Space, rounded
+from metatoolkit.experiments.tuning import Search
 
 # The learning rate is that of the step that momentum accumulates to, lr / (1 − momentum).
-RANGES = {"lr": (0.02, 0.5), "meta_lr": (3e-4, 3e-2), "sigma": (1e-3, 0.1)}
+COORDINATES: dict[str, Choice | Range] = {
+    "momentum": Choice((0.0, 0.9)),
+    "lr": Range(0.02, 0.5, log=True, digits=None),
+    "meta_lr": Range(3e-4, 3e-2, log=True),
+    "evograd.sigma": Range(1e-3, 0.1, log=True),
+}
 NAMES = {
     "second_order": ("momentum", "lr", "meta_lr"),
-    "evograd": ("momentum", "lr", "meta_lr", "sigma"),
+    "evograd": ("momentum", "lr", "meta_lr", "evograd.sigma"),
 }
 # Those that are the exact one-step hypergradient take what was tuned for second order.
 TUNED_ESTIMATORS = ("GuidedEvoGrad", "SAMA", "Unrolled, 5 steps")
 
 
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of no momentum, or of Nesterov's."""
+    momentum, lr, *_ = values.values()
+    rest = {name: value for name, value in values.items() if name not in ("momentum", "lr")}
+    rate = rounded(lr * (1 - momentum))
+    return {"momentum": momentum, "nesterov": momentum > 0, "lr": rate, **rest}
+
+
 def _space(method: str) -> Space:
-    """Return a method's space: no momentum or Nesterov's with 0.9, the others log-uniform."""
-    chosen = ESTIMATORS.get(method, {"method": method})
-
-    def settings(point: Mapping[str, float]) -> dict[str, Any]:
-        momentum = 0.9 if point["momentum"] >= 0.5 else 0.0
-        low, high = RANGES["lr"]
-        updates: dict[str, Any] = {
-            **chosen,
-            "momentum": momentum,
-            "nesterov": momentum > 0,
-            "lr": log_scaled(point["lr"], low * (1 - momentum), high * (1 - momentum)),
-        }
-        if "meta_lr" in point:
-            updates["meta_lr"] = log_scaled(point["meta_lr"], *RANGES["meta_lr"])
-        if "sigma" in point:
-            updates["evograd"] = {"sigma": log_scaled(point["sigma"], *RANGES["sigma"])}
-        return updates
-
+    """Return the space of a method's own settings."""
     own = NAMES["second_order"] if method in ESTIMATORS else ("momentum", "lr")
-    return Space(NAMES.get(method, own), settings)
+    names = NAMES.get(method, own)
+    fixed = ESTIMATORS.get(method, {"method": method})
+    return Space({name: COORDINATES[name] for name in names}, _settings, fixed)
 
 
 SEARCH = Search(

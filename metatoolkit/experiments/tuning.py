@@ -8,32 +8,19 @@ that fails now and then is not seen to in a few; the best mean over all seeds wi
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError, optional_import
 from metatoolkit.experiments.applications import check_experiment
-from metatoolkit.experiments.jobs import Job, configuration_of, exit_code, run_jobs
+from metatoolkit.experiments.jobs import exit_code, run_jobs
+from metatoolkit.experiments.search_space import Point, Space, jobs_of, score_of
+from metatoolkit.experiments.words import nested, read_entries
 
 if TYPE_CHECKING:
     with optional_import("tuning"):
         import pandas
-
-
-@dataclass(frozen=True)
-class Space:
-    """The settings of one method that are searched.
-
-    Attributes:
-        names: Names of the coordinates.
-        settings: Takes a point of the unit cube by name and returns configuration entries.
-        named: Named configurations of every trial.
-    """
-
-    names: tuple[str, ...]
-    settings: Callable[[Mapping[str, float]], dict[str, Any]]
-    named: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,38 +41,11 @@ class Search:
     first_seed: int
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One point of a method's space, as configuration entries.
-
-    Attributes:
-        method: Label of the method.
-        updates: Configuration entries.
-        named: Named configurations.
-    """
-
-    method: str
-    updates: Mapping[str, Any]
-    named: tuple[str, ...] = ()
-
-
-def log_scaled(position: float, low: float, high: float) -> float:
-    """Return the number at a position between two bounds on a logarithmic scale, to two digits.
-
-    Args:
-        position: Position from 0 to 1.
-        low: Lower bound, above 0.
-        high: Upper bound.
-    """
-    return float(f"{low * (high / low) ** position:.2g}")
-
-
-def trials(search: Search, method: str, count: int) -> list[Trial]:
+def trials(space: Space, count: int) -> list[Point]:
     """Return the first trials of a method.
 
     Args:
-        search: The search.
-        method: Label of the method.
+        space: The method's settings.
         count: Number of trials.
 
     Returns:
@@ -94,26 +54,18 @@ def trials(search: Search, method: str, count: int) -> list[Trial]:
     with optional_import("tuning"):
         from scipy.stats import qmc
 
-    space = search.spaces[method]
-    points = qmc.Halton(len(space.names), scramble=False).random(count + 1)[1:]
-    return [
-        Trial(
-            method,
-            space.settings(dict(zip(space.names, map(float, point), strict=True))),
-            space.named,
-        )
-        for point in points
-    ]
+    points = qmc.Halton(len(space.coordinates), scramble=False).random(count + 1)[1:]
+    return [space.point(point) for point in points]
 
 
 def score(
-    search: Search, entries: Sequence[Trial], seeds: Sequence[int], processes: int
+    search: Search, entries: Sequence[tuple[str, Point]], seeds: Sequence[int], processes: int
 ) -> pandas.DataFrame:
     """Run trials with several seeds.
 
     Args:
         search: The search.
-        entries: Trials.
+        entries: Trials, each with its method.
         seeds: Seeds of each.
         processes: Number of runs at once.
 
@@ -128,20 +80,17 @@ def score(
         import pandas
 
     jobs = [
-        Job(search.experiment, entry.method, seed, entry.updates, entry.named)
-        for entry in entries
-        for seed in seeds
+        job
+        for method, point in entries
+        for job in jobs_of(search.experiment, [point], seeds, method)
     ]
-    for job in jobs[:: len(seeds)]:
-        # Once for each trial: else a misspelled entry would make every run fail.
-        configuration_of(job)
     outcomes = run_jobs(jobs, processes)
     return pandas.DataFrame(
         {
             "entry": [position for position in range(len(entries)) for _ in seeds],
             "seed": [job.seed for job in jobs],
             "failed": [bool(outcome.error) for outcome in outcomes],
-            "score": [0.0 if o.error else float(o.result[search.score]) for o in outcomes],
+            "score": [0.0 if o.error else score_of(o, search.score) for o in outcomes],
         }
     )
 
@@ -190,15 +139,18 @@ def tune(
         if number < 1:
             raise ConfigurationError(f"{name} is {number}; at least 1 is needed.")
     chosen = list(search.spaces) if methods is None else list(dict.fromkeys(methods))
-    found = [trial for method in chosen for trial in trials(search, method, count)]
-    entries = [Trial(t.method, {**t.updates, **(common or {})}, t.named) for t in found]
+    found = [(method, one) for method in chosen for one in trials(search.spaces[method], count)]
+    entries = [
+        (method, replace(point, updates=nested(point.updates, common or {})))
+        for method, point in found
+    ]
     first = range(search.first_seed, search.first_seed + seeds)
     scores = score(search, entries, first, processes)
     means = scores.groupby("entry")["score"].mean().sort_values(ascending=False, kind="stable")
     final = [
         entry
         for method in chosen
-        for entry in [e for e in means.index if entries[e].method == method][:finalists]
+        for entry in [e for e in means.index if entries[e][0] == method][:finalists]
     ]
     more = range(first.stop, first.stop + more_seeds)
     added = score(search, [entries[entry] for entry in final], more, processes)
@@ -207,8 +159,8 @@ def tune(
     table = everything.groupby("entry")["score"].agg(["count", "mean", "std"])
     table["failed"] = everything.groupby("entry")["failed"].sum()
     table = table.reset_index()
-    table["method"] = [entries[entry].method for entry in table["entry"]]
-    table["settings"] = [str(dict(found[entry].updates)) for entry in table["entry"]]
+    table["method"] = [entries[entry][0] for entry in table["entry"]]
+    table["settings"] = [str(found[entry][1].updates) for entry in table["entry"]]
     order = {method: place for place, method in enumerate(chosen)}
     table["place"] = table["method"].map(order)
     table = table.sort_values(["place", "count", "mean"], ascending=[True, False, False])
@@ -261,12 +213,7 @@ def main(search: Search, description: str, argv: Sequence[str] | None = None) ->
 
 def _entries(words: Sequence[str]) -> dict[str, Any]:
     """Return configuration entries as Sacred reads them."""
-    from metatoolkit.records.sacred_compat import import_sacred
-
-    import_sacred()
-    from sacred.arg_parser import get_config_updates
-
-    updates, named = get_config_updates(words)
+    updates, named = read_entries(words)
     if named:
         raise ConfigurationError(f"{named[0]!r} is no configuration entry; write entry=value.")
-    return dict(updates)
+    return updates

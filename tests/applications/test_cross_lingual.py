@@ -92,8 +92,8 @@ def test_settings_that_are_left_open_are_those_of_the_tuning(entries, row):
 
 def test_trials_leave_the_reported_seeds_alone():
     assert SEARCH.first_seed > max(seed for study in STUDIES for seed in study.seeds)
-    for method in SEARCH.spaces:
-        for trial in trials(SEARCH, method, 3):
+    for method, space in SEARCH.spaces.items():
+        for trial in trials(space, 3):
             job = Job(SEARCH.experiment, method, 1, trial.updates, trial.named)
             assert settings_of(configuration_of(job))["lr"] == trial.updates["lr"]
 

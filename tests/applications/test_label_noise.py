@@ -184,7 +184,7 @@ def test_settings_tuned_for_a_method_give_way_to_given_ones():
 
 @pytest.mark.parametrize("method", SEARCH.spaces)
 def test_every_method_has_as_many_trials(method):
-    settings = [trial.updates for trial in trials(SEARCH, method, 16)]
+    settings = [trial.updates for trial in trials(SEARCH.spaces[method], 16)]
     assert len(settings) == 16 == len({str(trial) for trial in settings})
     assert {trial["method"] for trial in settings} == {method if method in METHODS else "meta"}
     assert {trial["momentum"] for trial in settings} == {0.0, 0.9}
@@ -192,11 +192,11 @@ def test_every_method_has_as_many_trials(method):
 
 
 def test_trials_can_be_run_and_are_scored_on_tuning_data():
-    (trial,) = trials(SEARCH, "evograd", 1)
+    (trial,) = trials(SEARCH.spaces["evograd"], 1)
     updates = {**trial.updates, "steps": 2}
-    result = run_job(Job(SEARCH.experiment, trial.method, 1, updates, trial.named)).result
-    again = run_job(Job(SEARCH.experiment, trial.method, 1, updates, trial.named)).result
-    other = run_job(Job(SEARCH.experiment, trial.method, 2, updates, trial.named)).result
+    result = run_job(Job(SEARCH.experiment, "evograd", 1, updates, trial.named)).result
+    again = run_job(Job(SEARCH.experiment, "evograd", 1, updates, trial.named)).result
+    other = run_job(Job(SEARCH.experiment, "evograd", 2, updates, trial.named)).result
     # Scored on data of the tuning, which is no part of the tests.
     assert result[SEARCH.score] == again[SEARCH.score] != other[SEARCH.score]
 

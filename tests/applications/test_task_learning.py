@@ -154,7 +154,7 @@ def test_users_of_federated_digits_share_ten_labels():
 
 
 def test_the_single_rate_and_aruba_are_tuned_over_their_own_settings():
-    first = {label: tuning.trials(SEARCH, label, 8) for label in SEARCH.spaces}
+    first = {label: tuning.trials(space, 8) for label, space in SEARCH.spaces.items()}
     # The first point of a Halton sequence is 1/2, the others by the bits of its number.
     rates = [trial.updates["lr"] for trial in first["single rate"]]
     assert rates[:3] == [0.3, 0.095, 0.95] and min(rates) < 0.041 and len(set(rates)) == 8

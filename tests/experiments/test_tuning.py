@@ -3,9 +3,10 @@ import math
 import pytest
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.experiments import tuning
+from metatoolkit.experiments import search_space, tuning
 from metatoolkit.experiments.jobs import Outcome
-from metatoolkit.experiments.tuning import Search, Space, log_scaled, trials, tune
+from metatoolkit.experiments.search_space import Range, Space
+from metatoolkit.experiments.tuning import Search, trials, tune
 
 SIZES = {"count": 4, "seeds": 2, "finalists": 2, "more_seeds": 3}
 
@@ -15,7 +16,7 @@ def _search(**spaces):
 
 
 def _space(*names):
-    return Space(names, lambda point: {name: point[name] for name in names})
+    return Space({name: Range(0, 1, digits=None) for name in names})
 
 
 @pytest.fixture
@@ -33,13 +34,13 @@ def runs(monkeypatch):
             for job in jobs
         ]
 
-    monkeypatch.setattr(tuning, "configuration_of", lambda job: dict(job.updates))
+    monkeypatch.setattr(search_space, "configuration_of", lambda job: dict(job.updates))
     monkeypatch.setattr(tuning, "run_jobs", run_jobs)
     return done
 
 
 def test_trials_are_halton_points():
-    found = trials(_search(one=_space("a", "b")), "one", 4)
+    found = trials(_space("a", "b"), 4)
     expected = [(1 / 2, 1 / 3), (1 / 4, 2 / 3), (3 / 4, 1 / 9), (1 / 8, 4 / 9)]
     for trial, (a, b) in zip(found, expected, strict=True):
         assert trial.updates == pytest.approx({"a": a, "b": b})
@@ -66,12 +67,6 @@ def test_a_run_that_fails_counts_as_zero(runs):
     assert list(table["failed"]) == [0, 0, 0, 2]
 
 
-def test_bounds_are_reached_on_a_logarithmic_scale():
-    values = [log_scaled(position, 1e-3, 1e-1) for position in (0.0, 0.5, 1.0)]
-    assert values == [1e-3, 1e-2, 1e-1]
-    assert log_scaled(1 / 3, 1.0, 10.0) == 2.2
-
-
 def test_the_table_is_printed(runs, capsys):
     sizes = ["--trials", "2", "--seeds", "1", "--finalists", "1", "--more-seeds", "1"]
     search = _search(one=_space("a"), two=_space("a"))
@@ -95,7 +90,7 @@ def test_the_table_is_printed(runs, capsys):
 )
 def test_wrong_words_are_answered_before_anything_runs(words, message, monkeypatch, capsys):
     monkeypatch.setattr(tuning, "run_jobs", None)
-    space = Space(("lr",), lambda point: {"lr": point["lr"]})
+    space = _space("lr")
     search = Search("applications.label_noise.experiment", "tuning_accuracy", {"one": space}, 1)
     assert tuning.main(search, "what it is", words) == 2
     assert message in capsys.readouterr().err
