@@ -40,6 +40,8 @@ SHORTER = {
     "steps=10_000": "steps=2",
     "count=1000": "count=2, progress=False",
     "(3, 224, 224)": "(3, 112, 112)",
+    "budget=3_000": "budget=2",
+    "Fidelity(high=1_500, low=50)": "Fidelity(high=1)",
     "check_estimator(LastStep(steps=2))": "check_estimator(LastStep(steps=2), ['pickled', 'form'])",
 }
 

@@ -103,6 +103,9 @@ class Stream(int, enum.Enum):
     FRESH_NETWORK = "training anew", 0
     FRESH_BATCHES = "training anew", 1
 
+    # Seed of a search over settings.
+    BLACK_BOX = "search", 0
+
     # Seeds of what is generated.
     DRAWN_IMAGES = "drawn images", 0
     EXAMPLES_OF_SPLIT = "corpus", 0

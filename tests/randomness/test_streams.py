@@ -48,6 +48,7 @@ VALUES = {
     },
     "labeled images": {"WARM_UP": 1, "AUXILIARY": 2},
     "training anew": {"FRESH_NETWORK": 0, "FRESH_BATCHES": 1},
+    "search": {"BLACK_BOX": 0},
     "drawn images": {"DRAWN_IMAGES": 0},
     "corpus": {"EXAMPLES_OF_SPLIT": 0},
     "languages": {
