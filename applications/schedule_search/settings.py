@@ -44,7 +44,7 @@ class Network(Settings):
     """Classifier; an option that is None keeps the network's own default."""
 
     name: Annotated[str, Among(NETWORKS)] = entry("mlp", "Network.")
-    hidden: list[Count] | None = entry(None, "Widths of hidden layers; None for its own.")
+    hidden: list[Count] | None = entry([32], "Widths of hidden layers; None for its own.")
     activation: Text | None = entry(None, "Activation; None for its own.")
     depth: Count | None = entry(None, "Depth; None for the network's own.")
     width: Count | None = entry(None, "Width factor; None for the network's own.")
@@ -70,12 +70,12 @@ class ScheduleSearchSettings(MethodSettings):
     valid_per_class: Count = entry(24, "Validation images of a class, for the outer loss.")
     augment: bool = entry(False, "Whether training images are shifted and flipped.")
     network: Network = entry(Network(), "Classifier.")
-    horizon: Count = entry(500, "Inner steps of a training.")
+    horizon: Count = entry(200, "Inner steps of a training.")
     window: Count | None = entry(
         None,
         "Steps that greedy looks ahead and truncated looks back; None for a share of the rate.",
     )
-    steps: Count = entry(5000, "Inner steps of all trainings that are learned from.")
+    steps: Count = entry(2000, "Inner steps of all trainings that are learned from.")
     batch_size: Count = entry(64, "Training images of a step.")
     valid_batch_size: Count = entry(240, "Validation images of an outer loss.")
     clip: Positive | None = entry(None, "Largest entry of an inner gradient; None for no clipping.")
@@ -170,7 +170,7 @@ NAMED: dict[str, dict[str, Any]] = {
         "dataset": "cifar10",
         "valid_per_class": 250,
         "augment": True,
-        "network": {"name": "wide_resnet", "depth": 16, "width": 1},
+        "network": {"name": "wide_resnet", "hidden": None, "depth": 16, "width": 1},
         "horizon": 10_000,
         "steps": 10 * 10_000,
         "batch_size": 256,

@@ -11,10 +11,10 @@ _ACCURACY = Column("test accuracy [%]", "result.test_accuracy", 100.0)
 
 SEARCH = Study(
     name="schedule_search",
-    title="Schedules of a training of 500 steps on digits, from a bad start",
+    title="Schedules of a training of 200 steps on digits, from a bad start",
     experiment="applications.schedule_search.experiment",
     rows={
-        "fixed start": Row({"method": "fixed", "steps": 500}),
+        "fixed start": Row({"method": "fixed", "steps": 200}),
         "FDS": Row({"method": "fds"}),
         "greedy": Row({"method": "greedy"}),
         "truncated": Row({"method": "truncated"}),
@@ -39,7 +39,7 @@ SEARCH = Study(
         Claim("reversible", "level", "FDS", _ACCURACY.header, margin=1.0),
     ),
     note=(
-        "Ten outer steps of each method through 500 inner steps, seven values in all: five rates, "
+        "Ten outer steps of each method through 200 inner steps, seven values in all: five rates, "
         "a momentum and a weight decay. Accuracies are those of a fresh network that is trained "
         "by the last schedules. An inner step is 3 F, and a product with second derivatives 6 F. "
         "The learner of reversible weights gradients by 1 − momentum and has no weight decay."
