@@ -32,7 +32,9 @@ SCHEDULES = {"learning_rate": "lr", "momentum": "momentum", "weight_decay": "wei
 class ScheduleSettings(Settings):
     """Course of a hyper-parameter over the training."""
 
-    start: float = entry(0.0, "Value of all steps before anything is learned.")
+    start: float | Annotated[list[float], Field(min_length=1)] = entry(
+        0.0, "Value of all steps before anything is learned, or one for each share."
+    )
     shares: Count = entry(1, "Contiguous parts of the training, each with a value of its own.")
     step: Positive = entry(0.1, "First step of sign descent.")
     bounds: Annotated[list[float], Field(min_length=2, max_length=2)] = entry(
@@ -137,20 +139,26 @@ def _outer_step(config: Mapping[str, Any]) -> int:
 
 
 def _check_schedule(name: str, given: Mapping[str, Any], horizon: int) -> None:
-    (low, high), start, shares = given["bounds"], given["start"], given["shares"]
+    (low, high), shares = given["bounds"], given["shares"]
+    starts = given["start"] if isinstance(given["start"], list) else [given["start"]]
     if not low < high:
         raise ConfigurationError(
             f"{name}.bounds is {[low, high]}; two numbers are needed, the lower one first."
         )
-    if not low <= start <= high:
+    if not all(low <= start <= high for start in starts):
         raise ConfigurationError(
-            f"{name}.start is {start}, outside of {name}.bounds={[low, high]}; start between them, "
-            "or widen them."
+            f"{name}.start is {given['start']}, outside of {name}.bounds={[low, high]}; start "
+            "between them, or widen them."
         )
     if shares > horizon or horizon % shares:
         raise ConfigurationError(
             f"{name}.shares is {shares}, which does not divide horizon={horizon} into equal parts; "
             f"give a divisor of {horizon}, or another horizon."
+        )
+    if isinstance(given["start"], list) and len(starts) != shares:
+        raise ConfigurationError(
+            f"{name}.start has {len(starts)} values, and {name}.shares is {shares}; give one "
+            "value, or one for each share."
         )
 
 

@@ -31,13 +31,13 @@ class DifferentiatedUpdate:
     Args:
         problem: The bilevel problem.
         inner: Inner learner.
-        entry: State before the step, whose tensors require a gradient.
+        entry: State before the step.
         meta: Meta-parameters by name, leaves that require a gradient.
         gradients: Gradient of the training loss by parameter name.
         tangents: Derivative of each of ``entry.tensors()``, (count, *shape), changed in place.
 
     Attributes:
-        after: State after the update.
+        after: State after the update, detached.
         reached: Names of the meta-parameters that it depends on through hyper-parameters.
     """
 
@@ -50,16 +50,18 @@ class DifferentiatedUpdate:
         gradients: Tensors,
         tangents: list[Tensor],
     ) -> None:
-        points, leaves = entry.tensors(), list(meta.values())
+        points = [tensor.detach().requires_grad_() for tensor in entry.tensors()]
+        entry, leaves = entry.with_tensors(points), list(meta.values())
         heads = [gradient.detach().requires_grad_() for gradient in gradients.values()]
         with torch.enable_grad():
-            self.after = inner.apply(problem, entry, meta, dict(zip(gradients, heads, strict=True)))
-            outputs = self.after.tensors()
+            after = inner.apply(problem, entry, meta, dict(zip(gradients, heads, strict=True)))
+            outputs = after.tensors()
             self._vectors = [torch.zeros_like(output).requires_grad_() for output in outputs]
             # Slots that no variable enters, such as a rate that only falls, have no graph.
             self._products = vector_jacobian_product(
                 outputs, [*points, *heads, *leaves], self._vectors, create_graph=True
             )
+        self.after = after.detach()
         direct = self._products[len(points) + len(heads) :]
         self.reached = {n for n, way in zip(meta, direct, strict=True) if way is not None}
         self._tangents = tangents

@@ -26,7 +26,7 @@ from metatoolkit.hypergradients.tangent_updates import (
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
-from metatoolkit.state import InnerState, Tensors
+from metatoolkit.state import InnerState, Tensors, with_leaves
 from metatoolkit.stateless.exchange import within
 
 
@@ -141,8 +141,7 @@ class TangentBundle:
     def _step(self, batch: Any) -> None:
         problem, inner, meta = self.problem, self.inner, self.meta
         leaves = list(meta.values())
-        points = [tensor.detach().requires_grad_() for tensor in self.state.tensors()]
-        entry = self.state.with_tensors(points)
+        entry = with_leaves(self.state, False)
         loss, gradients, buffers = inner.gradients(problem, entry, meta, batch, True)
         problem.watch_second_derivatives(loss, leaves, "λ")
         direct = loss_gradient(loss, leaves, create_graph=True)
@@ -169,7 +168,7 @@ class TangentBundle:
                 self._look_at([first + place for place, might in enumerate(stirred) if might])
         self.reached |= update.reached
         self.reached |= {name for name, way in zip(meta, direct, strict=True) if way is not None}
-        self.state = update.after.replaced(buffers=buffers).detach()
+        self.state = update.after.replaced(buffers=buffers)
 
     def _update(self, entry: InnerState, gradients: Tensors) -> TangentUpdate:
         """Return the update by given gradients, in closed form where the learner has one."""

@@ -257,6 +257,16 @@ def test_the_figure_is_drawn_from_the_records(tmp_path, drawn):
             ConfigurationError,
             "learning_rate.start is 2.0, outside of",
         ),
+        (
+            {"learning_rate": {"start": [0.1, 0.2]}},
+            ConfigurationError,
+            "learning_rate.start has 2 values, and learning_rate.shares is 5",
+        ),
+        (
+            {"learning_rate": {"start": [0.1, 0.2, 0.3, 0.4, 1.5]}},
+            ConfigurationError,
+            "outside of learning_rate.bounds",
+        ),
         ({"learning_rate": {"bounds": [0.5]}}, ConfigurationError, "learning_rate.bounds is"),
         ({"window": 3}, ConfigurationError, "window is 3, which does not divide horizon=10"),
         ({"steps": 35}, ConfigurationError, "horizon is 10, which does not divide steps=35"),
@@ -289,6 +299,14 @@ def test_the_command_line_tells_what_is_accepted(command_line):
     assert code == 2
     assert "learning_rate.shares is 4, which does not divide horizon=10" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("method", ["fixed", "fds", "es"])
+def test_each_share_may_start_at_a_value_of_its_own(method):
+    starts = [0.5, 0.4, 0.3, 0.2, 0.1]
+    config = merged("smoke", method=method, learning_rate={"start": starts})
+    found = shared_values(assemble(config).trainer.problem.meta)
+    assert found["lr"] == pytest.approx(starts)
 
 
 def test_every_learning_method_is_a_method():
