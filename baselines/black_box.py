@@ -122,7 +122,7 @@ def search(
             steps always.
         score: Entry of the result that is compared, dotted, measured on data that no run trains on.
         budget: Inner steps of all evaluations.
-        fidelity: Entry that says how many inner steps a run takes, and what it may be.
+        fidelity: Entries that say how many inner steps a run takes, and what that may be.
         seed: Seed of the search and of each run.
         minimize: Whether a lower score is better.
         run: Runs a job; by default in this process.
@@ -145,14 +145,14 @@ def search(
             "more."
         )
     middle = space.point([0.5] * len(space.coordinates))
-    entries = [*flatten(middle.updates), fidelity.entry]
+    entries = [*flatten(middle.updates), *fidelity.entries]
     check_entries(application, entries, {}, space.named)
     module, label = module_of(application), f"{method}, seed {seed}"
 
     def job_at(positions: Sequence[float], steps: int, number: int = 0) -> Job:
         point = space.point(positions)
         info = {"method": method, "seed": seed, "number": number, "budget": budget}
-        updates = nested(point.updates, {fidelity.entry: steps})
+        updates = nested(point.updates, dict.fromkeys(fidelity.entries, steps))
         return Job(module, label, seed, updates, point.named, {"search": info})
 
     for corner in (0.0, 1.0):

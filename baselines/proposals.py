@@ -21,14 +21,14 @@ class Fidelity:
     Attributes:
         high: Steps of an evaluation in full.
         low: The fewest steps; ``None`` where no evaluation is to take fewer than ``high``.
-        entry: Configuration entry that says how many.
+        entries: Configuration entries that say how many, each of which is given this number.
         eta: Factor from the steps of one rung to those of the next.
         multiple: What steps must be a multiple of, such as the horizon of an estimator.
     """
 
     high: int
     low: int | None = None
-    entry: str = "steps"
+    entries: tuple[str, ...] = ("steps",)
     eta: int = 3
     multiple: int = 1
 

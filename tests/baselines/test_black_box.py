@@ -259,7 +259,11 @@ def test_fidelities_that_cannot_be_are_refused(given, message):
         ({"method": "dehb", "fidelity": Fidelity(27)}, ConfigurationError, "low is None"),
         ({"method": "hyperband", "fidelity": Fidelity(27, 10)}, ConfigurationError, "at most 9"),
         ({"score": "accuracy"}, UnknownNameError, "Accepted: deep.score, loss, nan"),
-        ({"fidelity": Fidelity(27, entry="step")}, UnknownNameError, "Did you mean 'steps'"),
+        (
+            {"fidelity": Fidelity(27, entries=("steps", "step"))},
+            UnknownNameError,
+            "Did you mean 'steps'",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_refused(application, changed, error, message):
