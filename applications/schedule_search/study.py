@@ -26,7 +26,6 @@ SEARCH = Study(
         _ACCURACY,
         Column("validation accuracy [%]", "result.valid_accuracy", 100.0),
         Column("spent [inner steps]", "result.inner_steps", digits=0, exact=True),
-        Column("training [s]", "info.seconds", digits=1, spread=False),
     ),
     seeds=(1, 2, 3, 4, 5),
     draw=functools.partial(draw_search, accuracy=_ACCURACY.header),
