@@ -19,7 +19,12 @@ def scratch_repository(tmp_path: Path) -> Path:
     (repository / "scripts").mkdir(parents=True)
     for name in ("setup", "quickstart", "test"):
         shutil.copy(ROOT / "scripts" / name, repository / "scripts" / name)
-    for file in ("setup.cfg", "pyproject.toml", "requirements-learn2learn.txt"):
+    for file in (
+        "setup.cfg",
+        "pyproject.toml",
+        "requirements-learn2learn.txt",
+        "requirements-dehb.txt",
+    ):
         shutil.copy(ROOT / file, repository / file)
     return repository
 
@@ -162,7 +167,7 @@ def test_setup_diagnoses_what_is_compiled_beside_the_installation(tmp_path: Path
     fake_python(folder / "python3", "3.11.7", pip=pip)
     result = run_script(repository, folder)
     assert result.returncode == 1
-    assert "building learn2learn failed" in result.stderr
+    assert "building learn2learn and DEHB failed" in result.stderr
     assert "C compiler" in result.stderr
     assert not (repository / ".venv" / ".metatoolkit-stamp").exists()
 

@@ -300,7 +300,9 @@ def _experiment_class() -> Any:
                 raise UnknownNameError("named configuration", given, known) from None
             finally:
                 self.configurations[:] = defaults
-            _check_types(run)
+            # A definition of the configuration says itself what it accepts, and has checked it.
+            if self.entries_help is None:
+                _check_types(run)
             return run
 
     return Experiment

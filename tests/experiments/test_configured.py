@@ -25,6 +25,7 @@ class Mine(Settings):
     lr: Positive | None = entry(None, "Rate; None for what was tuned.")
     part: Part = entry(Part(), "Part.")
     options: OpenSettings = entry(OpenSettings(), "Options.")
+    rates: Positive | list[Positive] = entry(1.0, "One rate or several.")
 
 
 def _fill(config):
@@ -49,10 +50,19 @@ def test_what_is_left_open_is_recorded_as_it_was_used(made):
     run = experiment.run(config_updates={"seed": 3, "options": {"depth": 4}})
     assert run.result == 0.5
     expected = {"seed": 3, "lr": 0.1, "part": {"sigma": 0.5, "kept": 2}, "options": {"depth": 4}}
+    expected["rates"] = 1.0
     assert run.config == expected
     assert settled({**expected, "lr": None}) == expected
     given = {"part": {"sigma": 0.25}}
     assert experiment.run(named_configs=["fast"], config_updates=given).config["lr"] == 2.0
+
+
+def test_an_entry_takes_each_type_that_its_definition_accepts(made):
+    experiment, _ = made
+    rates = [0.1, 0.2]
+    assert experiment.run(config_updates={"seed": 3, "rates": rates}).config["rates"] == rates
+    with pytest.raises(ConfigurationError, match="rates is 'fast'"):
+        experiment.run(config_updates={"seed": 3, "rates": "fast"})
 
 
 def test_a_seed_that_is_not_given_is_drawn_and_recorded(tmp_path, monkeypatch):
