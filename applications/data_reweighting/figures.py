@@ -113,11 +113,11 @@ def draw_comparison(frame: pandas.DataFrame, path: Path) -> None:
     left, right = parts
     columns = min(3, max(1, len(learned)))
     rows = -(-len(learned) // columns) or 1
-    axes = left.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    axes = list(left.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axis, (label, shares) in zip(axes, learned.items(), strict=False):
         mean = {kind: numpy.mean([one[kind] for one in shares], axis=0).tolist() for kind in _KINDS}
         _draw_histograms(axis, mean, label)
-    for axis in list(axes)[len(learned) :]:
+    for axis in axes[len(learned) :]:
         axis.set_axis_off()
     draw_rows(right.subplots(), frame, "test accuracy [%]", interval=True)
     figure.savefig(path, dpi=120)
@@ -133,4 +133,4 @@ def _draw_histograms(axis: Axes, shares: dict[str, list[float]], title: str) -> 
         values = [100 * share for share in shares[name]]
         axis.bar(places, values, 1 / BINS, alpha=0.6, color=color, label=f"{name} labels")
     axis.set(xlabel="weight σ(λ)", ylabel="share of them [%]", title=literal(title))
-    axis.legend(loc="upper center", fontsize="small")
+    axis.legend(loc="center", fontsize="small")
