@@ -11,6 +11,7 @@ derivative of the validation loss in them, and moves each value by its sign. Met
 - ``reversible``: reverse mode through steps that are taken back bit for bit. Its learner weights
   the gradient by 1 − momentum and has no weight decay, so that its rates are others.
 - ``es``: evolution strategies, by whole trainings alone.
+- ``random`` and ``tpe``: black-box search (Optuna) by whole trainings, ``steps`` in all.
 - ``fixed``: nothing is learned.
 
 Each training has a network and batches of its own, on the same images. After each a further
@@ -32,23 +33,36 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 import metatoolkit as mt
-from applications.schedule_search.settings import NAMED, SCHEDULES, ScheduleSearchSettings
+from applications.schedule_search import black_box
+from applications.schedule_search.black_box import Starts
+from applications.schedule_search.settings import (
+    BLACK_BOX,
+    NAMED,
+    SCHEDULES,
+    ScheduleSearchSettings,
+)
+from applications.schedule_search.training_parts import (
+    batches_of,
+    build_network,
+    build_schedules,
+    loss_on,
+)
 from metatoolkit import records
 from metatoolkit.experiments.components import build_estimator
 from metatoolkit.experiments.configuration import check_at_most
 from metatoolkit.experiments.configured import configure
 from metatoolkit.experiments.run import Assembly, fit_recorded
 from metatoolkit.hypergradients import Estimator, estimators
-from metatoolkit.hypergradients.trajectory import roll_out
-from metatoolkit.inner import InnerLearner, learners
+from metatoolkit.hypergradients.trajectory import outer_loss, roll_out
 from metatoolkit.randomness import Stream, fold_in, seeded
-from metatoolkit.stateless.passes import Loss
+from metatoolkit.state import InnerState
 
 experiment = records.experiment("schedule_search")
 settings_of = configure(experiment, ScheduleSearchSettings, NAMED)
@@ -73,7 +87,7 @@ def chosen_estimator(config: dict[str, Any]) -> Estimator | None:
         "es": {"name": "EvolutionStrategies", "steps": horizon, **config["es"]},
     }
     chosen = entries.get(config["method"], config["estimator"])
-    if config["method"] == "fixed":
+    if config["method"] in ("fixed", *BLACK_BOX):
         return None
     own = {"steps": horizon} if "steps" in estimators.options(chosen["name"]) else {}
     estimator = build_estimator({**config, "method": "meta", "estimator": {**own, **chosen}})
@@ -84,49 +98,6 @@ def chosen_estimator(config: dict[str, Any]) -> Estimator | None:
             f"and horizon={horizon} is no multiple of these; change one of them."
         )
     return estimator
-
-
-def value_at(name: str, meta: nn.Module, step: int) -> torch.Tensor:
-    """Return the value of a schedule at an inner step, 0-d.
-
-    Args:
-        name: Name of the schedule.
-        meta: All schedules.
-        step: Number of inner steps taken before.
-    """
-    schedule = meta.get_submodule(name)
-    assert isinstance(schedule, mt.metaparameters.Schedule)
-    return schedule.at(step)
-
-
-def build_schedules(config: dict[str, Any]) -> tuple[nn.ModuleDict, InnerLearner]:
-    """Return the schedules, and the inner learner whose hyper-parameters they are.
-
-    A learner gets those that it has and that ``inner`` gives no number for.
-
-    Args:
-        config: A configuration of this experiment, filled in.
-    """
-    usual = "ReversibleMomentum" if config["method"] == "reversible" else "SGD"
-    chosen = dict(config["inner"])
-    name = chosen.pop("name") or usual
-    takes = [one for one in SCHEDULES.values() if one in learners.options(name)]
-    meta = nn.ModuleDict()
-    for group, own in SCHEDULES.items():
-        if own in takes and own not in chosen:
-            given = config[group]
-            keeps = config["meta_optimizer"] == "adam"
-            meta[own] = mt.metaparameters.Schedule(
-                given["start"],
-                config["horizon"],
-                given["shares"],
-                bounds=given["bounds"] if keeps else None,
-            )
-    scheduled = {own: functools.partial(value_at, own) for own in meta}
-    inner = learners.build(name, **scheduled, **chosen)
-    return meta, inner if config["clip"] is None else mt.inner.Clipped(
-        inner, max_value=config["clip"]
-    )
 
 
 def meta_optimizer(config: dict[str, Any], meta: nn.ModuleDict) -> torch.optim.Optimizer:
@@ -150,50 +121,6 @@ def meta_optimizer(config: dict[str, Any], meta: nn.ModuleDict) -> torch.optim.O
             if own in meta
         ]
     )
-
-
-def build_network(config: dict[str, Any], task: mt.tasks.NoisyClassification) -> nn.Module:
-    """Return a network, drawn from the global random state.
-
-    Args:
-        config: A configuration of this experiment.
-        task: The data.
-    """
-    options = {name: value for name, value in config["network"].items() if value is not None}
-    return mt.networks.build_network(options.pop("name"), task.classes, task.input_shape, **options)
-
-
-def loss_on(split: mt.tasks.Split, transform: mt.tasks.ImageTransform, device: str) -> Loss:
-    """Return the cross-entropy of a batch of places in a split.
-
-    A training of 10,000 batches of images would fill the memory that forward mode leaves free;
-    their places do not, and augmentation follows from the key of the step.
-
-    Args:
-        split: Images and labels.
-        transform: Augments and normalizes a batch of images.
-        device: Where they are held.
-    """
-    images, labels = split.images.to(device), split.labels.to(device)
-
-    def loss(model: nn.Module, meta: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
-        (places,) = batch
-        return mt.losses.cross_entropy(model, meta, (transform(images[places]), labels[places]))
-
-    return loss
-
-
-def batches_of(split: mt.tasks.Split, size: int, seed: int, device: str) -> mt.tasks.Batches:
-    """Return endless batches of places in a split.
-
-    Args:
-        split: Images and labels.
-        size: Places in a batch.
-        seed: Seed of the order.
-        device: Where to hold them.
-    """
-    places = torch.arange(len(split.labels))
-    return mt.tasks.Batches(places, batch_size=size, seed=seed, device=device)
 
 
 def assemble(config: dict[str, Any]) -> Assembly:
@@ -239,13 +166,37 @@ def assemble(config: dict[str, Any]) -> Assembly:
         seed=config["seed"],
         reset_every=config["horizon"],
         redraw=functools.partial(build_network, config, task),
-        keep_lookahead=config["method"] not in ("fixed", "es", "meta"),
+        keep_lookahead=config["method"] not in ("fixed", "es", "meta", *BLACK_BOX),
         skip_nonfinite=True,
     )
     train = batches_of(task.train, config["batch_size"], config["seed"], device)
     valid = batches_of(task.valid, size, config["seed"] + 1, device)
     # Each hypergradient is a training, which nobody takes seven times to measure it.
     return Assembly(trainer, train, valid, task, measured=False)
+
+
+def trained(config: dict[str, Any], assembly: Assembly, draws: Sequence[int] = ()) -> InnerState:
+    """Return where the present schedules lead a fresh network.
+
+    Args:
+        config: A configuration of this experiment, filled in.
+        assembly: What :func:`assemble` returned.
+        draws: What network and batches are told from others by; none for those that are tested.
+    """
+    trainer, task, seed = assembly.trainer, assembly.task, config["seed"]
+    problem, start = trainer.problem, trainer.start
+    key, order = (fold_in(seed, s, *draws) for s in (Stream.FRESH_NETWORK, Stream.FRESH_BATCHES))
+    assert start is not None
+    with seeded(key):
+        fresh = trainer.place(dict(build_network(config, task).named_parameters()))
+    batches = batches_of(task.train, config["batch_size"], order, config["device"])
+    return roll_out(
+        problem,
+        trainer.inner,
+        start.replaced(parameters={name: p.detach() for name, p in fresh.items()}, key=key),
+        problem.meta_parameters(),
+        list(itertools.islice(batches, config["horizon"])),
+    )
 
 
 def train_anew(config: dict[str, Any], assembly: Assembly) -> dict[str, float]:
@@ -258,26 +209,29 @@ def train_anew(config: dict[str, Any], assembly: Assembly) -> dict[str, float]:
     Returns:
         ``test_accuracy`` and ``valid_accuracy``.
     """
-    trainer, task, seed = assembly.trainer, assembly.task, config["seed"]
-    problem, start, key = trainer.problem, trainer.start, fold_in(seed, Stream.FRESH_NETWORK)
-    assert start is not None
-    with seeded(key):
-        fresh = trainer.place(dict(build_network(config, task).named_parameters()))
-    order = fold_in(seed, Stream.FRESH_BATCHES)
-    batches = batches_of(task.train, config["batch_size"], order, config["device"])
-    final = roll_out(
-        problem,
-        trainer.inner,
-        start.replaced(parameters={name: p.detach() for name, p in fresh.items()}, key=key),
-        problem.meta_parameters(),
-        list(itertools.islice(batches, config["horizon"])),
-    )
-    problem.load(final)
+    problem, task = assembly.trainer.problem, assembly.task
+    problem.load(trained(config, assembly))
     transform = task.dataset.transform()
     return {
         f"{name}_accuracy": mt.evaluation.accuracy(problem.model, *split, transform=transform)
         for name, split in (("test", task.test), ("valid", task.valid))
     }
+
+
+def valid_loss(config: dict[str, Any], assembly: Assembly, starts: Starts, number: int) -> float:
+    """Return the outer loss after a training by other schedules, on all validation images.
+
+    Args:
+        config: A configuration of this experiment, filled in.
+        assembly: What :func:`assemble` returned; its schedules take the values over.
+        starts: Values of the schedules.
+        number: Number of the training, which has a network and batches of its own.
+    """
+    problem = assembly.trainer.problem
+    black_box.place(problem.meta, starts)
+    final = trained(config, assembly, [number])
+    places = torch.arange(len(assembly.task.valid.labels), device=config["device"])
+    return float(outer_loss(problem, final, problem.meta_parameters(), (places,)))
 
 
 def shared_values(meta: nn.Module) -> dict[str, list[float]]:
@@ -308,10 +262,14 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
     for name, value in {**train_anew(config, assembly), "inner_steps": 0.0}.items():
         _run.log_scalar(name, value, 0)
 
-    def evaluate(trained: mt.MetaTrainer) -> dict[str, float]:
-        return {**train_anew(config, assembly), "inner_steps": trained.passes / 3}
+    def evaluate(trainer: mt.MetaTrainer) -> dict[str, float]:
+        return {**train_anew(config, assembly), "inner_steps": trainer.passes / 3}
 
-    last = fit_recorded(_run, assembly, evaluate=evaluate)
+    if config["method"] in BLACK_BOX:
+        loss = functools.partial(valid_loss, config, assembly)
+        last = black_box.run(_run, config, meta, loss, lambda: train_anew(config, assembly))
+    else:
+        last = fit_recorded(_run, assembly, evaluate=evaluate)
     _run.info["schedules"] = shared_values(meta)
     names = ("test_accuracy", "valid_accuracy", "inner_steps", "lambda_distance")
     return {name: last[name] for name in names}

@@ -23,7 +23,8 @@ from metatoolkit.hypergradients import estimators
 from metatoolkit.networks import NETWORKS
 
 LEARNING = ("fds", "greedy", "truncated", "reversible", "replay", "es")
-METHODS = ("fixed", *LEARNING)
+BLACK_BOX = ("random", "tpe")
+METHODS = ("fixed", *LEARNING, *BLACK_BOX)
 
 SCHEDULES = {"learning_rate": "lr", "momentum": "momentum", "weight_decay": "weight_decay"}
 """Groups of entries, and the hyper-parameter of an inner learner that each is the course of."""
@@ -64,9 +65,18 @@ class ScheduleSearchSettings(MethodSettings):
 
     learning: ClassVar[tuple[str, ...]] = (*LEARNING, "meta")
 
-    method: Literal["meta", "fixed", "fds", "greedy", "truncated", "reversible", "replay", "es"] = (
-        entry("fds", "How schedules are learned, if at all.")
-    )
+    method: Literal[
+        "meta",
+        "fixed",
+        "fds",
+        "greedy",
+        "truncated",
+        "reversible",
+        "replay",
+        "es",
+        "random",
+        "tpe",
+    ] = entry("fds", "How schedules are learned, if at all.")
     dataset: Text = entry("digits", "Data set, such as digits, mnist5000 or cifar10.")
     data_root: Text | None = entry(None, "Folder of the data; None for METATOOLKIT_DATA.")
     valid_per_class: Count = entry(24, "Validation images of a class, for the outer loss.")
