@@ -70,6 +70,6 @@ def draw_scores(frame: pandas.DataFrame, path: Path, *, metric: str, header: str
     times.set(xlabel="seconds of meta steps", xscale="log")
     for axis in (curves, times):
         axis.grid(alpha=0.3)
-    curves.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, fontsize="small")
+    figure.legend(loc="outside upper center", ncols=8, fontsize="small")
     draw_rows(tests, frame, header)
     figure.savefig(path, dpi=120)
