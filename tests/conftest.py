@@ -23,13 +23,14 @@ def drawn(monkeypatch):
 @pytest.fixture(scope="session", autouse=True)
 def patience():
     """A crowded machine may take long for what an idle one does at once."""
-    from metatoolkit.records import address, push_thread
+    from metatoolkit.records import address, push_thread, query
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(address, "SELECTION_SECONDS", 30.0)
         patch.setattr(push_thread, "START_WAIT_SECONDS", 60.0)
         patch.setattr(push_thread, "END_WAIT_SECONDS", 60.0)
         patch.setattr(address, "ANSWER_SECONDS", 30.0)
+        patch.setattr(query, "SYNC_SECONDS", 60.0)
         yield
 
 
