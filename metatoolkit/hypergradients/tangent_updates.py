@@ -180,7 +180,8 @@ class ClosedUpdate:
                 values = self._values[names[0]]
                 gradient = _joined([self._gradients[name].reshape(-1) for name in names], 0)
                 columns = [parts[n].reshape(count, self._gradients[n].numel()) for n in names]
-                pushed = _joined(columns, 1)
+                # The step writes into it: gradients of sums share their memory, or are expanded.
+                pushed = torch.cat(columns, 1)
                 if count < last - first:
                     pushed = _spread(pushed, bending, last - first)
                 if values.get("maximize"):

@@ -284,7 +284,7 @@ def test_the_figure_of_the_study(tmp_path, drawn):
     # A point for each seed, in the row of its method.
     for place, line in enumerate(score.lines[-len(rows) :]):
         assert list(line.get_xdata()) == [41.0, 42.0, 43.0]
-        assert set(line.get_ydata()) == {place}
+        assert {round(float(height)) for height in line.get_ydata()} == {place}
     assert score.get_xlabel().startswith("test F1 [%]")
     assert memory.get_xlabel().startswith("meta step [MiB]")
 

@@ -157,3 +157,35 @@ def test_tangents_share_the_memory_that_a_learner_moves():
     bundle.step(case.train_batches[0])
     assert [tangent.data_ptr() for tangent in bundle.tangents] == before
     assert any(bool(tangent.any()) for tangent in bundle.tangents)
+
+
+class Sum(nn.Module):
+    """Two parameters whose gradients are one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.tensor([0.3, -0.7], dtype=F64))
+        self.other = nn.Parameter(torch.tensor([0.5, 0.2], dtype=F64))
+
+    def forward(self, batch):
+        return self.one + self.other - batch
+
+
+def test_parameters_that_share_a_gradient_move_by_their_own(taken):
+    model = Sum()
+    meta = LearningRates(model, 0.1, "tensor").double()
+    with torch.no_grad():
+        next(meta.parameters()).mul_(1.5)
+
+    def loss(model, meta, batch):
+        return model(batch).pow(3).sum()
+
+    problem = mt.BilevelProblem(model, meta, loss, loss)
+    inner = SGD(lr=lambda module, step: module.at(step), weight_decay=0.3)
+    batches = [torch.tensor([0.1, 0.4], dtype=F64)] * 3
+    found = [
+        flat(estimator(problem, inner, inner.init(problem), batches, batches[0]))
+        for estimator in (ForwardMode(3), Unrolled(3))
+    ]
+    assert taken == {ClosedUpdate}
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
