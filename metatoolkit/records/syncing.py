@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
@@ -90,8 +92,10 @@ def sync_beside(home: Path | None, uri: str | None = None, seconds: float | None
 
     def bring() -> None:
         try:
-            sweep(home)
-            report = sync(home, uri, aside=False)
+            # A query asks when what a run of this process has begun to push is there.
+            with _one_at_a_time():
+                sweep(home)
+                report = sync(home, uri, aside=False)
             failed = [str(reason) for reason in report.failed.values()]
         except Exception as error:
             failed = [f"{type(error).__name__}: {error}"]
@@ -105,6 +109,15 @@ def sync_beside(home: Path | None, uri: str | None = None, seconds: float | None
     thread.join(seconds)
     if thread.is_alive():
         say("runs are still on their way from the spool: answers may lack some of their values")
+
+
+@functools.cache
+def _one_at_a_time() -> threading.Lock:
+    return threading.Lock()
+
+
+# The thread that holds it is not in a child.
+os.register_at_fork(after_in_child=_one_at_a_time.cache_clear)
 
 
 def _ended(spool: RunSpool) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 import time
 
 import pytest
@@ -262,3 +263,23 @@ def test_a_run_without_folder_and_server_says_that_it_is_lost(tmp_path, monkeypa
     run(main)
     told = capsys.readouterr().err
     assert "nothing is kept of the run" in told and "is complete" not in told
+
+
+def test_a_query_waits_for_what_a_run_beside_it_pushes(home, monkeypatch):
+    begun, goes_on, calls = threading.Event(), threading.Event(), []
+
+    def slow(*arguments, **options):
+        calls.append(threading.current_thread())
+        if len(calls) == 1:
+            begun.set()
+            assert goes_on.wait(30)
+        return syncing.Report()
+
+    monkeypatch.setattr(syncing, "sync", slow)
+    syncing.sync_beside(home)
+    assert begun.wait(30)
+    syncing.sync_beside(home, seconds=0.3)
+    assert len(calls) == 1
+    goes_on.set()
+    syncing.sync_beside(home, seconds=30)
+    assert len(calls) > 1
