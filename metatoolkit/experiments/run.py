@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +25,7 @@ from metatoolkit.records.home import data_home
 from metatoolkit.records.terminal import say
 from metatoolkit.training import Anneal, Evaluate, MetaTrainer
 from metatoolkit.training.batch_stream import Stateful
+from metatoolkit.training.ranks import started_processes
 from metatoolkit.training.task_batches import TaskBatch
 
 _REPEATS = 5
@@ -201,9 +201,9 @@ def fit_recorded(
     steps = assembly.outer_steps(config["steps"])
     name = str(run.experiment_info["name"])
     path = checkpoint_path(name, config)
-    if trainer.tasks is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if trainer.tasks is None and started_processes() > 1:
         raise ConfigurationError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but {name} has no tasks that "
+            f"torchrun started {started_processes()} processes, but {name} has no tasks that "
             "they could share; start one process."
         )
     leads = trainer.tasks is None or trainer.tasks.leads

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, cast
 
@@ -29,6 +28,7 @@ from metatoolkit.hypergradients import Estimator
 from metatoolkit.stateless.passes import Loss
 from metatoolkit.tasks import PrefetchedTasks, TaskSource
 from metatoolkit.training import MetaTrainer, TaskBatching, TaskScores, join_ranks
+from metatoolkit.training.ranks import started_processes
 
 SCRATCH = "scratch"
 """The control: tasks are learned from the first initial values, and nothing across tasks."""
@@ -92,7 +92,7 @@ def join_torchrun() -> bool:
     Raises:
         RankError: Not all of the others come.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started_processes() == 1:
         return False
     if not torch.distributed.is_initialized():
         join_ranks()

@@ -30,6 +30,11 @@ _REMEDY = (
 )
 
 
+def started_processes() -> int:
+    """Return how many processes torchrun started, this one among them; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join_ranks(seconds: float = 300.0, backend: str | None = None) -> tuple[int, int]:
     """Join the processes that torchrun started, so that they can share tasks.
 
