@@ -13,6 +13,9 @@ from metatoolkit.inner.hyperparameters import are_numbers
 from metatoolkit.inner.slots import Resolved, Update, slots_of, update_parameter
 from metatoolkit.state import InnerState, Tensors
 
+LARGEST_BUNDLE = 2**16
+"""Entries that are updated at once, since what is in between has the memory of all of them."""
+
 
 def updated_state(
     update: Update, state: InnerState, gradients: Tensors, resolved: Resolved
@@ -42,7 +45,12 @@ def updated_state(
             alike.setdefault((id(values), step), ([], values))[0].append(name)
         else:
             missed = missed | {name: missed.get(name, 0) + 1}
-    for (_, step), (names, values) in alike.items():
+    several = [
+        (step, part, values)
+        for (_, step), (names, values) in alike.items()
+        for part in _parts(names, state.parameters)
+    ]
+    for step, names, values in several:
         given = [state.parameters[name] for name in names]
         moves = [gradients[name] for name in names]
         if len(names) > 1 and _can_be_bundled(update, given, values):
@@ -63,6 +71,20 @@ def updated_state(
     return state.replaced(
         parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
     )
+
+
+def _parts(names: Sequence[str], parameters: Tensors) -> list[list[str]]:
+    """Cut names in parts whose parameters are small together, or a large one by itself."""
+    parts: list[list[str]] = []
+    room = 0
+    for name in names:
+        size = parameters[name].numel()
+        if size > room:
+            parts.append([])
+            room = LARGEST_BUNDLE
+        parts[-1].append(name)
+        room -= size
+    return parts
 
 
 def _update_together(

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import metatoolkit as mt
+from metatoolkit.diagnostics.measure import peak_memory
 from metatoolkit.inner import SGD, Adam, AdamW, updates
 from metatoolkit.testing import bank
 
@@ -108,3 +110,36 @@ def test_parameters_that_missed_a_step_move_by_their_own_count(together):
     for name in names[2:]:
         assert torch.equal(last.parameters[name], once.parameters[name])
         assert not torch.equal(last.parameters[names[0]], once.parameters[names[0]])
+
+
+def test_large_parameters_are_cut_in_parts(together, monkeypatch):
+    case = bank.small_net()
+    expected = moved(case, Adam(0.05))
+    monkeypatch.setattr(updates, "LARGEST_BUNDLE", 1)
+    together.clear()
+    for one, other in zip(expected, moved(case, Adam(0.05)), strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+    assert together == []
+    sizes = {"a": 40, "b": 20, "c": 5, "d": 70, "e": 1, "f": 59}
+    monkeypatch.setattr(updates, "LARGEST_BUNDLE", 60)
+    parts = updates._parts(list(sizes), {n: torch.zeros(size) for n, size in sizes.items()})
+    # One that is larger than all that may be is a part of its own.
+    assert parts == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+    assert updates._parts([], {}) == []
+
+
+def test_memory_of_an_update_is_that_of_one_large_parameter_beyond_the_state():
+    layers = torch.nn.Sequential(*(torch.nn.Linear(256, 256, bias=False) for _ in range(12)))
+    problem = mt.BilevelProblem(
+        layers, bank.Value(0.0), lambda m, meta, x: m(x).sum(), lambda m, meta, x: m(x).sum()
+    )
+    inner = Adam(0.05)
+    state = inner.init(problem)
+    gradients = {name: torch.ones_like(t) for name, t in state.parameters.items()}
+
+    def call():
+        with torch.no_grad():
+            inner.apply(problem, state, problem.meta_parameters(), gradients)
+
+    one = 4 * 256 * 256
+    assert peak_memory(call) < 3 * 12 * one + 6 * one
