@@ -79,7 +79,7 @@ def _parts(names: Sequence[str], parameters: Tensors) -> list[list[str]]:
     room = 0
     for name in names:
         size = parameters[name].numel()
-        if size > room:
+        if not parts or size > room:
             parts.append([])
             room = LARGEST_BUNDLE
         parts[-1].append(name)

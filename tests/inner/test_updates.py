@@ -120,11 +120,11 @@ def test_large_parameters_are_cut_in_parts(together, monkeypatch):
     for one, other in zip(expected, moved(case, Adam(0.05)), strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
     assert together == []
-    sizes = {"a": 40, "b": 20, "c": 5, "d": 70, "e": 1, "f": 59}
+    sizes = {"empty": 0, "a": 40, "b": 20, "c": 5, "d": 70, "e": 1, "f": 59}
     monkeypatch.setattr(updates, "LARGEST_BUNDLE", 60)
     parts = updates._parts(list(sizes), {n: torch.zeros(size) for n, size in sizes.items()})
     # One that is larger than all that may be is a part of its own.
-    assert parts == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+    assert parts == [["empty"], ["a", "b"], ["c"], ["d"], ["e", "f"]]
     assert updates._parts([], {}) == []
 
 
