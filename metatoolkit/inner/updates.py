@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._C import _functorch
 
@@ -15,6 +16,13 @@ from metatoolkit.state import InnerState, Tensors
 
 LARGEST_BUNDLE = 2**16
 """Entries that are updated at once, since what is in between has the memory of all of them."""
+
+LARGEST_WITH_GRAPH = 2**15
+"""Entries of all parameters that are, at most, where a graph is built.
+
+The graph of an operation on several tensors keeps each of them, even where their derivatives do not
+need it.
+"""
 
 
 def updated_state(
@@ -75,6 +83,9 @@ def updated_state(
 
 def _parts(names: Sequence[str], parameters: Tensors) -> list[list[str]]:
     """Cut names in parts whose parameters are small together, or a large one by itself."""
+    if torch.is_grad_enabled():
+        total = sum(parameters[name].numel() for name in names)
+        return [list(names)] if total <= LARGEST_WITH_GRAPH else [[name] for name in names]
     parts: list[list[str]] = []
     room = 0
     for name in names:

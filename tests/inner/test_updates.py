@@ -115,17 +115,24 @@ def test_parameters_that_missed_a_step_move_by_their_own_count(together):
 def test_large_parameters_are_cut_in_parts(together, monkeypatch):
     case = bank.small_net()
     expected = moved(case, Adam(0.05))
-    monkeypatch.setattr(updates, "LARGEST_BUNDLE", 1)
+    monkeypatch.setattr(updates, "LARGEST_WITH_GRAPH", 1)
     together.clear()
     for one, other in zip(expected, moved(case, Adam(0.05)), strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
     assert together == []
     sizes = {"empty": 0, "a": 40, "b": 20, "c": 5, "d": 70, "e": 1, "f": 59}
     monkeypatch.setattr(updates, "LARGEST_BUNDLE", 60)
-    parts = updates._parts(list(sizes), {n: torch.zeros(size) for n, size in sizes.items()})
+    tensors = {n: torch.zeros(size) for n, size in sizes.items()}
+    with torch.no_grad():
+        parts = updates._parts(list(sizes), tensors)
     # One that is larger than all that may be is a part of its own.
     assert parts == [["empty", "a", "b"], ["c"], ["d"], ["e", "f"]]
-    assert updates._parts([], {}) == []
+    monkeypatch.setattr(updates, "LARGEST_WITH_GRAPH", sum(sizes.values()))
+    assert updates._parts(list(sizes), tensors) == [list(sizes)]
+    monkeypatch.setattr(updates, "LARGEST_WITH_GRAPH", sum(sizes.values()) - 1)
+    assert updates._parts(list(sizes), tensors) == [[name] for name in sizes]
+    with torch.no_grad():
+        assert updates._parts([], {}) == []
 
 
 def test_memory_of_an_update_is_that_of_one_large_parameter_beyond_the_state():
@@ -143,3 +150,23 @@ def test_memory_of_an_update_is_that_of_one_large_parameter_beyond_the_state():
 
     one = 4 * 256 * 256
     assert peak_memory(call) < 3 * 12 * one + 6 * one
+
+
+def test_the_graph_of_an_update_keeps_no_more_than_of_one_parameter_after_the_other(monkeypatch):
+    layers = torch.nn.Sequential(*(torch.nn.Linear(128, 128, bias=False) for _ in range(12)))
+    problem = mt.BilevelProblem(
+        layers, bank.Value(0.0), lambda m, meta, x: m(x).sum(), lambda m, meta, x: m(x).sum()
+    )
+    inner = SGD(0.1, momentum=0.9, weight_decay=0.1)
+    state = inner.init(problem)
+
+    leaves = state.map(lambda tensor: tensor.clone().requires_grad_())
+    gradients = {n: t.clone() for n, t in leaves.parameters.items()}
+    meta = problem.meta_parameters()
+
+    def peak():
+        return peak_memory(lambda: inner.apply(problem, leaves, meta, gradients))
+
+    found = peak()
+    monkeypatch.setattr(updates, "_can_be_bundled", lambda *given: False)
+    assert found == peak()
