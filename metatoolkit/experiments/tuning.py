@@ -8,6 +8,7 @@ that fails now and then is not seen to in a few; the best mean over all seeds wi
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -29,16 +30,18 @@ class Search:
 
     Attributes:
         experiment: Module that holds the Sacred experiment as ``experiment``.
-        score: Entry of a run's result, larger is better; measured on data that no method trains
-            on and that is not the test's.
+        score: Entry of a run's result; measured on data that no method trains on and that is not
+            the test's.
         spaces: Methods by label.
         first_seed: First seed; apart from those of reported runs.
+        minimized: Whether smaller scores are better, as of an error that is 0 at best.
     """
 
     experiment: str
     score: str
     spaces: Mapping[str, Space]
     first_seed: int
+    minimized: bool = False
 
 
 def trials(space: Space, count: int) -> list[Point]:
@@ -71,7 +74,7 @@ def score(
 
     Returns:
         ``entry``, the position in ``entries``, ``seed``, ``failed`` and ``score``, which is 0 where
-        the run failed.
+        the run failed, or infinite if the score is minimized.
 
     Raises:
         UnknownNameError: A trial has a configuration entry that the experiment has not.
@@ -85,12 +88,13 @@ def score(
         for job in jobs_of(search.experiment, [point], seeds, method)
     ]
     outcomes = run_jobs(jobs, processes)
+    worst = math.inf if search.minimized else 0.0
     return pandas.DataFrame(
         {
             "entry": [position for position in range(len(entries)) for _ in seeds],
             "seed": [job.seed for job in jobs],
             "failed": [bool(outcome.error) for outcome in outcomes],
-            "score": [0.0 if o.error else score_of(o, search.score) for o in outcomes],
+            "score": [worst if o.error else score_of(o, search.score) for o in outcomes],
         }
     )
 
@@ -146,7 +150,8 @@ def tune(
     ]
     first = range(search.first_seed, search.first_seed + seeds)
     scores = score(search, entries, first, processes)
-    means = scores.groupby("entry")["score"].mean().sort_values(ascending=False, kind="stable")
+    means = scores.groupby("entry")["score"].mean()
+    means = means.sort_values(ascending=search.minimized, kind="stable")
     final = [
         entry
         for method in chosen
@@ -163,7 +168,8 @@ def tune(
     table["settings"] = [str(found[entry][1].updates) for entry in table["entry"]]
     order = {method: place for place, method in enumerate(chosen)}
     table["place"] = table["method"].map(order)
-    table = table.sort_values(["place", "count", "mean"], ascending=[True, False, False])
+    ascending = [True, False, search.minimized]
+    table = table.sort_values(["place", "count", "mean"], ascending=ascending)
     columns = ["method", "settings", "failed", "count", "mean", "std"]
     return table[columns].reset_index(drop=True)
 

@@ -67,6 +67,15 @@ def test_a_run_that_fails_counts_as_zero(runs):
     assert list(table["failed"]) == [0, 0, 0, 2]
 
 
+def test_a_score_may_be_minimized_and_what_fails_is_then_last(runs):
+    search = Search("some.module", "score", {"one": _space("a")}, 10, minimized=True)
+    table = tune(search, **SIZES)
+    assert list(table["settings"]) == [f"{{'a': {a}}}" for a in (0.25, 0.5, 0.75, 0.125)]
+    assert list(table["count"]) == [5, 5, 2, 2]
+    assert list(table["failed"]) == [0, 0, 0, 2]
+    assert math.isinf(table["mean"].iloc[-1])
+
+
 def test_the_table_is_printed(runs, capsys):
     sizes = ["--trials", "2", "--seeds", "1", "--finalists", "1", "--more-seeds", "1"]
     search = _search(one=_space("a"), two=_space("a"))
