@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from metatoolkit.experiments.studies import Claim, Column, Row, Study
@@ -32,6 +33,24 @@ COMPARISON = Study(
     ),
     note=NOTE,
     usual=False,
+)
+
+_PIXELS = ("scratch", "MAML", "MAML, learn2learn", "first-order MAML", "Reptile", "Meta-SGD")
+
+PIXELS = dataclasses.replace(
+    COMPARISON,
+    name="digit_pixels",
+    title="Pixels of handwritten digits from 20 of 64, mean squared error on 1,000 test tasks",
+    rows={label: Row(ROWS[label].updates, named=("digits",)) for label in _PIXELS},
+    claims=(
+        Claim("MAML", "below", "scratch", _ERROR.header),
+        Claim("MAML", "level", "MAML, learn2learn", _ERROR.header, margin=0.005),
+        *(
+            Claim("MAML", "below", row, _ERROR.header)
+            for row in ("first-order MAML", "Reptile", "Meta-SGD")
+        ),
+    ),
+    note=NOTE,
 )
 
 _QUERY = Column("query nRMSE", "result.test_nrmse", 1.0, 3)
@@ -79,4 +98,4 @@ COSINES = _many_steps(
     "meta_regression_cosines", "cosine_mixture", "Mixtures of cosines of two inputs"
 )
 
-STUDIES = [COMPARISON, ALPINE, COSINES]
+STUDIES = [COMPARISON, PIXELS, ALPINE, COSINES]
