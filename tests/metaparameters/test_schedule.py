@@ -220,3 +220,28 @@ def test_what_is_refused(options, message):
 def test_a_step_beyond_the_horizon_is_an_error(step):
     with pytest.raises(ConfigurationError, match=f"inner step {step + 1} .* horizon=5 steps"):
         Schedule(0.1, 5).at(step)
+
+
+@pytest.mark.parametrize(("drift", "expected"), [(0.0, 0.0015625), (0.08, 0.85436)])
+def test_what_sharing_does_to_the_error_of_noisy_derivatives(drift, expected):
+    # Derivatives of single steps are N(μ_t, σ²), and μ_t drifts: theorem 4.1 of the paper has
+    # σ² / W + ε² (W² − 1) / 12 for the means over shares of W steps, and σ² without sharing.
+    horizon, width, deviation = 400, 40, 0.25
+    means = drift * torch.arange(horizon, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    noise = torch.randn(10_000, horizon, generator=generator, dtype=torch.float64)
+    single = means + deviation * noise
+
+    def error(shares):
+        schedule = Schedule(0.1, horizon, shares).double()
+        values = torch.stack([schedule.at(step) for step in range(horizon)])
+        rows = [torch.autograd.grad(v, schedule.raw, retain_graph=True)[0] for v in values]
+        shared = torch.stack(rows)
+        # The derivative of a share is the sum over its steps.
+        found = single @ shared / shared.sum(0)
+        return float((found @ shared.T - means).square().mean())
+
+    formula = deviation**2 / width + drift**2 * (width**2 - 1) / 12
+    assert formula == pytest.approx(expected, rel=1e-4)
+    assert error(horizon // width) == pytest.approx(expected, rel=0.02)
+    assert error(horizon) == pytest.approx(deviation**2, rel=0.02)
