@@ -107,6 +107,7 @@ def search(
     seed: int,
     minimize: bool = False,
     run: Callable[[Job], Outcome] = run_job,
+    progress: bool = True,
 ) -> Found:
     """Search settings of an application by evaluations alone.
 
@@ -126,6 +127,7 @@ def search(
         seed: Seed of the search and of each run.
         minimize: Whether a lower score is better.
         run: Runs a job; by default in this process.
+        progress: Whether a progress bar is shown.
 
     Returns:
         All evaluations, and what was best after how many inner steps.
@@ -161,7 +163,8 @@ def search(
     spent = 0
     evaluations: list[Evaluation] = []
     proposals = METHODS[method](space, fidelity, seed)
-    with contextlib.closing(proposals), tqdm(total=budget, desc=label, unit="step") as bar:
+    bar = tqdm(total=budget, desc=label, unit="step", disable=not progress)
+    with contextlib.closing(proposals), bar:
         proposal = next(proposals)
         while spent + proposal.steps <= budget:
             job = job_at(proposal.positions, proposal.steps, len(evaluations) + 1)

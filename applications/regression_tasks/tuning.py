@@ -1,8 +1,9 @@
 """Choose learning rates for sinusoids: ``python -m applications.regression_tasks.tuning``.
 
-Every algorithm gets the same number of trials and seeds, over the inner rate, that across tasks and,
-where inner rates are learned, that at which they are. The score is the error on validation tasks after
-the last step, on seeds that are others than those of the study. The winners go into ``study.py``.
+Every algorithm gets the same number of trials and seeds, over the inner rate, that across tasks
+and, where inner rates are learned, that at which they are. The score is the error on validation
+tasks after the last step, on seeds that are others than those of the study. The winners go into
+``study.py``.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +21,8 @@ Starts = Mapping[str, Mapping[str, Any]]
 
 _DECADES = 3
 _PARTS = 10
+# Of Hyperband and DEHB: the fewest steps of a training are a ninth of the horizon.
+_FEWEST = 9
 
 
 def space_of(config: Mapping[str, Any], meta: nn.Module) -> Space:
@@ -52,7 +55,7 @@ def run(
     record: Any,
     config: Mapping[str, Any],
     meta: nn.Module,
-    loss: Callable[[Starts, int], float],
+    loss: Callable[[Starts, int, int], float],
     test: Callable[[], dict[str, float]],
 ) -> dict[str, float]:
     """Search the values by trainings, and record what the best by then lead to.
@@ -61,7 +64,8 @@ def run(
         record: The Sacred run.
         config: A configuration of this experiment, filled in; ``steps`` is the budget.
         meta: All schedules; they have the best values afterwards.
-        loss: Takes values and the number of the training, and returns the outer loss after it.
+        loss: Takes values, the steps of a training and its number, and returns the outer loss
+            after it.
         test: Trains a network by the present schedules, and returns how it does.
 
     Returns:
@@ -71,7 +75,8 @@ def run(
     begin, numbers = time.perf_counter(), itertools.count(1)
 
     def evaluated(job: Job) -> Outcome:
-        return Outcome(job, {"valid_loss": loss(job.updates, next(numbers))})
+        value = loss(job.updates, job.updates["horizon"], next(numbers))
+        return Outcome(job, {"valid_loss": value})
 
     found = search(
         "schedule_search",
@@ -79,10 +84,17 @@ def run(
         method=config["method"],
         score="valid_loss",
         budget=config["steps"],
-        fidelity=Fidelity(config["horizon"], entries=("horizon", "steps")),
+        fidelity=Fidelity(
+            config["horizon"],
+            low=max(1, config["horizon"] // _FEWEST),
+            entries=("horizon", "steps"),
+            # A shorter training has the same shares.
+            multiple=math.lcm(*(config[group]["shares"] for group in SCHEDULES)),
+        ),
         seed=config["seed"],
         minimize=True,
         run=evaluated,
+        progress=config["progress"],
     )
     record.info["seconds"] = time.perf_counter() - begin
     last = dict[str, float]()

@@ -11,7 +11,9 @@ derivative of the validation loss in them, and moves each value by its sign. Met
 - ``reversible``: reverse mode through steps that are taken back bit for bit. Its learner weights
   the gradient by 1 − momentum and has no weight decay, so that its rates are others.
 - ``es``: evolution strategies, by whole trainings alone.
-- ``random`` and ``tpe``: black-box search (Optuna) by whole trainings, ``steps`` in all.
+- ``random``, ``tpe`` and ``cma_es``: black-box search (Optuna) by whole trainings, of ``steps``
+  inner steps in all; ``hyperband`` and ``dehb`` try more schedules by trainings of a ninth and a
+  third of the horizon, each begun anew.
 - ``fixed``: nothing is learned.
 
 Each training has a network and batches of its own, on the same images. After each a further
@@ -218,15 +220,23 @@ def train_anew(config: dict[str, Any], assembly: Assembly) -> dict[str, float]:
     }
 
 
-def valid_loss(config: dict[str, Any], assembly: Assembly, starts: Starts, number: int) -> float:
+def valid_loss(
+    config: dict[str, Any], assemblies: dict[int, Assembly], starts: Starts, steps: int, number: int
+) -> float:
     """Return the outer loss after a training by other schedules, on all validation images.
 
     Args:
         config: A configuration of this experiment, filled in.
-        assembly: What :func:`assemble` returned; its schedules take the values over.
+        assemblies: What :func:`assemble` returned, by the number of inner steps, to which others
+            are added; the schedules take the values over.
         starts: Values of the schedules.
+        steps: Inner steps of the training, along which the schedules are as long.
         number: Number of the training, which has a network and batches of its own.
     """
+    config = {**config, "horizon": steps, "steps": steps, "window": None}
+    if steps not in assemblies:
+        assemblies[steps] = assemble(config)
+    assembly = assemblies[steps]
     problem = assembly.trainer.problem
     black_box.place(problem.meta, starts)
     final = trained(config, assembly, [number])
@@ -266,7 +276,7 @@ def main(_run: Any, _config: dict[str, Any]) -> dict[str, float]:
         return {**train_anew(config, assembly), "inner_steps": trainer.passes / 3}
 
     if config["method"] in BLACK_BOX:
-        loss = functools.partial(valid_loss, config, assembly)
+        loss = functools.partial(valid_loss, config, {config["horizon"]: assembly})
         last = black_box.run(_run, config, meta, loss, lambda: train_anew(config, assembly))
     else:
         last = fit_recorded(_run, assembly, evaluate=evaluate)

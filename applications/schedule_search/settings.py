@@ -23,7 +23,7 @@ from metatoolkit.hypergradients import estimators
 from metatoolkit.networks import NETWORKS
 
 LEARNING = ("fds", "greedy", "truncated", "reversible", "replay", "es")
-BLACK_BOX = ("random", "tpe")
+BLACK_BOX = ("random", "tpe", "cma_es", "hyperband", "dehb")
 METHODS = ("fixed", *LEARNING, *BLACK_BOX)
 
 SCHEDULES = {"learning_rate": "lr", "momentum": "momentum", "weight_decay": "weight_decay"}
@@ -76,6 +76,9 @@ class ScheduleSearchSettings(MethodSettings):
         "es",
         "random",
         "tpe",
+        "cma_es",
+        "hyperband",
+        "dehb",
     ] = entry("fds", "How schedules are learned, if at all.")
     dataset: Text = entry("digits", "Data set, such as digits, mnist5000 or cifar10.")
     data_root: Text | None = entry(None, "Folder of the data; None for METATOOLKIT_DATA.")

@@ -24,6 +24,8 @@ SEARCH = Study(
         # As many inner steps as FDS spends, in whole trainings.
         "random search": Row({"method": "random", "steps": 21_800}),
         "TPE": Row({"method": "tpe", "steps": 21_800}),
+        "Hyperband": Row({"method": "hyperband", "steps": 21_800}),
+        "DEHB": Row({"method": "dehb", "steps": 21_800}),
     },
     columns=(
         _ACCURACY,
@@ -37,8 +39,10 @@ SEARCH = Study(
         Claim("FDS", "above", "greedy", _ACCURACY.header),
         Claim("FDS", "above", "truncated", _ACCURACY.header),
         Claim("FDS", "above", "evolution strategies", _ACCURACY.header),
-        Claim("FDS", "above", "random search", _ACCURACY.header),
-        Claim("FDS", "above", "TPE", _ACCURACY.header),
+        *(
+            Claim("FDS", "above", row, _ACCURACY.header)
+            for row in ("random search", "TPE", "Hyperband", "DEHB")
+        ),
         Claim("replay", "level", "FDS", _ACCURACY.header, margin=1.0),
         Claim("reversible", "level", "FDS", _ACCURACY.header, margin=1.0),
     ),
