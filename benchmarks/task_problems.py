@@ -229,11 +229,10 @@ METHODS: dict[str, Callable[[Family], Callable[[], list[Tensor]]]] = {
     "higher": by_higher,
     "TorchOpt": by_torchopt,
     "`Unrolled`, loop": ours(Unrolled, "loop"),
-    "`Unrolled`, loop, graphs kept": ours(lambda n: Unrolled(n, keep_graphs=n), "loop"),
+    "`Unrolled`, loop, one graph": ours(lambda n: Unrolled(n, keep_graphs=1), "loop"),
     "`Unrolled`, vmap": ours(Unrolled, "vmap"),
-    "`Unrolled`, vmap, graphs kept": ours(lambda n: Unrolled(n, keep_graphs=n), "vmap"),
+    "`Unrolled`, vmap, one graph": ours(lambda n: Unrolled(n, keep_graphs=1), "vmap"),
     "`Unrolled`, auto": ours(Unrolled, "auto"),
-    "`Unrolled`, auto, graphs kept": ours(lambda n: Unrolled(n, keep_graphs=n), "auto"),
     "`FirstOrder`, vmap": ours(FirstOrder, "vmap"),
 }
 """How a family's outer gradient is computed, by name; the first one is the reference."""

@@ -41,9 +41,9 @@ means to differ from.{missing}
 
 ![Time and memory of each method](tasks.png)
 
-"Graphs kept" is `Unrolled(T, keep_graphs=T)`, which holds the graphs of all steps, as the gradient
-by hand does; `Unrolled(T)` computes each step but the last a second time, and holds the graph of
-one, so that it takes less memory. `"auto"` measures both ways in its first call, which is not
+`Unrolled(T)` holds the graphs of all steps where they fit its memory budget, as they do here and as
+the gradient by hand does. "One graph" is `Unrolled(T, keep_graphs=1)`, which computes each step but
+the last a second time, and takes less memory. `"auto"` measures both ways in its first call, which is not
 counted here.
 
 Measured on {processor} with one thread, other work beside it, Python {python},

@@ -218,6 +218,11 @@ class StepGraph:
         with double_backward_kernels():
             self._step(batch)
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether a backward pass needs an exchange, since it may run anything."""
+        return is_recorded(self._loss)
+
     def extend(self, batches: Sequence[Any]) -> int:
         """Take more steps, whose graphs go on from that of the last.
 
@@ -230,7 +235,7 @@ class StepGraph:
         """
         taken = 0
         with double_backward_kernels():
-            while taken < len(batches) and not is_recorded(self._loss):
+            while taken < len(batches) and not self.is_recorded:
                 self._step(batches[taken])
                 taken += 1
         return taken

@@ -20,6 +20,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
 )
 from metatoolkit.hypergradients.first_order import refuse_inner_meta
+from metatoolkit.hypergradients.kept_graphs import MEMORY_BUDGET, KeptGraphs
 from metatoolkit.hypergradients.mixed_mode import MixedStep, step_with_gradients
 from metatoolkit.hypergradients.products import Adjoint, add_adjoints, scaled
 from metatoolkit.hypergradients.registry import estimators
@@ -45,11 +46,12 @@ _PRODUCTS = ("reverse_over_reverse", "forward_over_reverse")
 class Unrolled(Estimator):
     """Reverse-mode differentiation through ``steps`` inner steps.
 
-    It follows Franceschi et al. 2017, arXiv 1703.01785, algorithm 1. The trajectory is run without
-    a graph, and the adjoint runs backward over its states: each step is computed again with its
-    graph, differentiated, and its graph freed, so that never more than one step's graph is alive
-    (or ``keep_graphs``). The last step keeps the graph of its first evaluation. Buffers, such as
-    BatchNorm's running statistics, are constants of the derivative.
+    It follows Franceschi et al. 2017, arXiv 1703.01785, algorithm 1. The last steps
+    (``keep_graphs``) keep the graph of their evaluation, and are differentiated at once. Those
+    before them are run without a graph, and the adjoint runs backward over their states: each step
+    is computed again with its graph, differentiated, and its graph freed. The numbers do not depend
+    on how many are kept. Buffers, such as BatchNorm's running statistics, are constants of the
+    derivative.
 
     ``checkpoint`` says which states are kept; the result does not depend on it:
 
@@ -61,8 +63,9 @@ class Unrolled(Estimator):
     ``product`` says how an adjoint is multiplied with the Jacobian of a step:
 
     - ``"reverse_over_reverse"``: double backward. With F one forward pass: 10 F for one step (λ in
-      the loss; 11 F at the input), and 12 F for each further one, of which 3 F go forward. Memory
-      beyond the states: the graph of one step, about three times that of a training step.
+      the loss; 11 F at the input), 9 F for each further one whose graph is kept, and 12 F for each
+      other. Memory beyond the states: the graphs that are kept, of one step at least, each about
+      three times that of a training step.
     - ``"forward_over_reverse"``: the gradient's derivative along the adjoint, in forward mode
       (MixFlow-MG, Kemaev et al. 2025, arXiv 2505.00793). 12 F for each step (9 F of them for the
       product) and 3 F for the outer loss. Memory beyond the states: 2.5 times that of a training
@@ -91,8 +94,14 @@ class Unrolled(Estimator):
         product: How adjoints are multiplied with Jacobians.
         arity: Number of parts k into which each level of the tree cuts a trajectory; read with
             ``checkpoint="tree"`` only.
-        keep_graphs: Number of last steps that keep the graph of their first evaluation. Each saves
-            3 F and holds the memory of one graph.
+        keep_graphs: Number of last steps that keep the graph of their first evaluation, at least
+            1. Each saves 3 F and holds the memory of one graph. ``"auto"`` for as many as fit
+            ``memory_budget``: what the graph of a step holds is measured at the first step of a
+            call with new shapes, which is taken once more where not all of them fit. The result
+            tells the number as ``details["keep_graphs"]``. It is 1 with another ``checkpoint``
+            than ``"every"``, which is there to save memory, and in mixed mode and for
+            ``first_order``, which build no graphs of steps.
+        memory_budget: Bytes that graphs may take with ``keep_graphs="auto"``.
         step_weights: Weight of the outer loss after each step, at least 0 and not all 0, for which
             the graphs of all steps are kept; ``None`` for that after the last step alone.
         first_order: Whether second derivatives are left out. It may be set between calls.
@@ -111,8 +120,8 @@ class Unrolled(Estimator):
         kind="exact",
         computes="derivative through T inner steps",
         assumes="second derivatives of the training loss",
-        passes="10 F for T = 1, 12 F for each further step",
-        memory="T inner states and the graph of one step",
+        passes="10 F for T = 1, 9 F for each further step whose graph is kept, 12 F for others",
+        memory="T inner states and the graph of one step, or of those kept",
         paper="Franceschi et al. 2017, arXiv 1703.01785",
     )
 
@@ -123,9 +132,10 @@ class Unrolled(Estimator):
         checkpoint: Literal["every", "sqrt", "tree"] = "every",
         product: Literal["reverse_over_reverse", "forward_over_reverse"] = "reverse_over_reverse",
         arity: int = 8,
-        keep_graphs: int = 1,
+        keep_graphs: int | Literal["auto"] = "auto",
         step_weights: Sequence[float] | None = None,
         first_order: bool = False,
+        memory_budget: int = MEMORY_BUDGET,
     ) -> None:
         require_steps(steps)
         require_truncation(truncation, steps)
@@ -135,16 +145,14 @@ class Unrolled(Estimator):
             raise ConfigurationError(
                 f"arity is {arity}; a tree cuts a trajectory into at least 2 parts."
             )
-        if keep_graphs < 1:
-            raise ConfigurationError(
-                f"keep_graphs is {keep_graphs}; the graph of at least 1 last step is kept."
-            )
         self.horizon = steps
         self.truncation = truncation
         self.checkpoint = checkpoint
         self.product = product
         self.arity = arity
         self.keep_graphs = keep_graphs
+        saving = keep_graphs == "auto" and checkpoint != "every"
+        self._graphs = KeptGraphs(1 if saving else keep_graphs, memory_budget)
         self._first_order = False
         self.step_weights = step_weights
         self.first_order = first_order
@@ -159,10 +167,15 @@ class Unrolled(Estimator):
         if not isinstance(first_order, bool):
             raise ConfigurationError(f"first_order is {first_order!r}; accepted: True, False.")
         self._first_order = first_order
-        # The last steps keep their graphs; in mixed mode each step has passes of two kinds.
-        twice = self.product != "reverse_over_reverse" or self._window() > self.keep_graphs
-        self.repeats_steps = twice and not first_order
         self.traits = self._describe()
+
+    @property
+    @override
+    def repeats_steps(self) -> bool:  # type: ignore[override]
+        """Whether a call takes steps twice: those whose graphs are not kept, as far as is known."""
+        # In mixed mode each step has passes of two kinds.
+        twice = self.product != "reverse_over_reverse" or self._window() > self._graphs.latest
+        return twice and not self.first_order
 
     @property
     def step_weights(self) -> Sequence[float] | None:
@@ -178,7 +191,7 @@ class Unrolled(Estimator):
                     f"step_weights is {list(weights)} with steps={self.horizon}; give a number of "
                     "at least 0 for each step, not all of them 0."
                 )
-            if min(self.keep_graphs, self._window()) < self.horizon:
+            if min(self._graphs.most, self._window()) < self.horizon:
                 raise ConfigurationError(
                     f"step_weights with keep_graphs={self.keep_graphs} and "
                     f"truncation={self.truncation}: the outer loss is differentiated after each "
@@ -243,7 +256,14 @@ class Unrolled(Estimator):
             return StepGraph(*arguments, through_state=index > 0)
 
         state = roll_out(problem, inner, state, meta, train_batches[:skipped])
-        first = max(window - self.keep_graphs, 0)
+        keep: int = window if self.step_weights is not None else self._graphs.least
+        measured: StepGraph | MixedStep | None = None
+        if not split and self.step_weights is None:
+            keep, measured = self._graphs.fitting(problem, inner, state, meta, batches)
+        passes += measured is not None
+        first = max(window - keep, 0)
+        if first:
+            measured = None
         visits = states_backward(advance, state, first, self._arity(first + 1))
         state, _ = next(visits)
         kept: list[StepGraph | MixedStep] = []
@@ -253,7 +273,7 @@ class Unrolled(Estimator):
         ends = [index for index, weight in enumerate(weights, 1) if weight or index == window]
         index = first
         while index < window:
-            graph = linearize(state, index)
+            graph, measured = measured or linearize(state, index), None
             kept.append(graph)
             index += 1
             if isinstance(graph, StepGraph):
@@ -293,6 +313,7 @@ class Unrolled(Estimator):
             valid_loss=valid_loss,
             state=state,
             cost=Cost(forward=passes, backward=passes, hvp=0 if self.first_order else window),
+            details={"keep_graphs": window - first} if self.keep_graphs == "auto" else {},
         )
 
     @override

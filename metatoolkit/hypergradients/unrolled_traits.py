@@ -64,7 +64,7 @@ def described(
             kind="approximate",
             computes="derivative of the weighted outer losses after each of T inner steps",
             passes=f"{traits.passes}; 3 F for the outer loss after each",
-            memory=traits.memory.replace("graph of one step", "graph of T steps"),
+            memory=traits.memory.replace("graph of one step, or of those kept", "graph of T steps"),
             paper="Antoniou et al. 2019, arXiv 1810.09502",
         )
     if first_order:

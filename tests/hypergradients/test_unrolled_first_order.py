@@ -127,7 +127,7 @@ def test_an_inner_step_that_is_no_update_by_a_gradient_is_refused():
 
 
 def test_it_may_be_set_between_calls():
-    estimator = Unrolled(STEPS)
+    estimator = Unrolled(STEPS, keep_graphs=1)
     plain, case = estimator.traits, maml(mt.inner.SGD(lr=0.1))
     exact = case.call(estimator).gradient
     assert estimator.repeats_steps and plain.kind == "exact"

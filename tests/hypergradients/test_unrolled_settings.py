@@ -17,7 +17,7 @@ def test_defaults():
     estimator = Unrolled()
     assert estimator.horizon == 1 and estimator.truncation is None
     assert estimator.checkpoint == "every" and estimator.product == "reverse_over_reverse"
-    assert estimator.arity == 8 and estimator.keep_graphs == 1
+    assert estimator.arity == 8 and estimator.keep_graphs == "auto"
     assert Unrolled.complex_meta is True
     assert estimator.traits == Unrolled.traits and Unrolled(7).traits == Unrolled.traits
 
@@ -44,7 +44,7 @@ MIXED = {
             {"checkpoint": "sqrt"},
             changed(
                 passes=f"{PLAIN.passes}; up to 3 F more for each step",
-                memory="2 √T inner states and the graph of one step",
+                memory="2 √T inner states and the graph of one step, or of those kept",
             ),
         ),
         (
@@ -61,7 +61,7 @@ MIXED = {
             {"checkpoint": "tree", "arity": 3},
             changed(
                 passes=f"{PLAIN.passes}; up to 3 (log_3 T − 1) F more for each step",
-                memory="3 log_3 T inner states and the graph of one step",
+                memory="3 log_3 T inner states and the graph of one step, or of those kept",
                 paper="Engstrom et al. 2025, arXiv 2503.13751",
             ),
         ),
@@ -87,12 +87,13 @@ def test_what_it_says_of_itself(options, expected):
     ("options", "again"),
     [
         ({"steps": 1}, False),
-        ({"steps": 2}, True),
+        ({"steps": 2}, False),
+        ({"steps": 2, "keep_graphs": 1}, True),
         ({"steps": 3, "keep_graphs": 3}, False),
         ({"steps": 3, "keep_graphs": 2}, True),
         ({"steps": 3, "keep_graphs": 7}, False),
         ({"steps": 9, "truncation": 1}, False),
-        ({"steps": 9, "truncation": 2}, True),
+        ({"steps": 9, "truncation": 2, "keep_graphs": 1}, True),
         ({"steps": 1, "product": "forward_over_reverse"}, True),
         ({"steps": 3, "product": "forward_over_reverse", "keep_graphs": 3}, True),
     ],
@@ -106,11 +107,13 @@ def test_whether_steps_are_taken_twice(options, again):
     [
         ({"steps": 1}, 2),
         # T steps to the last state but one, T with their graphs, and the outer loss.
-        ({"steps": 17}, 16 + 17 + 1),
+        ({"steps": 17, "keep_graphs": 1}, 16 + 17 + 1),
+        ({"steps": 17}, 17 + 1),
         ({"steps": 3, "keep_graphs": 2}, 1 + 3 + 1),
         ({"steps": 3, "keep_graphs": 3}, 3 + 1),
         ({"steps": 3, "keep_graphs": 5}, 3 + 1),
-        ({"steps": 6, "truncation": 2}, 4 + 1 + 2 + 1),
+        ({"steps": 6, "truncation": 2}, 4 + 2 + 1),
+        ({"steps": 6, "truncation": 2, "keep_graphs": 1}, 4 + 1 + 2 + 1),
         # 17 states in 5 parts: 16 steps to their beginnings, 3 more in each full one.
         ({"steps": 17, "checkpoint": "sqrt"}, 16 + 4 * 3 + 17 + 1),
         # 15 in 4 parts: 12 steps to the last beginning, 2 in the last part, 3 in each other.
@@ -171,7 +174,9 @@ def test_the_batch_of_each_step_by_hand():
         ({"checkpoint": "all"}, "checkpoint is 'all'; accepted: every, sqrt, tree"),
         ({"product": "forward"}, "product is 'forward'"),
         ({"arity": 1}, "arity is 1"),
-        ({"keep_graphs": 0}, "keep_graphs is 0"),
+        ({"keep_graphs": 0}, "keep_graphs is 0; accepted: 'auto', or a number"),
+        ({"keep_graphs": "all"}, "keep_graphs is 'all'"),
+        ({"memory_budget": -1}, "memory_budget is -1"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):

@@ -65,7 +65,9 @@ def test_arguments():
         with pytest.raises(ConfigurationError, match="a number of at least 0 for each step"):
             Unrolled(3, keep_graphs=3, step_weights=weights)
     with pytest.raises(ConfigurationError, match="give keep_graphs=3 and no truncation"):
-        Unrolled(3, step_weights=[1.0, 1.0, 1.0])
+        Unrolled(3, keep_graphs=1, step_weights=[1.0, 1.0, 1.0])
+    with pytest.raises(ConfigurationError, match="give keep_graphs=3 and no truncation"):
+        Unrolled(3, truncation=2, step_weights=[1.0, 1.0, 1.0])
     with pytest.raises(ConfigurationError, match="give keep_graphs=3 and no truncation"):
         Unrolled(3, keep_graphs=3, truncation=2, step_weights=[1.0, 1.0, 1.0])
     estimator = weighted()
