@@ -43,8 +43,8 @@ means to differ from.{missing}
 
 `Unrolled(T)` holds the graphs of all steps where they fit its memory budget, as they do here and as
 the gradient by hand does. "One graph" is `Unrolled(T, keep_graphs=1)`, which computes each step but
-the last a second time, and takes less memory. `"auto"` measures both ways in its first call, which is not
-counted here.
+the last a second time, and takes less memory. `"auto"` measures both ways in its first call, which
+is not counted here.
 
 Measured on {processor} with one thread, other work beside it, Python {python},
 torch {torch}. `python -m benchmarks.tasks` measures again and writes this page.

@@ -219,9 +219,9 @@ hypergradient. Recomputing each step once takes 4/3 of its passes.
 
 ![Memory and time by the number of inner steps](trajectory.png)
 
-`Unrolled` keeps the graphs of the last steps as far as they fit its memory budget of {budget} MiB, and
-"one graph" is `keep_graphs=1`: it keeps all states, θ and its velocity, where `higher` keeps the
-activations of each step, too, so that the ratio of memory tends to that of the two. `sqrt` and
+`Unrolled` keeps the graphs of the last steps as far as they fit its memory budget of {budget} MiB,
+and "one graph" is `keep_graphs=1`: it keeps all states, θ and its velocity, where `higher` keeps
+the activations of each step, too, so that the ratio of memory tends to that of the two. `sqrt` and
 `tree` (of arity 8) keep few states. On this network the mixed mode takes more time than the double
 backward and holds more: PyTorch's forward mode carries each tangent next to its tensor.
 
