@@ -83,6 +83,8 @@ def test_a_missing_second_derivative_names_the_operator_and_who_does_without(
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
+# The compiler looks at the gradient of each input, and those of later steps are no leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
     "estimator",
     [Unrolled(3), ForwardMode(3), Implicit(GMRES(3)), OneStep(), MIXED, FiniteDifference()],
