@@ -257,13 +257,12 @@ class Unrolled(Estimator):
 
         state = roll_out(problem, inner, state, meta, train_batches[:skipped])
         keep: int = window if self.step_weights is not None else self._graphs.least
-        measured: StepGraph | MixedStep | None = None
+        measured = None
         if not split and self.step_weights is None:
             keep, measured = self._graphs.fitting(problem, inner, state, meta, batches)
         passes += measured is not None
         first = max(window - keep, 0)
-        if first:
-            measured = None
+        measured = None if first else measured
         visits = states_backward(advance, state, first, self._arity(first + 1))
         state, _ = next(visits)
         kept: list[StepGraph | MixedStep] = []
