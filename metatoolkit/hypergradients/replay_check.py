@@ -25,6 +25,8 @@ from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.graphs import kept_graph_error
 
+_BLOCK = 512
+"""Losses that are kept together."""
 Arguments = tuple[Tensors, Tensors, Tensors, Any, int]
 """Parameters, meta-parameters, buffers, batch and key of an evaluation."""
 _left_out: ContextVar[bool] = ContextVar("left_out", default=False)
@@ -254,6 +256,9 @@ class _Watch:
 class _StepWatch:
     """Sees the evaluations of steps that are taken twice; a key tells which are the same.
 
+    Losses are kept in blocks, and compared when there are many: the memory of ten thousand small
+    tensors, and what lies between them, would be more than that of the steps.
+
     Attributes:
         compared: Losses of which there were such.
     """
@@ -261,29 +266,35 @@ class _StepWatch:
     def __init__(self, problem: BilevelProblem) -> None:
         self._thread = threading.get_ident()
         self._problem = problem
-        self._first: dict[int, Tensor] = {}
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._rows: dict[int, int] = {}
+        self._blocks: list[Tensor] = []
+        self._pairs: list[tuple[int, Tensor]] = []
         self._start: _Repeated | None = None
-
-    @property
-    def compared(self) -> set[str]:
-        return {"train_loss"} if self._pairs else set()
+        self.compared: set[str] = set()
 
     def __call__(
         self, problem: BilevelProblem, kind: str, arguments: Arguments, value: Tensor
     ) -> None:
         if kind != "train_loss" or threading.get_ident() != self._thread:
             return
-        key = arguments[-1]
-        if key in self._first:
-            self._pairs.append((self._first[key], value.detach()))
+        key, value = arguments[-1], value.detach()
+        if key in self._rows:
+            self._pairs.append((self._rows[key], value))
+            self.compared.add(kind)
+            if len(self._pairs) == _BLOCK:
+                problem.watch = None
+                self.compare()
+                problem.watch = self
             return
-        self._first[key] = value.detach()
+        row = self._rows[key] = len(self._rows)
+        if row % _BLOCK == 0:
+            self._blocks.append(value.new_empty(_BLOCK))
+        self._blocks[-1][row % _BLOCK] = value
         # The first one alone: it is at the state that the caller holds anyway.
         self._start = self._start or _Repeated(problem, kind, arguments, value)
 
     def compare(self, cause: Exception | None = None) -> None:
-        """Compare the losses of all steps that were taken twice.
+        """Compare the losses of steps that were taken twice, and have not been compared.
 
         Args:
             cause: Error that the call ended with, if it did.
@@ -293,7 +304,9 @@ class _StepWatch:
         """
         if not self._pairs or self._start is None:
             return
-        first, again = zip(*self._pairs, strict=True)
+        first = [self._blocks[row // _BLOCK][row % _BLOCK] for row, _ in self._pairs]
+        again = [value for _, value in self._pairs]
+        self._pairs = []
         evaluate = self._start.evaluate
         try:
             require_equal(self._problem, "train_loss", first, again, evaluate, True)

@@ -15,7 +15,9 @@ from metatoolkit.hypergradients import (
     FiniteDifference,
     Penalty,
     Unrolled,
+    replay_check,
 )
+from metatoolkit.testing import bank
 from tests.hypergradients.drifting import OwnGenerator, build, estimators, penalized
 from tests.hypergradients.registry import learned_as_it_takes
 
@@ -155,3 +157,35 @@ def test_another_mode_of_meta_is_checked_again():
     case.problem.meta.train()
     with pytest.raises(ReplayError, match=r"train_loss gave .*'generator' of train_loss"):
         case.call(FiniteDifference())
+
+
+@pytest.mark.parametrize("drifts", [None, 10, 300, 598])
+def test_a_long_trajectory_is_compared_by_blocks(drifts, monkeypatch):
+    steps, compared = 600, []
+    real = replay_check.require_equal
+
+    def counted(problem, kind, first, again, *rest):
+        compared.append(len(first))
+        real(problem, kind, first, again, *rest)
+
+    monkeypatch.setattr(replay_check, "require_equal", counted)
+    seen = set()
+
+    def train_loss(model, meta, batch):
+        # The second evaluation of one step has another value.
+        extra = 0.1 if batch in seen and batch == drifts else 0.0
+        seen.add(batch)
+        return (model.value - meta.value).square() * (1.0 + extra)
+
+    problem = mt.BilevelProblem(
+        bank.Value(0.5), bank.Value(2.0), train_loss, lambda model, meta, batch: model.value
+    )
+    case = bank.ProblemInstance(problem, mt.inner.SGD(lr=1e-3), list(range(steps)), 0)
+    estimator = Unrolled(steps, keep_graphs=1)
+    if drifts is not None:
+        with pytest.raises(ReplayError):
+            case.call(estimator)
+        return
+    case.call(estimator)
+    # All but the last are taken twice.
+    assert compared == [512, steps - 1 - 512] and problem.watch is None
