@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metatoolkit.components.patterns import matches
 from metatoolkit.errors import ConfigurationError, UnknownNameError
+from metatoolkit.inner.evaluated import Evaluated, leaves_of
 from metatoolkit.inner.groups import Group, listed, patterns_of, with_members
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors
@@ -125,7 +125,7 @@ def hyperparameters_at(
     problem: BilevelProblem,
     meta: Tensors,
     step: int,
-) -> Callable[[str], dict[str, Any]]:
+) -> Evaluated:
     """Return the function that gives a parameter's hyper-parameters at a step.
 
     Args:
@@ -146,69 +146,50 @@ def hyperparameters_at(
     """
     numbers = dict(hyperparameters)
     if not groups and are_numbers(numbers):
-        return lambda name: numbers
-    settings = [given for own in (hyperparameters, *groups) for given in own.values()]
-    learned = any(isinstance(given, Tensor) for given in settings)
+        return Evaluated(numbers)
+    own = [{n: v for n, v in group.items() if n != "params"} for group in groups]
+    settings = [(name, v) for given in (numbers, *own) for name, v in given.items()]
+    learned = any(isinstance(given, Tensor) for _, given in settings)
     names = {id(p): name for name, p in problem.meta_parameters().items()} if learned else {}
+    functions = [(name, given) for name, given in settings if callable(given)]
+    found: Iterator[Any] = iter(())
+    if functions:
+        # With their graphs even where none is wanted, which tell what the values depend on.
+        with torch.enable_grad():
+            found = iter(
+                problem.evaluate_meta(lambda module: [f(module, step) for _, f in functions], meta)
+            )
+    leaves: dict[int, set[int]] = {}
 
-    def value(own: str, hyperparameter: Hyperparameter) -> Value | Mapping[str, Value]:
+    def value(name: str, hyperparameter: Hyperparameter) -> Value | Mapping[str, Value]:
         if isinstance(hyperparameter, float | int):
             return hyperparameter
         if isinstance(hyperparameter, Tensor):
-            name = names.get(id(hyperparameter))
-            if name is None and hyperparameter.requires_grad:
-                raise _foreign_error(own, "is a tensor that requires a gradient, but")
-            return hyperparameter if name is None else meta[name]
-        # With its graph even where none is wanted, which tells what the value depends on.
-        with torch.enable_grad():
-            found = problem.evaluate_meta(lambda module: hyperparameter(module, step), meta)
-        for part in found.values() if isinstance(found, Mapping) else (found,):
-            if isinstance(part, Tensor) and part.requires_grad and _depends_on_others(part, meta):
-                raise _foreign_error(own, "depends on a tensor that requires a gradient, but")
-        if isinstance(found, Mapping):
-            for name in found:
-                if name not in problem.parameter_names:
-                    kind = f"inner parameter in the values of {own}"
-                    raise UnknownNameError(kind, name, problem.parameter_names)
-        return found
+            key = names.get(id(hyperparameter))
+            if key is None and hyperparameter.requires_grad:
+                raise _foreign_error(name, "is a tensor that requires a gradient, but")
+            given: Any = hyperparameter if key is None else meta[key]
+        else:
+            given = next(found)
+        for part in given.values() if isinstance(given, Mapping) else (given,):
+            if isinstance(part, Tensor) and part.requires_grad and id(part) not in leaves:
+                leaves[id(part)] = leaves_of(part, meta)
+                if not leaves[id(part)] <= known:
+                    raise _foreign_error(name, "depends on a tensor that requires a gradient, but")
+        if isinstance(given, Mapping):
+            for key in given:
+                if key not in problem.parameter_names:
+                    kind = f"inner parameter in the values of {name}"
+                    raise UnknownNameError(kind, key, problem.parameter_names)
+        return given
 
-    common = {name: value(name, given) for name, given in hyperparameters.items()}
+    known = {id(tensor) for tensor in meta.values()}
+    common = {name: value(name, given) for name, given in numbers.items()}
     special = [
-        (
-            patterns_of(group, problem),
-            common
-            | {name: value(name, given) for name, given in group.items() if name != "params"},
-        )
-        for group in groups
+        (patterns_of(group, problem), common | {n: value(n, given) for n, given in values.items()})
+        for group, values in zip(groups, own, strict=True)
     ]
-
-    several = _are_several(common)
-    if not special and not several:
-        return lambda name: common
-    choices = [(patterns, own, _are_several(own)) for patterns, own in special]
-
-    def of_parameter(name: str) -> dict[str, Any]:
-        fitting = ((own, each) for patterns, own, each in choices if matches(name, patterns))
-        values, each = next(fitting, (common, several))
-        return {o: _of_parameter(o, v, name) for o, v in values.items()} if each else values
-
-    return of_parameter
-
-
-def _are_several(values: Mapping[str, Any]) -> bool:
-    """Return whether a value is told by the names of parameters."""
-    return any(isinstance(v, Mapping) for v in values.values() if not isinstance(v, float | int))
-
-
-def _of_parameter(own: str, value: Value | Mapping[str, Value], name: str) -> Value:
-    if not isinstance(value, Mapping):
-        return value
-    if name not in value:
-        raise ConfigurationError(
-            f"{own} is a function that returns values by parameter name, but none for {name!r}; "
-            f"let it return one for each inner parameter that no group gives a {own} of its own."
-        )
-    return value[name]
+    return Evaluated(common, special, leaves)
 
 
 def _foreign_error(name: str, what: str) -> ConfigurationError:
@@ -218,36 +199,6 @@ def _foreign_error(name: str, what: str) -> ConfigurationError:
         f"{name}=lambda meta, step: meta.raw.exp(), or pass the meta-parameter itself, "
         f"{name}=problem.meta.raw; detach what is a constant."
     )
-
-
-def _depends_on_others(value: Tensor, given: Tensors) -> bool:
-    """Return whether the graph of a value reaches a leaf that is none of the tensors given."""
-    return bool(leaves_of(value, given) - {id(tensor) for tensor in given.values()})
-
-
-def leaves_of(value: Tensor, given: Tensors) -> set[int]:
-    """Return the identities of the leaves that the graph of a value reaches.
-
-    Args:
-        value: A tensor that requires a gradient.
-        given: Tensors by name that are not looked behind.
-    """
-    if value.grad_fn is None:
-        return {id(value)}
-    # The objects themselves, since their identity lasts as long as they do.
-    seen = {tensor.grad_fn for tensor in given.values() if tensor.grad_fn is not None}
-    found: set[int] = set()
-    waiting = [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found.add(id(leaf))
-        waiting += [child for child, _ in node.next_functions if child is not None]
-    return found
 
 
 def is_used(value: Any) -> bool:
