@@ -17,15 +17,13 @@ from metatoolkit.inner.hyperparameters import (
     checked_groups,
     hyperparameters_at,
 )
+from metatoolkit.inner.loss_gradients import loss_gradients
 from metatoolkit.inner.slots import refuse_complex, slots_of
 from metatoolkit.inner.traits import tells_sensitivity
 from metatoolkit.inner.updates import updated_state
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors, with_leaves, without_graph
-from metatoolkit.stateless.exchange import within
-from metatoolkit.stateless.graphs import refuse_inference_mode, unreached_error
-from metatoolkit.stateless.loss_values import refuse_sparse
 
 
 class InnerLearner(ABC):
@@ -213,26 +211,7 @@ class InnerLearner(ABC):
         Raises:
             UnsupportedError: The loss reaches no parameter.
         """
-        parameters = state.parameters
-        refuse_inference_mode()
-        with torch.enable_grad():
-            loss, buffers = problem.evaluate_train(
-                parameters, meta, state.buffers, batch, fold_in(state.key, state.step)
-            )
-            if not loss.requires_grad:
-                raise unreached_error(batch)
-            points = list(parameters.values())
-            if create_graph:
-                problem.watch_second_derivatives(loss, points)
-            with within(loss):
-                found = torch.autograd.grad(
-                    loss, points, create_graph=create_graph, allow_unused=True
-                )
-        refuse_sparse(found)
-        pairs = zip(parameters, found, strict=True)
-        gradients = {name: gradient for name, gradient in pairs if gradient is not None}
-        if not gradients:
-            raise unreached_error(batch)
+        loss, gradients, _, buffers = loss_gradients(problem, state, meta, batch, create_graph)
         return loss, gradients, buffers
 
     def apply(
