@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.stateless.exchange import within
@@ -121,15 +122,15 @@ def batched_products(
     if pairs:
         heads = [output for output, _ in pairs]
         vectors = [cotangent for _, cotangent in pairs]
-        arguments = {"retain_graph": True, "allow_unused": True}
         try:
             if count == 1:
-                single = torch.autograd.grad(heads, inputs, [v[0] for v in vectors], **arguments)
+                first = [vector[0] for vector in vectors]
+                single = torch.autograd.grad(
+                    heads, inputs, first, retain_graph=True, allow_unused=True
+                )
                 found = [None if g is None else g.unsqueeze(0) for g in single]
             else:
-                found = torch.autograd.grad(
-                    heads, inputs, vectors, is_grads_batched=True, **arguments
-                )
+                found = _batched(tuple(heads), tuple(inputs), vectors, count)
         except RuntimeError as error:
             words = ("vmap", "batching rule")
             if count == 1 or not any(word in str(error).lower() for word in words):
@@ -142,6 +143,30 @@ def batched_products(
         tensor.new_zeros(count, *tensor.shape) if gradient is None else gradient
         for tensor, gradient in zip(inputs, found, strict=True)
     ]
+
+
+def _batched(
+    outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...], cotangents: list[Tensor], count: int
+) -> list[Tensor | None]:
+    """Return what ``torch.autograd.grad`` does with ``is_grads_batched`` and a graph that is kept.
+
+    That looks at shapes in Python, which takes as long as a sixth of the products of a small
+    network; the engine does so, too.
+    """
+    level = torch._C._vmapmode_increment_nesting()
+    try:
+        found = _engine_run_backward(
+            outputs,
+            tuple(torch._add_batch_dim(vector, 0, level) for vector in cotangents),
+            True,
+            False,
+            inputs,
+            allow_unreachable=True,
+            accumulate_grad=False,
+        )
+        return [g if g is None else torch._remove_batch_dim(g, level, count, 0) for g in found]
+    finally:
+        torch._C._vmapmode_decrement_nesting()
 
 
 def as_real(tensor: Tensor) -> Tensor:

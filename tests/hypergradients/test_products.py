@@ -166,3 +166,24 @@ def test_the_vector_of_tensors_has_their_derivatives():
     vector = as_vector([point.square(), point.sum()])
     (slope,) = torch.autograd.grad(vector @ torch.tensor([1.0, 2.0, 5.0]).double(), point)
     assert slope.tolist() == [9.0, 17.0]
+
+
+def test_products_by_the_engine_are_those_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = leaf(*torch.randn(6, generator=generator).tolist()), leaf(0.3, -0.2)
+    inputs = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    loss = (inputs @ weight.view(3, 2) + bias).tanh().pow(3).sum()
+    unused = leaf(1.0)
+    fields = torch.autograd.grad(loss, [weight, bias], create_graph=True)
+    rows = [
+        torch.randn(5, *field.shape, generator=generator, dtype=torch.float64) for field in fields
+    ]
+    # The graph is kept for another time.
+    for _ in range(2):
+        *found, zeros = batched_products(fields, [weight, bias, unused], rows)
+    expected = torch.autograd.grad(fields, [weight, bias], rows, is_grads_batched=True)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other) and not one.requires_grad
+    assert zeros.shape == (5, 1) and not zeros.any()
+    with pytest.raises(RuntimeError):
+        batched_products(fields, [weight, bias], [row[:, :1] for row in rows])
