@@ -75,22 +75,23 @@ class ForwardEstimator(Estimator):
         meta = problem.meta_leaves()
         skipped = 0 if self.truncation is None else len(train_batches) - self.truncation
         state = roll_out(problem, inner, state, meta, train_batches[:skipped])
+        steps = train_batches[skipped:]
         bundle = TangentBundle(
-            problem, inner, state, meta, probes.directions, probes.count, self.chunk
+            problem, inner, state, meta, probes.directions, probes.count, self.chunk, len(steps)
         )
-        for batch in train_batches[skipped:]:
+        for batch in steps:
             bundle.step(batch)
         loss, adjoint, direct = outer_gradient(problem, bundle.state, meta, valid_batch)
         through: dict[str, Tensor | None] = dict.fromkeys(meta)
         found = probes.combine(bundle.slopes(adjoint))
         through |= {name: found[name] for name in bundle.reached}
         total = add_gradients(list(meta), list(through.values()), direct)
-        steps = len(train_batches)
+        passes = len(train_batches) + 1
         return Hypergradient(
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
             valid_loss=loss,
             state=bundle.state,
-            cost=Cost(forward=steps + 1, backward=steps + 1, jvp=bundle.products),
+            cost=Cost(forward=passes, backward=passes, jvp=bundle.products),
         )
 
     @override

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metatoolkit.hypergradients.flat_tangents import FlatTangents
-from metatoolkit.hypergradients.products import (
-    Adjoint,
-    batched_products,
-    vector_jacobian_product,
-)
+from metatoolkit.hypergradients.course import StepValues
+from metatoolkit.hypergradients.flat_state import FlatState
+from metatoolkit.hypergradients.flat_tangents import FlatTangents, Tangents
+from metatoolkit.hypergradients.products import batched_products, vector_jacobian_product
+from metatoolkit.hypergradients.tangent_rows import Rows
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.hyperparameters import hyperparameters_at, leaves_of
-from metatoolkit.inner.update_tangents import UpdateTangents
-from metatoolkit.inner.updates import updated_state
+from metatoolkit.inner.update_tangents import Slope, UpdateTangents
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
+
+Along = Callable[[], list[Tensor]]
+"""Returns the directions of a chunk in λ: (count, *shape) for each meta-parameter."""
 
 
 class DifferentiatedUpdate:
@@ -34,10 +33,9 @@ class DifferentiatedUpdate:
         entry: State before the step.
         meta: Meta-parameters by name, leaves that require a gradient.
         gradients: Gradient of the training loss by parameter name.
-        tangents: Derivative of each of ``entry.tensors()``, (count, *shape), changed in place.
+        tangents: Tangents of the state, changed in place.
 
     Attributes:
-        after: State after the update, detached.
         reached: Names of the meta-parameters that it depends on through hyper-parameters.
     """
 
@@ -48,7 +46,7 @@ class DifferentiatedUpdate:
         entry: InnerState,
         meta: Tensors,
         gradients: Tensors,
-        tangents: list[Tensor],
+        tangents: Tangents,
     ) -> None:
         points = [tensor.detach().requires_grad_() for tensor in entry.tensors()]
         entry, leaves = entry.with_tensors(points), list(meta.values())
@@ -61,38 +59,47 @@ class DifferentiatedUpdate:
             self._products = vector_jacobian_product(
                 outputs, [*points, *heads, *leaves], self._vectors, create_graph=True
             )
-        self.after = after.detach()
+        self._after = after.detach()
         direct = self._products[len(points) + len(heads) :]
         self.reached = {n for n, way in zip(meta, direct, strict=True) if way is not None}
-        self._tangents = tangents
+        self._tangents, self._gradients = tangents, heads
 
-    def push(
-        self, first: int, last: int, bending: list[int], bent: list[Tensor], along: list[Tensor]
-    ) -> None:
-        """Move the tangents along some directions.
+    def stirred(self, rows: Rows, along: Along) -> list[bool]:
+        """Return for each direction of a chunk whether hyper-parameters may change along it.
 
         Args:
-            first: First direction.
-            last: Direction after the last one.
-            bending: Those along which the gradient changes, counted from the first.
-            bent: Derivative of each gradient along these, (len(bending), *shape).
-            along: The directions, (last − first, *shape) for each meta-parameter.
+            rows: The rows of the chunk.
+            along: Returns the directions.
         """
-        rows = [tangent[first:last] for tangent in self._tangents]
-        if len(bending) < last - first:
-            bent = [_spread(part, bending, last - first) for part in bent]
-        moved = batched_products(self._products, self._vectors, [*rows, *bent, *along])
-        for row, tangent in zip(rows, moved, strict=True):
-            row.copy_(tangent)
+        return [True] * len(rows)
 
-    def stirred(self, first: int, last: int) -> list[bool]:
-        """Return along which directions of the last push hyper-parameters may have changed.
+    def push(self, rows: Rows, active: int, bent: list[Tensor] | None, along: Along) -> None:
+        """Move the first rows of the tangents of a chunk.
 
         Args:
-            first: First direction.
-            last: Direction after the last one.
+            rows: The rows of the chunk.
+            active: Number of rows along which the state may change.
+            bent: Derivative of each gradient along the first of these, (bending, *shape); ``None``
+                where it changes along none.
+            along: Returns the directions.
         """
-        return [True] * (last - first)
+        tangents = [view[rows.first : rows.first + active] for view in self._tangents.views]
+        pushed = [
+            _grown(None if bent is None else bent[place], gradient, active)
+            for place, gradient in enumerate(self._gradients)
+        ]
+        turned = [rows.taken(part, active) for part in along()]
+        moved = batched_products(self._products, self._vectors, [*tangents, *pushed, *turned])
+        for tangent, found in zip(tangents, moved, strict=True):
+            tangent.copy_(found)
+
+    def after(self, buffers: Tensors) -> InnerState:
+        """Return the state after the update, detached.
+
+        Args:
+            buffers: Buffers after the step.
+        """
+        return self._after.replaced(buffers=buffers)
 
 
 class ClosedUpdate:
@@ -100,201 +107,190 @@ class ClosedUpdate:
 
     Args:
         inner: Inner learner, which has ``move_tangents``.
-        state: Detached state before the step.
-        meta: Meta-parameters by name, leaves that require a gradient.
-        gradients: Gradient of the training loss by parameter name, detached.
-        values: Hyper-parameters by parameter name, for those that have a gradient.
+        state: State before the step.
+        meta: Meta-parameters by name.
+        gradients: Gradient of the training loss by parameter name.
+        course: Hyper-parameters at this step, each a number.
         tangents: Tangents of the state, changed in place.
 
     Attributes:
-        after: State after the update.
         reached: Names of the meta-parameters that hyper-parameters have depended on in a push.
     """
 
     def __init__(
         self,
         inner: Any,
-        state: InnerState,
+        state: FlatState,
         meta: Tensors,
         gradients: Tensors,
-        values: dict[str, dict[str, Any]],
+        course: StepValues,
         tangents: FlatTangents,
     ) -> None:
-        with torch.no_grad():
-            self.after = updated_state(inner.update, state, gradients, values.__getitem__)
         self.reached: set[str] = set()
-        self._inner, self._state, self._meta = inner, state, meta
-        self._gradients, self._values, self._tangents = gradients, values, tangents
-        self._runs = _runs(state, values)
-        self._slopes: dict[int, dict[str, Tensor | None]] = {}
-
-    @classmethod
-    def begin(
-        cls,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        meta: Tensors,
-        gradients: Tensors,
-        tangents: FlatTangents,
-    ) -> ClosedUpdate | None:
-        """Return the update, or ``None`` where a hyper-parameter is more than one number.
-
-        Args:
-            problem: The bilevel problem.
-            inner: Inner learner, which has ``move_tangents``.
-            state: Detached state before the step.
-            meta: Meta-parameters by name, leaves that require a gradient.
-            gradients: Gradient of the training loss by parameter name.
-            tangents: Tangents of the state.
-        """
-        resolved = hyperparameters_at(
-            inner.hyperparameters, inner.groups, problem, meta, state.step
-        )
-        values = {name: resolved(name) for name in gradients}
-        for own in values.values():
-            if any(isinstance(value, Tensor) and value.dim() > 0 for value in own.values()):
-                return None
-        heads = {name: gradient.detach() for name, gradient in gradients.items()}
-        return cls(inner, state, meta, heads, values, tangents)
-
-    def push(
-        self, first: int, last: int, bending: list[int], bent: list[Tensor], along: list[Tensor]
-    ) -> None:
-        """Move the tangents along some directions; see :meth:`DifferentiatedUpdate.push`.
-
-        Args:
-            first: First direction.
-            last: Direction after the last one.
-            bending: Those along which the gradient changes, counted from the first.
-            bent: Derivative of each gradient along these, (len(bending), *shape).
-            along: The directions, (last − first, *shape) for each meta-parameter.
-        """
-        state, flat, count = self._state, self._tangents, len(bending)
-        parts = dict(zip(self._gradients, bent, strict=True))
-        slopes: dict[int, Tensor | None] = {}
-        self._last_slopes = slopes
+        self._inner, self._state, self._names = inner, state, list(meta)
+        self._course, self._tangents = course, tangents
+        self._runs = _runs(state.entry, gradients, course)
         with torch.no_grad():
-            for names in self._runs:
-                begin, end = flat.places[names[0]][0], flat.places[names[-1]][1]
-                values = self._values[names[0]]
-                gradient = _joined([self._gradients[name].reshape(-1) for name in names], 0)
-                columns = [parts[n].reshape(count, self._gradients[n].numel()) for n in names]
+            self._gradients = [
+                torch.cat([gradients[name].reshape(-1) for name in names])
+                for names, _ in self._runs
+            ]
+        places = {name: place for place, name in enumerate(gradients)}
+        self._columns = [[places[name] for name in names] for names, _ in self._runs]
+        self._pieces: list[tuple[Tensor, Tensors]] = []
+
+    def stirred(self, rows: Rows, along: Along) -> list[bool]:
+        """Return for each direction of a chunk whether hyper-parameters change along it.
+
+        Args:
+            rows: The rows of the chunk.
+            along: Returns the directions.
+        """
+        found = [False] * len(rows)
+        piece = self._course.piece
+        if piece is not None:
+            _, turns = piece.along(rows, self._names, along, self._tangents.parameters)
+            for place in self._course.places.values():
+                for row in turns[place]:
+                    found[rows.order[row]] = True
+        return found
+
+    def push(self, rows: Rows, active: int, bent: list[Tensor] | None, along: Along) -> None:
+        """Move the first rows of the tangents of a chunk; see :class:`DifferentiatedUpdate`.
+
+        Args:
+            rows: The rows of the chunk.
+            active: Number of rows along which the state may change.
+            bent: Derivative of each gradient along the first of these, (bending, *shape); ``None``
+                where it changes along none.
+            along: Returns the directions.
+        """
+        state, tangents = self._state, self._tangents
+        own = slice(rows.first, rows.first + active)
+        pieces = []
+        with torch.no_grad():
+            for (names, values), gradient, columns in zip(
+                self._runs, self._gradients, self._columns, strict=True
+            ):
+                run = slice(tangents.places[names[0]][0], tangents.places[names[-1]][1])
                 # The step writes into it: gradients of sums share their memory, or are expanded.
-                pushed = torch.cat(columns, 1)
-                if count < last - first:
-                    pushed = _spread(pushed, bending, last - first)
+                pushed = None
+                if bent is not None:
+                    parts = [bent[place] for place in columns]
+                    pushed = torch.cat([part.reshape(len(part), -1) for part in parts], 1)
+                pushed = _grown(pushed, gradient, active)
                 if values.get("maximize"):
                     gradient, pushed = -gradient, -pushed
 
-                def slope(name: str, values: dict[str, Any] = values) -> Tensor | None:
-                    value = values[name]
-                    if id(value) not in slopes:
-                        slopes[id(value)] = self._slope(value, along)
-                    return slopes[id(value)]
+                def slope(name: str, values: dict[str, Any] = values) -> Slope | None:
+                    return self._slope(values[name], rows, along)
 
-                self._inner.move_tangents(
-                    _joined([state.parameters[name].reshape(-1) for name in names], 0),
-                    gradient,
-                    {
-                        slot: _joined([tensors[name].reshape(-1) for name in names], 0)
-                        for slot, tensors in state.optimizer.items()
-                    },
-                    {name: _detached(value) for name, value in values.items()},
-                    state.steps_of(names[0]),
-                    UpdateTangents(
-                        flat.parameters[first:last, begin:end],
-                        pushed,
-                        {slot: own[first:last, begin:end] for slot, own in flat.slots.items()},
-                        slope,
-                    ),
+                pieces.append(
+                    self._inner.move_tangents(
+                        state.parameters[run],
+                        gradient,
+                        {slot: vector[run] for slot, vector in state.slots.items()},
+                        values,
+                        state.entry.steps_of(names[0]),
+                        UpdateTangents(
+                            tangents.parameters[own, run],
+                            pushed,
+                            {slot: matrix[own, run] for slot, matrix in tangents.slots.items()},
+                            slope,
+                        ),
+                    )
                 )
+        self._pieces = pieces
 
-    def stirred(self, first: int, last: int) -> list[bool]:
-        """Return along which directions of the last push hyper-parameters change.
+    def after(self, buffers: Tensors) -> FlatState:
+        """Return the state after the update; to be called when all chunks are pushed.
 
         Args:
-            first: First direction.
-            last: Direction after the last one.
+            buffers: Buffers after the step.
         """
-        present = [slope != 0 for slope in self._last_slopes.values() if slope is not None]
-        if not present:
-            return [False] * (last - first)
-        found: list[bool] = functools.reduce(torch.logical_or, present).tolist()
-        return found
+        state, places = self._state, self._tangents.places
+        moved: list[Tensor] = []
+        slots: dict[str, list[Tensor]] = {slot: [] for slot in state.slots}
+        end = 0
 
-    def _slope(self, value: Any, along: list[Tensor]) -> Tensor | None:
-        """Return the derivative of a hyper-parameter along directions, (count,)."""
-        if not isinstance(value, Tensor) or not value.requires_grad:
+        def keep(last: int) -> None:
+            """Let coordinates stay that no run holds."""
+            if end < last:
+                moved.append(state.parameters[end:last])
+                for slot, parts in slots.items():
+                    parts.append(state.slots[slot][end:last])
+
+        for (names, _), (parameter, changed) in zip(self._runs, self._pieces, strict=True):
+            first, last = places[names[0]][0], places[names[-1]][1]
+            keep(first)
+            moved.append(parameter)
+            for slot, parts in slots.items():
+                parts.append(changed[slot] if slot in changed else state.slots[slot][first:last])
+            end = last
+        keep(len(state.parameters))
+        missed = state.entry.missed
+        reached = {name for names, _ in self._runs for name in names}
+        for name in state.entry.parameters:
+            if name not in reached:
+                missed = missed | {name: missed.get(name, 0) + 1}
+        after = {slot: _joined(parts) for slot, parts in slots.items()}
+        return state.moved(_joined(moved), after, buffers, missed)
+
+    def _slope(self, value: Any, rows: Rows, along: Along) -> Slope | None:
+        """Return the derivative of a hyper-parameter along the rows of a chunk."""
+        place, piece = self._course.places.get(id(value)), self._course.piece
+        if place is None or piece is None:
             return None
-        if not self._slopes:
-            self._slopes = _value_gradients(self._values, self._meta)
-        total: Tensor | None = None
-        pairs = zip(along, self._slopes[id(value)].items(), strict=True)
-        for part, (name, gradient) in pairs:
-            if gradient is not None:
-                self.reached.add(name)
-                term = part.reshape(len(part), -1) @ gradient.reshape(-1)
-                total = term if total is None else total + term
-        return total if total is None else total.to(self._tangents.parameters.dtype)
+        self.reached |= piece.reached[place]
+        slopes, _ = piece.along(rows, self._names, along, self._tangents.parameters)
+        # Along rows after those that may move, none of them changes.
+        return slopes[place]
 
 
-def _value_gradients(
-    values: dict[str, dict[str, Any]], meta: Tensors
-) -> dict[int, dict[str, Tensor | None]]:
-    """Return the gradient of each value in λ, by its identity; one pass where none share a leaf."""
-    every = {id(v): v for own in values.values() for v in own.values() if isinstance(v, Tensor)}
-    every = {key: value for key, value in every.items() if value.requires_grad}
-    leaves = list(meta.values())
-    reached = {key: leaves_of(value, meta) for key, value in every.items()}
+def _runs(
+    state: InnerState, gradients: Tensors, course: StepValues
+) -> list[tuple[list[str], dict[str, Any]]]:
+    """Return the parameters that move, cut where hyper-parameters or numbers of steps change.
 
-    def found(outputs: list[Tensor]) -> Adjoint:
-        return list(torch.autograd.grad(outputs, leaves, retain_graph=True, allow_unused=True))
-
-    if len(set().union(*reached.values())) < sum(map(len, reached.values())):
-        return {k: dict(zip(meta, found([v]), strict=True)) for k, v in every.items()}
-    together = dict(zip(meta, found(list(every.values())), strict=True))
-    return {
-        key: {name: together[name] if id(leaf) in own else None for name, leaf in meta.items()}
-        for key, own in reached.items()
-    }
-
-
-def _runs(state: InnerState, values: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Return the parameters that move, cut where hyper-parameters or numbers of steps change."""
-    runs: list[list[str]] = []
-    before: tuple[Any, ...] | None = None
+    Args:
+        state: State before the step.
+        gradients: Gradient by the names of the parameters that move.
+        course: Hyper-parameters at this step.
+    """
+    resolved = course.resolved
+    assert resolved is not None
+    runs: list[tuple[list[str], dict[str, Any]]] = []
+    before: tuple[int, dict[str, Any]] | None = None
     for name in state.parameters:
-        if name not in values:
+        if name not in gradients:
             before = None
             continue
-        present = (state.steps_of(name), *map(id, values[name].values()))
-        if present == before:
-            runs[-1].append(name)
+        step, values = state.steps_of(name), resolved(name)
+        if before is not None and before[0] == step and _are_same(before[1], values):
+            runs[-1][0].append(name)
         else:
-            runs.append([name])
-        before = present
+            runs.append(([name], values))
+        before = step, values
     return runs
 
 
-def _spread(part: Tensor, places: list[int], count: int) -> Tensor:
-    """Return rows at their places among ``count``, and zeros for the others."""
-    found = part.new_zeros(count, *part.shape[1:])
-    if places:
-        found[places] = part
+def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one is other or all(value is other[name] for name, value in one.items())
+
+
+def _grown(part: Tensor | None, like: Tensor, count: int) -> Tensor:
+    """Return rows, (count, *shape), zeros after those that are given."""
+    if part is not None and len(part) == count:
+        return part
+    found = like.new_zeros(count, *like.shape)
+    if part is not None:
+        found[: len(part)] = part
     return found
 
 
-def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 TangentUpdate = ClosedUpdate | DifferentiatedUpdate
 """An update with its state after the step, and a method that pushes tangents through it."""
-
-Directions = Callable[[int, int], list[Tensor]]
-"""Returns the directions ``first`` to ``last`` in λ: (last − first, *shape) per meta-parameter."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,24 +11,26 @@ from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
-from metatoolkit.hypergradients.flat_tangents import FlatTangents
-from metatoolkit.hypergradients.products import (
-    Adjoint,
-    as_real,
-    batched_products,
-    loss_gradient,
-)
+from metatoolkit.hypergradients.course import Course
+from metatoolkit.hypergradients.flat_state import FlatState
+from metatoolkit.hypergradients.flat_tangents import FlatTangents, Tangents
+from metatoolkit.hypergradients.products import Adjoint, batched_products, loss_gradient
+from metatoolkit.hypergradients.tangent_rows import Rows, nonzero
 from metatoolkit.hypergradients.tangent_updates import (
+    Along,
     ClosedUpdate,
     DifferentiatedUpdate,
-    Directions,
     TangentUpdate,
 )
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.loss_gradients import loss_gradients
 from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors, with_leaves
 from metatoolkit.stateless.exchange import within
+
+Directions = Callable[[int, int], list[Tensor]]
+"""Returns the directions ``first`` to ``last`` in λ: (last − first, *shape) per meta-parameter."""
 
 
 class TangentBundle:
@@ -39,7 +42,8 @@ class TangentBundle:
     of U is told by the learner in closed form, as SGD does, or is the derivative of its
     vector-Jacobian product in the vector, batched likewise. The double backward is left out where
     it is zero: for directions along which neither the state has moved so far, nor a λ that the
-    training loss reads. Random numbers are drawn once for all directions. Buffers, such as
+    training loss reads. Hyper-parameters, functions of λ and the step alone, are evaluated for
+    several steps at a time. Random numbers are drawn once for all directions. Buffers, such as
     BatchNorm's running statistics, are constants of the derivative.
 
     Args:
@@ -50,10 +54,10 @@ class TangentBundle:
         directions: Directions in λ.
         count: Number of directions.
         chunk: Number of directions that are pushed at a time; 1 does without ``vmap``.
+        steps: Number of steps that will be taken, for which hyper-parameters are evaluated ahead;
+            more may be.
 
     Attributes:
-        state: State that has been reached.
-        tangents: Derivative of each of ``state.tensors()``, of the shape (count, *shape).
         reached: Names of the meta-parameters that a training loss or a hyper-parameter has
             depended on so far.
         products: Number of directions that a double backward has been taken along, over all steps.
@@ -71,6 +75,7 @@ class TangentBundle:
         directions: Directions,
         count: int,
         chunk: int,
+        steps: int = 1,
     ) -> None:
         if is_own(inner, InnerLearner, "step"):
             raise UnsupportedError(
@@ -80,22 +85,28 @@ class TangentBundle:
         self.problem = problem
         self.inner = inner
         self.meta = meta
-        self.state = inner.enter(problem, state, meta).detach()
-        self._flat = FlatTangents(state, count) if FlatTangents.fits(inner, state) else None
-        if self._flat is None:
-            self.tangents = [tensor.new_zeros(count, *tensor.shape) for tensor in state.tensors()]
-        else:
-            self.tangents = self._flat.views(state)
+        self._state: InnerState | FlatState = inner.enter(problem, state, meta).detach()
+        fits = FlatTangents.fits(inner, state)
+        self._tangents = (FlatTangents if fits else Tangents)(state, count, chunk)
+        self._course = Course(problem, inner, meta, state.step + steps)
         self._directions = directions
-        self._chunks = [(i, min(i + chunk, count)) for i in range(0, count, chunk)]
         # A few directions are the same tensors at each step; many are made anew for each chunk.
-        self._along = directions(0, count) if len(self._chunks) == 1 else None
+        self._kept = directions(0, count) if count <= chunk else None
+        self._own_gradients = is_own(inner, InnerLearner, "gradients")
         self.reached: set[str] = set()
         self.products = 0
-        # The directions along which the state may have moved.
-        self._moved = [False] * count
         if problem.begins_with_meta(state):
             self._begin()
+
+    @property
+    def state(self) -> InnerState:
+        """State that has been reached."""
+        return self._state.state if isinstance(self._state, FlatState) else self._state
+
+    @property
+    def tangents(self) -> list[Tensor]:
+        """Derivative of each of ``state.tensors()``, (count, *shape)."""
+        return self._tangents.by_direction()
 
     def _begin(self) -> None:
         """Set the tangents of the parameters that λ sets."""
@@ -118,12 +129,12 @@ class TangentBundle:
             )
         pairs = zip(self.meta, products, strict=True)
         self.reached |= {name for name, product in pairs if product is not None}
-        self._moved = [True] * len(self._moved)
         places = [list(self.state.parameters).index(name) for name in given]
-        for first, last in self._chunks:
-            moved = batched_products(products, vectors, self._directions(first, last))
+        for rows in self._tangents.chunks:
+            moved = batched_products(products, vectors, self._directions(rows.first, rows.last))
             for place, tangent in zip(places, moved, strict=True):
-                self.tangents[place][first:last].copy_(tangent)
+                self._tangents.views[place][rows.first : rows.last].copy_(tangent)
+            rows.moved = len(rows)
 
     def step(self, batch: Any) -> None:
         """Move the state and its tangents by one inner step.
@@ -139,76 +150,80 @@ class TangentBundle:
             self._step(batch)
 
     def _step(self, batch: Any) -> None:
-        problem, inner, meta = self.problem, self.inner, self.meta
-        leaves = list(meta.values())
-        entry = with_leaves(self.state, False)
-        loss, gradients, buffers = inner.gradients(problem, entry, meta, batch, True)
-        problem.watch_second_derivatives(loss, leaves, "λ")
-        direct = loss_gradient(loss, leaves, create_graph=True)
+        present = self._state
+        entry = present.entry if isinstance(present, FlatState) else present
+        entry = with_leaves(entry, True)
+        loss, gradients, direct, buffers = self._gradients(entry, batch)
         fields = [*gradients.values(), *(way for way in direct if way is not None)]
         theta = [entry.parameters[name] for name in gradients]
-        update = self._update(entry, gradients)
-        for first, last in self._chunks:
-            along = self._along or self._directions(first, last)
-            read = [part for part, way in zip(along, direct, strict=True) if way is not None]
-            bending = self._bending(first, last, read)
+        update = self._update(gradients)
+        for rows in self._tangents.chunks:
+            along = functools.cache(functools.partial(self._along, rows))
+            bending, active = self._arranged(rows, update, direct, along)
+            bent = None
             if bending:
-                places = [first + place for place in bending]
-                heading = [*self._rows(places, gradients), *(_chosen(p, bending) for p in read)]
+                heading = self._heading(rows, bending, gradients)
+                if len(fields) > len(theta):
+                    heading += [
+                        rows.taken(part, bending)
+                        for part, way in zip(along(), direct, strict=True)
+                        if way is not None
+                    ]
                 with within(loss):
                     bent = batched_products(fields, theta, heading)
-            else:
-                bent = [tensor.new_zeros(0, *tensor.shape) for tensor in theta]
-            update.push(first, last, bending, bent, along)
-            self.products += len(bending)
-            if not all(self._moved[first:last]):
-                stirred = update.stirred(first, last)
-                for place in bending:
-                    stirred[place] = True
-                self._look_at([first + place for place, might in enumerate(stirred) if might])
+                self.products += bending
+            update.push(rows, active, bent, along)
+            rows.settle(self._tangents.matrices, active)
         self.reached |= update.reached
-        self.reached |= {name for name, way in zip(meta, direct, strict=True) if way is not None}
-        self.state = update.after.replaced(buffers=buffers)
+        self.reached |= {n for n, way in zip(self.meta, direct, strict=True) if way is not None}
+        self._state = update.after(buffers)
 
-    def _update(self, entry: InnerState, gradients: Tensors) -> TangentUpdate:
+    def _gradients(
+        self, entry: InnerState, batch: Any
+    ) -> tuple[Tensor, Tensors, Sequence[Tensor | None], Tensors]:
+        """Return the training loss, its gradients in θ and λ with graphs, and the buffers."""
+        problem, meta = self.problem, self.meta
+        if not self._own_gradients:
+            return loss_gradients(problem, entry, meta, batch, create_graph=True, direct=True)
+        loss, gradients, buffers = self.inner.gradients(problem, entry, meta, batch, True)
+        leaves = list(meta.values())
+        problem.watch_second_derivatives(loss, leaves, "λ")
+        return loss, gradients, loss_gradient(loss, leaves, create_graph=True), buffers
+
+    def _update(self, gradients: Tensors) -> TangentUpdate:
         """Return the update by given gradients, in closed form where the learner has one."""
-        problem, inner, meta = self.problem, self.inner, self.meta
-        if self._flat is not None:
-            state = (problem, inner, self.state, meta)
-            if (closed := ClosedUpdate.begin(*state, gradients, self._flat)) is not None:
-                return closed
-        return DifferentiatedUpdate(problem, inner, entry, meta, gradients, self.tangents)
+        if isinstance(self._tangents, FlatTangents):
+            present = self._state
+            entry = present.entry if isinstance(present, FlatState) else present
+            course = self._course.at(entry.step)
+            if course.resolved is not None:
+                flat = present if isinstance(present, FlatState) else FlatState.of(present)
+                return ClosedUpdate(self.inner, flat, self.meta, gradients, course, self._tangents)
+        return DifferentiatedUpdate(
+            self.problem, self.inner, self.state, self.meta, gradients, self._tangents
+        )
 
-    def _bending(self, first: int, last: int, read: list[Tensor]) -> list[int]:
-        """Return the directions, from ``first`` on, along which the gradient may change.
+    def _along(self, rows: Rows) -> list[Tensor]:
+        """Return the directions of a chunk."""
+        return self._directions(rows.first, rows.last) if self._kept is None else self._kept
 
-        Args:
-            first: First direction.
-            last: Direction after the last one.
-            read: The parts of the directions in what the training loss reads of λ.
-        """
-        moved = self._moved[first:last]
-        reads = _nonzero(read) if read and not all(moved) else moved
-        return [row for row, pair in enumerate(zip(moved, reads, strict=True)) if any(pair)]
+    def _arranged(
+        self, rows: Rows, update: TangentUpdate, direct: Sequence[Tensor | None], along: Along
+    ) -> tuple[int, int]:
+        """Return how many first rows the gradient may change along, and how many the state."""
+        if rows.moved == len(rows):
+            return rows.moved, rows.moved
+        read = [False] * len(rows)
+        if any(way is not None for way in direct):
+            pairs = zip(along(), direct, strict=True)
+            read = nonzero([part for part, way in pairs if way is not None])
+        stirred = update.stirred(rows, along)
+        return rows.arrange(read, stirred)
 
-    def _rows(self, places: list[int], names: Iterable[str]) -> list[Tensor]:
-        """Return the tangents of parameters along some directions."""
-        if self._flat is not None:
-            return self._flat.rows(places, names, self.state)
-        own = dict(zip(self.state.parameters, self.tangents, strict=False))
-        return [_chosen(own[name], places) for name in names]
-
-    def _look_at(self, places: list[int]) -> None:
-        """Note which of some directions the state has begun to move along."""
-        rest = [place for place in places if not self._moved[place]]
-        if not rest:
-            return
-        if self._flat is not None:
-            found = self._flat.nonzero(rest)
-        else:
-            found = _nonzero([_chosen(tangent, rest) for tangent in self.tangents])
-        for place, moves in zip(rest, found, strict=True):
-            self._moved[place] = moves
+    def _heading(self, rows: Rows, count: int, names: Tensors) -> list[Tensor]:
+        """Return the first tangents of a chunk of some parameters, (count, *shape) each."""
+        own = self._tangents.own
+        return [own[name][rows.first : rows.first + count] for name in names]
 
     def slopes(self, adjoint: Adjoint) -> Tensor:
         """Return the derivative of a function of the state along each direction, (count,).
@@ -216,23 +231,4 @@ class TangentBundle:
         Args:
             adjoint: Its derivative in ``state.tensors()``.
         """
-        return sum(
-            (
-                as_real(tangent).reshape(len(tangent), -1) @ as_real(cotangent).reshape(-1)
-                for tangent, cotangent in zip(self.tangents, adjoint, strict=True)
-                if cotangent is not None
-            ),
-            start=as_real(self.tangents[0]).new_zeros(len(self.tangents[0])),
-        )
-
-
-def _nonzero(parts: list[Tensor]) -> list[bool]:
-    """Return whether each row of tensors (count, *shape) has an entry other than zero."""
-    rows = [(part != 0).reshape(len(part), -1).any(1) for part in parts]
-    found: list[bool] = torch.stack(rows).any(0).tolist()
-    return found
-
-
-def _chosen(part: Tensor, places: list[int]) -> Tensor:
-    """Return some rows, without a copy where these are all."""
-    return part if len(places) == len(part) else part[places]
+        return self._tangents.slopes(adjoint)

@@ -140,8 +140,8 @@ groups=1)
         hyperparameters: dict[str, float | Tensor],
         step: int,
         tangents: UpdateTangents,
-    ) -> None:
-        """Move derivatives along directions in λ by one step, in place, without a graph.
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Take one step without a graph, and move derivatives along directions in λ, in place.
 
         With dots for derivatives, m the momentum, d the weight decay and w what weights the
         gradient: ġ ← ġ + d θ̇ + ḋ θ, v̇ ← m v̇ + ṁ v + w ġ + ẇ g, and θ̇ ← θ̇ − ``lr`` v̇ − l̇r v⁺,
@@ -155,9 +155,12 @@ groups=1)
                 a graph.
             step: Number of steps that they took before this one.
             tangents: Derivatives of all these.
+
+        Returns:
+            What :meth:`update` does.
         """
         momentum, decay = hyperparameters["momentum"], hyperparameters["weight_decay"]
-        slope, pushed = tangents.slope, tangents.gradient
+        rate, slope, pushed = -hyperparameters["lr"], tangents.slope, tangents.gradient
         if is_used(decay):
             accumulate(pushed, tangents.parameter, decay)
             accumulate_outer(pushed, slope("weight_decay"), parameter)
@@ -175,8 +178,9 @@ groups=1)
                 accumulate_outer(pushed, turned, moved["velocity"])
             else:
                 pushed = speed
-        accumulate(tangents.parameter, pushed, -hyperparameters["lr"])
+        accumulate(tangents.parameter, pushed, rate)
         accumulate_outer(tangents.parameter, slope("lr"), direction, -1)
+        return add_scaled(parameter, direction, rate), moved
 
     def _refuse_late_momentum(self, hyperparameters: dict[str, float | Tensor], step: int) -> None:
         """Raise where a schedule starts a dampened momentum later than at the first step.
