@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from applications.cross_lingual import figures
 from metatoolkit.experiments.by_application import estimator_study
 from metatoolkit.experiments.studies import SIGNAL, Claim, Column, Row, Study
@@ -72,5 +74,9 @@ ESTIMATORS = estimator_study(
 STUDIES = [
     _comparison("cross_lingual", "generated", "a generated language from another one"),
     ESTIMATORS,
-    _comparison("cross_lingual_masakhaner", "masakhaner", "Swahili from Nigerian Pidgin"),
+    # Its data have to be put under METATOOLKIT_DATA.
+    dataclasses.replace(
+        _comparison("cross_lingual_masakhaner", "masakhaner", "Swahili from Nigerian Pidgin"),
+        usual=False,
+    ),
 ]
