@@ -49,6 +49,8 @@ def _comparison(name: str, data: str, languages: str) -> Study:
             Claim("MetaXL, second order", "above", "joint training", _SCORE.header),
             Claim("MetaXL, EvoGrad", "above", "joint training", _SCORE.header),
             Claim("MetaXL, EvoGrad guided", "above", "joint training", _SCORE.header),
+            Claim("MetaXL, EvoGrad guided", "above", "untrained transformation", _SCORE.header),
+            Claim("untrained transformation", "level", "joint training", _SCORE.header, margin=1.0),
             Claim("MetaXL, EvoGrad", "level", "MetaXL, second order", _SCORE.header, margin=1.0),
             Claim("MetaXL, EvoGrad", "below", "MetaXL, second order", _MEMORY.header),
             Claim("MetaXL, EvoGrad", "below", "MetaXL, second order", _FLOPS.header),
