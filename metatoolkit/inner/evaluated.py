@@ -71,22 +71,8 @@ class Evaluated:
             function: Called with one tensor, returns one tensor.
         """
         done: dict[int, Any] = {}
-
-        def on_value(value: Any) -> Any:
-            if id(value) not in done:
-                if isinstance(value, Tensor):
-                    done[id(value)] = function(value)
-                elif isinstance(value, Mapping):
-                    done[id(value)] = {name: on_value(part) for name, part in value.items()}
-                else:
-                    return value
-            return done[id(value)]
-
-        def on_values(values: dict[str, Any]) -> dict[str, Any]:
-            return {name: on_value(value) for name, value in values.items()}
-
-        special = [(patterns, on_values(own)) for patterns, own, _ in self._special]
-        return Evaluated(on_values(self._common[0]), special)
+        special = [(patterns, _mapped(own, function, done)) for patterns, own, _ in self._special]
+        return Evaluated(_mapped(self._common[0], function, done), special)
 
 
 def leaves_of(value: Tensor, given: Tensors) -> set[int]:
@@ -111,6 +97,23 @@ def leaves_of(value: Tensor, given: Tensors) -> set[int]:
         if leaf is not None:
             found.add(id(leaf))
         waiting += [child for child, _ in node.next_functions if child is not None]
+    return found
+
+
+def _mapped(
+    values: Mapping[str, Any], function: Callable[[Tensor], Tensor], done: dict[int, Any]
+) -> dict[str, Any]:
+    """Return values with a function applied to each tensor that it was not applied to before.
+
+    A closure that calls itself would keep all of them alive until the next collection.
+    """
+    found = dict(values)
+    for name, value in values.items():
+        if isinstance(value, Tensor | Mapping):
+            if id(value) not in done:
+                mapped = isinstance(value, Mapping)
+                done[id(value)] = _mapped(value, function, done) if mapped else function(value)
+            found[name] = done[id(value)]
     return found
 
 
