@@ -109,11 +109,12 @@ def _mapped(
     """
     found = dict(values)
     for name, value in values.items():
-        if isinstance(value, Tensor | Mapping):
-            if id(value) not in done:
-                mapped = isinstance(value, Mapping)
-                done[id(value)] = _mapped(value, function, done) if mapped else function(value)
-            found[name] = done[id(value)]
+        if id(value) not in done:
+            if isinstance(value, Tensor):
+                done[id(value)] = function(value)
+            elif isinstance(value, Mapping):
+                done[id(value)] = _mapped(value, function, done)
+        found[name] = done.get(id(value), value)
     return found
 
 
