@@ -2,8 +2,8 @@
 
 Every algorithm gets the same number of trials and seeds, over the inner rate, that across tasks
 and, where inner rates are learned, that at which they are. The score is the error on validation
-tasks after the last step, on seeds that are others than those of the study. The winners go into
-``study.py``.
+tasks after the last step, on seeds that are others than those of the study, which is at common
+rates: docs/few_shot.md tells what was found.
 """
 
 from __future__ import annotations
