@@ -104,6 +104,11 @@ class TangentBundle:
         return self._state.state if isinstance(self._state, FlatState) else self._state
 
     @property
+    def _entry(self) -> InnerState:
+        """The state as far as a loss reads it."""
+        return self._state.entry if isinstance(self._state, FlatState) else self._state
+
+    @property
     def tangents(self) -> list[Tensor]:
         """Derivative of each of ``state.tensors()``, (count, *shape)."""
         return self._tangents.by_direction()
@@ -150,9 +155,7 @@ class TangentBundle:
             self._step(batch)
 
     def _step(self, batch: Any) -> None:
-        present = self._state
-        entry = present.entry if isinstance(present, FlatState) else present
-        entry = with_leaves(entry, True)
+        entry = with_leaves(self._entry, True)
         loss, gradients, direct, buffers = self._gradients(entry, batch)
         fields = [*gradients.values(), *(way for way in direct if way is not None)]
         theta = [entry.parameters[name] for name in gradients]
@@ -193,10 +196,9 @@ class TangentBundle:
     def _update(self, gradients: Tensors) -> TangentUpdate:
         """Return the update by given gradients, in closed form where the learner has one."""
         if isinstance(self._tangents, FlatTangents):
-            present = self._state
-            entry = present.entry if isinstance(present, FlatState) else present
-            course = self._course.at(entry.step)
+            course = self._course.at(self._entry.step)
             if course.resolved is not None:
+                present = self._state
                 flat = present if isinstance(present, FlatState) else FlatState.of(present)
                 return ClosedUpdate(self.inner, flat, self.meta, gradients, course, self._tangents)
         return DifferentiatedUpdate(
