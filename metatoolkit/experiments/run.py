@@ -293,6 +293,8 @@ def measure_costs(assembly: Assembly) -> dict[str, float]:
         estimator.load_state_dict(before)
         return estimator(problem, inner, state, batches, valid_batch)
 
+    # What a first call finds out about the problem is no part of what each takes.
+    meta_step()
     costs |= {
         "peak_memory_bytes": peak_memory(meta_step),
         "flops": count_flops(meta_step),

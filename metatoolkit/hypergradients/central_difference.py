@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metatoolkit.errors import AccuracyWarning, PrecisionError, UnsupportedError
 from metatoolkit.hypergradients.difference_radius import Slopes
-from metatoolkit.hypergradients.products import Adjoint, add_adjoints
+from metatoolkit.hypergradients.products import Adjoint, add_adjoints, norm
 from metatoolkit.state import Tensors
 
 Evaluate = Callable[[Tensors], tuple[Tensor, Adjoint]]
@@ -258,17 +258,3 @@ class CentralDifference:
             "slope_error": gap / scale if scale else 0.0,
         }
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-
-
-def norm(tensors: Sequence[Tensor | None]) -> float:
-    """Return the norm of all entries, in float32 or more.
-
-    Args:
-        tensors: Tensors, or ``None`` for zeros.
-    """
-    parts = [
-        torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)).double()
-        for t in tensors
-        if t is not None
-    ]
-    return float(torch.linalg.vector_norm(torch.stack(parts))) if parts else 0.0

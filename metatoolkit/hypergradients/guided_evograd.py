@@ -19,11 +19,11 @@ from metatoolkit.hypergradients.base import (
     check_finite,
     fill_gradients,
 )
-from metatoolkit.hypergradients.central_difference import norm as norm_of
 from metatoolkit.hypergradients.detached import HeldConstants
 from metatoolkit.hypergradients.difference_radius import balanced_radius, rounding_unit
 from metatoolkit.hypergradients.prefix import Prefix
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
+from metatoolkit.hypergradients.products import norm as norm_of
 from metatoolkit.hypergradients.recording import recording
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.replay_check import evaluate_again, repeat_once

@@ -110,7 +110,7 @@ class KeptGraphs:
         if self._count is not None or window == 1:
             return self.least, None
         given = _tensors([meta, batches[0]])
-        kind = (type(inner), *map(_layout, [*state.tensors(), *given]))
+        kind = step_layout(inner, state, meta, batches[0])
         if kind in self._sizes:
             return self._chosen(self._sizes[kind], window), None
         hooks: list[Any] = []
@@ -132,6 +132,20 @@ class KeptGraphs:
     def _chosen(self, size: int, window: int) -> int:
         self.latest = min(max(self._budget // max(size, 1), 1), window)
         return self.latest
+
+
+def step_layout(
+    inner: InnerLearner, state: InnerState, meta: Tensors, batch: Any
+) -> tuple[Any, ...]:
+    """Return what the costs of a step depend on: the learner's type, and shapes.
+
+    Args:
+        inner: Inner learner.
+        state: State before the step.
+        meta: Meta-parameters by name.
+        batch: Training batch.
+    """
+    return (type(inner), *map(_layout, [*state.tensors(), *_tensors([meta, batch])]))
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

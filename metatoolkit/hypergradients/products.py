@@ -37,6 +37,20 @@ def scaled(adjoint: Adjoint, factor: float) -> Adjoint:
     return adjoint if factor == 1 else [None if t is None else factor * t for t in adjoint]
 
 
+def norm(tensors: Sequence[Tensor | None]) -> float:
+    """Return the norm of all entries, in float32 or more.
+
+    Args:
+        tensors: Tensors, or ``None`` for zeros.
+    """
+    parts = [
+        torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)).double()
+        for t in tensors
+        if t is not None
+    ]
+    return float(torch.linalg.vector_norm(torch.stack(parts))) if parts else 0.0
+
+
 def loss_gradient(loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> Adjoint:
     """Return the gradient of a loss, which may be a constant.
 

@@ -14,6 +14,7 @@ from metatoolkit.hypergradients.products import Adjoint as Gains
 from metatoolkit.hypergradients.products import (
     add_adjoints,
     as_vector,
+    norm,
     scaled,
     vector_jacobian_product,
 )
@@ -163,7 +164,7 @@ class StoredFlow:
         times = torch.tensor([0.0, float(steps)], dtype=torch.float64, device=start.device)
         accepted = {
             "rtol": tolerance,
-            "atol": tolerance * max(_norm(adjoint), torch.finfo(start.dtype).tiny),
+            "atol": tolerance * max(norm(adjoint), torch.finfo(start.dtype).tiny),
             "options": {"max_num_steps": _MOST * steps},
         }
         try:
@@ -207,9 +208,9 @@ class StoredFlow:
         moved, part = step.pull_back(adjoint, retain_graph)
         self.products += step.products
         change = [m - p for m, p in zip(moved, adjoint, strict=True)]
-        size = _norm(adjoint)
+        size = norm(adjoint)
         if size > 0:
-            self.stiffness = max(self.stiffness, _norm(change) / size)
+            self.stiffness = max(self.stiffness, norm(change) / size)
         if not self.stiffness <= _STABLE:
             raise _stiff(self._inner, f"h ‖H p‖ is {self.stiffness:.3g} ‖p‖")
         return change, part
@@ -250,10 +251,6 @@ class _StepGraph:
 
 def _sum(one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
     return [a + b for a, b in zip(one, other, strict=True)]
-
-
-def _norm(adjoint: list[Tensor]) -> float:
-    return float(torch.stack([tensor.double().square().sum() for tensor in adjoint]).sum().sqrt())
 
 
 def _stiff(inner: GradientFlow, what: str) -> StiffnessError:

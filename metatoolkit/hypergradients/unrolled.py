@@ -20,10 +20,12 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
 )
 from metatoolkit.hypergradients.first_order import refuse_inner_meta
-from metatoolkit.hypergradients.kept_graphs import MEMORY_BUDGET, KeptGraphs
+from metatoolkit.hypergradients.kept_graphs import MEMORY_BUDGET
 from metatoolkit.hypergradients.mixed_mode import MixedStep, step_with_gradients
+from metatoolkit.hypergradients.product_choice import ProductOption
 from metatoolkit.hypergradients.products import Adjoint, add_adjoints, scaled
 from metatoolkit.hypergradients.registry import estimators
+from metatoolkit.hypergradients.step_plan import StepPlans
 from metatoolkit.hypergradients.trajectory import (
     StepGraph,
     Visit,
@@ -39,7 +41,6 @@ from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 
 _CHECKPOINTS = ("every", "sqrt", "tree")
-_PRODUCTS = ("reverse_over_reverse", "forward_over_reverse")
 
 
 @estimators.register()
@@ -68,10 +69,12 @@ class Unrolled(Estimator):
       three times that of a training step.
     - ``"forward_over_reverse"``: the gradient's derivative along the adjoint, in forward mode
       (MixFlow-MG, Kemaev et al. 2025, arXiv 2505.00793). 12 F for each step (9 F of them for the
-      product) and 3 F for the outer loss. Memory beyond the states: 2.5 times that of a training
-      step for plain layers, 4 to 5 times where PyTorch takes normalization apart for its forward
-      mode; and the gradient at each state that is kept on the lowest level, without which 3 F
-      more are taken. It needs forward-mode rules for the operations of the training loss.
+      product) and 3 F for the outer loss. Memory beyond the states: once to 2.5 times that of a
+      training step for plain layers, 4 to 5 times where PyTorch takes normalization apart for its
+      forward mode; and the gradient at each state that is kept on the lowest level, without which
+      3 F more are taken. It needs forward-mode rules for the operations of the training loss.
+    - ``"auto"``: what takes fewer operations, counted at the first call with new shapes for one
+      step with convolutions; elsewhere the double backward, which takes fewer.
 
     With ``truncation=k`` the adjoint runs over the last k steps only (Shaban et al. 2019, arXiv
     1810.10667): λ counts as constant in the steps before, no state of which is kept. That is
@@ -130,7 +133,7 @@ class Unrolled(Estimator):
         steps: int = 1,
         truncation: int | None = None,
         checkpoint: Literal["every", "sqrt", "tree"] = "every",
-        product: Literal["reverse_over_reverse", "forward_over_reverse"] = "reverse_over_reverse",
+        product: ProductOption = "auto",
         arity: int = 8,
         keep_graphs: int | Literal["auto"] = "auto",
         step_weights: Sequence[float] | None = None,
@@ -140,7 +143,6 @@ class Unrolled(Estimator):
         require_steps(steps)
         require_truncation(truncation, steps)
         require_choice("checkpoint", checkpoint, _CHECKPOINTS)
-        require_choice("product", product, _PRODUCTS)
         if arity < 2:
             raise ConfigurationError(
                 f"arity is {arity}; a tree cuts a trajectory into at least 2 parts."
@@ -151,8 +153,7 @@ class Unrolled(Estimator):
         self.product = product
         self.arity = arity
         self.keep_graphs = keep_graphs
-        saving = keep_graphs == "auto" and checkpoint != "every"
-        self._graphs = KeptGraphs(1 if saving else keep_graphs, memory_budget)
+        self._plans = StepPlans(product, keep_graphs, memory_budget, checkpoint != "every")
         self._first_order = False
         self.step_weights = step_weights
         self.first_order = first_order
@@ -174,8 +175,7 @@ class Unrolled(Estimator):
     def repeats_steps(self) -> bool:  # type: ignore[override]
         """Whether a call takes steps twice: those whose graphs are not kept, as far as is known."""
         # In mixed mode each step has passes of two kinds.
-        twice = self.product != "reverse_over_reverse" or self._window() > self._graphs.latest
-        return twice and not self.first_order
+        return not self.first_order and self._plans.repeats(self._window())
 
     @property
     def step_weights(self) -> Sequence[float] | None:
@@ -191,7 +191,7 @@ class Unrolled(Estimator):
                     f"step_weights is {list(weights)} with steps={self.horizon}; give a number of "
                     "at least 0 for each step, not all of them 0."
                 )
-            if min(self._graphs.most, self._window()) < self.horizon:
+            if min(self._plans.graphs.most, self._window()) < self.horizon:
                 raise ConfigurationError(
                     f"step_weights with keep_graphs={self.keep_graphs} and "
                     f"truncation={self.truncation}: the outer loss is differentiated after each "
@@ -232,10 +232,13 @@ class Unrolled(Estimator):
     ) -> Hypergradient:
         """Return the derivative of the outer loss after T steps; see the class."""
         meta = problem.meta_leaves()
-        split = self.first_order or self.product == "forward_over_reverse"
         window = self._window()
         skipped = len(train_batches) - window
         batches = train_batches[skipped:]
+        state = roll_out(problem, inner, state, meta, train_batches[:skipped])
+        arguments = (problem, inner, state, meta, batches)
+        plan = self._plans.plan(*arguments, self.step_weights is not None, self.first_order)
+        split, first = plan.split, plan.first
         passes = skipped
 
         def advance(point: InnerState, index: int) -> Visit:
@@ -255,14 +258,6 @@ class Unrolled(Estimator):
                 return MixedStep(*arguments, gradients, index > 0, self.first_order)
             return StepGraph(*arguments, through_state=index > 0)
 
-        state = roll_out(problem, inner, state, meta, train_batches[:skipped])
-        keep: int = window if self.step_weights is not None else self._graphs.least
-        measured = None
-        if not split and self.step_weights is None:
-            keep, measured = self._graphs.fitting(problem, inner, state, meta, batches)
-        passes += measured is not None
-        first = max(window - keep, 0)
-        measured = None if first else measured
         visits = states_backward(advance, state, first, self._arity(first + 1))
         state, _ = next(visits)
         kept: list[StepGraph | MixedStep] = []
@@ -272,7 +267,8 @@ class Unrolled(Estimator):
         ends = [index for index, weight in enumerate(weights, 1) if weight or index == window]
         index = first
         while index < window:
-            graph, measured = measured or linearize(state, index), None
+            graph = plan.graph or linearize(state, index)
+            plan.graph = None
             kept.append(graph)
             index += 1
             if isinstance(graph, StepGraph):
@@ -311,8 +307,12 @@ class Unrolled(Estimator):
             gradient=fill_gradients(problem, by_name, "train_loss and valid_loss"),
             valid_loss=valid_loss,
             state=state,
-            cost=Cost(forward=passes, backward=passes, hvp=0 if self.first_order else window),
-            details={"keep_graphs": window - first} if self.keep_graphs == "auto" else {},
+            cost=Cost(
+                forward=passes + plan.cost.forward,
+                backward=passes + plan.cost.backward,
+                hvp=plan.cost.hvp + (0 if self.first_order else window),
+            ),
+            details=self._plans.details(window, plan.first),
         )
 
     @override

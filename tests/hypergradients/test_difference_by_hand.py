@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from metatoolkit.errors import AccuracyWarning, PrecisionError, UnsupportedError
-from metatoolkit.hypergradients.central_difference import CentralDifference, norm
+from metatoolkit.hypergradients.central_difference import CentralDifference
 from metatoolkit.hypergradients.difference_radius import Slopes
+from metatoolkit.hypergradients.products import norm
 
 
 def scalar(value):

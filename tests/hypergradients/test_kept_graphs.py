@@ -14,6 +14,7 @@ from metatoolkit.inner import SGD
 from metatoolkit.testing import bank
 
 WIDTH, BATCH = 32, 512
+REVERSE = "reverse_over_reverse"
 
 
 def _case(train_loss=None, layers=4, width=WIDTH):
@@ -54,7 +55,7 @@ def test_it_is_what_the_memory_of_a_step_grows_by():
     growth = (peak(9) - peak(3)) / 6
     estimator = Unrolled(3)
     case.call(estimator)
-    (size,) = estimator._graphs._sizes.values()
+    (size,) = estimator._plans.graphs._sizes.values()
     assert 0.8 * growth < size < 1.25 * growth
 
 
@@ -62,12 +63,12 @@ def test_graphs_are_kept_as_far_as_they_fit():
     case = _case()
     estimator = Unrolled(6)
     assert _kept(case, estimator) == 6
-    (size,) = estimator._graphs._sizes.values()
+    (size,) = estimator._plans.graphs._sizes.values()
     expected = case.call(Unrolled(6, keep_graphs=1))
     for budget, kept in ((0, 1), (size, 1), (3 * size + 1, 3), (6 * size, 6), (100 * size, 6)):
         estimator = Unrolled(6, memory_budget=budget)
         first, second = case.call(estimator), case.call(estimator)
-        assert first.details == second.details == {"keep_graphs": kept}
+        assert first.details == second.details == {"product": REVERSE, "keep_graphs": kept}
         assert estimator.repeats_steps is (kept < 6)
         # The step whose graph was measured is taken once more where it is not kept.
         assert second.cost.forward == 6 + (6 - kept) + 1
@@ -86,9 +87,9 @@ def test_other_shapes_are_measured_anew():
 
 def test_what_was_named_is_not_measured():
     for options in ({"keep_graphs": 2}, {"keep_graphs": 9}):
-        assert _case().call(Unrolled(3, **options)).details == {}
+        assert _case().call(Unrolled(3, **options)).details == {"product": REVERSE}
     estimator = Unrolled(1)
-    assert _kept(_case(), estimator) == 1 and not estimator._graphs._sizes
+    assert _kept(_case(), estimator) == 1 and not estimator._plans.graphs._sizes
 
 
 @pytest.mark.parametrize("checkpoint", ["sqrt", "tree"])
@@ -148,6 +149,6 @@ def test_tasks_side_by_side_count_all_of_them():
     def size(batching):
         estimator = Unrolled(3)
         mt.over_tasks(problem, SGD(lr=0.1), estimator, tasks, batching)
-        return max(estimator._graphs._sizes.values())
+        return max(estimator._plans.graphs._sizes.values())
 
     assert size("vmap") > 8 * size("loop")

@@ -16,7 +16,7 @@ PLAIN = Unrolled(1).traits
 def test_defaults():
     estimator = Unrolled()
     assert estimator.horizon == 1 and estimator.truncation is None
-    assert estimator.checkpoint == "every" and estimator.product == "reverse_over_reverse"
+    assert estimator.checkpoint == "every" and estimator.product == "auto"
     assert estimator.arity == 8 and estimator.keep_graphs == "auto"
     assert Unrolled.complex_meta is True
     assert estimator.traits == Unrolled.traits and Unrolled(7).traits == Unrolled.traits
