@@ -21,6 +21,11 @@ THROUGH = {
         "hypergradients/test_evograd.py",
         "hypergradients/test_evograd_noise.py",
     ],
+    "hypergradients/step_plan.py": [
+        "hypergradients/test_kept_graphs.py",
+        "hypergradients/test_product_choice.py",
+        "hypergradients/test_unrolled_settings.py",
+    ],
     "hypergradients/prefix.py": ["hypergradients/test_prefix_dependence.py"],
     "hypergradients/guided_evograd.py": [
         "hypergradients/test_guided_constants.py",
