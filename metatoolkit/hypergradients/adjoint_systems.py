@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.linear_solvers import LinearSolver, LinearSystem, Solution
 from metatoolkit.hypergradients.linear_solvers.side_by_side import solve_each
 from metatoolkit.hypergradients.linearization import StepLinearization, relative_residual
@@ -120,8 +121,9 @@ class AdjointSystems:
         ]
         jvp, hvp = [0] * self._count, [1] * self._count
 
+        zero = torch.zeros_like(sides[0])
+
         def products(given: dict[int, Tensor], forward: bool) -> dict[int, Tensor]:
-            zero = torch.zeros_like(sides[0])
             for number in given:
                 (jvp if forward else hvp)[number] += 1
             joined = self.join([given.get(number, zero) for number in range(self._count)])
@@ -133,12 +135,14 @@ class AdjointSystems:
             images = self.cut(image)
             return {number: images[number] for number in given}
 
-        found = solve_each(
-            solver,
-            systems,
-            lambda given: products(given, False),
-            lambda given: products(given, factor is None),
-        )
+        # Once, and not for each product.
+        with double_backward_kernels():
+            found = solve_each(
+                solver,
+                systems,
+                lambda given: products(given, False),
+                lambda given: products(given, factor is None),
+            )
         vectors = [one.vector * scale for one, scale in zip(found, scales, strict=True)]
         joined = self.join(vectors)
         u = joined if factor is None else joined / factor

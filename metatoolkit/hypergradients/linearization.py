@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -35,7 +36,8 @@ class StepLinearization:
 
     Where the learner takes its step from one gradient, θ⁺ = U(θ, g(θ, λ), λ), the two parts are
     differentiated one by one: for SGD the identity in ∂Φ = I − ``lr`` · H cancels exactly in
-    I − ∂Φ, and small eigenvalues of ``lr`` · H survive in float32 and bfloat16.
+    I − ∂Φ, and small eigenvalues of ``lr`` · H survive in float32 and bfloat16. Where U is linear
+    in g, as SGD's, its derivative is a diagonal, taken once for all products.
 
     Args:
         problem: The bilevel problem.
@@ -86,6 +88,7 @@ class StepLinearization:
                 cut = {name: g.detach().requires_grad_() for name, g in gradients.items()}
                 after = inner.apply(problem, entry, meta, cut)
                 self._reached = set(gradients)
+                self._gradient_names = list(gradients)
                 self._gradients = list(gradients.values())
                 self._gradient_leaves = list(cut.values())
                 self.after = dataclasses.replace(after, buffers=buffers).detach()
@@ -111,12 +114,16 @@ class StepLinearization:
             torch.promote_types, [as_real(tensor).dtype for tensor in self._inputs], torch.float32
         )
         self.device = self._inputs[0].device
+        # Where a vector holds the variables as they are.
+        self._is_exact = all(tensor.dtype == self.dtype for tensor in self._inputs)
         self.rounding = max(torch.finfo(tensor.dtype).eps for tensor in self._inputs)
         self.sizes = [as_real(tensor).numel() for tensor in self._inputs]
         self.size = sum(self.sizes)
         self.transposed_products = 0
         self.products = 0
         self._transposed_graph: tuple[Tensor, Tensor] | None = None
+        self._diagonal: tuple[Tensor, dict[str, Tensor | None]] | None = None
+        self._is_diagonal = parted and count == self._parameters and is_linear_in_gradient(inner)
 
     def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Return one vector from tensors of the variables' shapes; missing ones are zeros.
@@ -127,9 +134,10 @@ class StepLinearization:
         padded = [*tensors, *[None] * (len(self._inputs) - len(tensors))]
         zeros = functools.partial(torch.zeros, dtype=self.dtype, device=self.device)
         pairs = zip(padded, self.sizes, strict=True)
-        return as_vector(
-            (zeros(n) if tensor is None else tensor for tensor, n in pairs), self.dtype
-        )
+        parts = [zeros(size) if tensor is None else tensor for tensor, size in pairs]
+        if self._is_exact:
+            return torch.cat([part.reshape(-1) for part in parts])
+        return as_vector(parts, self.dtype)
 
     def right_hand_side(self, adjoint: Adjoint) -> Tensor:
         """Return the outer gradient as one vector, for a system with (I − ∂Φ)ᵀ.
@@ -151,7 +159,10 @@ class StepLinearization:
             vector: Vector of length :attr:`size`.
         """
         found = []
-        for part, like in zip(vector.split(self.sizes), self._inputs, strict=True):
+        parts = vector.split_with_sizes(self.sizes)
+        if self._is_exact:
+            return [part.view_as(like) for part, like in zip(parts, self._inputs, strict=True)]
+        for part, like in zip(parts, self._inputs, strict=True):
             real = as_real(like)
             entry = part.view_as(real).to(real.dtype)
             found.append(torch.complex(*entry.unbind(-1)) if like.is_complex() else entry)
@@ -167,6 +178,8 @@ class StepLinearization:
         Raises:
             NonFiniteError: An entry is NaN or infinite.
         """
+        if math.isfinite(float(vector.sum())):
+            return
         parts = vector.split(self.sizes)
         check_finite({f"{what} at {n!r}": part for n, part in zip(self.names, parts, strict=True)})
 
@@ -224,22 +237,37 @@ class StepLinearization:
     ) -> tuple[Tensor, Adjoint]:
         leaves = self._leaves if with_meta else []
         count = len(self._inputs)
-        cotangents: list[Tensor | None] = list(self.unflatten(vector))
-        # As the step saw it: a rounding of the vector must not pass for a part of I − ∂Φ.
-        vector = self.flatten(cotangents)
         targets = [*self._inputs, *leaves]
-        every = [*targets, *self._gradient_leaves]
+        cotangents = self.unflatten(vector)
+        if not self._is_exact:
+            # As the step saw it: a rounding of the vector must not pass for a part of I − ∂Φ.
+            vector = self.flatten(cotangents)
         with double_backward_kernels(), within(self._loss):
-            found = _kept_product(self._outputs, every, cotangents, create_graph=create_graph)
-            second = _kept_product(
-                self._gradients, targets, found[len(targets) :], create_graph=create_graph
-            )
-        direct = self.flatten(found[:count])
-        meta = found[count : len(targets)]
-        through = self.flatten(second[:count])
+            if self._is_diagonal and not with_meta:
+                rest, factors = self._update()
+                rest, meta = rest * vector, []
+                named = dict(zip(self.names, cotangents, strict=True))
+                through = [None if f is None else f * named[name] for name, f in factors.items()]
+            else:
+                every = [*targets, *self._gradient_leaves]
+                found = _kept_product(self._outputs, every, cotangents, create_graph=create_graph)
+                rest = vector - self.flatten(found[:count])
+                meta, through = found[count : len(targets)], found[len(targets) :]
+            second = _kept_product(self._gradients, targets, through, create_graph=create_graph)
         names = [str(index) for index in range(len(leaves))]
         total = add_gradients(names, meta, second[count:])
-        return (vector - direct) - through, list(total.values())
+        return rest - self.flatten(second[:count]), list(total.values())
+
+    def _update(self) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """Return the diagonals of I − ∂U/∂θ, a vector, and of ∂U/∂g by the parameter's name."""
+        if self._diagonal is None:
+            ones = [torch.ones_like(tensor) for tensor in self._outputs]
+            every = [*self._inputs, *self._gradient_leaves]
+            found = _kept_product(self._outputs, every, ones)
+            count = len(self._inputs)
+            rest = self.flatten(ones) - self.flatten(found[:count])
+            self._diagonal = rest, dict(zip(self._gradient_names, found[count:], strict=True))
+        return self._diagonal
 
 
 def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerState) -> Tensors:

@@ -25,7 +25,7 @@ from metatoolkit.stateless.graphs import graph_nodes
 
 Product = Literal["reverse_over_reverse", "forward_over_reverse"]
 ProductOption = Literal["auto", "reverse_over_reverse", "forward_over_reverse"]
-_Known = weakref.WeakKeyDictionary[BilevelProblem, dict[Any, Product]]
+_Known = weakref.WeakKeyDictionary[BilevelProblem, dict[Any, Product] | None]
 _PRODUCTS = get_args(ProductOption)
 
 # Below it, what is not counted decides: elementwise operations and calls of kernels.
@@ -90,14 +90,20 @@ class ProductChoice:
         if len(batches) > 1 or in_transform():
             return None, Cost()
         known = self._known.setdefault(problem, {})
+        if known is None:
+            return None, Cost()
         kind = step_layout(inner, state, meta, batches[0])
         if kind in known:
             self.latest = known[kind]
             return None, Cost()
         arguments = (problem, inner, state, meta, batches[0])
         graph, cost = StepGraph(*arguments, through_state=False), Cost(forward=1, backward=1)
+        if not _has_convolutions(graph):
+            # Nor will it have any with other shapes, which take longer to tell than a small step.
+            self._known[problem] = None
+            return graph, cost
         # What may run anything in its backward pass is not guessed at.
-        if _has_convolutions(graph) and not graph.is_recorded:
+        if not graph.is_recorded:
             cost = Cost(forward=3, backward=3, hvp=2)
             if _is_cheaper_mixed(graph, *arguments):
                 self.latest = "forward_over_reverse"

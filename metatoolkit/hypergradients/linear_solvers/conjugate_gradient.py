@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar, Literal
 
+import torch
 from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
@@ -77,29 +79,30 @@ class ConjugateGradient(LinearSolver):
         scale = float(system.right_hand_side.norm())
         target = self.tolerance * scale
         direction = residual
-        square = residual.dot(residual)
-        left = float(square.sqrt())
+        square = float(residual.dot(residual))
+        left = math.sqrt(square)
         progress = Progress(x, left, damped)
         rounding = system.eps
         done = 0
         while done < self.iterations and left > target:
             image = damped.product(direction)
-            progress.see(float(image.norm() / direction.norm()))
-            curvature = direction.dot(image)
-            if float(curvature) <= rounding * float(direction.norm() * image.norm()):
+            curvature = float(direction.dot(image))
+            long, longer = float(direction.norm()), float(image.norm())
+            progress.see(longer / long)
+            if curvature <= rounding * long * longer:
                 if left <= rounding * scale:
                     # Rounding is all that is left, which tells nothing of M.
                     break
-                relative = float(curvature / direction.dot(direction))
+                relative = curvature / float(direction.dot(direction))
                 if self.negative_curvature == "error":
                     raise UnsupportedError(_indefinite(relative, self.damping))
                 return progress.solution(done, target, negative_curvature=relative)
             step = square / curvature
-            x = x + step * direction
-            residual = residual - step * image
-            before, square = square, residual.dot(residual)
-            left = float(square.sqrt())
-            direction = residual + (square / before) * direction
+            x = torch.add(x, direction, alpha=step)
+            residual = torch.sub(residual, image, alpha=step)
+            before, square = square, float(residual.dot(residual))
+            left = math.sqrt(square)
+            direction = torch.add(residual, direction, alpha=square / before)
             done += 1
             if not progress.offer(x, left, done):
                 break
