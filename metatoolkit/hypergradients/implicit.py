@@ -22,13 +22,13 @@ from metatoolkit.hypergradients.base import (
     refuse_initial_state,
 )
 from metatoolkit.hypergradients.draws import Draws
+from metatoolkit.hypergradients.learning_rates import learning_rates
 from metatoolkit.hypergradients.linear_solvers import LinearSolver
 from metatoolkit.hypergradients.linearization import (
     StepLinearization,
     Through,
     carried_vector,
     check_through,
-    learning_rates,
 )
 from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators

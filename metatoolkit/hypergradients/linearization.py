@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError, UnsupportedError
+from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.base import add_gradients, check_finite
 from metatoolkit.hypergradients.products import Adjoint, as_real, as_vector, vector_jacobian_product
@@ -265,42 +265,16 @@ class StepLinearization:
             every = [*self._inputs, *self._gradient_leaves]
             found = _kept_product(self._outputs, every, ones)
             count = len(self._inputs)
-            rest = self.flatten(ones) - self.flatten(found[:count])
-            self._diagonal = rest, dict(zip(self._gradient_names, found[count:], strict=True))
+            rest = _constant(self.flatten(ones) - self.flatten(found[:count]))
+            factors = [None if factor is None else _constant(factor) for factor in found[count:]]
+            self._diagonal = rest, dict(zip(self._gradient_names, factors, strict=True))
         return self._diagonal
 
 
-def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerState) -> Tensors:
-    """Return D of θ⁺ = θ − D g(θ) + …, the factor of the gradient in a step of SGD.
-
-    Args:
-        problem: The bilevel problem.
-        inner: Inner learner, such as SGD, whose step is linear in the gradient.
-        state: State before the step.
-
-    Returns:
-        One tensor of the shape of the parameter for each parameter name, below 0 where the
-        training loss is ascended.
-
-    Raises:
-        UnsupportedError: The learner's step is not linear in the gradient, or a learning rate is 0.
-    """
-    if not is_linear_in_gradient(inner):
-        raise UnsupportedError(
-            f"the step of {type(inner).__name__} is no gradient step with a learning rate; use "
-            "SGD, or FixedPoint, NormalEquationCG or GMRES in Implicit, which take any map."
-        )
-    meta = {name: tensor.detach() for name, tensor in problem.meta_parameters().items()}
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.parameters.items()}
-    sensitivity = inner.gradient_sensitivity(problem, state, meta, zeros)
-    for name, diagonal in sensitivity.items():
-        if not bool(((diagonal != 0) & torch.isfinite(diagonal)).all()):
-            raise UnsupportedError(
-                f"the learning rate of {name!r} is not above 0 (or maximize=True turns its step "
-                "around), so that the inner step does not descend to it; freeze it with "
-                "requires_grad_(False), or give it a learning rate."
-            )
-    return {name: -diagonal for name, diagonal in sensitivity.items()}
+def _constant(tensor: Tensor) -> Tensor:
+    """Return the one number that a tensor holds in all entries, or the tensor."""
+    first = tensor.flatten()[:1].clone().squeeze()
+    return first if bool((tensor == first).all()) else tensor
 
 
 def carried_vector(estimator: str, carried: Tensor | None, like: Tensor) -> Tensor | None:

@@ -19,9 +19,9 @@ from metatoolkit.hypergradients.base import (
     add_gradients,
     fill_gradients,
 )
+from metatoolkit.hypergradients.learning_rates import learning_rates
 from metatoolkit.hypergradients.linearization import (
     StepLinearization,
-    learning_rates,
 )
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
