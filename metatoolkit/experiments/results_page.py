@@ -77,10 +77,10 @@ def _by_application(compared: Sequence[tuple[EstimatorStudy, Any]], path: Path) 
 def _section(study: Any, frame: Any) -> str:
     lines = [f"## {study.title}", ""]
     seeds = sorted(set(frame["seed"]))
-    again = f"`scripts/reproduce {study.name}`"
+    again = f"`{_again(study, seeds)}`"
     if frame.empty:
         return "\n".join([*lines, f"Not run yet: {again}.", ""])
-    lines += [f"{again}, seeds {', '.join(map(str, seeds))}. {_machine(frame)}", ""]
+    lines += [f"{again}, seeds {_ranges(seeds)}. {_machine(frame)}", ""]
     headers = [column.header for column in study.columns]
     published = [
         header for header in headers if any(header in row.published for row in study.rows.values())
@@ -108,6 +108,16 @@ def _section(study: Any, frame: Any) -> str:
     for label, row in study.rows.items():
         lines.append(f"- {label}: `{_command(study, row)}`")
     return "\n".join([*lines, "", "</details>", ""])
+
+
+def _again(study: Any, seeds: Sequence[int]) -> str:
+    """Return the command that runs a study with these seeds."""
+    command = f"scripts/reproduce {study.name}"
+    if not seeds or seeds == sorted(study.seeds):
+        return command
+    first = "" if seeds[0] == study.seeds[0] else f" --first-seed {seeds[0]}"
+    count = seeds[-1] - seeds[0] + 1
+    return command + first + ("" if count == len(study.seeds) else f" --seeds {count}")
 
 
 def _machine(frame: Any) -> str:

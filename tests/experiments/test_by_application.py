@@ -1,4 +1,5 @@
 import math
+import types
 
 import pandas
 import pytest
@@ -133,3 +134,19 @@ def test_they_are_run_shown_and_drawn_by_one_name(tmp_path, monkeypatch, capsys)
     assert (tmp_path / f"{by_application.NAME}.png").exists()
     assert reproduce.main(["estimators_by_aplication"]) == 2
     assert "Did you mean 'estimators_by_application'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seeds", "options"),
+    [
+        ([1, 2, 3], ""),
+        ([], ""),
+        ([1, 2, 3, 4], " --seeds 4"),
+        ([101, 102, 103], " --first-seed 101"),
+        ([101, 103, 105], " --first-seed 101 --seeds 5"),
+    ],
+    ids=["its own", "none", "more", "fresh", "fresh and more"],
+)
+def test_the_page_tells_the_command_with_other_seeds(seeds, options):
+    study = types.SimpleNamespace(name="one", seeds=(1, 2, 3))
+    assert results_page._again(study, seeds) == f"scripts/reproduce one{options}"
