@@ -30,7 +30,9 @@ def draw_search(frame: pandas.DataFrame, path: Path, *, accuracy: str) -> None:
     panels: Any = [[*COURSES], ["curves", "curves", "bars"]]
     axes: dict[str, Any] = figure.subplot_mosaic(panels)
     for number, (label, part) in enumerate(frame.groupby("row", sort=False)):
-        style = {"color": f"C{number}", "label": str(label)}
+        # There are ten colors.
+        dashes = ("-", "--", "-.")[number // 10 % 3]
+        style = {"color": f"C{number % 10}", "linestyle": dashes, "label": str(label)}
         for name in COURSES:
             _draw_course(axes[name], list(part["run"]), name, style)
         _draw_curve(axes["curves"], list(part["run"]), style)
