@@ -21,6 +21,7 @@ THROUGH = {
         "hypergradients/test_evograd.py",
         "hypergradients/test_evograd_noise.py",
     ],
+    "hypergradients/flop_counter.py": ["hypergradients/test_product_choice.py"],
     "hypergradients/learning_rates.py": ["hypergradients/test_linearization.py"],
     "hypergradients/step_plan.py": [
         "hypergradients/test_kept_graphs.py",

@@ -10,25 +10,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
+from metatoolkit.hypergradients.flop_counter import flop_counter
 from metatoolkit.hypergradients.replay_check import unchecked
-
-
-class _NoModules:
-    """Attributes every operation to the call as a whole, without a hook of each module.
-
-    With PyTorch's own tracker the hooks of each module, which are run for every call of it, take
-    longer than the operations of a small network.
-    """
-
-    parents = ("Global",)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
 
 class _StorageTracker(TorchDispatchMode):
@@ -97,9 +81,7 @@ def count_flops(function: Callable[[], Any]) -> int:
     Args:
         function: Called once, without arguments.
     """
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with unchecked(), counter:
+    with unchecked(), flop_counter() as counter:
         function()
     return counter.get_total_flops()
 

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from metatoolkit.errors import ReplayError
 from metatoolkit.hypergradients.arguments import require_choice
 from metatoolkit.hypergradients.cost import Cost
+from metatoolkit.hypergradients.flop_counter import flop_counter
 from metatoolkit.hypergradients.kept_graphs import step_layout
 from metatoolkit.hypergradients.mixed_mode import MixedStep
 from metatoolkit.hypergradients.products import Adjoint, add_adjoints, norm, scaled
@@ -132,7 +132,7 @@ def _counted(
     build: Callable[..., StepGraph | MixedStep], adjoint: Adjoint, arguments: Any
 ) -> tuple[Adjoint, int]:
     """Return the derivative in λ of a step along an adjoint, and the operations that it takes."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         _, direct = build(*arguments, through_state=False).pull_back(adjoint)
     return direct, counter.get_total_flops()
 
