@@ -109,6 +109,10 @@ class AccuracyWarning(UserWarning):
     """A result has an estimated error above a tenth; the message names what has none."""
 
 
+class CompilationWarning(UserWarning):
+    """A call that should be compiled is not, and runs as it does without."""
+
+
 class UnusedMetaParameterError(MetatoolkitError, RuntimeError):
     """Nothing depends on the meta-parameters, so that there is no hypergradient to follow."""
 

@@ -10,8 +10,23 @@ from pathlib import Path
 CONFORMANCE = "tests/hypergradients/test_conformance.py"
 # Modules that hold no estimator, each with those that show its mistakes in the conformance suite.
 SHOWN_BY = {"scored_candidates": "EvoGrad", "base": "OneStep and ridge"}
+COMPILED = [
+    "hypergradients/test_compilation.py",
+    "hypergradients/test_compilation_changes.py",
+    "hypergradients/test_compilation_refusals.py",
+]
 # Modules that are tested through another one, beside the file of their own name.
 THROUGH = {
+    "hypergradients/call_layout.py": COMPILED,
+    "hypergradients/compilation.py": COMPILED,
+    "hypergradients/fingerprints.py": COMPILED,
+    "hypergradients/generated_code.py": COMPILED,
+    "hypergradients/traced_draws.py": COMPILED,
+    "hypergradients/traced_flags.py": COMPILED,
+    "hypergradients/traced_graph.py": COMPILED,
+    "hypergradients/traced_result.py": COMPILED,
+    "inner/traced_values.py": ["hypergradients/test_compilation.py"],
+    "randomness/traced.py": ["hypergradients/test_compilation.py"],
     "hypergradients/candidates.py": [
         "hypergradients/test_evograd.py",
         "hypergradients/test_evograd_noise.py",

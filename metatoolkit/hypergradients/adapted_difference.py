@@ -28,6 +28,7 @@ from metatoolkit.hypergradients.one_step import OneStep
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.hypergradients.recording import recording
 from metatoolkit.hypergradients.replaying import replaying
+from metatoolkit.hypergradients.traced_flags import number
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
@@ -56,6 +57,7 @@ class AdaptedDifference(Estimator):
 
     lookahead: ClassVar[bool]
     complex_parameters = False
+    amplifies_rounding = True
 
     def __init__(self, radius: float | None = None) -> None:
         if radius is not None and not 0 < radius < float("inf"):
@@ -188,7 +190,7 @@ def adapted_hypergradient(
     if radius is not None:
         by_loss, details = difference.at(radius)
     else:
-        chosen = slopes.radius(float(valid_loss), float(base[0]), rounding)
+        chosen = slopes.radius(number(valid_loss), number(base[0]), rounding)
         by_loss, details = difference.best(chosen, coarse=own > torch.finfo(torch.float32).eps)
     total = add_gradients(names, rest, by_loss)
     passes = 2 + 2 * difference.pairs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cmath
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
@@ -12,10 +11,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError, UnsupportedError
+from metatoolkit.errors import CheckpointError, ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.autograd_errors import missing_derivatives
+from metatoolkit.hypergradients.call_layout import Call
+from metatoolkit.hypergradients.compilation import Compile, Compiler
 from metatoolkit.hypergradients.cost import Cost as Cost
 from metatoolkit.hypergradients.draws import Draws
+from metatoolkit.hypergradients.finite import check_finite as check_finite
 from metatoolkit.hypergradients.products import refuse_complex
 from metatoolkit.hypergradients.replay_check import replay_checked
 from metatoolkit.hypergradients.unused import NothingReached, explained
@@ -87,12 +89,20 @@ class Estimator(ABC):
         complex_parameters: Whether inner parameters may be.
         compared: Losses that the first call evaluates once more, to see that they can be.
         repeats_steps: Whether a call takes inner steps twice, which are then compared instead.
+        compile: Whether calls are compiled as a whole, which may be set between calls: ``True`` for
+            code that is generated for the machine, ``"graph"`` for a graph of PyTorch's kernels.
+            The first call of each kind runs without, the second one compiles.
+        amplifies_rounding: Whether results keep few of the digits that the losses have, so that
+            code which rounds otherwise would show.
     """
 
     compared: ClassVar[tuple[str, ...]] = ("train_loss",)
     repeats_steps: bool = False
     horizon: int = 1
     traits: Traits = Traits()
+    compile: Compile = False
+    amplifies_rounding: ClassVar[bool] = False
+    _compiler: Compiler | None = None
     _draws: Draws | None = None
     windows = carries = separable = adds_up = False
     holds_constants: bool = True
@@ -144,7 +154,27 @@ class Estimator(ABC):
             refuse_complex("meta-parameter", problem.meta_parameters(), type(self).__name__)
         if not self.complex_parameters:
             refuse_complex("inner parameter", state.parameters, type(self).__name__)
-        state, name = state.detach(), type(self).__name__
+        state = state.detach()
+
+        def eager() -> Hypergradient:
+            return self._checked(problem, inner, state, train_batches, valid_batch)
+
+        if self.compile is False:
+            return eager()
+        self._compiler = self._compiler or Compiler()
+        call = Call(self, problem, inner, state, train_batches, valid_batch)
+        return self._compiler.call(call, eager)
+
+    def _checked(
+        self,
+        problem: BilevelProblem,
+        inner: InnerLearner,
+        state: InnerState,
+        train_batches: Sequence[Any],
+        valid_batch: Any,
+    ) -> Hypergradient:
+        """Estimate the hypergradient, with all that is checked on the way."""
+        name = type(self).__name__
         try:
             checked = replay_checked(problem, inner, state, self.compared, self.repeats_steps)
             with missing_derivatives(name), checked:
@@ -236,30 +266,6 @@ class Estimator(ABC):
             valid_batch: Batch for the outer loss.
             meta: Meta-parameters by name.
         """
-
-
-def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise unless every entry of every tensor is finite; one device synchronization if so.
-
-    Args:
-        tensors: What each tensor is, in words, to the tensor.
-
-    Raises:
-        NonFiniteError: The first tensor that is not finite is named.
-    """
-    # A sum is finite only if all entries are, and takes no memory.
-    sums = torch.stack([tensor.sum() for tensor in tensors.values()])
-    if all(cmath.isfinite(number) for number in sums.tolist()):
-        return
-    flags = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).tolist()
-    for (name, tensor), finite in zip(tensors.items(), flags, strict=True):
-        if not finite:
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise NonFiniteError(
-                f"{name} is not finite ({bad} of {tensor.numel()} entries are NaN or infinite). "
-                "Lower the learning rates, check the batch for NaN, or keep logarithms and roots "
-                "away from zero."
-            )
 
 
 def add_gradients(

@@ -15,6 +15,7 @@ from metatoolkit.hypergradients.noise import stream_noise
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
 from metatoolkit.hypergradients.recording import recording
 from metatoolkit.hypergradients.replaying import replaying
+from metatoolkit.hypergradients.traced_flags import holds
 from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
@@ -174,7 +175,7 @@ class Candidates:
             losses.append(loss)
         values = torch.stack([loss.detach() for loss in losses])
         # With common masks candidates that do not differ have equal losses.
-        if not self.common_random_numbers or bool((values == values[0]).all()):
+        if not self.common_random_numbers or holds((values == values[0]).all()):
             self._refuse_lost()
         return losses, keep
 
@@ -186,7 +187,7 @@ class Candidates:
             same.append((parameter + self.sigma * epsilon == parameter).all())
             moving.append((epsilon != 0).any())
             dtypes.append(str(parameter.dtype).removeprefix("torch."))
-        if bool(torch.stack(same).all() & torch.stack(moving).any()):
+        if holds(torch.stack(same).all() & torch.stack(moving).any()):
             raise ConfigurationError(
                 f"sigma is {self.sigma}, and perturbations of that size are lost in the rounding "
                 f"of {dtypes[0]} parameters; raise sigma."

@@ -12,6 +12,15 @@ from torch import Tensor
 from metatoolkit.errors import AccuracyWarning, PrecisionError, UnsupportedError
 from metatoolkit.hypergradients.difference_radius import Slopes
 from metatoolkit.hypergradients.products import Adjoint, add_adjoints, norm
+from metatoolkit.hypergradients.traced_flags import (
+    Number,
+    choose,
+    holds,
+    larger,
+    magnitude,
+    number,
+    quotient,
+)
 from metatoolkit.state import Tensors
 
 Evaluate = Callable[[Tensors], tuple[Tensor, Adjoint]]
@@ -38,13 +47,13 @@ class _Pair:
             on no θ.
     """
 
-    radius: float
+    radius: Number
     product: Adjoint
-    bend: float
-    rise: float
-    sag: float
-    unit: float
-    lost: bool
+    bend: Number
+    rise: Number
+    sag: Number
+    unit: Number
+    lost: bool | Tensor
 
 
 class CentralDifference:
@@ -84,7 +93,7 @@ class CentralDifference:
         self._stepped = rounding > 10 * torch.finfo(torch.float32).eps
         self.pairs = 0
 
-    def at(self, radius: float) -> tuple[Adjoint, dict[str, Tensor]]:
+    def at(self, radius: Number) -> tuple[Adjoint, dict[str, Tensor]]:
         """Return the product with a given radius, and its details.
 
         Args:
@@ -93,7 +102,7 @@ class CentralDifference:
         pair = self._pair(radius)
         return pair.product, self._details(pair, self._relative(pair, pair.bend))
 
-    def best(self, radius: float, coarse: bool) -> tuple[Adjoint, dict[str, Tensor]]:
+    def best(self, radius: Number, coarse: bool) -> tuple[Adjoint, dict[str, Tensor]]:
         """Return the product with a radius that serves, and its details.
 
         Where the one-sided differences of the first radius agree, that is all. Where they do not,
@@ -110,14 +119,15 @@ class CentralDifference:
         pair = self._pair(radius)
         if coarse:
             return pair.product, self._details(pair, self._relative(pair, pair.bend))
-        if pair.lost:
+        if holds(pair.lost):
             wide = self._pair(radius * _RATIO**_MORE_PAIRS)
             if not wide.lost:
                 pair = wide
-        error = 0.0 if pair.lost else self._errors([pair])[0]
+        error = self._first_error(pair)
         self._refuse_other_gradients(pair)
-        if error > _TOLERANCE:
-            pair, error = self._search(pair)
+        if not holds(error > _TOLERANCE):
+            return pair.product, self._details(pair, error)
+        pair, error = self._search(pair)
         details = self._details(pair, error)
         if error <= _TOLERANCE:
             return pair.product, details
@@ -155,6 +165,15 @@ class CentralDifference:
         errors = self._errors(pairs)
         return pairs[errors.index(min(errors))], min(errors)
 
+    def _first_error(self, pair: _Pair) -> Number:
+        """Return the error of a pair that is the only one."""
+        if not isinstance(pair.lost, Tensor):
+            return 0.0 if pair.lost else self._errors([pair])[0]
+        least = self._relative(pair, self._noise(pair))
+        if self._stepped:
+            return least + torch.inf
+        return larger(self._relative(pair, pair.bend), least)
+
     def _errors(self, pairs: Sequence[_Pair]) -> list[float]:
         """Return the error of each of several pairs, sorted by radius, from its neighbors."""
         found = []
@@ -170,21 +189,20 @@ class CentralDifference:
                 worse = rounded or neighbors[0].bend > pair.bend
                 own = [own[0] / _RATIO + own[1] / (_RATIO**2 - 1)] if worse else own[:1]
             elif not self._stepped:
-                own.append(self._relative(pair, pair.bend))
+                own.append(float(self._relative(pair, pair.bend)))
             least = self._relative(pair, self._noise(pair))
-            found.append(max(min(own, default=float("inf")), least))
+            found.append(max(min(own, default=float("inf")), float(least)))
         return found
 
-    def _noise(self, pair: _Pair) -> float:
+    def _noise(self, pair: _Pair) -> Number:
         """Return the share of rounding in a difference at least, relative to it."""
-        size = norm(pair.product)
-        if not size:
-            return float("inf") if pair.lost else 0.0
-        return self._rounding * norm(self._base[1]) * pair.unit / size
+        without = choose(pair.lost, float("inf"), 0.0)
+        rounded = self._rounding * norm(self._base[1]) * pair.unit
+        return quotient(rounded, norm(pair.product), without)
 
-    def _pair(self, radius: float) -> _Pair:
+    def _pair(self, radius: Number) -> _Pair:
         self.pairs += 1
-        epsilon = radius / self._slopes.length if self._slopes.length else 1.0
+        epsilon = quotient(radius, self._slopes.length, 1.0)
         losses, sides = [], []
         for sign in (1.0, -1.0):
             shifted = self._parameters | {
@@ -192,7 +210,7 @@ class CentralDifference:
                 for name, along in self._direction.items()
             }
             loss, side = self._evaluate(shifted)
-            losses.append(float(loss))
+            losses.append(number(loss))
             sides.append(side)
         up, down = sides
         product: Adjoint = [
@@ -206,25 +224,27 @@ class CentralDifference:
             for one, other, middle in zip(up, down, self._base[1], strict=True)
         ]
         size = norm(product)
-        lost = size == 0.0 and self._slopes.length > 0 and norm(self._base[1]) > 0
-        middle = float(self._base[0])
+        lost = (size == 0.0) & (self._slopes.length > 0) & (norm(self._base[1]) > 0)
+        middle = number(self._base[0])
         return _Pair(
             radius=radius,
             product=product,
-            bend=norm(ends) / (2 * epsilon) / size if size else float("inf") if lost else 0.0,
+            bend=quotient(norm(ends) / (2 * epsilon), size, choose(lost, float("inf"), 0.0)),
             rise=(losses[0] - losses[1]) / (2 * radius),
-            sag=abs(losses[0] + losses[1] - 2 * middle) / (2 * radius),
+            sag=magnitude(losses[0] + losses[1] - 2 * middle) / (2 * radius),
             unit=1 / (2 * epsilon),
             lost=lost,
         )
 
-    def _total(self, pair: _Pair) -> float:
+    def _total(self, pair: _Pair) -> Number:
         return norm(add_adjoints(pair.product, self._rest))
 
-    def _relative(self, pair: _Pair, error: float) -> float:
+    def _relative(self, pair: _Pair, error: Number) -> Number:
         """Return an error of the product relative to the whole hypergradient."""
-        total, size = self._total(pair), norm(pair.product)
-        return error * size / total if total and size else 0.0
+        size = norm(pair.product)
+        # Where there is no product, its error may be infinite.
+        share = choose(size == 0, 0.0, error) * size
+        return quotient(share, self._total(pair), 0.0)
 
     def _apart(self, one: _Pair, other: _Pair) -> float:
         """Return by how much two differences are apart, relative to the whole hypergradient."""
@@ -233,14 +253,15 @@ class CentralDifference:
             for a, b in zip(one.product, other.product, strict=True)
         ]
         total = self._total(one)
-        return norm(gaps) / total if total else 0.0
+        return float(norm(gaps) / total) if total else 0.0
 
     def _refuse_other_gradients(self, pair: _Pair) -> None:
         """Raise where the slope of the loss is another than its gradient says."""
-        noise = 200 * self._rounding * abs(float(self._base[0])) / pair.radius
-        gap = abs(pair.rise - self._slopes.along)
-        limit = 0.1 * max(abs(pair.rise), abs(self._slopes.along)) + pair.sag + noise
-        if pair.bend < _TOLERANCE and gap > limit:
+        noise = 200 * self._rounding * magnitude(number(self._base[0])) / pair.radius
+        gap = magnitude(pair.rise - self._slopes.along)
+        slope = larger(magnitude(pair.rise), magnitude(self._slopes.along))
+        limit = 0.1 * slope + pair.sag + noise
+        if holds((pair.bend < _TOLERANCE) & (gap > limit)):
             raise UnsupportedError(
                 f"along the direction of the difference the training loss rises by {pair.rise:.3e} "
                 f"and its gradient says {self._slopes.along:.3e}: the gradient is not the "
@@ -249,12 +270,11 @@ class CentralDifference:
                 "a gradient stands for; use OneStep or Unrolled."
             )
 
-    def _details(self, pair: _Pair, error: float) -> dict[str, Tensor]:
-        scale = self._slopes.inner
-        gap = abs(pair.rise - self._slopes.along)
-        values: Mapping[str, float] = {
+    def _details(self, pair: _Pair, error: Number) -> dict[str, Tensor]:
+        gap = magnitude(pair.rise - self._slopes.along)
+        values: Mapping[str, Number] = {
             "difference_error": error,
             "radius": pair.radius,
-            "slope_error": gap / scale if scale else 0.0,
+            "slope_error": quotient(gap, self._slopes.inner, 0.0),
         }
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        return {n: torch.as_tensor(value, dtype=torch.float64) for n, value in values.items()}

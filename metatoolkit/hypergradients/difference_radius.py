@@ -7,6 +7,15 @@ from collections.abc import Sequence
 
 import torch
 
+from metatoolkit.hypergradients.traced_flags import (
+    Number,
+    choose,
+    is_traced,
+    larger,
+    magnitude,
+    quotient,
+    smaller,
+)
 from metatoolkit.state import Tensors
 
 
@@ -22,11 +31,11 @@ class Slopes:
         size: Norm of θ where v̂ is not zero.
     """
 
-    length: float
-    outer: float
-    inner: float
-    along: float
-    size: float
+    length: Number
+    outer: Number
+    inner: Number
+    along: Number
+    size: Number
 
     @staticmethod
     def of(parameters: Tensors, gradients: Tensors, outer: Tensors, direction: Tensors) -> Slopes:
@@ -50,12 +59,13 @@ class Slopes:
                 torch.where(wide != 0, parameters[name], 0).to(wide.dtype).square().sum(),
             ]
             rows.append(torch.stack([part.double() for part in parts]).cpu())
-        square, reach, inner, slope, size = torch.stack(rows).sum(0).tolist()
+        sums = torch.stack(rows).sum(0, dtype=torch.float64)
+        square, reach, inner, slope, size = sums.unbind() if is_traced() else sums.tolist()
         length = square**0.5
-        unit = length or 1.0
+        unit = choose(length == 0, 1.0, length)
         return Slopes(length, reach / unit, inner / unit, slope / unit, size**0.5)
 
-    def radius(self, valid_loss: float, train_loss: float, rounding: float) -> float:
+    def radius(self, valid_loss: Number, train_loss: Number, rounding: float) -> Number:
         """Return the radius where truncation and rounding are about level.
 
         See :func:`balanced_radius`; the slopes are those of all coordinates, added up.
@@ -69,7 +79,9 @@ class Slopes:
         return balanced_radius(found, self.size, rounding)
 
 
-def balanced_radius(losses: Sequence[tuple[float, float]], size: float, rounding: float) -> float:
+def balanced_radius(
+    losses: Sequence[tuple[Number, Number]], size: Number, rounding: float
+) -> Number:
     """Return the radius of a central difference where truncation and rounding are about level.
 
     A function that changes over a length ℓ has a central difference with a truncation error of
@@ -83,11 +95,11 @@ def balanced_radius(losses: Sequence[tuple[float, float]], size: float, rounding
         size: ‖θ‖.
         rounding: Rounding unit u.
     """
-    scale = max(1.0, size)
+    scale = larger(1.0, size)
     for loss, slope in losses:
-        if slope > 0 and loss != 0:
-            scale = min(scale, abs(loss) / slope)
-    return max(rounding ** (1 / 3) * scale, rounding ** (2 / 3) * size)
+        far = quotient(magnitude(loss), slope, scale)
+        scale = choose((slope > 0) & (loss != 0), smaller(scale, far), scale)
+    return larger(rounding ** (1 / 3) * scale, rounding ** (2 / 3) * size)
 
 
 def rounding_unit(parameters: Tensors, meta: Tensors) -> float:

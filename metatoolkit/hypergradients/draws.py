@@ -21,6 +21,8 @@ class Draws:
         fresh: Whether it does; else equal states get equal draws.
     """
 
+    counts_calls = True
+
     def __init__(self, fresh: bool = True) -> None:
         self.fresh = fresh
         # Key to the last step and the number of times that the steps went back.
@@ -48,6 +50,14 @@ class Draws:
                 # A key that comes back later must not repeat what was drawn for it before.
                 self._forgotten = max(self._forgotten, repeats) + 1
         return _key(state, number)
+
+    def upcoming(self, state: InnerState) -> int:
+        """Return the key that the next call draws from, without counting it.
+
+        Args:
+            state: State that the call is made at.
+        """
+        return _key(state, self._next(state))
 
     def current(self, state: InnerState) -> int:
         """Return the key of the last call at a state, or of the next one where there was none.

@@ -195,9 +195,8 @@ class GuidedEvoGrad(ScoredCandidates):
         if not isinstance(self.sigma, str):
             return self.sigma
         moved = [state.parameters[name] for name in direction]
-        return balanced_radius(
-            [(loss, slope)], norm_of(moved), rounding_unit(state.parameters, meta)
-        )
+        unit = rounding_unit(state.parameters, meta)
+        return float(balanced_radius([(loss, slope)], norm_of(moved), unit))
 
     def _scale(self, losses: Tensor | None, sigma: float) -> tuple[float, float]:
         """Return τ, and the factor from its scale to the one that is asked for."""

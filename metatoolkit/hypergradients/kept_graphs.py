@@ -66,6 +66,8 @@ class KeptGraphs:
         ConfigurationError: A number is out of range.
     """
 
+    counts_calls = True
+
     def __init__(self, count: int | Literal["auto"], budget: int) -> None:
         self._count: int | None = None
         if count != "auto":

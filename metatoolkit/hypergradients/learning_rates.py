@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients.traced_flags import holds
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient
 from metatoolkit.problem import BilevelProblem
@@ -35,7 +36,7 @@ def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerSta
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.parameters.items()}
     sensitivity = inner.gradient_sensitivity(problem, state, meta, zeros)
     for name, diagonal in sensitivity.items():
-        if not bool(((diagonal != 0) & torch.isfinite(diagonal)).all()):
+        if holds(~((diagonal != 0) & torch.isfinite(diagonal)).all()):
             raise UnsupportedError(
                 f"the learning rate of {name!r} is not above 0 (or maximize=True turns its step "
                 "around), so that the inner step does not descend to it; freeze it with "

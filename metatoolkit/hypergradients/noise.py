@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from metatoolkit.randomness import fold_in
+from metatoolkit.randomness.traced import TracedKey
 from metatoolkit.state import Tensors
 
 _PART = 2**16
@@ -32,6 +33,16 @@ def standard_noise(
     return {name: drawn[name] for name in tensors}
 
 
+def _standard_noise_of(
+    told: Iterable[tuple[str, torch.Size, torch.dtype, torch.device]],
+    kind: Literal["sign", "gaussian"],
+    key: int,
+) -> Tensors:
+    """Draw standard noise in shapes that are told instead of shown."""
+    like = {n: torch.empty((), dtype=d, device=at).expand(shape) for n, shape, d, at in told}
+    return standard_noise(like, kind, key)
+
+
 def stream_noise(
     tensors: Mapping[str, Tensor], kind: Literal["sign", "gaussian"], key: int
 ) -> Iterator[tuple[str, Tensor]]:
@@ -49,6 +60,11 @@ def stream_noise(
     Yields:
         Name and noise.
     """
+    if type(key) is TracedKey:
+        told = tuple((n, t.shape, t.dtype, t.device) for n, t in tensors.items())
+        draw = functools.partial(_standard_noise_of, told, kind)
+        yield from key.clock.drawn(key, (kind, told), draw).items()
+        return
     groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
     for name, tensor in tensors.items():
         groups.setdefault((tensor.device, tensor.dtype), []).append(name)

@@ -50,6 +50,8 @@ class ProductChoice:
         ConfigurationError: There is no such product.
     """
 
+    counts_calls = True
+
     def __init__(self, product: ProductOption) -> None:
         require_choice("product", product, _PRODUCTS)
         self._named = product != "auto"

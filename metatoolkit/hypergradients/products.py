@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.hypergradients.traced_flags import Number, number
 from metatoolkit.stateless.exchange import within
 from metatoolkit.stateless.loss_values import refuse_sparse
 
@@ -37,7 +38,7 @@ def scaled(adjoint: Adjoint, factor: float) -> Adjoint:
     return adjoint if factor == 1 else [None if t is None else factor * t for t in adjoint]
 
 
-def norm(tensors: Sequence[Tensor | None]) -> float:
+def norm(tensors: Sequence[Tensor | None]) -> Number:
     """Return the norm of all entries, in float32 or more.
 
     Args:
@@ -48,7 +49,7 @@ def norm(tensors: Sequence[Tensor | None]) -> float:
         for t in tensors
         if t is not None
     ]
-    return float(torch.linalg.vector_norm(torch.stack(parts))) if parts else 0.0
+    return number(torch.linalg.vector_norm(torch.stack(parts))) if parts else 0.0
 
 
 def loss_gradient(loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> Adjoint:

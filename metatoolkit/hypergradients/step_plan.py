@@ -49,6 +49,8 @@ class StepPlans:
         ConfigurationError: A number is out of range, or a name is unknown.
     """
 
+    counts_calls = True
+
     def __init__(
         self,
         product: ProductOption,

@@ -208,9 +208,9 @@ class StoredFlow:
         moved, part = step.pull_back(adjoint, retain_graph)
         self.products += step.products
         change = [m - p for m, p in zip(moved, adjoint, strict=True)]
-        size = norm(adjoint)
+        size = float(norm(adjoint))
         if size > 0:
-            self.stiffness = max(self.stiffness, norm(change) / size)
+            self.stiffness = max(self.stiffness, float(norm(change)) / size)
         if not self.stiffness <= _STABLE:
             raise _stiff(self._inner, f"h ‖H p‖ is {self.stiffness:.3g} ‖p‖")
         return change, part

@@ -12,6 +12,7 @@ from torch import Tensor
 from metatoolkit.errors import ConfigurationError, UnknownNameError
 from metatoolkit.inner.evaluated import Evaluated, leaves_of
 from metatoolkit.inner.groups import Group, listed, patterns_of, with_members
+from metatoolkit.inner.traced_values import value_at
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import Tensors
 
@@ -157,7 +158,10 @@ def hyperparameters_at(
         # With their graphs even where none is wanted, which tell what the values depend on.
         with torch.enable_grad():
             found = iter(
-                problem.evaluate_meta(lambda module: [f(module, step) for _, f in functions], meta)
+                problem.evaluate_meta(
+                    lambda module: [value_at(f, problem.meta, module, step) for _, f in functions],
+                    meta,
+                )
             )
     leaves: dict[int, set[int]] = {}
 

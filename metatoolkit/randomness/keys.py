@@ -13,6 +13,7 @@ import torch
 from numpy.random import mtrand
 
 from metatoolkit.randomness.global_generators import GLOBAL_GENERATORS, Saved
+from metatoolkit.randomness.traced import TracedKey
 
 Place = tuple[torch.Tensor, Saved | None, list[tuple[Any, torch.Tensor]]]
 """States of torch's generator of the CPU, those of Python and NumPy, and those of devices."""
@@ -31,6 +32,8 @@ def fold_in(key: int, *data: int) -> int:
     Returns:
         A key in ``[0, 2**63)``, equal for equal arguments on every machine (SplitMix64 mixing).
     """
+    if type(key) is TracedKey:
+        return key.fold(data)
     mixed = key & _MASK
     for number in data:
         mixed = (mixed + 0x9E3779B97F4A7C15 * ((number & _MASK) + 1)) & _MASK
@@ -108,6 +111,8 @@ class seeded:
 
     def __enter__(self) -> Self:
         """Seed the generators."""
+        if type(self._key) is TracedKey:
+            self._key.clock.key = self._key
         self._place = place(self._devices)
         _CPU.manual_seed(self._key)
         if self._python:
@@ -122,6 +127,8 @@ class seeded:
         Args:
             error: Not used.
         """
+        if type(self._key) is TracedKey:
+            self._key.clock.key = None
         if self._python:
             go_to(self._place)
             return

@@ -33,9 +33,11 @@ class StackedTasks(BilevelProblem):
 
     Attributes:
         task_losses: The outer losses of the tasks in the last evaluation, of shape (tasks,).
+        told: Names of attributes that an evaluation sets, which a compiled call sets, too.
     """
 
     _example_dim = 1
+    told = ("task_losses",)
 
     def __init__(self, problem: BilevelProblem, count: int, draws: dict[str, bool]) -> None:
         vars(self).update(vars(problem))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metatoolkit.errors import NonFiniteError, brief
 from metatoolkit.hypergradients.base import Estimator, Hypergradient
+from metatoolkit.hypergradients.compilation import uncompiled
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import tells_sensitivity
 from metatoolkit.problem import BilevelProblem
@@ -217,6 +218,7 @@ class TaskRun:
         does = self._estimator.traits
         return layout, modes, id(problem.train_loss), id(problem.valid_loss), does
 
+    @uncompiled()
     def _difference(self, layout: str, tasks: Sequence[int]) -> str | None:
         """Return how tasks that are alike differ side by side from one by one, if they do."""
         alone = [self._alone(task) for task in tasks]
@@ -245,6 +247,7 @@ class TaskRun:
             )
         return None
 
+    @uncompiled()
     def faster(self) -> tuple[str, str]:
         """Return the faster way, ``"vmap"`` or ``"loop"``, and the times that tell it."""
         count = len(self._share)

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from metatoolkit.errors import ConfigurationError, from_former_name
 from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.hypergradients.compilation import Compile, begin
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -69,19 +70,18 @@ class MetaTrainer:
         accumulate: Meta batches for each move of λ. An outer step then draws so many times the
             training batches and as many validation batches, and λ moves along the mean of their
             hypergradients, all taken at the same θ and λ; base steps see all training batches.
-        order: Whether λ moves before θ (``"meta_first"``: the base step sees the new λ, as in
-            Meta-Weight-Net) or after (``"inner_first"``).
+        order: Whether λ moves before θ (``"meta_first"``: θ sees the new λ) or ``"inner_first"``.
         keep_lookahead: Where λ moves, take over the state that the estimator reached instead of
             base steps of its own; it needs an estimator that takes inner steps.
-        reset_every: Number of inner steps after which θ starts over from where the trainer found
-            it, with a random key of its own, rounded up to whole outer steps; ``None`` trains θ on
-            and on. λ and its optimizer stay.
+        reset_every: Inner steps, rounded up to whole outer steps, after which θ starts over where
+            it began, with a random key of its own; ``None`` for never. λ and its optimizer stay.
         redraw: Called, with random generators of its own, whenever θ starts over; returns a module
             whose parameters θ starts from, such as the model built anew.
         skip_nonfinite: Whether a NaN or infinite hypergradient moves nothing, with a warning, and θ
             starts over, instead of an error (as is a norm too large for its type).
         episode: The former name of ``reset_every``, which warns.
         tasks: For learning across tasks, how those of a batch run; see :func:`over_tasks`.
+        compile: Whether hypergradients are compiled as a whole; sets ``estimator.compile``.
 
     Raises:
         ConfigurationError: Arguments contradict each other.
@@ -111,6 +111,7 @@ class MetaTrainer:
         signal_window: int | None = None,
         episode: int | None = None,
         tasks: TaskBatching | Mode | None = None,
+        compile: Compile = False,
     ) -> None:
         refuse_inference_mode()
         reset_every = from_former_name("episode", episode, "reset_every", reset_every)
@@ -129,8 +130,7 @@ class MetaTrainer:
         if self.device is not None:
             problem.to(self.device)
         self.problem, self.inner, self.estimator = problem, inner, estimator
-        if estimator is not None:
-            estimator.restart()
+        begin(estimator, compile)
         self.meta_optimizer, self.meta_scheduler = meta_optimizer, meta_scheduler
         self.meta_every, self.accumulate = meta_every, accumulate
         self.order, self.keep_lookahead, self.seed = order, keep_lookahead, seed

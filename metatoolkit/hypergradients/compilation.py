@@ -1,0 +1,277 @@
+"""Estimators whose whole call is compiled: what is compiled, when, and what is checked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import _len_torch_function_stack
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
+
+from metatoolkit.errors import (
+    CompilationWarning,
+    ConfigurationError,
+    ReplayError,
+    UnsupportedError,
+)
+from metatoolkit.hypergradients.call_layout import Call, Key
+from metatoolkit.hypergradients.generated_code import Run, generate
+from metatoolkit.hypergradients.replay_check import unchecked
+from metatoolkit.hypergradients.traced_graph import TracedCall, trace
+from metatoolkit.hypergradients.traced_result import agree
+
+if TYPE_CHECKING:
+    from metatoolkit.hypergradients.base import Estimator, Hypergradient
+
+Compile = bool | Literal["graph"]
+"""Whether calls are compiled: by Inductor, or to a graph whose operators are PyTorch's kernels."""
+
+MOST_PROGRAMS = 8
+"""Programs that an estimator compiles, after which calls of a new kind run without one."""
+
+_AS_GRAPH = "Its calls run as a graph of PyTorch's own kernels"
+
+
+_off: ContextVar[bool] = ContextVar("off", default=False)
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Let no call in the body be compiled: those that are made once, to compare or to measure.
+
+    Yields:
+        Nothing.
+    """
+    token = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(token)
+
+
+@dataclasses.dataclass
+class Program:
+    """A compiled call.
+
+    Attributes:
+        traced: The graph, and how calls are made of it.
+        run: Computes what the graph does.
+        calls: Number of calls so far.
+    """
+
+    traced: TracedCall
+    run: Run
+    calls: int = 1
+
+
+class Compiler:
+    """The programs of one estimator, by what its calls are made of.
+
+    A call of a new kind runs without a program, with all that a first call checks. The next one of
+    that kind is traced, and what comes of it must agree with the call without a program, to 1e-5
+    in float32 and 1e-10 in float64, of the norm. The 2nd, 4th, 8th ... call of a program runs
+    without it, too: where its graph does not agree any more, something that it cannot see has
+    changed, which is an error.
+    """
+
+    def __init__(self) -> None:
+        self.programs: dict[Any, list[Program]] = {}
+        self._seen: dict[Any, Key] = {}
+        self._refused: set[Any] = set()
+        self._warned: set[str] = set()
+        self._last: Key = {}
+
+    def __deepcopy__(self, memo: Any) -> Compiler:
+        return Compiler()
+
+    def __reduce__(self) -> tuple[Callable[[], Compiler], tuple[()]]:
+        return Compiler, ()
+
+    def call(self, call: Call, eager: Callable[[], Hypergradient]) -> Hypergradient:
+        """Return the result of a call, compiled where that is possible.
+
+        Args:
+            call: The call.
+            eager: Makes it without a program.
+
+        Raises:
+            ReplayError: A program gives another result than the call without it does by now.
+        """
+        estimator = call.estimator
+        _check(estimator.compile)
+        if (why := _carried(call)) is not None:
+            self._warn(call, why)
+            return eager()
+        if _off.get() or _is_watched(call):
+            return eager()
+        given, key, pins = call.given()
+        if any(_is_strange(tensor) for tensor in given):
+            self._warn(call, "a tensor is no plain dense one")
+            return eager()
+        named = (*key.values(), estimator.compile)
+        programs = self.programs.get(named, [])
+        program = next((p for p in programs if p.traced.clock.agrees(call.state.step)), None)
+        if program is not None:
+            return self._run(program, call, given, eager)
+        if named in self._refused:
+            return eager()
+        if named not in self._seen:
+            # Identities are those of objects as long as these live.
+            self._seen[named] = {**key, "pins": pins}
+            return eager()
+        if sum(map(len, self.programs.values())) >= MOST_PROGRAMS:
+            self._refused.add(named)
+            self._warn(call, self._changing(key, bool(programs)))
+            return eager()
+        self._last = key
+        return self._compile(named, call, given, eager)
+
+    def _run(
+        self, program: Program, call: Call, given: Sequence[Tensor], eager: Callable[[], Any]
+    ) -> Hypergradient:
+        program.calls += 1
+        draws, state = call.estimator._draws, call.state
+        if program.calls & (program.calls - 1) == 0:
+            expected = eager()
+            draw = None if draws is None else draws.current(state)
+            inputs = program.traced.inputs(call, given, draw)
+            graph = _result(program.traced, program.traced.graph, inputs, call)
+            if graph is not None and not agree(expected, graph):
+                raise ReplayError(
+                    f"{_name(call)} was compiled, and its program gives another result than the "
+                    "losses do by now: these, or the inner learner, read something beside their "
+                    "arguments that has changed, where it cannot be seen (a number in another "
+                    f"module, a file, an object's part). Results of the last {program.calls // 2} "
+                    "calls may be wrong. Keep what changes in a buffer or in the batch, or set "
+                    "compile=False."
+                )
+            return expected
+        draw = None if draws is None else draws.upcoming(state)
+        inputs = program.traced.inputs(call, given, draw)
+        result = _result(program.traced, program.run, inputs, call)
+        if result is None:
+            return eager()
+        if draws is not None:
+            draws.advance(state)
+        return result
+
+    def _compile(
+        self, named: Any, call: Call, given: Sequence[Tensor], eager: Callable[[], Any]
+    ) -> Hypergradient:
+        expected: Hypergradient = eager()
+        draws = call.estimator._draws
+        draw = None if draws is None else draws.current(call.state)
+        try:
+            traced = trace(call, draw)
+        except UnsupportedError as error:
+            self._refused.add(named)
+            self._warn(call, str(error))
+            return expected
+        inputs = traced.inputs(call, given, draw)
+        found = _result(traced, traced.graph, inputs, call)
+        if found is None or not agree(expected, found):
+            self._refused.add(named)
+            self._warn(call, "the graph of a call gives other numbers than the call")
+            return expected
+        run: Run = traced.graph
+        if call.estimator.compile is True and not call.estimator.amplifies_rounding:
+            generated = generate(traced.graph, inputs)
+            if isinstance(generated, str):
+                self._warn(call, generated, _AS_GRAPH)
+            else:
+                found = _result(traced, generated, inputs, call)
+                if found is None or not agree(expected, found):
+                    why = "code that is generated rounds otherwise, by more than 1e-5 of the result"
+                    self._warn(call, why, _AS_GRAPH)
+                else:
+                    run = generated
+        self.programs.setdefault(named, []).append(Program(traced, run))
+        return expected
+
+    def _changing(self, key: Key, same: bool) -> str:
+        """Return that too much changes from call to call, as a clause."""
+        if same:
+            what = "the number of the step, which the losses or the inner learner read"
+        else:
+            what = ", ".join(n for n, part in key.items() if self._last.get(n) != part)
+        return f"{MOST_PROGRAMS} programs were compiled, and yet another is needed ({what} change)"
+
+    def _warn(self, call: Call, why: str, runs: str = "") -> None:
+        if why in self._warned:
+            return
+        self._warned.add(why)
+        runs = runs or "Such calls run without a program: the results are the same"
+        warnings.warn(
+            f"{_name(call)} with compile={call.estimator.compile!r}: {why}. {runs}.",
+            CompilationWarning,
+            stacklevel=5,
+        )
+
+
+def begin(estimator: Estimator | None, compile: Compile) -> None:
+    """Let an estimator begin anew in a training, compiled or as it was made.
+
+    Args:
+        estimator: The estimator, or ``None``.
+        compile: What its attribute is set to, unless ``False``.
+
+    Raises:
+        ConfigurationError: There is nothing to compile, or the value is unknown.
+    """
+    if compile is not False:
+        _check(compile)
+        if estimator is None:
+            raise ConfigurationError(
+                f"compile is {compile!r} without an estimator; inner steps alone are not compiled."
+            )
+        estimator.compile = compile
+    if estimator is not None:
+        estimator.restart()
+
+
+def _name(call: Call) -> str:
+    return type(call.estimator).__name__
+
+
+def _check(compile: Any) -> None:
+    if compile is not True and compile != "graph":
+        raise ConfigurationError(f"compile is {compile!r}; accepted: False, True, 'graph'.")
+
+
+def _carried(call: Call) -> str | None:
+    """Return why no call of an estimator can be compiled, as a clause."""
+    if call.estimator.windows or call.estimator.carries:
+        return "its calls go on from what a former one left, which a program does not"
+    return None
+
+
+def _is_watched(call: Call) -> bool:
+    """Return whether something looks on that a program would hide from."""
+    problem = vars(call.problem)
+    return (
+        _len_torch_function_stack() > 0
+        or _len_torch_dispatch_stack() > 0
+        or torch._C._functorch.maybe_current_level() is not None
+        or call.problem.watch is not None
+        or "evaluate_train" in problem
+        or "evaluate_valid" in problem
+    )
+
+
+def _is_strange(tensor: Tensor) -> bool:
+    return (type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter) or (
+        tensor.layout is not torch.strided
+    )
+
+
+def _result(
+    traced: TracedCall, run: Run, inputs: Sequence[Tensor], call: Call
+) -> Hypergradient | None:
+    with torch.no_grad(), unchecked():
+        return traced.finish(call, run(*inputs))
