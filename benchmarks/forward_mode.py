@@ -1,25 +1,20 @@
-"""Forward mode through schedules beside a loop that is written by hand for this one problem.
-
-Run as ``python -m benchmarks.forward_mode``; it writes a page to ``docs/benchmarks``.
-"""
+"""Forward mode through schedules beside a loop that is written by hand for this one problem."""
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metatoolkit as mt
-from benchmarks.machine import describe_machine
-from metatoolkit.diagnostics.measure import peak_memory
-from metatoolkit.hypergradients import ForwardMode
+from benchmarks.contenders.by_hand import ModuleAt, loop_by_hand
+from benchmarks.contenders.ours import ours
+from benchmarks.harness.declared import Benchmark, Call, Case, Contender, Setup
+from benchmarks.trajectory import plain_loss
+from metatoolkit.hypergradients import ForwardMode, Unrolled
 from metatoolkit.metaparameters import Schedule
 
 RATES = 7
@@ -27,70 +22,57 @@ BATCH = 64
 FIRST = {"lr": 0.1, "momentum": 0.5, "weight_decay": 1e-4}
 
 
-class Digits:
-    """A perceptron on scikit-learn's digits, with seven rates, a momentum and a weight decay.
+def digits(steps: int, hidden: int) -> Setup:
+    """A perceptron on digits, with seven rates, a momentum and a weight decay as schedules.
 
     Args:
         steps: Number of inner steps.
         hidden: Width of the hidden layer.
     """
-
-    def __init__(self, steps: int, hidden: int) -> None:
-        data = mt.tasks.load_dataset("digits")
-        torch.manual_seed(0)
-        self.steps = steps
-        self.model = mt.networks.MLP(64, (hidden,), 10, activation="tanh")
-        self.meta = nn.ModuleDict(
-            {
-                name: Schedule(value, steps, RATES if name == "lr" else 1)
-                for name, value in FIRST.items()
-            }
-        )
-        batches = mt.tasks.Batches(*data.train, batch_size=BATCH)
-        few = [next(batches) for _ in range(min(steps, 1000))]
-        self.train = [few[step % len(few)] for step in range(steps)]
-        self.valid = tuple(data.test)
-
-
-def by_toolkit(digits: Digits) -> Callable[[], Tensor]:
-    """Return a function that takes the hypergradient by ForwardMode."""
-
-    def of(name: str) -> Callable[[Any, int], Tensor]:
-        return lambda meta, step: meta[name].at(step)
-
-    loss = mt.losses.cross_entropy
-    problem = mt.BilevelProblem(digits.model, digits.meta, loss, loss)
-    inner = mt.inner.SGD(**{name: of(name) for name in FIRST})
-    state, estimator = inner.init(problem), ForwardMode(digits.steps)
-
-    def call() -> Tensor:
-        found = estimator(problem, inner, state, digits.train, digits.valid)
-        return torch.cat(list(found.gradient.values()))
-
-    return call
+    data = mt.tasks.load_dataset("digits")
+    torch.manual_seed(0)
+    model = mt.networks.MLP(64, (hidden,), 10, activation="tanh")
+    meta = nn.ModuleDict(
+        {
+            name: Schedule(value, steps, RATES if name == "lr" else 1)
+            for name, value in FIRST.items()
+        }
+    )
+    batches = mt.tasks.Batches(*data.train, batch_size=BATCH)
+    few = [next(batches) for _ in range(min(steps, 1000))]
+    problem = mt.BilevelProblem(model, meta, plain_loss, plain_loss)
+    train = [few[step % len(few)] for step in range(steps)]
+    rates = {name: _course(name) for name in FIRST}
+    return Setup(problem, [(train, tuple(data.test))], **rates)
 
 
-def by_hand(digits: Digits) -> Callable[[], Tensor]:
-    """Return a function that carries the tangents of SGD along, with nothing checked."""
-    names = [name for name, _ in digits.model.named_parameters()]
-    courses = {name: schedule.values().tolist() for name, schedule in digits.meta.items()}
+def _course(name: str) -> Any:
+    return lambda meta, step: meta[name].at(step)
+
+
+def _tangents(setup: Setup) -> Call:
+    """Carry the tangents of SGD along, with nothing checked."""
+    ((train, valid),) = setup.tasks
+    names = [name for name, _ in setup.problem.model.named_parameters()]
+    meta: Any = setup.problem.meta
+    courses = {name: meta[name].values().tolist() for name in FIRST}
     momentum, decay, count = RATES, RATES + 1, RATES + 2
 
     def loss_of(weights: Sequence[Tensor], batch: Any) -> Tensor:
         named = dict(zip(names, weights, strict=True))
-        return F.cross_entropy(torch.func.functional_call(digits.model, named, batch[0]), batch[1])
+        return plain_loss(ModuleAt(setup, named), None, batch)
 
-    def call() -> Tensor:
-        weights = [p.detach().clone() for p in digits.model.parameters()]
+    def call() -> list[Tensor]:
+        weights = [p.detach().clone() for p in setup.problem.model.parameters()]
         speeds = [torch.zeros_like(w) for w in weights]
         moved, turned = ([w.new_zeros(count, *w.shape) for w in weights] for _ in range(2))
         share = -1
-        for step, batch in enumerate(digits.train):
+        for step, batch in enumerate(train):
             rate, m, d = (courses[name][step] for name in FIRST)
             # What has moved by now has a product.
             active = [*range(share + 1), *([momentum] if step > 1 else [])]
             active += [decay] if step > 0 else []
-            share = RATES * step // digits.steps
+            share = RATES * step // len(train)
             leaves = [w.detach().requires_grad_() for w in weights]
             slopes = torch.autograd.grad(loss_of(leaves, batch), leaves, create_graph=True)
             bent: Sequence[Tensor | None] = [None] * len(leaves)
@@ -112,107 +94,65 @@ def by_hand(digits: Digits) -> Callable[[], Tensor]:
                 after.append(v)
             speeds = after
         leaves = [w.requires_grad_() for w in weights]
-        slopes = torch.autograd.grad(loss_of(leaves, digits.valid), leaves)
-        return sum(
-            (z.reshape(count, -1) @ g.reshape(-1) for z, g in zip(moved, slopes, strict=True)),
-            start=torch.zeros(count),
-        )
+        slopes = torch.autograd.grad(loss_of(leaves, valid), leaves)
+        pairs = zip(moved, slopes, strict=True)
+        return [sum((z.reshape(count, -1) @ g.reshape(-1) for z, g in pairs), torch.zeros(count))]
 
     return call
 
 
-def compare(steps: int, hidden: int, repeats: int) -> dict[str, float]:
-    """Take both in turn, and compare processor time, memory and what they return.
+TANGENTS = Contender(_tangents)
+"""A loop for SGD with these schedules alone."""
 
-    Args:
-        steps: Number of inner steps.
-        hidden: Width of the hidden layer.
-        repeats: Number of times that each is taken.
-    """
-    digits = Digits(steps, hidden)
-    ours, theirs = by_toolkit(digits), by_hand(digits)
-    one, other = ours(), theirs()
-    seconds: dict[str, list[float]] = {"toolkit": [], "hand": []}
-    for _ in range(repeats):
-        for name, call in (("hand", theirs), ("toolkit", ours)):
-            begin = time.process_time()
-            call()
-            seconds[name].append(time.process_time() - begin)
-    pairs = zip(seconds["toolkit"], seconds["hand"], strict=True)
-    return {
-        "parameters": sum(p.numel() for p in digits.model.parameters()),
-        "difference": float((one - other).norm() / other.norm()),
-        "hand": 1e3 * min(seconds["hand"]) / steps,
-        "toolkit": 1e3 * min(seconds["toolkit"]) / steps,
-        "ratio": statistics.median(ours / theirs for ours, theirs in pairs),
-        "bytes": peak_memory(ours),
-    }
-
-
-TEXT = """\
-# Forward mode by the step
-
-`ForwardMode` through {steps} steps of SGD on scikit-learn's digits, in seven rates, a momentum and
-a weight decay, beside a loop that carries the same tangents for this one problem: a batched
-Hessian-vector product per step for what has begun, and nothing checked. Processor time of each
-step, the least of {repeats} calls that alternate in one process, and the median of the ratios;
-batches of {batch}, float32.
-
-| hidden units | parameters | difference | by hand (ms) | ForwardMode (ms) | ratio | memory (MiB) |
-|---:|---:|---:|---:|---:|---:|---:|
-{rows}
-
-{long}Measured on {machine}, with much other work beside it.
-`python -m benchmarks.forward_mode` measures again and writes this page.
-"""
-
-
-def long_text(steps: int, hidden: int) -> str:
-    """Return a sentence on one hypergradient through many steps."""
-    call = by_toolkit(Digits(steps, hidden))
-    begin = time.process_time()
-    call()
-    seconds = time.process_time() - begin
-    return (
-        f"One hypergradient through {steps:,} steps with {hidden} hidden units took "
-        f"{seconds:.0f} s of one processor.\n\n"
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and write the page.
-
-    Args:
-        argv: Arguments; by default those of the process.
-    """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[16, 100, 400])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--long", type=int, default=10_000, help="steps of a long run; 0 for none")
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
-    given = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    rows = []
-    for hidden in given.hidden:
-        found = compare(given.steps, hidden, given.repeats)
-        rows.append(
-            f"| {hidden} | {found['parameters']:,.0f} | {found['difference']:.0e} "
-            f"| {found['hand']:.2f} | {found['toolkit']:.2f} | {found['ratio']:.2f} "
-            f"| {found['bytes'] / 2**20:.1f} |"
-        )
-        print(rows[-1], flush=True)
-    page = TEXT.format(
-        steps=given.steps,
-        repeats=given.repeats,
-        batch=BATCH,
-        rows="\n".join(rows),
-        long=long_text(given.long, given.hidden[0]) if given.long else "",
-        machine=describe_machine(),
-    )
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "forward_mode.md").write_text(page)
-
-
-if __name__ == "__main__":
-    main()
+BENCHMARKS = [
+    Benchmark(
+        name="forward_mode",
+        title="Forward mode by the step",
+        about="`ForwardMode` through 300 steps of SGD on scikit-learn's digits, in seven rates, a "
+        "momentum and a weight decay, beside a loop that carries the same tangents for this one "
+        "problem: a batched Hessian-vector product per step for what has begun, and nothing "
+        f"checked. Batches of {BATCH}, float32; perceptrons 64-h-10.",
+        cases={
+            f"h = {hidden}": Case(
+                partial(digits, 300, hidden),
+                {"by hand": TANGENTS, "ForwardMode": ours(ForwardMode(300))},
+                rounds=7,
+                quick=hidden < 100,
+            )
+            for hidden in (16, 100, 400)
+        },
+    ),
+    Benchmark(
+        name="horizon",
+        title="Forward and reverse mode over the horizon",
+        about="The schedules of [forward mode by the step](forward_mode.md) (nine numbers: "
+        "forward-mode differentiation with sharing) for a perceptron 64-16-10 through T steps: "
+        "forward mode holds nine tangents whatever T, reverse mode what it keeps of the steps.",
+        figure="curves",
+        axis="inner steps T",
+        per_size=True,
+        cases={
+            f"T = {steps:,}": Case(
+                partial(digits, steps, 16),
+                {
+                    "forward, by hand": TANGENTS,
+                    "ForwardMode": ours(ForwardMode(steps)),
+                    **(
+                        {
+                            "reverse, by hand": loop_by_hand(),
+                            "Unrolled": ours(Unrolled(steps)),
+                            "Unrolled, tree": ours(Unrolled(steps, checkpoint="tree")),
+                        }
+                        if steps <= 1000
+                        else {}
+                    ),
+                },
+                rounds=1 if steps > 1000 else 3,
+                size=steps,
+                quick=steps < 1000,
+                counted=steps <= 1000,
+            )
+            for steps in (10, 100, 1000, 10_000)
+        },
+    ),
+]

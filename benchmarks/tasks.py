@@ -1,211 +1,121 @@
-"""Hypergradients of a batch of tasks, beside what is written by hand, and three libraries.
-
-Run as ``python -m benchmarks.tasks``; it writes a table and a figure to ``docs/benchmarks``.
-learn2learn, higher and TorchOpt (extra ``benchmarks``) are left out where they are not installed.
-"""
+"""Outer gradients of MAML over batches of tasks, beside other libraries."""
 
 from __future__ import annotations
 
-import argparse
-import concurrent.futures
-import gc
-import math
-import multiprocessing
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from benchmarks.machine import processor
-from benchmarks.peers import installed
-from benchmarks.task_problems import FAMILIES, METHODS, PEERS, Family
-from metatoolkit.diagnostics.measure import peak_memory
+import metatoolkit as mt
+from benchmarks.contenders.by_hand import batch_by_hand, loop_by_hand
+from benchmarks.contenders.ours import ours_over_tasks
+from benchmarks.contenders.peers import higher, learn2learn, torchopt
+from benchmarks.harness.declared import Benchmark, Case, Setup
+from benchmarks.trajectory import plain_loss
+from metatoolkit.hypergradients import FirstOrder, Unrolled
 
-_PEER = "learn2learn"
-Rows = dict[str, dict[str, float]]
-
-TEXT = """\
-# Batches of tasks
-
-One outer gradient of MAML: the mean over tasks, {steps} inner steps of SGD each, float32. Time is
-processor time, the median of {repeats} calls; all methods take turns, and ratios are medians over
-the turns. Peak memory is what tensors hold beyond what was there before the call, each method in a
-process of its own. The difference is to the gradient that is written by hand, which `FirstOrder`
-means to differ from.{missing}
-
-{table}
-
-![Time and memory of each method](tasks.png)
-
-`Unrolled(T)` holds the graphs of all steps where they fit its memory budget, as they do here and as
-the gradient by hand does. "One graph" is `Unrolled(T, keep_graphs=1)`, which computes each step but
-the last a second time, and takes less memory. `"auto"` measures both ways in its first call, which
-is not counted here.
-
-Measured on {processor} with one thread, other work beside it, Python {python},
-torch {torch}. `python -m benchmarks.tasks` measures again and writes this page.
-"""
+STEPS = 5
 
 
-def compare(family: Family, repeats: int, names: Sequence[str]) -> Rows:
-    """Measure methods in turn, and return what each takes.
+def squared_error(model: Any, meta: Any, batch: Any) -> Tensor:
+    """Return the mean squared error."""
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def family(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    shots: int,
+    lr: float,
+) -> Setup:
+    """Return tasks whose first examples are their support, the others their query.
 
     Args:
-        family: The tasks.
-        repeats: Number of calls of each method.
-        names: The methods; the first one is the reference.
+        model: The network, whose parameters are λ.
+        loss: Inner and outer loss.
+        inputs: Of shape (tasks, examples, ...).
+        targets: Of shape (tasks, examples, ...).
+        shots: Examples of the support.
+        lr: Inner learning rate.
     """
-    torch.manual_seed(0)
-    calls = {name: METHODS[name](family) for name in names}
-    # What is set up, checked and chosen at the first call is no part of the time.
-    gradients = {name: torch.cat([g.flatten() for g in call()]) for name, call in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            gc.collect()
-            begin = time.process_time()
-            call()
-            seconds[name].append(time.process_time() - begin)
-    reference = gradients[names[0]]
-
-    def ratio(name: str, other: str) -> float:
-        # Rounds are paired, so that other work on the machine counts little.
-        pairs = zip(seconds[name], seconds[other], strict=True)
-        return statistics.median(own / its for own, its in pairs)
-
-    return {
-        name: {
-            "seconds": statistics.median(seconds[name]),
-            # Rounds are paired, so that other work on the machine counts little.
-            "ratio": ratio(name, names[0]),
-            "to_peer": ratio(name, _PEER) if _PEER in calls else math.nan,
-            "difference": float((gradients[name] - reference).norm() / reference.norm()),
-        }
-        for name in calls
-    }
-
-
-def memory(family: str, tasks: int, name: str) -> float:
-    """Return the peak memory of a method's second call, in bytes.
-
-    Args:
-        family: Name of the tasks.
-        tasks: Number of tasks.
-        name: Name of the method.
-    """
-    torch.set_num_threads(1)
-    call = METHODS[name](FAMILIES[family](tasks))
-    call()
-    return float(peak_memory(call))
-
-
-def in_own_process(family: str, tasks: int, name: str) -> float:
-    """Return what :func:`memory` does, from a process that measures nothing else.
-
-    Args:
-        family: Name of the tasks.
-        tasks: Number of tasks.
-        name: Name of the method.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.task_problems"])
-    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(memory, family, tasks, name).result()
-
-
-def table(found: dict[str, Rows]) -> list[str]:
-    """Return the lines of a Markdown table.
-
-    Args:
-        found: What :func:`compare` returned, by the title of the family.
-    """
-    lines = [
-        f"| tasks | method | time (ms) | to by hand | to {_PEER} | peak memory (MiB) "
-        "| difference |",
-        "|---|---|---:|---:|---:|---:|---:|",
+    meta = mt.metaparameters.Initialization(model)
+    problem = mt.BilevelProblem(model, meta, loss, loss, initial=type(meta).values)
+    tasks = [
+        ([(x[:shots], y[:shots])] * STEPS, (x[shots:], y[shots:]))
+        for x, y in zip(inputs, targets, strict=True)
     ]
-    for title, rows in found.items():
-        for name, row in rows.items():
-            lines.append(
-                f"| {title} | {name} | {1e3 * row['seconds']:.1f} | {row['ratio']:.2f} "
-                f"| {row['to_peer']:.2f} | {row['bytes'] / 2**20:.2f} "
-                f"| {row['difference']:.0e} |"
-            )
-    return lines
+    support = inputs[:, :shots].flatten(0, 1), targets[:, :shots].flatten(0, 1)
+    unit = partial(loss, model, meta, support)
+    return Setup(problem, tasks, lr, begins_with_meta=True, unit=unit)
 
 
-def draw(found: dict[str, Rows], path: Path) -> None:
-    """Draw time against peak memory of all methods, one panel for each family.
+def sinusoids(tasks: int) -> Setup:
+    """Sinusoids of random amplitude and phase (Finn et al. 2017), 10 shots and 10 queries.
 
     Args:
-        found: What :func:`compare` returned, by the title of the family, with memory.
-        path: File to write.
+        tasks: Number of tasks.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, (title, rows) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
-        for number, (name, row) in enumerate(rows.items()):
-            ours = name.startswith(("`U", "`F"))
-            marker = ("oD" if ours else "sX")[number // 10 if ours else number % 2]
-            axes.scatter(
-                1e3 * row["seconds"],
-                row["bytes"] / 2**20,
-                color=f"C{number % 10}",
-                marker=marker,
-                label=name.replace("`", ""),
-            )
-        axes.set(xscale="log", yscale="log", xlabel="time (ms)", title=title)
-        axes.set_ylabel("peak memory of tensors (MiB)")
-        axes.grid(which="both", alpha=0.2)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(path, dpi=120)
+    generator = torch.Generator().manual_seed(0)
+    amplitudes = 0.1 + 4.9 * torch.rand(tasks, 1, 1, generator=generator)
+    phases = 3.14 * torch.rand(tasks, 1, 1, generator=generator)
+    inputs = 10 * torch.rand(tasks, 20, 1, generator=generator) - 5
+    targets = amplitudes * torch.sin(inputs - phases)
+    torch.manual_seed(0)
+    layers = (nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+    return family(nn.Sequential(*layers), squared_error, inputs, targets, 10, 0.01)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, and write the page.
+def images(tasks: int) -> Setup:
+    """Images of noise, 5 ways with 1 shot and 15 queries in all, for 4 convolutions.
 
     Args:
-        argv: Arguments of the command line.
+        tasks: Number of tasks.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sinusoids", type=int, default=100, help="number of sinusoid tasks")
-    parser.add_argument("--images", type=int, default=16, help="number of tasks of images")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    names = list(METHODS)
-    missing = [name for name, module in PEERS.items() if not installed(module)]
-    for name in missing:
-        print(f"{name} is not installed, and is left out", file=sys.stderr)
-        names.remove(name)
-    found: dict[str, Rows] = {}
-    for family, count in (("sinusoids", arguments.sinusoids), ("images", arguments.images)):
-        tasks = FAMILIES[family](count)
-        rows = compare(tasks, arguments.repeats, names)
-        for name, row in rows.items():
-            row["bytes"] = in_own_process(family, count, name)
-        found[tasks.title] = rows
-        print("\n".join(table({tasks.title: rows})[2:]), flush=True)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    page = TEXT.format(
-        steps=tasks.steps,
-        missing=f" {' and '.join(missing)} could not be installed there." if missing else "",
-        repeats=arguments.repeats,
-        table="\n".join(table(found)),
-        processor=processor(),
-        python=platform.python_version(),
-        torch=torch.__version__,
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(tasks, 20, 1, 28, 28, generator=generator)
+    labels = (torch.arange(20) % 5).repeat(tasks, 1)
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for channels in (1, 16, 16, 16):
+        layers += [nn.Conv2d(channels, 16, 3, stride=2, padding=1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 5))
+    return family(model, plain_loss, inputs, labels, 5, 0.1)
+
+
+WAYS = {
+    "`torch.func` by hand": batch_by_hand(),
+    "loop by hand": loop_by_hand(),
+    "learn2learn": learn2learn(),
+    "higher": higher(),
+    "TorchOpt": torchopt(),
+    "`Unrolled`, loop": ours_over_tasks(Unrolled(STEPS), "loop"),
+    "`Unrolled`, loop, one graph": ours_over_tasks(Unrolled(STEPS, keep_graphs=1), "loop"),
+    "`Unrolled`, vmap": ours_over_tasks(Unrolled(STEPS), "vmap"),
+    "`Unrolled`, vmap, one graph": ours_over_tasks(Unrolled(STEPS, keep_graphs=1), "vmap"),
+    "`Unrolled`, auto": ours_over_tasks(Unrolled(STEPS), "auto"),
+    "`FirstOrder`, vmap": ours_over_tasks(FirstOrder(STEPS), "vmap"),
+}
+
+BENCHMARKS = [
+    Benchmark(
+        name="tasks",
+        title="Batches of tasks",
+        about=f"One outer gradient of MAML: the mean over tasks, {STEPS} inner steps of SGD each, "
+        "float32. The error is the difference to the gradient that is written by hand for all "
+        "tasks at once, which `FirstOrder` means to differ from. F is one forward pass over the "
+        "support of all tasks at once.",
+        cases={
+            "100 sinusoids, perceptron 1-40-40-1": Case(partial(sinusoids, 100), WAYS),
+            "16 tasks of images, 4 convolutions": Case(partial(images, 16), WAYS),
+        },
+        after="`Unrolled(T)` holds the graphs of all steps where they fit its memory budget, as "
+        'they do here and as the gradient by hand does. "One graph" is `Unrolled(T, '
+        "keep_graphs=1)`, which computes each step but the last a second time, and takes less "
+        'memory. `"auto"` measures both ways in its first call, which is not counted here.',
     )
-    (arguments.output / "tasks.md").write_text(page)
-    draw(found, arguments.output / "tasks.png")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+]

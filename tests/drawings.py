@@ -62,6 +62,17 @@ def bars(axis: Any, labels: Any = None) -> dict[str, float]:
     return {places[round(middle)]: float(value) for middle, value in middles}
 
 
+def points(axis: Any) -> list[tuple[float, float]]:
+    """The places of points that are drawn with intervals, in order.
+
+    Args:
+        axis: Where they are.
+    """
+    drawn = [container[0] for container in axis.containers]
+    return [(float(p.get_xdata()[0]), float(p.get_ydata()[0])) for p in drawn]
+
+
 def legend(axis: Any) -> list[str]:
-    """The labels of a legend."""
-    return [text.get_text() for text in axis.get_legend().get_texts()]
+    """The labels of a legend, of an axis or of a figure."""
+    (found,) = axis.legends if hasattr(axis, "legends") else (axis.get_legend(),)
+    return [text.get_text() for text in found.get_texts()]

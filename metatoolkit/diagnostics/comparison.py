@@ -74,7 +74,7 @@ class EstimatorComparison:
 
     @functools.cached_property
     def figure(self) -> Figure:
-        """Error, operations, memory and time as bars; the extra ``plots`` installs what draws."""
+        """Error against time, operations and memory; the extra ``plots`` installs what draws."""
         return draw(self.rows)
 
     def __str__(self) -> str:

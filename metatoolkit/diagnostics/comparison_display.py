@@ -1,4 +1,4 @@
-"""How a comparison of estimators is shown: bars in a figure, a table as text."""
+"""How a comparison of estimators is shown: error against cost in a figure, a table as text."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ if TYPE_CHECKING:
 
 Rows = Mapping[str, Mapping[str, Any]]
 
+_MARKERS = "osD^vPX"
+"""As many as have no divisor in common with the ten colors, so that pairs differ for long."""
+_ROUNDING = 1e-16
+
 
 def draw(rows: Rows) -> Figure:
-    """Draw a comparison as bars.
+    """Draw the error of each estimator against the costs of a call.
 
     Args:
-        rows: :attr:`EstimatorComparison.rows`.
+        rows: :attr:`EstimatorComparison.rows`. Where a row has ``relative_error_interval`` or
+            ``seconds_interval``, a pair of ends, it is drawn as a line through the point.
 
     Returns:
-        A figure with the error, the operations, the memory and the time of each estimator.
+        A figure with a panel each for time, operations and memory. A point is a call, and the
+        small mark in its color the mean over the draws of a random estimator. Errors below
+        rounding are drawn at 1e-16.
 
     Raises:
         MissingDependencyError: Matplotlib is not installed.
@@ -33,34 +40,42 @@ def draw(rows: Rows) -> Figure:
 
     shown = {name: row for name, row in rows.items() if _known(row)}
     panels = [
-        ("relative_error", "relative error of a call", 1.0),
+        ("seconds", "time of a call [ms]", 1e3),
         ("flops", "operations [forward passes]", 1.0),
         ("peak_bytes", "peak memory [MiB]", 2.0**-20),
-        ("seconds", "time of a call [ms]", 1e3),
     ]
-    figure = Figure(figsize=(14, 1.2 + 0.32 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(15, max(4.5, 1.0 + 0.2 * len(shown))), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
-    places = range(len(shown))
+    points = []
     for axis, (column, label, scale) in zip(axes, panels, strict=True):
-        values = [float(row[column]) * scale for row in shown.values()]
-        if column == "relative_error":
-            values = _above_rounding(values)
-        if any(value > 0 for value in values):
+        for place, row in enumerate(shown.values()):
+            error, mean = (
+                max(float(row[entry]), _ROUNDING)
+                for entry in ("relative_error", "mean_relative_error")
+            )
+            color, cost = f"C{place % 10}", scale * float(row[column])
+            drawn = axis.errorbar(
+                cost,
+                error,
+                xerr=_ends(row, column, scale),
+                yerr=_ends(row, "relative_error", 1.0),
+                fmt=_MARKERS[place % len(_MARKERS)],
+                color=color,
+                linewidth=1,
+            )
+            points.append(drawn[0])
+            if mean != error:
+                axis.plot(cost, mean, "_", color=color)
+        if shown:
+            axis.set_yscale("log")
+        if any(float(row[column]) > 0 for row in shown.values()):
             axis.set_xscale("log")
-        lengths = [0.0 if math.isnan(value) else value for value in values]
-        axis.barh(places, lengths, color="tab:blue", alpha=0.6)
         axis.set_xlabel(label)
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].plot(
-        _above_rounding([float(row["mean_relative_error"]) for row in shown.values()]),
-        places,
-        "k|",
-        markersize=9,
-        label="of the mean over draws",
-    )
-    axes[0].legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize="small")
-    axes[0].set_yticks(list(places), list(shown))
-    axes[0].invert_yaxis()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("relative error of a call")
+    # Once for both panels, and without the intervals.
+    named = points[: len(shown)]
+    figure.legend(named, list(shown), loc="outside right center", fontsize="small")
     return figure
 
 
@@ -122,9 +137,13 @@ def _known(row: Mapping[str, Any]) -> bool:
     return not math.isnan(row.get("cosine", math.nan))
 
 
-def _above_rounding(values: Sequence[float]) -> list[float]:
-    """Draw all errors below rounding at one place, and keep those that are not known."""
-    return [value if math.isnan(value) else max(value, 1e-16) for value in values]
+def _ends(row: Mapping[str, Any], column: str, scale: float) -> list[list[float]] | None:
+    """Return how far the ends of an interval are from its point, if there is one."""
+    if f"{column}_interval" not in row:
+        return None
+    value = float(row[column])
+    low, high = (float(end) for end in row[f"{column}_interval"])
+    return [[scale * max(0.0, value - low)], [scale * max(0.0, high - value)]]
 
 
 def _fixed(value: float, digits: int) -> str:

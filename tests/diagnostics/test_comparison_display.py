@@ -1,16 +1,16 @@
-"""A comparison as bars and as a table, from figures that are given."""
+"""A comparison as points and as a table, from figures that are given."""
 
-import itertools
 import math
 import os
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
 from metatoolkit.diagnostics.comparison_display import align, draw, print_table
 from metatoolkit.errors import MissingDependencyError
-from tests.drawings import bars, legend, lines
+from tests.drawings import legend, points
 
 NAN = math.nan
 COLUMNS = ["cosine", "relative_error", "mean_cosine", "mean_relative_error"]
@@ -32,55 +32,62 @@ def table():
     )
 
 
-def test_bars_are_the_figures_of_the_table(table):
+def test_points_are_the_figures_of_the_table(table):
     figure = draw(table)
-    error, flops, memory, seconds = figure.axes
-    # The one that was left out is no bar, and zero is drawn at the rounding of float64.
-    assert bars(error) == pytest.approx({"exact": 1e-16, "random": 2.5, "unseen": 1e-3})
-    assert bars(flops, error) == pytest.approx({"exact": 5.04, "random": 12.0, "unseen": 0.0})
-    assert bars(memory, error) == pytest.approx({"exact": 3.0, "random": 0.5, "unseen": 0.0})
-    assert bars(seconds, error) == pytest.approx({"exact": 12.5, "random": 500.0, "unseen": 1.0})
+    seconds, flops, memory = figure.axes
+    # The one that was left out is no point, and zero is drawn at the rounding of float64.
+    errors = [1e-16, 2.5, 1e-3]
+    for axis, costs in (
+        (seconds, [12.5, 500, 1]),
+        (flops, [5.04, 12, NAN]),
+        (memory, [3, 0.5, NAN]),
+    ):
+        found = np.array(points(axis))
+        assert found[:, 0] == pytest.approx(costs, nan_ok=True)
+        assert found[:, 1] == pytest.approx(errors)
     assert [axis.get_xlabel() for axis in figure.axes] == [
-        "relative error of a call",
+        "time of a call [ms]",
         "operations [forward passes]",
         "peak memory [MiB]",
-        "time of a call [ms]",
     ]
-    assert all(axis.get_xscale() == "log" for axis in figure.axes)
-    means, places = lines(error)["of the mean over draws"]
-    assert means == pytest.approx([1e-16, 0.3, 1e-4]) and places == [0, 1, 2]
-    assert legend(error) == ["of the mean over draws"]
-    (mark,) = error.lines
-    assert (mark.get_marker(), mark.get_linestyle(), mark.get_color()) == ("|", "None", "k")
+    assert {(axis.get_xscale(), axis.get_yscale()) for axis in figure.axes} == {("log", "log")}
+    assert legend(figure) == ["exact", "random", "unseen"]
+    assert seconds.get_ylabel() == "relative error of a call"
+    # Means over draws, where they are not the error itself.
+    means = [line for line in seconds.lines if line.get_marker() == "_"]
+    assert [float(line.get_ydata()[0]) for line in means] == [0.3, 1e-4]
+    assert [line.get_color() for line in means] == ["C1", "C2"]
 
 
-def test_the_first_row_stands_at_the_top_of_panels_side_by_side(table):
-    figure = draw(table)
-    assert figure.get_size_inches().tolist() == pytest.approx([14, 1.2 + 0.32 * 3])
+def test_intervals_are_lines_through_points(table):
+    table["random"] |= {"relative_error_interval": (0.5, 3.5), "seconds_interval": (0.4, 0.7)}
+    seconds, flops, _ = draw(table).axes
+    exact, random, _ = seconds.containers
+    assert not (exact.has_xerr or exact.has_yerr)
+    across, along = (one.get_segments()[0].tolist() for one in random[2])
+    assert np.array(across) == pytest.approx(np.array([[400, 2.5], [700, 2.5]]))
+    assert np.array(along) == pytest.approx(np.array([[500, 0.5], [500, 3.5]]))
+    assert flops.containers[1].has_yerr and not flops.containers[1].has_xerr
+
+
+def test_many_rows_are_told_apart():
+    row = [1.0, 0.5, 1.0, 0.5, 2, 1, 0, 3, NAN, NAN, 5.0, 2**20, 0.01, NAN]
+    figure = draw(table_of(**{f"row {number}": row for number in range(40)}))
+    marks = [container[0] for container in figure.axes[0].containers]
+    assert len({(mark.get_color(), mark.get_marker()) for mark in marks}) == 40
     figure.draw_without_rendering()
-    for axis in figure.axes:
-        below, above = axis.get_ylim()
-        assert below > above and below > 2 and above < 0
-        assert all(line.get_visible() for line in axis.get_xgridlines())
-        assert not any(line.get_visible() for line in axis.get_ygridlines())
-    boxes = [axis.get_position() for axis in figure.axes]
-    assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(boxes))
-    assert len({box.y0 for box in boxes}) == 1
-    # Names stand at the first panel, and its label below is inside of the figure.
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(
-        bars(figure.axes[0])
-    )
-    assert boxes[0].y0 > 0.05 and len({axis.get_ylim() for axis in figure.axes}) == 1
+    box = figure.legends[0].get_window_extent()
+    assert box.y0 >= 0 and box.y1 <= figure.bbox.height
+    assert len({axis.get_position().y0 for axis in figure.axes}) == 1
 
 
 def test_nothing_above_zero_has_no_logarithmic_axis():
     row = [NAN] * 13 + ["broken"]
     figure = draw(table_of(one=row, other=row))
-    assert [axis.get_xscale() for axis in figure.axes] == ["linear"] * 4
-    assert figure.get_size_inches().tolist() == pytest.approx([14, 1.2])
+    assert [axis.get_xscale() for axis in figure.axes] == ["linear"] * 3
     uncounted = [1.0, 0.5, 1.0, 0.5, 2, 1, 0, 3, NAN, NAN, NAN, NAN, 0.0125, "uncounted"]
     figure = draw(table_of(one=uncounted))
-    assert [axis.get_xscale() for axis in figure.axes] == ["log", "linear", "linear", "log"]
+    assert [axis.get_xscale() for axis in figure.axes] == ["log", "linear", "linear"]
 
 
 def test_the_table_in_a_pipe_is_as_wide_as_it_needs(table, capsys, monkeypatch):

@@ -1,0 +1,1 @@
+"""Ways to compute a hypergradient that benchmarks measure: ours, by hand, by other libraries."""

@@ -1,0 +1,1 @@
+"""What all benchmarks share: declarations, measuring, records, tables, figures and the command."""
