@@ -182,6 +182,8 @@ def watched(benchmark: str, label: str, name: str) -> Row:
         name: Label of the contender, or the name of a forward pass.
     """
     torch.set_num_threads(1)
+    # Looked through, the heap that a forked process shares would become its own.
+    gc.freeze()
     case = find(benchmark).cases[label]
     setup = case.setup()
     call: Call = setup.forward if name == FORWARD else built(case.contenders[name], setup)
@@ -189,7 +191,6 @@ def watched(benchmark: str, label: str, name: str) -> Row:
         if not case.counted:
             return _resident_growth(call)
         call()
-        gc.collect()
         return {"peak_bytes": peak_memory(call), "flops": count_flops(call)}
     except Exception as error:  # It is right all the same: what watches it does not work.
         return {"note": f"operations and memory cannot be told: {_told(error)}"}
@@ -197,7 +198,6 @@ def watched(benchmark: str, label: str, name: str) -> Row:
 
 def _resident_growth(call: Call) -> Row:
     """Return what resident memory grows by in a call, and its peak (Linux)."""
-    gc.collect()
     before = restart_peak()
     call()
     peak = resident("VmHWM")

@@ -7,7 +7,7 @@ import importlib
 from benchmarks.harness.declared import Benchmark
 from metatoolkit.errors import UnknownNameError
 
-MODULES = ("estimators", "trajectory", "tasks", "forward_mode")
+MODULES = ("estimators", "networks", "trajectory", "regression", "tasks", "forward_mode")
 """Modules of this package whose ``BENCHMARKS`` are listed, in the order of the pages."""
 
 

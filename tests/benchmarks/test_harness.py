@@ -24,6 +24,7 @@ def one_thread(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     # The heap of a whole test session takes long to look through.
     monkeypatch.setattr(measure.gc, "collect", lambda: 0)
+    monkeypatch.setattr(measure.gc, "freeze", lambda: None)
 
 
 class Weights(nn.Module):

@@ -1,0 +1,140 @@
+"""Linear models: data hyper-cleaning over the horizon, implicit differentiation at many features."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+import metatoolkit as mt
+from benchmarks.contenders.by_hand import conjugate_gradient_by_hand, loop_by_hand
+from benchmarks.contenders.ours import ours
+from benchmarks.contenders.peers import betty, higher, hypertorch, torchopt
+from benchmarks.estimators import Penalties, at_optimum, logistic_loss, penalized_loss
+from benchmarks.harness.declared import Benchmark, Case, Contender, Setup
+from benchmarks.trajectory import ExampleWeights, plain_loss, weighted_loss
+from metatoolkit.hypergradients import (
+    GMRES,
+    ConjugateGradient,
+    Implicit,
+    Neumann,
+    Unrolled,
+)
+
+
+def hyper_cleaning(steps: int) -> Setup:
+    """A linear classifier of digits with a weight for each of 1,000 examples, whole batches.
+
+    Args:
+        steps: Number of inner steps.
+    """
+    dataset = mt.tasks.load_dataset("digits")
+    images = dataset.transform()(dataset.train.images, None).flatten(1)
+    labels = dataset.train.labels.clone()
+    # Every other label is wrong.
+    labels[:1000:2] = (labels[:1000:2] + 1) % 10
+    torch.manual_seed(0)
+    model = nn.Linear(images.shape[1], 10)
+    problem = mt.BilevelProblem(model, ExampleWeights(1000), weighted_loss, plain_loss)
+    batch = images[:1000], labels[:1000], torch.arange(1000)
+    return Setup(problem, [([batch] * steps, (images[1000:], labels[1000:]))], 0.1)
+
+
+def cleaning_ways(steps: int) -> dict[str, Contender]:
+    """Return ways through so many steps, and two that take fewer.
+
+    Args:
+        steps: Number of inner steps.
+    """
+    truncated = ours(Unrolled(steps, truncation=min(10, steps)))
+    return {
+        "by hand": loop_by_hand(),
+        "Unrolled": ours(Unrolled(steps)),
+        "Unrolled, one graph": ours(Unrolled(steps, keep_graphs=1)),
+        "Unrolled, truncated at 10": truncated,
+        "higher": higher(),
+        "TorchOpt": torchopt(),
+    }
+
+
+def many_features(features: int, examples: int = 64) -> Setup:
+    """Logistic regression with a penalty for each of many features, in float64.
+
+    Args:
+        features: Number of features.
+        examples: Number of examples to train on, and of those to validate.
+    """
+    torch.manual_seed(0)
+    inputs = torch.randn(2, examples, features, dtype=torch.float64)
+    truth = torch.randn(features, dtype=torch.float64)
+    targets = (inputs @ truth > 0).double()
+    model = nn.Linear(features, 1, bias=False).double()
+    problem = mt.BilevelProblem(model, Penalties(features), penalized_loss, logistic_loss)
+    train, valid = ((x, y) for x, y in zip(inputs, targets, strict=True))
+    return Setup(problem, [([train], valid)], 1e-3)
+
+
+SOLVERS = {
+    "CG by hand": conjugate_gradient_by_hand(100, 1e-8),
+    "Implicit, CG": ours(Implicit(ConjugateGradient(100, 1e-8))),
+    "Implicit, GMRES": ours(Implicit(GMRES(70, 1e-8))),
+    "Implicit, Neumann of 50": ours(Implicit(Neumann(50))),
+    "hypertorch, CG of 70": hypertorch("CG", 70),
+    "Betty, neumann of 50": betty("neumann", 50, 1e-3),
+    "Betty, cg of 70": betty("cg", 70),
+}
+
+BENCHMARKS = [
+    Benchmark(
+        name="hyper_cleaning",
+        title="Data hyper-cleaning over the horizon",
+        about="A linear classifier of scikit-learn's digits with a weight for each of 1,000 "
+        "examples of which half carry a wrong label, T steps of gradient descent on all of them, "
+        "float32. The error is the difference to the derivative by hand through all T steps.",
+        figure="curves",
+        axis="inner steps T",
+        per_size=True,
+        cases={
+            f"T = {steps:,}": Case(
+                partial(hyper_cleaning, steps),
+                cleaning_ways(steps),
+                rounds=3 if steps > 100 else 7,
+                size=steps,
+                quick=steps < 1000,
+            )
+            for steps in (1, 10, 100, 1000)
+        },
+    ),
+    Benchmark(
+        name="logistic_regression",
+        title="Logistic regression",
+        about="Unrolled gradient descent and conjugate gradient on the problem of "
+        "[penalties per feature](estimators.md), and implicit differentiation with 100,000 "
+        "features and as many meta-parameters, 64 examples, float64, where θ is as it was drawn: "
+        "the linear system alone is solved. The error is the difference to the truth, or to "
+        "conjugate gradient by hand at a relative residual of 1e-8.",
+        cases={
+            "100 steps, 30 features": Case(
+                partial(at_optimum, 100),
+                {
+                    "by hand": loop_by_hand(),
+                    "Unrolled": ours(Unrolled(100)),
+                    "higher": higher(),
+                    "TorchOpt": torchopt(),
+                },
+            ),
+            "conjugate gradient, 30 features": Case(
+                partial(at_optimum, 1),
+                {
+                    "CG by hand": conjugate_gradient_by_hand(50, 1e-12),
+                    "Implicit, CG": ours(Implicit(ConjugateGradient(50, 1e-12))),
+                    "hypertorch, CG of 20": hypertorch("CG", 20),
+                },
+            ),
+            "100,000 features": Case(
+                partial(many_features, 100_000), SOLVERS, rounds=3, quick=False
+            ),
+        },
+    ),
+]
