@@ -116,7 +116,7 @@ BENCHMARKS = [
             f"h = {hidden}": Case(
                 partial(digits, 300, hidden),
                 {"by hand": TANGENTS, "ForwardMode": ours(ForwardMode(300))},
-                rounds=7,
+                rounds=5,
                 quick=hidden < 100,
             )
             for hidden in (16, 100, 400)
@@ -147,7 +147,7 @@ BENCHMARKS = [
                         else {}
                     ),
                 },
-                rounds=1 if steps > 1000 else 3,
+                rounds=1 if steps > 100 else 5,
                 size=steps,
                 quick=steps < 1000,
                 counted=steps <= 1000,

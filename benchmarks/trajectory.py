@@ -156,7 +156,7 @@ BENCHMARKS = [
                 partial(weighting, steps),
                 ways(steps),
                 reference="higher",
-                rounds=3 if steps > 100 else 7,
+                rounds=1 if steps > 100 else 5,
                 size=steps,
                 quick=steps < 100,
             )

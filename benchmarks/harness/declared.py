@@ -112,7 +112,7 @@ class Case:
     setup: Callable[[], Setup]
     contenders: Mapping[str, Contender]
     reference: str = ""
-    rounds: int = 9
+    rounds: int = 5
     size: float = 1.0
     quick: bool = True
     counted: bool = True

@@ -27,8 +27,8 @@ class CaseSettings(Settings):
     seed: Seed = entry(..., "Without effect: all problems are seeded by themselves.")
     benchmark: Text = entry("estimators", "Name of the benchmark.")
     case: Text = entry("weights", "Label of the case.")
-    rounds: Count = entry(9, "Turns that each contender is timed in.")
-    draws: Count = entry(50, "Calls of a random contender for its error.")
+    rounds: Count = entry(5, "Turns that each contender is timed in.")
+    draws: Count = entry(20, "Calls of a random contender for its error.")
     progress: bool = entry(False, "Without effect.")
 
 

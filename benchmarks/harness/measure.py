@@ -190,7 +190,8 @@ def watched(benchmark: str, label: str, name: str) -> Row:
     try:
         if not case.counted:
             return _resident_growth(call)
-        call()
+        if case.rounds > 1:
+            call()
         return {"peak_bytes": peak_memory(call), "flops": count_flops(call)}
     except Exception as error:  # It is right all the same: what watches it does not work.
         return {"note": f"operations and memory cannot be told: {_told(error)}"}
