@@ -200,10 +200,12 @@ def for_choosing() -> dict[str, Any]:
         mt.losses.weighted_cross_entropy,
         mt.losses.cross_entropy,
     )
-    source = batches(4)
+    source, inner = batches(4), mt.inner.SGD(lr=0.1)
+    optimizer = torch.optim.Adam(problem.meta.parameters())
     return {
         "problem": problem,
-        "inner": mt.inner.SGD(lr=0.1),
+        "inner": inner,
+        "trainer": mt.MetaTrainer(problem, inner, mt.hypergradients.OneStep(), optimizer),
         "train_batches": [next(source) for _ in range(10)],
         "valid_batch": next(source),
         "train_loader": source,

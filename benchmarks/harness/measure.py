@@ -29,6 +29,15 @@ FORWARD = "forward pass"
 LEAST_SECONDS, MOST_CALLS = 0.01, 50
 """A turn is as many calls as take so long, and not more than so many."""
 
+_SLOW = (
+    "sklearn.datasets",
+    "torch._dynamo",
+    "torch.utils.flop_counter",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.xlm_roberta.modeling_xlm_roberta",
+)
+"""Modules that are imported late, and take seconds."""
+
 Row = dict[str, Any]
 Watch = Callable[[str, str, str], Row]
 
@@ -214,8 +223,10 @@ def in_own_process(benchmark: str, label: str, name: str) -> Row:
         name: Label of the contender.
     """
     context = multiprocessing.get_context("forkserver")
-    suites = [f"benchmarks.{name}" for name in MODULES]
-    context.set_forkserver_preload(["benchmarks.harness.measure", "sklearn.datasets", *suites])
+    # What the main module imports, too, since each process imports that.
+    modules = ["benchmarks.harness.experiment", "benchmarks.harness.command"]
+    modules += [*(f"benchmarks.{name}" for name in MODULES), *_SLOW]
+    context.set_forkserver_preload(modules)
     with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
         return pool.submit(watched, benchmark, label, name).result()
 

@@ -12,6 +12,7 @@ from metatoolkit.cli import (
     edit,
     estimators,
     export,
+    profile,
     rerun,
     runs,
     service,
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     applications.add(commands)
     sweep.add(commands)
+    profile.add(commands)
     estimators.add(commands)
     asking = commands.add_parser("runs", help="ask for recorded runs")
     about_runs = asking.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -82,9 +84,9 @@ def _leave_at_once() -> None:
 def _joined(arguments: list[str]) -> list[str]:
     """Write as options what argparse would not take for one, or for another one.
 
-    `--sort -result.accuracy` becomes one word, and the `with` of a sweep `--with`.
+    `--sort -result.accuracy` becomes one word, and the `with` of a sweep or a profile `--with`.
     """
-    if arguments[:1] == ["sweep"]:
+    if arguments[:1] in (["sweep"], ["profile"]):
         return ["--with" if word == "with" else word for word in arguments]
     if "--sort" not in arguments[:-1] or arguments[:1] == ["run"]:
         return arguments

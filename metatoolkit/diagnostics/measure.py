@@ -16,13 +16,18 @@ from metatoolkit.hypergradients.replay_check import unchecked
 
 
 class _StorageTracker(TorchDispatchMode):
-    """Adds up the storages that operations allocate while they are alive."""
+    """Adds up the storages that operations allocate while they are alive.
 
-    def __init__(self) -> None:
+    Args:
+        phase: Names what is going on, for the peak of each phase.
+    """
+
+    def __init__(self, phase: Callable[[], str] = str) -> None:
         super().__init__()
+        self.phase = phase
+        self.peaks: dict[str, int] = {}
         self.alive: dict[int, int] = {}
         self.present = 0
-        self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = {
@@ -42,7 +47,8 @@ class _StorageTracker(TorchDispatchMode):
             return
         self.alive[key] = storage.nbytes()
         self.present += storage.nbytes()
-        self.peak = max(self.peak, self.present)
+        phase = self.phase()
+        self.peaks[phase] = max(self.peaks.get(phase, 0), self.present)
         weakref.finalize(storage, self._remove, key)
 
     def _remove(self, key: int) -> None:
@@ -69,7 +75,21 @@ def peak_memory(function: Callable[[], Any]) -> int:
         return torch.cuda.max_memory_allocated() - before
     with unchecked(), _StorageTracker() as tracker:
         function()
-    return tracker.peak
+    return max(tracker.peaks.values(), default=0)
+
+
+def peak_memory_by(function: Callable[[], Any], phase: Callable[[], str]) -> dict[str, int]:
+    """Return the largest number of bytes that a call's tensors hold in each of its phases.
+
+    It counts as :func:`peak_memory` does on the CPU, wherever the tensors are.
+
+    Args:
+        function: Called once, without arguments.
+        phase: Names what is going on; called at each allocation.
+    """
+    with unchecked(), _StorageTracker(phase) as tracker:
+        function()
+    return tracker.peaks
 
 
 def count_flops(function: Callable[[], Any]) -> int:
