@@ -105,12 +105,13 @@ def profile_training(
             "the trainer has no estimator, so that there is no meta step to profile; give one."
         )
     clock = _Clock()
-    given = [_Watched(train_batches, clock), valid_batches and _Watched(valid_batches, clock)]
+    train = _Watched(train_batches, clock)
+    valid = None if valid_batches is None else _Watched(valid_batches, clock)
     bar = tqdm(total=steps + 2 + (trace is not None), desc="steps", disable=not progress)
 
     def step() -> None:
         done = trainer.steps_done + 1
-        trainer.fit(*given, steps=done, anneal=anneal, progress=False)
+        trainer.fit(train, valid, steps=done, anneal=anneal, progress=False)
         bar.update()
 
     with bar, _told(clock):
