@@ -8,6 +8,8 @@ import metatoolkit as mt
 from metatoolkit.diagnostics.measure import count_flops, peak_memory
 from metatoolkit.hypergradients import EvoGrad, ProblemInstance, Unrolled
 
+DOUBLE = "reverse_over_reverse"
+
 
 class Shift(nn.Module):
     """λ at the input of the network."""
@@ -58,7 +60,10 @@ def test_flops_with_meta_in_the_loss(width):
     assert count_flops(setup.base_step) / count_flops(setup.forward) == pytest.approx(3, rel=0.01)
     for candidates in (2, 4):
         assert setup.passes(EvoGrad(candidates)) == pytest.approx(candidates + 3, rel=0.01)
-    assert setup.passes(Unrolled(1)) == pytest.approx(10, rel=0.01)
+    assert setup.passes(Unrolled(1, product=DOUBLE)) == pytest.approx(10, rel=0.01)
+    chosen = Unrolled(1)
+    setup.call(chosen)
+    assert setup.passes(chosen) == pytest.approx(9, rel=0.01)
 
 
 @pytest.mark.parametrize("width", [1, 2])
@@ -69,7 +74,7 @@ def test_flops_with_meta_at_the_input(width):
         assert setup.passes(kept) == pytest.approx(2 * candidates + 3, rel=0.01)
         streamed = EvoGrad(candidates, streamed=True)
         assert setup.passes(streamed) == pytest.approx(3 * candidates + 3, rel=0.01)
-    assert setup.passes(Unrolled(1)) == pytest.approx(11, rel=0.01)
+    assert setup.passes(Unrolled(1, product=DOUBLE)) == pytest.approx(11, rel=0.01)
 
 
 def test_memory_with_meta_in_the_loss():
@@ -77,7 +82,10 @@ def test_memory_with_meta_in_the_loss():
     two, five = setup.memory(EvoGrad(2)), setup.memory(EvoGrad(5))
     assert two <= 1.05
     assert five <= 1.01 * two
-    assert 2.5 < setup.memory(Unrolled(1)) < 3.2
+    assert 2.5 < setup.memory(Unrolled(1, product=DOUBLE)) < 3.2
+    chosen = Unrolled(1)
+    setup.call(chosen)
+    assert setup.memory(chosen) < 1.1
 
 
 def test_memory_with_meta_at_the_input():
