@@ -118,7 +118,7 @@ def draw_comparison(frame: pandas.DataFrame, path: Path) -> None:
 
 
 def draw_scaling(frame: pandas.DataFrame, path: Path) -> None:
-    """Draw memory and time of a step against the sizes that the runs differ in.
+    """Draw memory and time of a meta step against the sizes that the runs differ in.
 
     Args:
         frame: Frame of the study, see :func:`metatoolkit.experiments.studies.collect`.
@@ -133,7 +133,7 @@ def draw_scaling(frame: pandas.DataFrame, path: Path) -> None:
     }
     measures = {
         "peak memory of a meta step [MiB]": "meta step [MiB]",
-        "time of a training step [ms]": "ms/step",
+        "processor time of a meta step [ms]": "meta step [ms]",
     }
     methods = frame["row"].str.split(",").str[0]
     colors = {method: f"C{index}" for index, method in enumerate(methods.unique())}
@@ -151,5 +151,5 @@ def draw_scaling(frame: pandas.DataFrame, path: Path) -> None:
             axis.set_xscale("log" if kind == "weight net" else "linear")
             axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
             axis.grid(alpha=0.3)
-            axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize="small")
+            axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, fontsize="small")
     figure.savefig(path, dpi=120)

@@ -251,7 +251,7 @@ def test_the_figure_of_the_scaling(tmp_path, drawn):
         run = types.SimpleNamespace(config=none | entries[kind](int(size)))
         # Plain training has no meta step.
         memory = None if label.startswith("plain") else 10.0 + place
-        times = {"meta step [MiB]": memory, "ms/step": 100.0 + place}
+        times = {"meta step [MiB]": memory, "meta step [ms]": memory and 100.0 + place}
         found.append({"row": label, "run": run, **times})
     SCALING.draw(pandas.DataFrame(found), tmp_path / "scaling.png")
     axes = drawn.axes("scaling.png", tmp_path)
@@ -259,8 +259,8 @@ def test_the_figure_of_the_scaling(tmp_path, drawn):
     assert [axis.get_xlabel() for axis in axes] == [*sweeps, *sweeps]
     for index, axis in enumerate(axes):
         kind = list(entries)[index % 3]
-        header = "meta step [MiB]" if index < 3 else "ms/step"
-        assert axis.get_ylabel().startswith("peak memory" if index < 3 else "time")
+        header = "meta step [MiB]" if index < 3 else "meta step [ms]"
+        assert axis.get_ylabel().startswith("peak memory" if index < 3 else "processor time")
         expected = {}
         for row in found:
             method, *words = row["row"].split(",")
