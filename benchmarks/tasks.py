@@ -110,7 +110,7 @@ BENCHMARKS = [
         "tasks at once, which `FirstOrder` means to differ from. F is one forward pass over the "
         "support of all tasks at once.",
         cases={
-            "100 sinusoids, perceptron 1-40-40-1": Case(partial(sinusoids, 100), WAYS),
+            "100 sinusoids, perceptron 1-40-40-1": Case(partial(sinusoids, 100), WAYS, quick=False),
             "16 tasks of images, 4 convolutions": Case(partial(images, 16), WAYS),
         },
         after="`Unrolled(T)` holds the graphs of all steps where they fit its memory budget, as "

@@ -158,7 +158,7 @@ BENCHMARKS = [
                 reference="higher",
                 rounds=1 if steps > 100 else 5,
                 size=steps,
-                quick=steps < 100,
+                quick=steps < 50,
             )
             for steps in (5, 50, 500)
         },
