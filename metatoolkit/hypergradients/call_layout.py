@@ -78,7 +78,8 @@ class Call:
         key["the options of the estimator"] = prints.of_estimator(self.estimator)
         key["the inner learner"] = (type(self.inner), prints.of_attributes(self.inner))
         key["settings of PyTorch"] = _settings()
-        return leaves.tensors, key, [*prints.pins, *leaves.pins]
+        key["objects in the batches"] = leaves.strange
+        return leaves.tensors, key, prints.pins
 
     def exchanged(self, others: Sequence[Tensor]) -> Call:
         """Return the call with other tensors in the places of those that :meth:`given` returned.
@@ -117,7 +118,7 @@ class _Leaves:
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self.told: list[Any] = []
-        self.pins: list[Any] = []
+        self.strange = ""
 
     def add_tensor(self, tensor: Tensor) -> Tensor:
         self.tensors.append(tensor)
@@ -125,11 +126,9 @@ class _Leaves:
         return tensor
 
     def add_object(self, leaf: Any) -> Any:
-        if type(leaf) in PLAIN:
-            self.told.append((type(leaf), leaf))
-        else:
-            self.told.append((type(leaf), id(leaf)))
-            self.pins.append(leaf)
+        self.told.append((type(leaf), leaf) if type(leaf) in PLAIN else type(leaf))
+        if type(leaf) not in PLAIN:
+            self.strange = self.strange or type(leaf).__name__
         return leaf
 
     def add(self, tree: Any) -> None:
@@ -157,6 +156,7 @@ def _settings() -> tuple[Any, ...]:
     ]
     return (
         torch.get_default_dtype(),
+        torch.get_default_device(),
         *autocast,
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import _len_torch_function_stack
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from metatoolkit.errors import (
@@ -19,6 +20,7 @@ from metatoolkit.errors import (
     ConfigurationError,
     ReplayError,
     UnsupportedError,
+    brief,
 )
 from metatoolkit.hypergradients.call_layout import Call, Key
 from metatoolkit.hypergradients.generated_code import Run, generate
@@ -34,6 +36,9 @@ Compile = bool | Literal["graph"]
 
 MOST_PROGRAMS = 8
 """Programs that an estimator compiles, after which calls of a new kind run without one."""
+
+MOST_KINDS = 64
+"""Kinds of calls that are kept in mind until a second one of them comes."""
 
 _AS_GRAPH = "Its calls run as a graph of PyTorch's own kernels"
 
@@ -82,10 +87,11 @@ class Compiler:
 
     def __init__(self) -> None:
         self.programs: dict[Any, list[Program]] = {}
-        self._seen: dict[Any, Key] = {}
+        self._seen: dict[Any, Sequence[Any]] = {}
         self._refused: set[Any] = set()
         self._warned: set[str] = set()
-        self._last: Key = {}
+        self._compiled: Key = {}
+        self._noted: Key = {}
 
     def __deepcopy__(self, memo: Any) -> Compiler:
         return Compiler()
@@ -111,8 +117,8 @@ class Compiler:
         if _off.get() or _is_watched(call):
             return eager()
         given, key, pins = call.given()
-        if any(_is_strange(tensor) for tensor in given):
-            self._warn(call, "a tensor is no plain dense one")
+        if (why := _strange(given, key["objects in the batches"])) is not None:
+            self._warn(call, why)
             return eager()
         named = (*key.values(), estimator.compile)
         programs = self.programs.get(named, [])
@@ -122,14 +128,13 @@ class Compiler:
         if named in self._refused:
             return eager()
         if named not in self._seen:
-            # Identities are those of objects as long as these live.
-            self._seen[named] = {**key, "pins": pins}
+            self._note(call, named, key, pins)
             return eager()
         if sum(map(len, self.programs.values())) >= MOST_PROGRAMS:
             self._refused.add(named)
             self._warn(call, self._changing(key, bool(programs)))
             return eager()
-        self._last = key
+        self._compiled = key
         return self._compile(named, call, given, eager)
 
     def _run(
@@ -154,7 +159,13 @@ class Compiler:
             return expected
         draw = None if draws is None else draws.upcoming(state)
         inputs = program.traced.inputs(call, given, draw)
-        result = _result(program.traced, program.run, inputs, call)
+        try:
+            result = _result(program.traced, program.run, inputs, call)
+        except (RuntimeError, IndexError) as error:
+            # An error that is the call's own is raised here.
+            found = eager()
+            self._warn(call, f"a program failed ({brief(error)})")
+            return found
         if result is None:
             return eager()
         if draws is not None:
@@ -194,12 +205,22 @@ class Compiler:
         self.programs.setdefault(named, []).append(Program(traced, run))
         return expected
 
+    def _note(self, call: Call, named: Any, key: Key, pins: Sequence[Any]) -> None:
+        """Keep a kind of calls in mind, with what its identities belong to."""
+        self._seen[named] = pins
+        if len(self._seen) > MOST_KINDS:
+            del self._seen[next(iter(self._seen))]
+            if not self.programs:
+                what = _gap(self._noted, key)
+                self._warn(call, f"no two of {MOST_KINDS} calls are alike ({what} change)")
+        self._noted = key
+
     def _changing(self, key: Key, same: bool) -> str:
         """Return that too much changes from call to call, as a clause."""
         if same:
             what = "the number of the step, which the losses or the inner learner read"
         else:
-            what = ", ".join(n for n, part in key.items() if self._last.get(n) != part)
+            what = _gap(self._compiled, key)
         return f"{MOST_PROGRAMS} programs were compiled, and yet another is needed ({what} change)"
 
     def _warn(self, call: Call, why: str, runs: str = "") -> None:
@@ -235,6 +256,10 @@ def begin(estimator: Estimator | None, compile: Compile) -> None:
         estimator.restart()
 
 
+def _gap(before: Key, key: Key) -> str:
+    return ", ".join(name for name, part in key.items() if before.get(name) != part)
+
+
 def _name(call: Call) -> str:
     return type(call.estimator).__name__
 
@@ -255,7 +280,7 @@ def _is_watched(call: Call) -> bool:
     """Return whether something looks on that a program would hide from."""
     problem = vars(call.problem)
     return (
-        _len_torch_function_stack() > 0
+        not all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
         or _len_torch_dispatch_stack() > 0
         or torch._C._functorch.maybe_current_level() is not None
         or call.problem.watch is not None
@@ -264,10 +289,14 @@ def _is_watched(call: Call) -> bool:
     )
 
 
-def _is_strange(tensor: Tensor) -> bool:
-    return (type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter) or (
-        tensor.layout is not torch.strided
-    )
+def _strange(given: Sequence[Tensor], other: str) -> str | None:
+    """Return what is given that a program cannot take, as a clause."""
+    if other:
+        return f"the batches hold a {other}, whose content a program does not see; give tensors"
+    plain = (Tensor, torch.nn.Parameter)
+    if all(type(t) in plain and t.layout is torch.strided for t in given):
+        return None
+    return "the state or the batches hold a tensor that is no plain dense one"
 
 
 def _result(

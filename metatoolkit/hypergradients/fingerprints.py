@@ -127,12 +127,13 @@ class Fingerprints:
             for owner in kind.__mro__:
                 if _is_library(owner.__module__):
                     break
-                functions = [f for f in vars(owner).values() if isinstance(f, types.FunctionType)]
-                found += [self.of(function, 2) for function in functions]
+                found += [self.of(part, 2) for part in map(_plainly, vars(owner).values())]
         return tuple(found)
 
     def _of_function(self, function: types.FunctionType, depth: int) -> Any:
         found: list[Any] = [function.__code__, self.of(function.__defaults__, depth)]
+        if vars(function):
+            found.append(self.of(vars(function), depth))
         if function.__kwdefaults__:
             found.append(self.of(function.__kwdefaults__, depth))
         if function.__closure__:
@@ -167,6 +168,12 @@ class Fingerprints:
     def _pinned(self, value: Any) -> Any:
         self.pins.append(value)
         return type(value), id(value)
+
+
+def _plainly(part: Any) -> Any:
+    """Return the function of a method, or a value of a class that is plain; else nothing."""
+    function = getattr(part, "fget", getattr(part, "__func__", part))
+    return function if type(function) in PLAIN | {types.FunctionType} else None
 
 
 @functools.cache

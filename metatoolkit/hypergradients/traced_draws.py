@@ -43,13 +43,28 @@ _ALIKE = frozenset(
 )
 
 
+# They read sizes from tensors inside, unseen.
+_SIZED = frozenset(("_pack_padded_sequence", "_pad_packed_sequence", "ctc_loss"))
+_RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
+
+
+def _reads_sizes(name: str, args: Any, kwargs: Any) -> bool:
+    if name == "tensor_split":
+        return any(isinstance(part, Tensor) for part in (*args[1:], *(kwargs or {}).values()))
+    if name in _RECURRENT and len(args) > 1 and isinstance(args[1], Tensor):
+        # The sizes of a packed sequence.
+        return not args[1].is_floating_point()
+    return name in _SIZED
+
+
 class Unread(TorchFunctionMode):
     """Refuses to read numbers from tensors, which a graph would keep for ever."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in READERS:
+        name = getattr(func, "__name__", "")
+        if name in READERS or _reads_sizes(name, args, kwargs):
             raise UnsupportedError(
-                f"a number is read from a tensor in the call ({func.__name__}), which a graph "
+                f"a number is read from a tensor in the call ({name}), which a graph "
                 "would keep for ever"
             )
         return func(*args, **(kwargs or {}))
@@ -89,6 +104,7 @@ class Drawing(TorchDispatchMode):
         super().__init__()
         self._clock = clock
         self._sequence: _Sequence | None = None
+        self._pass = -1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -113,8 +129,8 @@ class Drawing(TorchDispatchMode):
         return args[0].copy_(drawn) if func in _FILLING else drawn
 
     def _input(self, key: TracedKey, func: Any, args: Sequence[Any], kwargs: Any) -> Tensor:
-        if self._sequence is None or self._sequence.key is not key:
-            self._sequence = _Sequence(key)
+        if self._sequence is None or self._pass != self._clock.passes:
+            self._sequence, self._pass = _Sequence(key), self._clock.passes
         sequence = self._sequence
         given = list(args)
         if given and isinstance(given[0], Tensor):

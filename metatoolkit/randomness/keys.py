@@ -112,7 +112,7 @@ class seeded:
     def __enter__(self) -> Self:
         """Seed the generators."""
         if type(self._key) is TracedKey:
-            self._key.clock.key = self._key
+            self._key.clock.seed(self._key)
         self._place = place(self._devices)
         _CPU.manual_seed(self._key)
         if self._python:
@@ -128,7 +128,7 @@ class seeded:
             error: Not used.
         """
         if type(self._key) is TracedKey:
-            self._key.clock.key = None
+            self._key.clock.seed(None)
         if self._python:
             go_to(self._place)
             return

@@ -36,12 +36,14 @@ class Clock:
     Attributes:
         inputs: Tensors that each call makes anew, each with how it does.
         key: Key that the global generators are seeded with by now, if they are.
+        passes: How many times they were seeded.
     """
 
     def __init__(self, present: Moment) -> None:
         self.present = present
         self.inputs: list[tuple[Tensor, Callable[[Moment], Tensor]]] = []
         self.key: TracedKey | None = None
+        self.passes = 0
         self._answers: list[tuple[Callable[[int], object], object]] = []
         self._drawn: dict[Any, Any] = {}
 
@@ -54,6 +56,15 @@ class Clock:
         answer = question(self.present.step)
         self._answers.append((question, answer))
         return answer
+
+    def seed(self, key: TracedKey | None) -> None:
+        """Note that the global generators are seeded, or that they go back to where they were.
+
+        Args:
+            key: The key, or ``None``.
+        """
+        self.key = key
+        self.passes += key is not None
 
     def forget(self) -> None:
         """Let go of the tensors that were made while the call was traced."""

@@ -22,7 +22,7 @@ OUTER = 1.0
 def warm(*arguments, **options):
     """Return calls of which one was compiled."""
     calls = Calls(*arguments, **options)
-    calls.check(4)
+    calls.check(3)
     assert len(calls.programs) == 1
     return calls
 
@@ -42,7 +42,9 @@ def test_options_of_the_estimator_that_are_set():
     assert len(calls.programs) == 2
 
 
-@pytest.mark.parametrize("model", ["dropping", "convolutional"])
+@pytest.mark.parametrize(
+    "model", ["dropping", pytest.param("convolutional", marks=pytest.mark.slow)]
+)
 def test_the_mode_of_the_modules(model):
     calls = warm(OneStep(), model=model)
     calls.model.eval()
@@ -94,6 +96,7 @@ def test_a_frozen_parameter_that_is_changed_in_place():
     assert len(calls.programs) == 1
 
 
+@pytest.mark.slow
 def test_a_frozen_parameter_that_is_replaced():
     calls = Frozen()
     new = nn.Parameter(torch.randn_like(calls.model[0].weight), requires_grad=False)
@@ -101,6 +104,7 @@ def test_a_frozen_parameter_that_is_replaced():
     calls.check()
 
 
+@pytest.mark.slow
 def test_a_buffer_of_the_state():
     calls = warm(OneStep(), model="convolutional")
     before = calls.state.buffers["model.1.running_mean"]
@@ -195,6 +199,17 @@ def test_too_many_programs_end_in_a_warning(monkeypatch):
     calls.check(1)
 
 
+def test_calls_of_which_no_two_are_alike_end_in_a_warning(monkeypatch):
+    monkeypatch.setattr(compilation, "MOST_KINDS", 3)
+    calls = Calls(OneStep())
+    with runs_uncompiled("no two of 3 calls are alike (the modes and attributes of the modules"):
+        for number in range(6):
+            calls.model.counter = number
+            calls.check(1)
+    assert len(calls.estimator._compiler._seen) == 3
+
+
+@pytest.mark.slow
 def test_another_problem_has_programs_of_its_own():
     calls = warm(OneStep())
     other = Calls(calls.estimator)
@@ -204,6 +219,7 @@ def test_another_problem_has_programs_of_its_own():
     assert len(calls.programs) == 2
 
 
+@pytest.mark.slow
 def test_an_optimizer_state_of_another_learner():
     calls = warm(OneStep())
     calls.inner = mt.inner.Adam(lr=0.1)

@@ -78,6 +78,27 @@ def test_a_loss_that_no_graph_holds(loss):
     assert not calls.programs
 
 
+def test_sizes_that_are_read_inside():
+    def packing(model, meta, batch):
+        parts = torch.tensor_split(model(batch[0]), batch[2][:1] % 3 + 1)
+        return train_loss(model, meta, batch) + parts[0].square().mean()
+
+    calls = Calls(OneStep(), losses=(packing, valid_loss))
+    with runs_uncompiled("a number is read from a tensor in the call (tensor_split)"):
+        calls.check(4)
+
+
+def test_a_batch_of_arrays():
+    def of_arrays(model, meta, batch):
+        return train_loss(model, meta, [torch.tensor(part) for part in batch])
+
+    calls = Calls(OneStep(), losses=(of_arrays, of_arrays))
+    given = calls.batch
+    calls.batch = lambda size: [part.numpy() for part in given(size)]
+    with runs_uncompiled("the batches hold a ndarray, whose content a program does not see"):
+        calls.check(3)
+
+
 def test_what_a_loss_writes_into_a_tensor_outside():
     cache = torch.zeros((), dtype=torch.float64)
 
@@ -136,6 +157,15 @@ def test_code_that_rounds_otherwise_is_not_taken(monkeypatch):
         calls.check(3)
     (program,) = calls.programs
     assert program.run is program.traced.graph
+
+
+def test_errors_are_those_of_a_call_without_a_program():
+    calls = Calls(OneStep())
+    calls.check(3)
+    inputs, targets, places = calls.batch()
+    arguments = (calls.problem, calls.inner, calls.state)
+    with pytest.raises(IndexError, match=r"Target \d is out of bounds"):
+        calls.estimator(*arguments, [(inputs, targets + 7, places)], calls.batch())
 
 
 def test_who_looks_on_sees_all_operators():
