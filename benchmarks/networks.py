@@ -177,6 +177,19 @@ def unrolls(steps: int) -> dict[str, Contender]:
     }
 
 
+def compiled(steps: int) -> dict[str, Contender]:
+    """Return ways through so many steps, with the whole call compiled, too.
+
+    Args:
+        steps: Number of inner steps.
+    """
+    return {
+        **unrolls(steps),
+        'Unrolled, compile="graph"': ours(Unrolled(steps), "graph"),
+        "Unrolled, compile=True": ours(Unrolled(steps), True),
+    }
+
+
 def one_step(lr: float) -> dict[str, Contender]:
     """Return ways through one step, with EvoGrad at the paper's constants.
 
@@ -206,6 +219,7 @@ BENCHMARKS = [
         "derivative by hand, in plain PyTorch; EvoGrad's is that of its noise.",
         cases={
             "MLP 64-32-10, 1 step": Case(partial(perceptron, 1), unrolls(1)),
+            "MLP 64-32-10, 10 steps": Case(partial(perceptron, 10), compiled(10), quick=False),
             "MLP 64-32-10, 20 steps": Case(partial(perceptron, 20), unrolls(20)),
             "ResNet-32, 8 images": Case(partial(resnet, 1, 8), one_step(0.1), quick=False),
             "BERT-like encoder, 2 × 128": Case(partial(encoder, 128, 2, 8, 32), one_step(1e-3)),

@@ -22,7 +22,7 @@ THROUGH = {
     "hypergradients/fingerprints.py": COMPILED,
     "hypergradients/generated_code.py": COMPILED,
     "hypergradients/traced_draws.py": COMPILED,
-    "hypergradients/traced_flags.py": COMPILED,
+    "stateless/traced_flags.py": COMPILED,
     "hypergradients/traced_graph.py": COMPILED,
     "hypergradients/traced_result.py": COMPILED,
     "inner/traced_values.py": ["hypergradients/test_compilation.py"],

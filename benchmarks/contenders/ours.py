@@ -10,15 +10,20 @@ import torch
 import metatoolkit as mt
 from benchmarks.harness.declared import Call, Contender, Setup
 from metatoolkit.hypergradients import Estimator, Hypergradient
+from metatoolkit.hypergradients.compilation import Compile
 from metatoolkit.randomness import fold_in
 from metatoolkit.training.task_batching import Mode
 
+# The first two calls, and some that are compared, run without a program.
+_BEFORE_COMPILED = 9
 
-def ours(estimator: Estimator) -> Contender:
+
+def ours(estimator: Estimator, compile: Compile = False) -> Contender:
     """Call an estimator on as many batches as it looks ahead.
 
     Args:
         estimator: The estimator, of which each setup gets a copy.
+        compile: Whether its calls are compiled, which is done before any is timed.
     """
 
     def build(setup: Setup) -> Call:
@@ -31,6 +36,9 @@ def ours(estimator: Estimator) -> Contender:
             drawn = dataclasses.replace(state, key=fold_in(state.key, draw)) if draw else state
             return own(*arguments, drawn, train, valid)
 
+        own.compile = compile
+        for _ in range(_BEFORE_COMPILED if compile else 0):
+            call()
         return call
 
     return Contender(build, random=estimator.traits.kind == "stochastic")

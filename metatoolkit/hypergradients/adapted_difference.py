@@ -28,7 +28,6 @@ from metatoolkit.hypergradients.one_step import OneStep
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
 from metatoolkit.hypergradients.recording import recording
 from metatoolkit.hypergradients.replaying import replaying
-from metatoolkit.hypergradients.traced_flags import number
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
@@ -37,6 +36,7 @@ from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors, require_grad
 from metatoolkit.stateless.graphs import unreached_error
 from metatoolkit.stateless.loss_values import refuse_sparse
+from metatoolkit.stateless.traced_flags import number
 
 _AMPLIFIED = 1000.0
 

@@ -15,11 +15,11 @@ from metatoolkit.hypergradients.noise import stream_noise
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
 from metatoolkit.hypergradients.recording import recording
 from metatoolkit.hypergradients.replaying import replaying
-from metatoolkit.hypergradients.traced_flags import holds
 from metatoolkit.hypergradients.trajectory import valid_key
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.traced_flags import holds
 
 Noise = Callable[[int, str, Tensor], Tensor]
 """Function ``(candidate, parameter name, parameter) -> tensor``, a function of these alone."""

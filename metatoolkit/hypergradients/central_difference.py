@@ -12,7 +12,8 @@ from torch import Tensor
 from metatoolkit.errors import AccuracyWarning, PrecisionError, UnsupportedError
 from metatoolkit.hypergradients.difference_radius import Slopes
 from metatoolkit.hypergradients.products import Adjoint, add_adjoints, norm
-from metatoolkit.hypergradients.traced_flags import (
+from metatoolkit.state import Tensors
+from metatoolkit.stateless.traced_flags import (
     Number,
     choose,
     holds,
@@ -21,7 +22,6 @@ from metatoolkit.hypergradients.traced_flags import (
     number,
     quotient,
 )
-from metatoolkit.state import Tensors
 
 Evaluate = Callable[[Tensors], tuple[Tensor, Adjoint]]
 """Function of θ that returns the training loss, detached, and its gradient in λ."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from metatoolkit.hypergradients.traced_flags import (
+from metatoolkit.state import Tensors
+from metatoolkit.stateless.traced_flags import (
     Number,
     choose,
     is_traced,
@@ -16,7 +17,6 @@ from metatoolkit.hypergradients.traced_flags import (
     quotient,
     smaller,
 )
-from metatoolkit.state import Tensors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from metatoolkit.errors import ReplayError
-from metatoolkit.hypergradients.traced_flags import is_traced
 from metatoolkit.hypergradients.unrewound import changed_by
 from metatoolkit.problem import BilevelProblem
+from metatoolkit.stateless.traced_flags import is_traced
 
 _HALF = torch.finfo(torch.bfloat16).eps
 _TF32 = 2.0**-10

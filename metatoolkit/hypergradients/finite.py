@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import NonFiniteError
-from metatoolkit.hypergradients.traced_flags import holds, is_traced
+from metatoolkit.stateless.traced_flags import holds, is_traced
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:

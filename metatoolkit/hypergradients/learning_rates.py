@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients.traced_flags import holds
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.traced_flags import holds
 
 
 def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerState) -> Tensors:

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients.traced_flags import Number, number
 from metatoolkit.stateless.exchange import within
 from metatoolkit.stateless.loss_values import refuse_sparse
+from metatoolkit.stateless.traced_flags import Number, number
 
 Adjoint = list[Tensor | None]
 """One tensor for each of several variables, in their order; ``None`` stands for zero."""

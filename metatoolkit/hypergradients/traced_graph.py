@@ -25,11 +25,11 @@ from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.fingerprints import Fingerprints
 from metatoolkit.hypergradients.replay_check import unchecked
 from metatoolkit.hypergradients.traced_draws import Drawing, Unread
-from metatoolkit.hypergradients.traced_flags import noting
 from metatoolkit.hypergradients.traced_result import Outputs, TracedResult
 from metatoolkit.randomness import fold_in
 from metatoolkit.randomness.traced import Clock, Moment, StepNumber, TracedKey
 from metatoolkit.state import InnerState
+from metatoolkit.stateless.traced_flags import noting
 
 if TYPE_CHECKING:
     from metatoolkit.hypergradients.base import Hypergradient

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import DataError, LabelError, ShapeError
+from metatoolkit.stateless.traced_flags import holds
 
 
 def check_labels(name: str, labels: Tensor, classes: int) -> None:
@@ -58,7 +59,7 @@ def check_label_range(name: str, labels: Tensor, classes: int) -> None:
         LabelError: A label is negative, or ``classes`` or more; the message names the first.
     """
     outside = (labels < 0) | (labels >= classes)
-    if outside.any():
+    if holds(outside.any()):
         index = int(outside.nonzero()[0])
         raise LabelError(
             f"{name} hold {int(labels[index])} at index {index}; with {classes} classes, labels "

@@ -188,3 +188,22 @@ def test_the_value_is_checked(value):
     calls = Calls(OneStep(), compile=value)
     with pytest.raises(mt.errors.ConfigurationError, match=r"compile is .*accepted: False, True"):
         calls.call()
+
+
+def test_losses_of_the_toolkit_are_compiled_and_check_labels_all_the_same():
+    torch.manual_seed(0)
+    model, weights = torch.nn.Linear(5, 3), mt.metaparameters.WeightNet(hidden=4)
+    losses = mt.losses.weighted_cross_entropy, mt.losses.cross_entropy
+    problem, inner = mt.BilevelProblem(model, weights, *losses), mt.inner.SGD(lr=0.1)
+    state, inputs, labels = inner.init(problem), torch.randn(6, 5), torch.arange(6) % 3
+    compiled, plain = Unrolled(1), Unrolled(1)
+    compiled.compile = "graph"
+    for move in range(5):
+        arguments = problem, inner, state, [(inputs + move, labels)], (inputs, labels)
+        assert_same(compiled(*arguments), plain(*arguments))
+    assert [program.calls for kind in compiled._compiler.programs.values() for program in kind] == [
+        4
+    ]
+    for train, valid in ((3, 0), (0, 3)):
+        with pytest.raises(mt.errors.LabelError, match="labels of the batch hold"):
+            compiled(problem, inner, state, [(inputs, labels + train)], (inputs, labels + valid))
