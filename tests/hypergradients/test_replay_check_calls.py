@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import metatoolkit as mt
-from metatoolkit.diagnostics.measure import _NoModules
 from metatoolkit.errors import ReplayError, UnsupportedError
 from metatoolkit.hypergradients import (
     Adjoint,
@@ -17,6 +15,7 @@ from metatoolkit.hypergradients import (
     Unrolled,
     replay_check,
 )
+from metatoolkit.hypergradients.flop_counter import flop_counter
 from metatoolkit.testing import bank
 from tests.hypergradients.drifting import OwnGenerator, build, estimators, penalized
 from tests.hypergradients.registry import learned_as_it_takes
@@ -36,10 +35,7 @@ def test_finite_differences_with_masks_of_numpy_equal_the_second_order():
 
 
 def flops(function):
-    counter = FlopCounterMode(display=False)
-    # Its hooks on modules would let each graph run again in its backward pass.
-    counter.mod_tracker = _NoModules()
-    with counter:
+    with flop_counter() as counter:
         function()
     return counter.get_total_flops()
 
