@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.declared import Benchmark
 from metatoolkit.diagnostics.comparison_display import draw as draw_errors
+from metatoolkit.experiments.figures import plain_log_ticks
 from metatoolkit.records.comparison import literal
 
 if TYPE_CHECKING:
@@ -85,15 +86,11 @@ def _curves(benchmark: Benchmark, frame: pandas.DataFrame) -> Any:
 
 def _few_ticks(axis: Any, sizes: list[float]) -> None:
     """Mark the sizes that were measured, and numbers along y without exponents."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
     axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axis.xaxis.set_minor_locator(NullLocator())
-    low, high = axis.get_ylim()
-    # A span below two decades has too few powers of ten to be read by.
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(axis.yaxis, 100)
 
 
 def _ratios(benchmark: Benchmark, frame: pandas.DataFrame) -> Any:
@@ -125,14 +122,5 @@ def _ratios(benchmark: Benchmark, frame: pandas.DataFrame) -> Any:
         time.set_title(literal(f"{label}: / {reference}"), fontsize="medium", loc="left")
     for axis, name in zip(axes[-1], ("time, quartiles", "memory"), strict=True):
         axis.set_xlabel(f"{name}, multiples of the reference's")
-        _plain_x(axis)
+        plain_log_ticks(axis.xaxis, 50)
     return figure
-
-
-def _plain_x(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axis.get_xlim()
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())

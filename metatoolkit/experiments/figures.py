@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from metatoolkit.records.table import half_width
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 
 def draw_curves(history: Iterable[tuple[str, float, int]], path: Path) -> Path:
@@ -72,6 +74,22 @@ def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str, interval: bool =
     axis.invert_yaxis()
     spread = "95 % interval" if interval else "deviation"
     axis.set(xlabel=literal(f"{header}: mean, {spread}, seeds"))
+
+
+def plain_log_ticks(axis: Axis, span: float = math.inf) -> None:
+    """Write the numbers of a logarithmic axis without exponents, so that few do not overlap.
+
+    Args:
+        axis: One axis of a panel, such as its ``xaxis``, once its limits are known.
+        span: Ratio of its ends from which on powers of ten alone are marked, and not 2 and 5 times
+            these, without which a short span has too few to be read by.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < span * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def mark_margin(axis: Axes, margin: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metatoolkit.experiments.figures import draw_rows
+from metatoolkit.experiments.figures import draw_rows, plain_log_ticks
 from metatoolkit.experiments.studies import Column, Row
 from metatoolkit.records.comparison import literal
 
@@ -53,7 +53,6 @@ def draw_scores(frame: pandas.DataFrame, path: Path, *, metric: str, header: str
     """
     import pandas
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(14, 4), layout="constrained")
     curves, times, tests = figure.subplots(1, 3)
@@ -69,9 +68,7 @@ def draw_scores(frame: pandas.DataFrame, path: Path, *, metric: str, header: str
         times.plot(seconds, mean, ".-", color=f"C{index}")
     curves.set(xlabel="meta step", ylabel=literal(metric.replace("_", " ")))
     times.set(xlabel="seconds of meta steps", xscale="log")
-    times.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    times.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
-    times.xaxis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(times.xaxis)
     for axis in (curves, times):
         axis.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=8, fontsize="small")
