@@ -28,10 +28,11 @@ _SIMPSON = [w / 24 for w in (1, 4, 2, 4, 2, 4, 2, 4, 1)]
 
 
 class _Observers(threading.local):
-    """The observers at work on this thread, outermost first."""
+    """The observers at work on this thread, outermost first, and how often it asked for them."""
 
     def __init__(self) -> None:
         self.stack: list[Observer] = []
+        self.asked = 0
 
 
 _observers = _Observers()
@@ -75,6 +76,7 @@ def observable() -> Iterator[None]:
         Nothing.
     """
     global _users
+    _observers.asked += 1
     with _lock:
         _users += 1
         for cls in _classes():
@@ -88,6 +90,7 @@ def observable() -> Iterator[None]:
     try:
         yield
     finally:
+        _observers.asked -= 1
         with _lock:
             _users -= 1
             if not _users:
@@ -97,18 +100,20 @@ def observable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def observed(observer: Observer) -> Iterator[None]:
+def observed(observer: Observer, known: bool = False) -> Iterator[None]:
     """Let an observer make the forward passes of custom functions in the body, on this thread.
 
     It stands in the classes themselves, for ``apply`` is looked up long before it is called.
 
     Args:
         observer: What stands in the place of each forward pass.
+        known: Whether all classes that matter are there since :func:`observable` around it began;
+            to look for new ones takes as long as a short pass.
 
     Yields:
         Nothing.
     """
-    with observable():
+    with contextlib.nullcontext() if known and _observers.asked else observable():
         _observers.stack.append(observer)
         try:
             yield

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,30 @@ _WRITES = frozenset(
 _EXPOSING = frozenset("numpy data_ptr untyped_storage __dlpack__".split())
 
 
+@functools.cache
+def _is_plain(func: Any) -> bool:
+    """Return whether all that a call of a function does is to return what it has computed."""
+    name = func.__name__
+    special = func in (NODE, SET_DATA, torch.Tensor.view_as, torch.Tensor.register_hook)
+    opened = func in COMPOSED or (func not in PIECES and body_of(func) is not None)
+    exposing = name in _EXPOSING or isinstance(func, torch._ops.OpOverload)
+    return not (special or opened or exposing or _writes(name))
+
+
+def _writes(name: str) -> bool:
+    """Return whether a function of this name writes over its first argument."""
+    in_place = name[-1] == "_" and name[:2] != "__" and name not in _WRITES_NOTHING
+    return in_place or name in _WRITES
+
+
 class HoldingMode(Again):
-    """What recording and replaying have in common."""
+    """What recording and replaying have in common.
+
+    Attributes:
+        repeats: Whether it makes the calls of an earlier pass again, and no others.
+    """
+
+    repeats: ClassVar[bool] = False
 
     def __init__(self, held: HeldConstants) -> None:
         super().__init__()
@@ -66,12 +89,14 @@ class HoldingMode(Again):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in METADATA:
+        if func in METADATA or self.inside:
             return func(*args, **kwargs)
+        if _is_plain(func):
+            return self._call(func, args, kwargs, [kwargs["out"]] if "out" in kwargs else ())
         # Modes below autograd call the operators of torch, of whose functions they are a part.
         below = isinstance(func, torch._ops.OpOverload) and not is_custom(func)
         handed = func is torch.Tensor.view_as and self._hands_through(args)
-        if self.inside or below or handed:
+        if below or handed:
             return func(*args, **kwargs)
         if func is torch.Tensor.register_hook:
             hook = checked_hook(args[1] if len(args) > 1 else kwargs["hook"])
@@ -96,9 +121,10 @@ class HoldingMode(Again):
         name = func.__name__
         if name in _EXPOSING:
             self.held.save(args[0])
-        writes = name in _WRITES
-        writes |= name[-1] == "_" and name[:2] != "__" and name not in _WRITES_NOTHING
-        given = [kwargs["out"]] if "out" in kwargs else args[:1] if writes else ()
+        given = [kwargs["out"]] if "out" in kwargs else args[:1] if _writes(name) else ()
+        return self._call(func, args, kwargs, given)
+
+    def _call(self, func: Callable[..., Any], args: Any, kwargs: Any, given: Sequence[Any]) -> Any:
         targets = tensors_in(given)
         for target in targets:
             self.held.before_write(target)
@@ -178,7 +204,8 @@ def with_mode(problem: BilevelProblem, start: Callable[[], HoldingMode]) -> Bile
     def under_mode(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
         mode = start()
         mode.modules = (model, meta)
-        with warnings.catch_warnings(), observed(mode.observe), mode.saving():
+        seen = observed(mode.observe, known=mode.repeats)
+        with warnings.catch_warnings(), seen, mode.saving():
             # Dynamo looks at all attributes of the tensors that it is given.
             warnings.filterwarnings(
                 "ignore", r"The \.grad attribute of a Tensor that is not a leaf"

@@ -21,18 +21,20 @@ from metatoolkit.hypergradients.transforms import in_transform
 Arguments = tuple[Any, ...]
 # They take one entry of all where no dimension is given.
 _WHOLE = ("max", "min", "median", "nanmedian")
+# Entries from which on flags are packed: below, it takes longer than the function itself.
+_PACKED = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Flags of a tensor's entries, eight to a byte.
+    """Flags of a tensor's entries, eight to a byte where there are many.
 
     Attributes:
-        bytes: The bytes.
+        stored: The bytes, or the flags themselves.
         shape: Shape of the tensor.
     """
 
-    bytes: Tensor
+    stored: Tensor
     shape: torch.Size
 
     @staticmethod
@@ -42,12 +44,16 @@ class Flags:
         Args:
             flags: The tensor.
         """
+        if flags.numel() < _PACKED:
+            return Flags(flags, flags.shape)
         rows = F.pad(flags.flatten(), (0, -flags.numel() % 8)).view(-1, 8)
         return Flags((rows * _bits(flags.device)).sum(1, dtype=torch.uint8), flags.shape)
 
     def unpack(self) -> Tensor:
         """Return the boolean tensor."""
-        rows = (self.bytes.unsqueeze(1) & _bits(self.bytes.device)) != 0
+        if self.stored.dtype == torch.bool:
+            return self.stored
+        rows = (self.stored.unsqueeze(1) & _bits(self.stored.device)) != 0
         return rows.flatten()[: self.shape.numel()].view(self.shape)
 
 

@@ -41,6 +41,8 @@ class Replaying(HoldingMode):
     as filling a cache, may be missing here, and the calls that hold something may not.
     """
 
+    repeats = True
+
     def __init__(self, held: HeldConstants, position: int = 0) -> None:
         super().__init__(held)
         self._position = position
