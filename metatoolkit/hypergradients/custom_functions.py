@@ -76,7 +76,6 @@ def observable() -> Iterator[None]:
         Nothing.
     """
     global _users
-    _observers.asked += 1
     with _lock:
         _users += 1
         for cls in _classes():
@@ -87,6 +86,7 @@ def observable() -> Iterator[None]:
                     wrapper = _seen(cls, cls.forward)
                     setattr(cls, _KEPT, (own, wrapper))
                 cls.forward = wrapper
+    _observers.asked += 1
     try:
         yield
     finally:

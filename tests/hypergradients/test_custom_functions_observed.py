@@ -8,6 +8,7 @@ from metatoolkit.hypergradients.custom_functions import (
     is_observed,
     is_own,
     name_of,
+    observable,
     observed,
     points_of,
 )
@@ -42,6 +43,37 @@ def test_the_innermost_observer_is_asked_and_classes_are_put_back():
     assert vars(Product)["forward"] is forward and not is_observed(Product)
     Product.apply(x, x, 2.0)
     assert len(seen) == 4
+
+
+def test_new_classes_are_looked_for_unless_all_are_known():
+    seen = []
+
+    def observe(cls, args, call):
+        seen.append(cls)
+        return call()
+
+    x = torch.ones(2)
+    with observable():
+
+        class Later(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+        with observed(observe, known=True):
+            NumpySine.apply(x)
+            Later.apply(x)
+        assert seen == [NumpySine] and not is_observed(Later)
+        with observed(observe):
+            Later.apply(x)
+        with observed(observe, known=True):
+            Later.apply(x)
+        assert seen == [NumpySine, Later, Later]
+    # Nothing is known any more.
+    with observed(observe, known=True):
+        NumpySine.apply(x)
+    assert seen == [NumpySine, Later, Later, NumpySine]
+    assert not is_observed(Later) and not is_observed(NumpySine)
 
 
 def test_observers_are_those_of_their_thread():
