@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -18,6 +19,17 @@ def drawn(monkeypatch):
     from tests.drawings import Drawn
 
     return Drawn(monkeypatch)
+
+
+@pytest.fixture
+def jobs_here(monkeypatch):
+    """Jobs of a command run in this process; those of test_jobs.py start others."""
+    from metatoolkit.experiments import jobs
+
+    def run(chosen, _processes):
+        return ((place, jobs.run_job(job)) for place, job in enumerate(chosen))
+
+    monkeypatch.setattr(jobs, "_in_processes", run)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,3 +74,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(
             f"{unstable[0]} is named by the address of a parameter: drop ids=repr, or give names."
         )
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported by now, most of all that lives, out of later searches for garbage."""
+    gc.collect()
+    gc.freeze()

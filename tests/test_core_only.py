@@ -65,6 +65,7 @@ def test_imports_are_found_where_they_stand(tmp_path):
     assert now == {"typing", "a", "c", "e", "h", "j"} and later == {"l"}
 
 
+@pytest.mark.slow
 def test_an_environment_of_the_core_runs_the_example_and_conforms():
     """Every module imports there, the README's first example runs, and so do tests."""
     pytest.importorskip("pip", reason="pip is needed to install the wheel")

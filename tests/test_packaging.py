@@ -27,7 +27,6 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     [
         "learn2learn, numpy, datasets, pyarrow, transformers, sacred",
         "sacred, transformers, pyarrow, datasets, learn2learn",
-        "qpth.qp, pyarrow",
         "dehb, pyarrow, learn2learn, datasets, optuna",
     ],
 )
@@ -43,24 +42,25 @@ def test_packages_with_conflicting_pins_import_together(names: str) -> None:
 
 def test_learn2learn_extensions_are_compiled() -> None:
     pytest.importorskip("learn2learn", reason="learn2learn is not installed", exc_type=ImportError)
-    result = run_python(
-        "import torch, learn2learn as l2l\n"
-        "from learn2learn.data.transforms import NWays, KShots, LoadData\n"
-        "from torch.utils.data import TensorDataset\n"
-        "pairs = TensorDataset(torch.arange(40.).view(20, 2), torch.arange(20) % 5)\n"
-        "meta = l2l.data.MetaDataset(pairs)\n"
-        "steps = [NWays(meta, 3), KShots(meta, 2), LoadData(meta)]\n"
-        "x, y = l2l.data.TaskDataset(meta, task_transforms=steps, num_tasks=4).sample()\n"
-        "assert x.shape == (6, 2) and len(set(y.tolist())) == 3, (x, y)\n"
-    )
-    assert result.returncode == 0, result.stderr
+    import learn2learn as l2l
+    import torch
+    from learn2learn.data.transforms import KShots, LoadData, NWays
+    from torch.utils.data import TensorDataset
+
+    pairs = TensorDataset(torch.arange(40.0).view(20, 2), torch.arange(20) % 5)
+    meta = l2l.data.MetaDataset(pairs)
+    steps = [NWays(meta, 3), KShots(meta, 2), LoadData(meta)]
+    x, y = l2l.data.TaskDataset(meta, task_transforms=steps, num_tasks=4).sample()
+    assert x.shape == (6, 2) and len(set(y.tolist())) == 3, (x, y)
 
 
-def test_qpth_solves_a_quadratic_program() -> None:
+def test_qpth_is_imported_before_pyarrow_and_solves_a_quadratic_program() -> None:
     pytest.importorskip("qpth", reason="qpth is not installed", exc_type=ImportError)
     result = run_python(
+        "import qpth.qp, pyarrow, numpy\n"
         "import torch\n"
         "from qpth.qp import QPFunction\n"
+        "assert int(numpy.__version__.split('.')[0]) >= 2\n"
         "one, empty = torch.eye(2, dtype=torch.float64), torch.empty(0, dtype=torch.float64)\n"
         "ones = one.sum(0)\n"
         "x = QPFunction(verbose=-1)(2 * one, -2 * ones, one, 0.5 * ones, empty, empty)\n"

@@ -47,7 +47,7 @@ def test_the_pair_along_the_last_gradient_takes_it_without_noise(number):
         torch.testing.assert_close(seen, last, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("number", [4, 8])
+@pytest.mark.parametrize("number", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_variances_on_a_quadratic_are_in_the_order_of_the_table(number):
     case = bank.quadratic(size=SIZE, inner=mt.inner.SGD(lr=0.1))
     call = OneStep(lookahead=False)

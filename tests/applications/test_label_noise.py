@@ -215,6 +215,7 @@ def test_named_sizes_join_other_configurations():
     assert run.config["network"]["hidden"] == [16]
 
 
+@pytest.mark.slow
 def test_figure_of_the_scaling_is_drawn_from_records(tmp_path, drawn):
     study = dataclasses.replace(
         SCALING,

@@ -30,7 +30,14 @@ def records_home(tmp_path, monkeypatch):
     monkeypatch.setattr(address, "SELECTION_SECONDS", 0.1)
 
 
-@pytest.mark.parametrize("application", SIZES)
+# Those whose steps take seconds do the same as the others.
+LONG = ("label_noise", "cross_lingual")
+
+
+@pytest.mark.parametrize(
+    "application",
+    [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SIZES],
+)
 def test_streamed_evograd_needs_the_memory_of_a_base_step(application):
     few, many = (measure(application, "evograd_streamed", count) for count in (2, 4))
     assert max(few["memory_ratio"], many["memory_ratio"]) <= 1.1

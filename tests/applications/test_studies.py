@@ -6,7 +6,7 @@ from metatoolkit.experiments.studies import Column, Row, Study
 from tests.drawings import bars
 
 
-def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys, drawn):
+def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys, drawn, jobs_here):
     document = tmp_path / "docs" / "results.md"
     options = ["label_noise", "--steps", "2", "--seeds", "1", "--processes", "1"]
     files = ["--output", str(tmp_path / "out"), "--document", str(document)]
@@ -37,7 +37,9 @@ def test_a_study_is_run_drawn_and_written_down(tmp_path, capsys, drawn):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_run_that_fails_leaves_the_others_alone_and_is_told(tmp_path, monkeypatch, capsys):
+def test_a_run_that_fails_leaves_the_others_alone_and_is_told(
+    tmp_path, monkeypatch, capsys, jobs_here
+):
     small = {"network": {"name": "mlp", "hidden": [4]}, "method": "plain"}
     study = Study(
         "small",

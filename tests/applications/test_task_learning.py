@@ -212,7 +212,11 @@ def test_a_folder_of_images_is_learned_from(tmp_path):
     assert pixels.shape == (2, 6, 3, 16, 16) and labels.shape == (2, 6)
 
 
-@pytest.mark.parametrize("study", [IMAGES, FUNCTIONS], ids=["images", "functions"])
+@pytest.mark.parametrize(
+    "study",
+    [pytest.param(IMAGES, marks=pytest.mark.slow), FUNCTIONS],
+    ids=["images", "functions"],
+)
 def test_every_row_of_a_study_runs_and_is_drawn(study, tmp_path, drawn):
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
     rows = {label: dataclasses.replace(row, named=("smoke",)) for label, row in study.rows.items()}

@@ -22,6 +22,7 @@ def start(application, *options, processes=2):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_run_of_one():
     for processes in (2, 1):
         done = start("few_shot", *OPTIONS, processes=processes)

@@ -113,7 +113,7 @@ def test_the_page_begins_with_them(found, tmp_path, monkeypatch):
     assert (tmp_path / "results" / f"{by_application.NAME}.png").exists()
 
 
-def test_they_are_run_shown_and_drawn_by_one_name(tmp_path, monkeypatch, capsys):
+def test_they_are_run_shown_and_drawn_by_one_name(tmp_path, monkeypatch, capsys, jobs_here):
     tiny = {"network": {"hidden": [4]}, "steps": 5, "evaluate_every": 0}
     keep = (REFERENCE, "SAMA", "Unrolled, 5 steps")
     made = estimator_study(
