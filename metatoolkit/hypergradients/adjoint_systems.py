@@ -13,9 +13,9 @@ from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.linear_solvers import LinearSolver, LinearSystem, Solution
 from metatoolkit.hypergradients.linear_solvers.side_by_side import solve_each
-from metatoolkit.hypergradients.linearization import StepLinearization, relative_residual
+from metatoolkit.hypergradients.linearization import StepLinearization
 from metatoolkit.hypergradients.products import Adjoint
-from metatoolkit.hypergradients.solution_share import checked_share
+from metatoolkit.hypergradients.solution_share import checked_share, relative_residual
 from metatoolkit.randomness import Keys
 
 
@@ -130,7 +130,7 @@ class AdjointSystems:
             if forward:
                 image = step.product(joined)
             else:
-                image = step.transposed_product(joined if factor is None else joined / factor)
+                image = step.transposed_product(joined, factor)
             step.check("a product with the Jacobian of the inner step", image)
             images = self.cut(image)
             return {number: images[number] for number in given}

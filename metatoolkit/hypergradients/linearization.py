@@ -122,6 +122,7 @@ class StepLinearization:
         self.transposed_products = 0
         self.products = 0
         self._transposed_graph: tuple[Tensor, Tensor] | None = None
+        self._scale: tuple[Tensor | None, float | None] | None = None
         self._diagonal: tuple[Tensor, dict[str, Tensor | None]] | None = None
         self._is_diagonal = parted and count == self._parameters and is_linear_in_gradient(inner)
 
@@ -136,7 +137,11 @@ class StepLinearization:
         pairs = zip(padded, self.sizes, strict=True)
         parts = [zeros(size) if tensor is None else tensor for tensor, size in pairs]
         if self._is_exact:
-            return torch.cat([part.reshape(-1) for part in parts])
+            return (
+                torch.cat([part.reshape(-1) for part in parts])
+                if len(parts) > 1
+                else parts[0].reshape(-1)
+            )
         return as_vector(parts, self.dtype)
 
     def right_hand_side(self, adjoint: Adjoint) -> Tensor:
@@ -183,14 +188,24 @@ class StepLinearization:
         parts = vector.split(self.sizes)
         check_finite({f"{what} at {n!r}": part for n, part in zip(self.names, parts, strict=True)})
 
-    def transposed_product(self, vector: Tensor) -> Tensor:
-        """Return (I − ∂Φ)ᵀ u, a vector; one double backward pass of the training loss.
+    def transposed_product(self, vector: Tensor, divisor: Tensor | None = None) -> Tensor:
+        """Return (I − ∂Φ)ᵀ (u / D), a vector; one double backward pass of the training loss.
 
         Args:
             vector: The vector u.
+            divisor: D, a vector; ``None`` for ones.
         """
         self.transposed_products += 1
-        return self._pull_back(vector, False, False)[0]
+        if self._scale is None or self._scale[0] is not divisor:
+            self._scale = divisor, self._hessian_scale(divisor)
+        scale = self._scale[1]
+        if scale is None:
+            return self._pull_back(vector if divisor is None else vector / divisor, False, False)[0]
+        named = dict(zip(self.names, self.unflatten(vector), strict=True))
+        through = [named[name] for name in self._gradient_names]
+        with double_backward_kernels(), within(self._loss):
+            image = self.flatten(_kept_product(self._gradients, self._inputs, through))
+        return image if scale == 1.0 else scale * image
 
     def pull_back(self, vector: Tensor) -> tuple[Tensor, Adjoint]:
         """Return (I − ∂Φ)ᵀ u, a vector, and uᵀ ∂Φ/∂λ, in one double backward pass.
@@ -258,6 +273,24 @@ class StepLinearization:
         total = add_gradients(names, meta, second[count:])
         return rest - self.flatten(second[:count]), list(total.values())
 
+    def _hessian_scale(self, divisor: Tensor | None) -> float | None:
+        """Return c where (I − ∂Φ)ᵀ (u / D) is c H u with the Hessian H of the training loss.
+
+        That of a plain gradient step with one learning rate is, and a product with H alone is all
+        that is computed.
+        """
+        if not (self._is_diagonal and self._is_exact):
+            return None
+        rest, factors = self._update()
+        least = _constant(torch.ones((), dtype=self.dtype) if divisor is None else divisor)
+        numbers = [rest, least, *factors.values()]
+        if any(number is None or number.dim() > 0 for number in numbers) or float(rest) != 0.0:
+            return None
+        scales = {
+            -float(factor) / float(least) for factor in factors.values() if factor is not None
+        }
+        return scales.pop() if len(scales) == 1 else None
+
     def _update(self) -> tuple[Tensor, dict[str, Tensor | None]]:
         """Return the diagonals of I − ∂U/∂θ, a vector, and of ∂U/∂g by the parameter's name."""
         if self._diagonal is None:
@@ -296,17 +329,6 @@ def carried_vector(estimator: str, carried: Tensor | None, like: Tensor) -> Tens
             f"state has {like.numel()}; make a new {estimator} for another model or inner learner."
         )
     return carried.to(like)
-
-
-def relative_residual(residual: Tensor, right_hand_side: Tensor) -> float:
-    """Return the norm of a residual over that of the right-hand side, and 0 where that is zero.
-
-    Args:
-        residual: What is left of the right-hand side.
-        right_hand_side: Right-hand side of the linear system.
-    """
-    norm = float(right_hand_side.norm())
-    return float(residual.norm()) / norm if norm > 0 else 0.0
 
 
 def check_through(through: str) -> None:

@@ -24,10 +24,10 @@ from metatoolkit.hypergradients.linearization import (
     Through,
     carried_vector,
     check_through,
-    relative_residual,
 )
 from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators
+from metatoolkit.hypergradients.solution_share import relative_residual
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.hypergradients.linear_solvers import LinearSolver, Solution
-from metatoolkit.hypergradients.linearization import relative_residual
 
 
 def checked_share(
@@ -64,3 +63,14 @@ def _worse(solver: LinearSolver, solution: Tensor, left: float) -> UnsupportedEr
         f"{str(solution.dtype).removeprefix('torch.')} or the type of the parameters. Use "
         "fewer iterations, damping, a regularized training loss or float64."
     )
+
+
+def relative_residual(residual: Tensor, right_hand_side: Tensor) -> float:
+    """Return the norm of a residual over that of the right-hand side, and 0 where that is zero.
+
+    Args:
+        residual: What is left of the right-hand side.
+        right_hand_side: Right-hand side of the linear system.
+    """
+    norm = float(right_hand_side.norm())
+    return float(residual.norm()) / norm if norm > 0 else 0.0

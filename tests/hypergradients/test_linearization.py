@@ -10,8 +10,8 @@ from metatoolkit.hypergradients.linearization import (
     StepLinearization,
     carried_vector,
     check_through,
-    relative_residual,
 )
+from metatoolkit.hypergradients.solution_share import relative_residual
 from metatoolkit.testing import bank
 
 F64 = torch.float64
@@ -146,6 +146,38 @@ def test_learning_rates_are_the_factors_of_the_gradient():
         "last.weight": 0.05,
     }
     assert all(r.shape == case.state.parameters[n].shape for n, r in rates.items())
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        mt.inner.SGD(lr=0.05),
+        mt.inner.SGD(lr=0.05, weight_decay=0.1),
+        mt.inner.SGD(lr=0.05, momentum=0.9),
+        mt.inner.SGD(lr=0.05, maximize=True),
+    ],
+    ids=["plain", "decay", "momentum", "ascent"],
+)
+@pytest.mark.parametrize("kind", ["none", "rates", "numbers"])
+def test_a_divided_vector_is_that_vector(inner, kind):
+    case = bank.PROBLEMS["small_net"]()
+    meta = case.problem.meta_leaves()
+    state = inner.init(case.problem)
+    arguments = (case.problem, inner, state, meta, case.train_batches[0], "parameters")
+    step, plain = StepLinearization(*arguments), StepLinearization(*arguments)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(step.size, dtype=F64, generator=generator)
+    rates = step.flatten(list(learning_rates(case.problem, inner, state).values()))
+    numbers = torch.rand(step.size, dtype=F64, generator=generator) + 0.5
+    divisor = {"none": None, "rates": rates, "numbers": numbers}[kind]
+    expected, _ = plain.pull_back(u if divisor is None else u / divisor)
+    for _ in range(2):
+        found = step.transposed_product(u, divisor)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+    # Another divisor is another product.
+    torch.testing.assert_close(step.transposed_product(u, numbers), plain.pull_back(u / numbers)[0])
+    if kind == "rates":
+        assert float(found.norm()) > 0.01
 
 
 def test_carried_vectors_and_residuals():

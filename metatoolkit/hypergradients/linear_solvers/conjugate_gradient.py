@@ -7,6 +7,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
+from torch.linalg import vector_norm
 from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
@@ -76,7 +77,7 @@ class ConjugateGradient(LinearSolver):
         """
         damped = system.damped(self.damping)
         x, residual = damped.first_residual()
-        scale = float(system.right_hand_side.norm())
+        scale = float(vector_norm(system.right_hand_side))
         target = self.tolerance * scale
         direction = residual
         square = float(residual.dot(residual))
@@ -87,7 +88,7 @@ class ConjugateGradient(LinearSolver):
         while done < self.iterations and left > target:
             image = damped.product(direction)
             curvature = float(direction.dot(image))
-            long, longer = float(direction.norm()), float(image.norm())
+            long, longer = float(vector_norm(direction)), float(vector_norm(image))
             progress.see(longer / long)
             if curvature <= rounding * long * longer:
                 if left <= rounding * scale:

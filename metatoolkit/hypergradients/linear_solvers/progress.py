@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from metatoolkit.hypergradients.linear_solvers.base import LinearSystem, Solution
 
@@ -35,7 +36,7 @@ class Progress:
         self._first = (vector, residual)
         self._vector = vector
         self._least = residual if math.isfinite(residual) else math.inf
-        self._scale = float(system.right_hand_side.norm()) if scale is None else scale
+        self._scale = float(vector_norm(system.right_hand_side)) if scale is None else scale
         self._dtype = vector.dtype
         self._system = system
         self._rounding = system.eps
@@ -78,7 +79,7 @@ class Progress:
             residual: Norm of its residual by the recurrence.
             iteration: Its number.
         """
-        size = float(vector.norm())
+        size = float(vector_norm(vector))
         if self.improves(residual, size):
             self._vector, self._found_at = vector, iteration
             self._least = residual + self.floor(size)
