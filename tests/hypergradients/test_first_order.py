@@ -61,7 +61,8 @@ def test_one_step_of_reptile_is_the_training_gradient():
 def test_is_the_derivative_of_its_objective(estimator, steps):
     case = bank.initialized()
     check = mt.check_hypergradient(
-        case.problem, case.inner, estimator(steps), case.batches(steps), case.valid_batch
+        *(case.problem, case.inner, estimator(steps), case.batches(steps), case.valid_batch),
+        coordinates=24,
     )
     assert check.relative_error < 1e-6
 

@@ -44,6 +44,7 @@ def test_objective(name):
         Implicit(GMRES(300, 1e-13)),
         case.train_batches[:1],
         case.valid_batch,
+        coordinates=2,
     )
     assert check.relative_error < 1e-6
 

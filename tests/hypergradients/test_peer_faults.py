@@ -1,5 +1,7 @@
 """What other libraries were found to get wrong without a word, as cases over all that could."""
 
+import functools
+
 import pytest
 import torch
 
@@ -40,8 +42,8 @@ solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys()
 @pytest.mark.parametrize("rate", [0.1, 0.03])
 def test_no_solver_depends_on_the_learning_rate(solver, rate):
     # A conjugate gradient whose residual omits a scale is off by more at each iteration.
-    case = bank.quadratic(4.8)
-    result = at_optimum(case, Implicit(solver()), rate)
+    case, state = at_optimum(rate)
+    result = case.call(Implicit(solver()), state)
     expected = bank.quadratic_hypergradient(case)
     error = (result.gradient["value"] - expected).norm() / expected.norm()
     # Nyström's inverse of an ill-conditioned sketch loses digits to rounding.
@@ -50,16 +52,16 @@ def test_no_solver_depends_on_the_learning_rate(solver, rate):
     assert result.cost.residual < bound
 
 
-def at_optimum(case, estimator, rate):
-    """Call an estimator where plain gradient descent has come to rest."""
-    inner = mt.inner.SGD(lr=rate)
-    state = inner.init(case.problem)
+@functools.cache
+def at_optimum(rate):
+    """A problem, and a state in which plain gradient descent has come to rest on it."""
+    case = bank.quadratic(4.8, inner=mt.inner.SGD(lr=rate))
+    state = case.state
     for _ in range(3000):
-        state, _ = inner.step(
+        state, _ = case.inner.step(
             case.problem, state, case.problem.meta_parameters(), case.train_batches[0]
         )
-    batches = case.batches(estimator.horizon)
-    return estimator(case.problem, inner, state, batches, case.valid_batch)
+    return case, state
 
 
 @solvers

@@ -190,8 +190,10 @@ def test_equals_finite_differences(learner):
     assert check.relative_error < 1e-6, check
 
 
-@learners
-@pytest.mark.parametrize("name", ["small_net", "inside_model", "tied"])
+@pytest.mark.parametrize(
+    ("name", "learner"),
+    [*(("small_net", learner) for learner in LEARNERS), ("inside_model", "Adam"), ("tied", "SGD")],
+)
 def test_every_way_gives_the_same(name, learner):
     case = bank.PROBLEMS[name]()
     case.inner = LEARNERS[learner]()
@@ -251,7 +253,9 @@ def test_truncation_holds_earlier_steps_constant(window, product):
         case.problem, case.inner, middle, batches[5 - window :], case.valid_batch
     )
     assert error(flat(result), flat(expected)) < 1e-12
-    check = check_hypergradient(case.problem, case.inner, estimator, batches, case.valid_batch)
+    check = check_hypergradient(
+        case.problem, case.inner, estimator, batches, case.valid_batch, coordinates=4
+    )
     assert check.relative_error < 1e-7, check
     assert (estimator.traits.kind == "exact") == (window == 5)
 

@@ -40,7 +40,9 @@ def test_it_is_the_weighted_sum_of_unrolls_of_each_length(make, product):
 def test_it_is_the_derivative_of_its_objective(product):
     case = bank.adapted()
     check = mt.check_hypergradient(
-        case.problem, case.inner, weighted(product=product), case.batches(4), case.valid_batch
+        *(case.problem, case.inner, weighted(product=product)),
+        *(case.batches(4), case.valid_batch),
+        coordinates=24,
     )
     assert check.relative_error < 1e-6
 

@@ -132,7 +132,8 @@ def test_through_the_steps_of_a_network(estimator, inner):
     case = bank.adapted()
     inner = inner or case.inner
     check = mt.check_hypergradient(
-        case.problem, inner, estimator, case.batches(estimator.horizon), case.valid_batch
+        *(case.problem, inner, estimator, case.batches(estimator.horizon), case.valid_batch),
+        coordinates=24,
     )
     assert check.relative_error < 1e-6
 

@@ -220,7 +220,9 @@ def test_hypergradient_through_the_attached_transform(name, layers):
         for _ in range(2)
     ]
     check = mt.check_hypergradient(
-        problem, mt.inner.SGD(lr=0.3), mt.hypergradients.Unrolled(1), batches[:1], batches[1]
+        *(problem, mt.inner.SGD(lr=0.3), mt.hypergradients.Unrolled(1)),
+        *(batches[:1], batches[1]),
+        coordinates=24,
     )
     assert check.relative_error < 1e-6
 
