@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
+import runpy
 import textwrap
 
 import pytest
@@ -43,9 +42,14 @@ def script(tmp_path):
     return path
 
 
+def record(script, *words):
+    """What `python script words` does, in this process."""
+    runpy.run_path(str(script))["experiment"].run_commandline([script.name, *words])
+
+
 def test_a_run_is_repeated_with_its_configuration(server, script, capsys):
-    words = ["other", "with", "opt.lr=0.25", "seed=7", "method=a.b"]
-    subprocess.run([sys.executable, str(script), *words], check=True, timeout=240)
+    record(script, "other", "with", "opt.lr=0.25", "seed=7", "method=a.b")
+    capsys.readouterr()
     assert main(["runs", "rerun", "1"]) == 2
     told = capsys.readouterr().err
     assert "--script" in told and str(script) in told
@@ -112,12 +116,7 @@ def odd(tmp_path):
 
 def test_a_configuration_comes_back_equal(server, odd):
     long = "t" * 1_200_000
-    words = ["odd.py", "with", "none={'b': [1, 'x y=']}", f"text='{long}'", "seed=7"]
-    # As an argument the text would be too long.
-    code = "import sys, odd; odd.experiment.run_commandline(eval(sys.stdin.read()))"
-    command = [sys.executable, "-c", code]
-    given = {"input": repr(words), "cwd": odd.parent}
-    subprocess.run(command, check=True, timeout=240, text=True, **given)
+    record(odd, "with", "none={'b': [1, 'x y=']}", f"text='{long}'", "seed=7")
     assert main(["runs", "rerun", "1", "--script", str(odd)]) == 0
     with records.connect() as connection:
         first, second = connection.find().sort("id")

@@ -44,9 +44,13 @@ def test_metadata_of_artifacts_never_outgrow_the_document(database, tmp_path, ca
         assert len(connection[1].artifacts["one.metadata.json"].read()) > 17_000_000
 
 
-def test_sections_are_as_long_as_the_database_counts(database):
+def test_sections_are_as_long_as_the_database_counts(database, monkeypatch):
     """A list of small numbers is six times as long there as in JSON."""
-    zeros = {f"part{number}": [0] * 490_000 for number in range(2)}
+    from metatoolkit.records import document as documents
+
+    monkeypatch.setattr(documents, "SECTION_LIMIT", documents.SECTION_LIMIT // 10)
+    monkeypatch.setattr(documents, "ENTRY_LIMIT", documents.ENTRY_LIMIT // 10)
+    zeros = {f"part{number}": [0] * 49_000 for number in range(2)}
 
     def main(_run):
         _run.info.update(zeros)

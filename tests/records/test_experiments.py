@@ -79,7 +79,11 @@ def test_a_script_records_its_source_output_and_git_state(script, server):
     assert "CUDA" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [pytest.param("<&-", marks=pytest.mark.slow), ">&-", "<&- >&- 2>&-"]
+    + [pytest.param("2>&-", marks=pytest.mark.slow)],
+)
 def test_a_run_needs_no_open_streams(script, home, closed):
     """As a service or a job in the background may start it."""
     command = f"exec {sys.executable} {script.name} {closed}"

@@ -21,6 +21,8 @@ KILLING = [
     signal.SIGUSR1, signal.SIGUSR2, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU,
     signal.SIGSYS,
 ]  # fmt: skip
+# One that Python answers, one that the recording answers, and two that end a process at once.
+FEW = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV]
 
 
 @pytest.fixture
@@ -89,6 +91,7 @@ def test_the_server_is_killed_right_after_the_run(external, tmp_path, check):
     check(figures("server killed right after the run", worker, external))
 
 
+@pytest.mark.slow
 def test_the_server_is_down_at_the_start(external, tmp_path, check):
     external.kill()
     worker = Worker(tmp_path / "run", faulty_runs.plain)
@@ -184,8 +187,11 @@ def test_the_spool_may_not_grow(external, tmp_path, check):
 
 
 @pytest.mark.timeout(900)
-def test_every_signal_ends_a_run_and_no_record(external, tmp_path, check):
-    workers = {one: Worker(tmp_path / one.name, faulty_runs.endless) for one in KILLING}
+@pytest.mark.parametrize(
+    "signals", [FEW, pytest.param(KILLING, marks=pytest.mark.slow)], ids=["few", "all"]
+)
+def test_every_signal_ends_a_run_and_no_record(external, tmp_path, check, signals):
+    workers = {one: Worker(tmp_path / one.name, faulty_runs.endless) for one in signals}
     try:
         for number, worker in workers.items():
             worker.wait_for(20)
