@@ -85,9 +85,18 @@ def test_variances_on_a_quadratic_are_in_the_order_of_the_table(number):
     assert errors["last_gradient"] < 0.1 * errors["independent"]
 
 
-def test_the_study_is_run_and_drawn(tmp_path, drawn):
+@pytest.mark.parametrize(
+    "labels",
+    [("independent", "guided (passes of K = 2)"), pytest.param((), marks=pytest.mark.slow)],
+    ids=["few", "all"],
+)
+def test_the_study_is_run_and_drawn(tmp_path, drawn, labels):
     (study,) = STUDIES
-    rows = {label: dataclasses.replace(row, named=("smoke",)) for label, row in study.rows.items()}
+    rows = {
+        label: dataclasses.replace(row, named=("smoke",))
+        for label, row in study.rows.items()
+        if label in labels or not labels
+    }
     study = dataclasses.replace(study, rows=rows, seeds=(1,))
     jobs = jobs_of(study)
     for job in jobs:

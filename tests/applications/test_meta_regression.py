@@ -14,6 +14,7 @@ from metatoolkit.experiments.studies import collect, jobs_of
 from metatoolkit.hypergradients import Adjoint
 from metatoolkit.inner import GradientFlow
 
+LABELS = list(ALPINE.rows)
 SMALL = {**DEFAULT, **NAMED["alpine"], "seed": 1, "inner_steps": 6, "tasks": 2}
 
 
@@ -64,13 +65,17 @@ def test_query_and_support_errors_are_those_of_gradient_descent_by_hand():
     assert run.result["test_nrmse"] != run.result["support_nrmse"]
 
 
-def test_every_row_runs_and_is_drawn(tmp_path):
+@pytest.mark.parametrize(
+    "labels", [LABELS[:2], pytest.param(LABELS, marks=pytest.mark.slow)], ids=["few", "all"]
+)
+def test_every_row_runs_and_is_drawn(tmp_path, labels):
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
     rows = {
         label: dataclasses.replace(row, named=(*row.named, "smoke"))
         for label, row in ALPINE.rows.items()
+        if label in labels
     }
-    study = dataclasses.replace(ALPINE, rows=rows, seeds=(1,))
+    study = dataclasses.replace(ALPINE, rows=rows, seeds=(1,), claims=())
     jobs = jobs_of(study, updates={"progress": False})
     for job in jobs:
         assert not run_job(job).error

@@ -62,7 +62,10 @@ def test_label_noise_takes_what_was_tuned_on_the_smaller_digits():
 
 @pytest.mark.parametrize(
     ("study", "header"),
-    [(ROTATION, "rotated test images [%]"), (LABEL_NOISE, "test accuracy [%]")],
+    [
+        (ROTATION, "rotated test images [%]"),
+        pytest.param(LABEL_NOISE, "test accuracy [%]", marks=pytest.mark.slow),
+    ],
     ids=["rotation", "label_noise"],
 )
 def test_every_row_runs_and_is_drawn(study, header, tmp_path, drawn):

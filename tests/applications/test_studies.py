@@ -1,8 +1,8 @@
 import pytest
 
 from metatoolkit.experiments import reproduce
-from metatoolkit.experiments.jobs import Job, run_job
-from metatoolkit.experiments.studies import Column, Row, Study
+from metatoolkit.experiments.jobs import Job, configuration_of, run_job
+from metatoolkit.experiments.studies import Column, Row, Study, jobs_of
 from tests.drawings import bars
 
 
@@ -89,3 +89,9 @@ def test_every_study_is_listed(capsys):
     for name, study in reproduce.find_studies().items():
         assert name in printed
         assert study.seeds
+
+
+def test_each_row_of_every_study_is_a_configuration():
+    for study in reproduce.find_studies().values():
+        for job in jobs_of(study, seeds=(1,)):
+            assert configuration_of(job)["seed"] == 1

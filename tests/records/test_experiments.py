@@ -81,8 +81,12 @@ def test_a_script_records_its_source_output_and_git_state(script, server):
 
 @pytest.mark.parametrize(
     "closed",
-    [pytest.param("<&-", marks=pytest.mark.slow), ">&-", "<&- >&- 2>&-"]
-    + [pytest.param("2>&-", marks=pytest.mark.slow)],
+    [
+        pytest.param("<&-", marks=pytest.mark.slow),
+        ">&-",
+        pytest.param("2>&-", marks=pytest.mark.slow),
+        "<&- >&- 2>&-",
+    ],
 )
 def test_a_run_needs_no_open_streams(script, home, closed):
     """As a service or a job in the background may start it."""
