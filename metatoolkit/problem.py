@@ -50,6 +50,7 @@ class BilevelProblem:
     Attributes:
         watch: Called after each evaluation with the problem, the kind of loss, the arguments and
             the loss; set while an estimator checks that the losses can be evaluated again.
+        coarse: Types of less than float32 that the losses were seen to compute in.
         replayed: Losses that were found to be, by kind and mode of the modules.
         identity: Tells the problem, and copies of it, from all others.
         micro_batched: What takes losses on pieces of a batch.
@@ -102,13 +103,12 @@ class BilevelProblem:
                     f"{name} has lazy parameters without a shape; call it once on a batch before "
                     "the problem is made."
                 )
-        self.model = model
-        self.meta = meta
-        self.train_loss = train_loss
-        self.valid_loss = valid_loss
+        self.model, self.meta = model, meta
+        self.train_loss, self.valid_loss = train_loss, valid_loss
         self.valid_mode = valid_mode
         self.initial = initial
         self._passes = Passes(model, meta)
+        self.coarse = self._passes.coarse
         self.buffer_names = self._passes.places.buffer_names
         owned = {id(parameter) for parameter in meta.parameters()}
         self.parameter_names = [

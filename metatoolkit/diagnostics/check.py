@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from metatoolkit.diagnostics.checked_objective import CheckedObjective
-from metatoolkit.diagnostics.double_precision import double_precision, to_double
 from metatoolkit.diagnostics.numerical_gradient import NumericalGradient, numerical_gradient
 from metatoolkit.errors import (
     ConfigurationError,
@@ -23,6 +22,7 @@ from metatoolkit.errors import (
 )
 from metatoolkit.hypergradients.arguments import require_estimator
 from metatoolkit.hypergradients.base import Estimator
+from metatoolkit.hypergradients.double_precision import double_precision, to_double
 from metatoolkit.hypergradients.instance import ProblemInstance
 from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.inner.base import InnerLearner

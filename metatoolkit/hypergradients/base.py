@@ -18,6 +18,7 @@ from metatoolkit.hypergradients.compilation import Compile, Compiler
 from metatoolkit.hypergradients.cost import Cost as Cost
 from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.finite import check_finite as check_finite
+from metatoolkit.hypergradients.low_precision import compared_with_double
 from metatoolkit.hypergradients.products import refuse_complex
 from metatoolkit.hypergradients.replay_check import replay_checked
 from metatoolkit.hypergradients.unused import NothingReached, explained
@@ -103,6 +104,8 @@ class Estimator(ABC):
     compile: Compile = False
     amplifies_rounding: ClassVar[bool] = False
     _compiler: Compiler | None = None
+    # Problems, by identity, for which the rounding of the losses was looked at.
+    _rounded: frozenset[str] = frozenset()
     _draws: Draws | None = None
     windows = carries = separable = adds_up = False
     holds_constants: bool = True
@@ -120,7 +123,10 @@ class Estimator(ABC):
     ) -> Hypergradient:
         """Estimate the hypergradient at an inner state.
 
-        Model, buffers, ``.grad`` fields and the global random state stay as they are.
+        Model, buffers, ``.grad`` fields and the global random state stay as they are. Where losses
+        compute in less than float32, the first call on a problem is taken once more in float64,
+        for ``rounding_error`` and ``rounding_cosine`` of its details; an error above a tenth is an
+        :class:`~metatoolkit.errors.AccuracyWarning`. A random estimator is not compared.
 
         Args:
             problem: The bilevel problem.
@@ -157,7 +163,18 @@ class Estimator(ABC):
         state = state.detach()
 
         def eager() -> Hypergradient:
-            return self._checked(problem, inner, state, train_batches, valid_batch)
+            carried = None if problem.identity in self._rounded else self.state_dict()
+            result = self._checked(problem, inner, state, train_batches, valid_batch)
+            if carried is None:
+                return result
+            self._rounded |= {problem.identity}
+            if not problem.coarse or self.on_average or self._draws is not None:
+                return result
+            again = self.duplicate()
+            again.compile = False
+            again.load_state_dict(carried)
+            call = Call(again, problem, inner, state, train_batches, valid_batch)
+            return compared_with_double(call, result)
 
         if self.compile is False:
             return eager()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -102,11 +102,15 @@ def balanced_radius(
     return larger(rounding ** (1 / 3) * scale, rounding ** (2 / 3) * size)
 
 
-def rounding_unit(parameters: Tensors, meta: Tensors) -> float:
+def rounding_unit(
+    parameters: Tensors, meta: Tensors, coarse: Collection[torch.dtype] = ()
+) -> float:
     """Return the rounding unit of a difference of gradients in λ.
 
     Args:
         parameters: θ.
         meta: λ.
+        coarse: Types of less precision in which losses compute.
     """
-    return max(torch.finfo(t.dtype).eps for t in [*parameters.values(), *meta.values()])
+    types = [*coarse, *(t.dtype for t in (*parameters.values(), *meta.values()))]
+    return max(torch.finfo(dtype).eps for dtype in types)

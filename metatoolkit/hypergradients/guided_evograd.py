@@ -130,7 +130,7 @@ class GuidedEvoGrad(ScoredCandidates):
         names, leaves = list(meta), list(meta.values())
         valid_loss, direction, norm, direct = self._direction(problem, state, meta, valid_batch)
         losses, sides = [], []
-        sigma = self._radius(state, meta, direction, float(valid_loss), float(norm))
+        sigma = self._radius(problem, state, meta, direction, float(valid_loss), float(norm))
         candidates = self._candidates(state, direction, sigma)
         passes = self._losses(problem, state, candidates, meta, batch)
         middle = next(passes).detach()
@@ -146,6 +146,7 @@ class GuidedEvoGrad(ScoredCandidates):
         temperature, factor = self._scale(values, sigma)
         weights = torch.softmax(-values / temperature, dim=0)
         coefficient = (-2 * factor * sigma / temperature) * weights.prod() * norm
+        unit = rounding_unit(state.parameters, meta, problem.coarse)
         # A function with a backward pass of its own may reach λ from one of the candidates alone.
         gaps = add_gradients(names, sides[0], [None if g is None else -g for g in sides[1]])
         through = [None if g is None else (coefficient * g).to(g.dtype) for g in gaps.values()]
@@ -162,7 +163,7 @@ class GuidedEvoGrad(ScoredCandidates):
                 "sigma": values.new_tensor(sigma),
                 "temperature": values.new_tensor(temperature),
                 "saturation": 1 - 4 * weights.prod(),
-                "rounding": _rounding_error(sides, list(gaps.values()), state.parameters, meta),
+                "rounding": _rounding_error(sides, list(gaps.values()), unit),
             },
         )
 
@@ -173,7 +174,7 @@ class GuidedEvoGrad(ScoredCandidates):
         """Return L(θ, λ) + r ⟨g, θ⁺(λ) − θ⟩ with the factor r; g and d are of the present λ."""
         present = problem.meta_leaves()
         loss, direction, norm, _ = self._direction(problem, state, present, valid)
-        sigma = self._radius(state, meta, direction, float(loss), float(norm))
+        sigma = self._radius(problem, state, meta, direction, float(loss), float(norm))
 
         def values(at: Tensors) -> Tensor:
             _, *found = self._losses(problem, state, candidates, at, batch)
@@ -189,13 +190,19 @@ class GuidedEvoGrad(ScoredCandidates):
         return outer_loss(problem, state, meta, valid) + shift
 
     def _radius(
-        self, state: InnerState, meta: Tensors, direction: Tensors, loss: float, slope: float
+        self,
+        problem: BilevelProblem,
+        state: InnerState,
+        meta: Tensors,
+        direction: Tensors,
+        loss: float,
+        slope: float,
     ) -> float:
         """Return σ, which depends on λ by its type alone."""
         if not isinstance(self.sigma, str):
             return self.sigma
         moved = [state.parameters[name] for name in direction]
-        unit = rounding_unit(state.parameters, meta)
+        unit = rounding_unit(state.parameters, meta, problem.coarse)
         return float(balanced_radius([(loss, slope)], norm_of(moved), unit))
 
     def _scale(self, losses: Tensor | None, sigma: float) -> tuple[float, float]:
@@ -266,11 +273,9 @@ class GuidedEvoGrad(ScoredCandidates):
             del loss
 
 
-def _rounding_error(
-    sides: Sequence[Adjoint], gaps: Sequence[Tensor | None], parameters: Tensors, meta: Tensors
-) -> Tensor:
+def _rounding_error(sides: Sequence[Adjoint], gaps: Sequence[Tensor | None], unit: float) -> Tensor:
     """Return half a rounding unit of the gradients in λ, relative to their difference."""
     size = max(norm_of(side) for side in sides)
     gap = norm_of(gaps)
-    share = rounding_unit(parameters, meta) / 2 * size
+    share = unit / 2 * size
     return torch.tensor(share / gap if gap else math.inf if size else 0.0)

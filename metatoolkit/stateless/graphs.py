@@ -99,6 +99,17 @@ def graph_nodes(
             stack += [child for child, _ in node.next_functions if child is not None]
 
 
+def coarse_types(loss: Tensor) -> set[torch.dtype]:
+    """Return the types of less than float32 in which a gradient flows through a graph.
+
+    Args:
+        loss: The loss with its graph.
+    """
+    nodes: Iterator[Any] = graph_nodes([loss])
+    found = {entry.dtype for node in nodes for entry in node._input_metadata}
+    return found & {torch.float16, torch.bfloat16}
+
+
 def inspect_graph(
     loss: Tensor, kind: str, live: Mapping[int, str], given: Mapping[str, Tensor]
 ) -> bool:

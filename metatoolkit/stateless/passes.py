@@ -19,7 +19,12 @@ from metatoolkit.state import Tensors, describe, require_grad
 from metatoolkit.stateless.asked import Asked
 from metatoolkit.stateless.content import Content
 from metatoolkit.stateless.exchange import Exchange, record, turn
-from metatoolkit.stateless.graphs import inspect_graph, refuse_leaves, watch_second_derivatives
+from metatoolkit.stateless.graphs import (
+    coarse_types,
+    inspect_graph,
+    refuse_leaves,
+    watch_second_derivatives,
+)
 from metatoolkit.stateless.in_place import Untouched, changed_in_place
 from metatoolkit.stateless.loss_values import checked_loss
 from metatoolkit.stateless.places import Places
@@ -61,6 +66,8 @@ class Passes:
         self._trusted: set[str] = set()
         self._watched: set[str] = set()
         self._custom: set[str] = set()
+        self.coarse: set[torch.dtype] = set()
+        self._typed: set[str] = set()
         # Leaves of a first evaluation, until a second one is seen to reach none of them.
         self._leaves: dict[str, tuple[TensorWeakRef, ...]] = {}
 
@@ -213,6 +220,9 @@ class Passes:
             raise UnsupportedError(
                 changed_in_place(next(name for (name, t), v in changed if t._version != v))
             )
+        if kind not in self._typed and value.requires_grad:
+            self._typed.add(kind)
+            self.coarse |= coarse_types(value)
         if kind not in self._watched and value.requires_grad:
             self._watched.add(kind)
             live = {id(t): name for name, t in self.live_by_name("", [*tensors]).items()}

@@ -17,7 +17,12 @@ from metatoolkit.hypergradients import (
     OneStep,
     Unrolled,
 )
-from metatoolkit.stateless.graphs import graph_nodes, inspect_graph, watch_second_derivatives
+from metatoolkit.stateless.graphs import (
+    coarse_types,
+    graph_nodes,
+    inspect_graph,
+    watch_second_derivatives,
+)
 from metatoolkit.testing import bank
 from tests.stateless.functions import Once, Square, value_case
 
@@ -321,3 +326,11 @@ def test_a_backward_pass_may_be_any_callable():
     (slope,) = torch.autograd.grad(loss, x, create_graph=True)
     (curvature,) = torch.autograd.grad(slope, x)
     assert (float(slope.detach()), float(curvature)) == pytest.approx((1.4, 2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_types_that_a_graph_computes_in(dtype):
+    x = torch.ones(3, requires_grad=True)
+    loss = (x * 2).to(dtype).sin().float().sum()
+    assert coarse_types(loss) == {dtype} - {torch.float32}
+    assert coarse_types(x.detach().to(dtype).sum()) == set()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import metatoolkit as mt
-from metatoolkit.diagnostics.double_precision import (
+from metatoolkit.hypergradients.double_precision import (
     DoubleArithmetic,
     double_precision,
     to_double,
