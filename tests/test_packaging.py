@@ -25,7 +25,9 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize(
     "names",
     [
-        "learn2learn, numpy, datasets, pyarrow, transformers, sacred",
+        pytest.param(
+            "learn2learn, numpy, datasets, pyarrow, transformers, sacred", marks=pytest.mark.slow
+        ),
         "sacred, transformers, pyarrow, datasets, learn2learn",
         "dehb, pyarrow, learn2learn, datasets, optuna",
     ],

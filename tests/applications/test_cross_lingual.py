@@ -99,12 +99,12 @@ def test_trials_leave_the_reported_seeds_alone():
 
 
 def test_an_interrupted_run_resumes_bitwise_and_another_seed_gives_another(home, interrupt):
-    whole = run(seed=7, method="second_order").result
-    interrupt(lambda: run(seed=7, method="second_order"), 9)
+    whole = run(seed=7, method="evograd").result
+    interrupt(lambda: run(seed=7, method="evograd"), 9)
     assert list((home / "checkpoints").glob("cross_lingual-*.pt"))
-    assert run(seed=7, method="second_order", resume=True).result == whole
+    assert run(seed=7, method="evograd", resume=True).result == whole
     assert not list((home / "checkpoints").iterdir())
-    assert run(seed=6, method="second_order").result["train_loss"] != whole["train_loss"]
+    assert run(seed=6, method="evograd").result["train_loss"] != whole["train_loss"]
 
 
 @pytest.fixture(scope="module")

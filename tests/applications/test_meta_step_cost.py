@@ -46,6 +46,7 @@ def test_streamed_evograd_needs_the_memory_of_a_base_step(application):
     assert double["peak_memory_bytes"] > 1.3 * few["peak_memory_bytes"]
 
 
+@pytest.mark.slow
 def test_second_order_takes_what_costs_less():
     double = measure("label_noise", "Unrolled", options={"product": "reverse_over_reverse"})
     second = measure("label_noise", "second_order")

@@ -221,7 +221,7 @@ def on_a_terminal(command, columns):
 
 
 @needs_mongod
-@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("columns", [60, 200])
 def test_colors_and_width_are_for_terminals_only(filled, columns):
     command = [sys.executable, "-m", "metatoolkit.cli", "runs"]
     piped = subprocess.run(

@@ -113,6 +113,7 @@ def test_a_file_runs_by_its_path_and_its_record_names_its_source(tmp_path, capsy
     assert "Reptile moves an initial state that λ sets" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_recorded_run_is_repeated_by_the_script_that_is_trusted(tmp_path, capfd):
     path = _write(tmp_path / "own_repeated.py", "own_repeated")
     words = "with seed=3 progress=False steps=1 hidden=4"

@@ -47,6 +47,7 @@ def application(tmp_path, monkeypatch):
     sys.modules.pop("own_killed", None)
 
 
+@pytest.mark.slow
 def test_a_point_whose_worker_is_killed_is_tried_again_and_no_finished_run_is_lost(
     application, tmp_path
 ):

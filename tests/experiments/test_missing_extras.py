@@ -4,8 +4,6 @@ import subprocess
 import sys
 import textwrap
 
-import pytest
-
 from metatoolkit.errors import EXTRAS
 from metatoolkit.experiments.applications import applications
 
@@ -19,19 +17,24 @@ def run_without_extras(code):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(
-    "module", ["configuration", "entries", "accepted", "settings", "configured"]
-)
-def test_modules_of_configurations_name_the_extra(module):
+def test_modules_of_configurations_name_the_extra():
+    modules = ["configuration", "entries", "accepted", "settings", "configured"]
     done = run_without_extras(
-        f"runpy.run_module('metatoolkit.experiments.{module}', run_name='__main__')"
+        f"""
+        from metatoolkit.errors import MissingDependencyError
+        for module in {modules!r}:
+            try:
+                runpy.run_module(f"metatoolkit.experiments.{{module}}", run_name="__main__")
+            except MissingDependencyError as error:
+                print(error)
+        """
     )
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(
-        "metatoolkit.errors.MissingDependencyError: metatoolkit.experiments need"
-    )
-    assert 'needs pydantic, which is not installed: pip install "metatoolkit[records]"' in last
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert len(told) == len(modules)
+    for line in told:
+        assert line.startswith("metatoolkit.experiments need")
+        assert 'needs pydantic, which is not installed: pip install "metatoolkit[records]"' in line
 
 
 def test_commands_answer_in_one_line():

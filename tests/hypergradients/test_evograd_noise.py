@@ -55,7 +55,7 @@ def test_mean_over_its_own_noise(noise, candidates):
             case.call(
                 EvoGrad(candidates, 1e-2, 0.5, noise=noise, rescale=0.5, seed=seed), state
             ).gradient["value"]
-            for seed in range(400)
+            for seed in range(200)
         ]
     )
     error = abs(float(draws.mean()) - 0.5 * 0.24)

@@ -176,7 +176,7 @@ def test_dropout_and_batch_norm_replay_one_map():
         case.train_batches[:1],
         case.valid_batch,
         state=state,
-        coordinates=4,
+        coordinates=2,
     )
     assert check.relative_error < 1e-5
 

@@ -126,6 +126,9 @@ def _work(target, folder, environment):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     push_thread.BEAT_SECONDS = 0.2
+    if not os.environ.get("METATOOLKIT_FIGURES"):
+        # What is left in the spool is pushed later: nothing else depends on how long a run waits.
+        push_thread.START_WAIT_SECONDS = push_thread.END_WAIT_SECONDS = 2.0
     try:
         target(folder)
     except Exception as error:
