@@ -4,6 +4,9 @@ import os
 
 import torch
 
+# Loaded before processes are forked: each would load it at its first step.
+import torch._dynamo
+
 import metatoolkit as mt
 from metatoolkit.tasks.resumable import ResumableBatches
 from tests.training.across_tasks import regression, sinusoids, squared_error
