@@ -39,5 +39,5 @@ def processes():
     if parent not in sys.path:
         sys.path.append(parent)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metatoolkit.records.experiments", "torch", "pymongo"])
+    context.set_forkserver_preload([f"{__package__}.preloaded"])
     return context
