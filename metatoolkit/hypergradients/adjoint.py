@@ -81,7 +81,7 @@ class Adjoint(Estimator):
     """
 
     complex_parameters = False
-    separable = True
+    separable: bool = True
     traits = Traits(
         kind="exact",
         computes="derivative through the K steps of a gradient flow",
@@ -108,6 +108,8 @@ class Adjoint(Estimator):
         self.solver = solver
         self.tolerance = tolerance
         if method == "continuous":
+            # How stiff one flow is, the norm of several would hide.
+            self.separable = False
             self.traits = dataclasses.replace(
                 type(self).traits,
                 kind="approximate",

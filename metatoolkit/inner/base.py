@@ -48,11 +48,14 @@ class InnerLearner(ABC):
         below_one: Names of the hyper-parameters that must be below 1.
         flags: Names of those that are True or False; ``"maximize"`` ascends the training loss.
         linear_in_gradient: Whether a step is θ − D g plus what no gradient of the step moves.
+        coordinatewise: Whether each update that a step makes moves a coordinate by the gradient of
+            that coordinate alone; so it is wherever there is a `sensitivity`.
     """
 
     below_one: ClassVar[frozenset[str]] = frozenset()
     flags: ClassVar[frozenset[str]] = frozenset({"maximize"})
     linear_in_gradient: ClassVar[bool] = False
+    coordinatewise: ClassVar[bool] = False
 
     def __init__(
         self, hyperparameters: dict[str, Hyperparameter], groups: Sequence[Group] = ()

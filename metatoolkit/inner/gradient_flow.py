@@ -52,6 +52,7 @@ class GradientFlow(InnerLearner):
     """
 
     linear_in_gradient = False
+    coordinatewise = True
 
     def __init__(
         self,

@@ -47,6 +47,17 @@ def tells_sensitivity(inner: Any, base: type) -> bool:
     return is_own(inner, base, "sensitivity") and is_said_of(inner, "sensitivity")
 
 
+def is_coordinatewise(inner: Any, base: type) -> bool:
+    """Return whether each update of a step moves a coordinate by that coordinate's gradient alone.
+
+    Args:
+        inner: The learner.
+        base: The class that all learners derive from.
+    """
+    said = inner.coordinatewise and is_said_of(inner, "coordinatewise")
+    return said or tells_sensitivity(inner, base)
+
+
 def is_linear_in_gradient(inner: Any) -> bool:
     """Return whether a step is θ − D g plus what no gradient of the step moves.
 

@@ -15,7 +15,7 @@ from metatoolkit.errors import NonFiniteError, brief
 from metatoolkit.hypergradients.base import Estimator, Hypergradient
 from metatoolkit.hypergradients.compilation import uncompiled
 from metatoolkit.inner.base import InnerLearner
-from metatoolkit.inner.traits import tells_sensitivity
+from metatoolkit.inner.traits import is_coordinatewise
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState
@@ -194,10 +194,10 @@ class TaskRun:
                 "Unrolled, ForwardMode, FirstOrder, OneStep, Reptile, or Implicit with a solver "
                 "that draws nothing."
             )
-        if not tells_sensitivity(self._inner, InnerLearner):
+        if not is_coordinatewise(self._inner, InnerLearner):
             return (
                 f"{inner} does not say how each coordinate moves by itself. Use batching='loop', "
-                "or SGD or Adam."
+                "or SGD, Adam or GradientFlow."
             )
         obstacles = self._known.obstacles
         for layout, tasks in self._kinds.items():

@@ -8,6 +8,7 @@ import metatoolkit as mt
 from metatoolkit.inner import SGD
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import (
+    is_coordinatewise,
     is_linear_in_gradient,
     is_own,
     is_said_of,
@@ -83,6 +84,22 @@ def test_a_method_is_its_own_where_class_or_instance_overrides_it():
 )
 def test_a_closed_form_is_that_of_the_update_it_was_written_for(make, told):
     assert tells_sensitivity(make(), mt.inner.InnerLearner) is told
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: SGD(0.1), True),
+        (lambda: overriding("update")(0.1), False),
+        (lambda: mt.inner.GradientFlow(1.0, 2), True),
+        (lambda: changed(mt.inner.GradientFlow(1.0, 2), "update"), False),
+        (lambda: changed(mt.inner.GradientFlow(1.0, 2), "gradients"), False),
+        (lambda: mt.inner.Muon(), False),
+        (lambda: mt.inner.Clipped(SGD(0.1), max_norm=1.0), False),
+    ],
+)
+def test_coordinates_that_move_by_themselves(make, told):
+    assert is_coordinatewise(make(), mt.inner.InnerLearner) is told
 
 
 def overriding(*names):

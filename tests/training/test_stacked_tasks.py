@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import metatoolkit as mt
-from metatoolkit.errors import ShapeError
-from metatoolkit.hypergradients import Unrolled
+from metatoolkit.errors import ShapeError, UnsupportedError
+from metatoolkit.hypergradients import Adjoint, Unrolled
 from metatoolkit.metaparameters import Initialization
 from metatoolkit.randomness import Keys, Stream, fold_in, has_moved, place
 from metatoolkit.testing import bank
@@ -86,6 +86,28 @@ def both_ways(problem, inner, estimator, tasks):
     found = mt.over_tasks(problem, inner, estimator, tasks, "vmap")
     assert found.details["batching"] == "vmap"
     return found.gradient, loop.gradient
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("estimator", [Adjoint(), Adjoint(steps=2), Unrolled(1)])
+def test_gradient_flows(solver, estimator):
+    flow = mt.inner.GradientFlow(time=0.3, steps=6, solver=solver)
+    (support, query) = sinusoids()
+    problem = regression(nn.Dropout(0.5))
+    found, loop = both_ways(problem, flow, estimator, (support, query))
+    assert largest_difference(found, loop) < 1e-12
+    # Euler's steps are those of gradient descent.
+    if solver == "euler" and estimator.horizon == 1:
+        plain, problem = Unrolled(6), regression()
+        one = mt.over_tasks(problem, SGD, plain, (support, query), "vmap")
+        other = mt.over_tasks(problem, flow, estimator, (support, query), "vmap")
+        assert largest_difference(one.gradient, other.gradient) < 1e-12
+
+
+def test_how_stiff_each_flow_is_would_be_hidden_side_by_side():
+    flow, estimator = mt.inner.GradientFlow(time=0.6, steps=6), Adjoint(method="continuous")
+    with pytest.raises(UnsupportedError, match="Adjoint does not say of itself"):
+        mt.over_tasks(regression(), flow, estimator, sinusoids(), "vmap")
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
