@@ -29,7 +29,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
             "learn2learn, numpy, datasets, pyarrow, transformers, sacred", marks=pytest.mark.slow
         ),
         "sacred, transformers, pyarrow, datasets, learn2learn",
-        "dehb, pyarrow, learn2learn, datasets, optuna",
+        pytest.param("dehb, pyarrow, learn2learn, datasets, optuna", marks=pytest.mark.slow),
     ],
 )
 def test_packages_with_conflicting_pins_import_together(names: str) -> None:

@@ -65,6 +65,7 @@ def test_every_method_runs_and_records(method, tmp_path):
     assert len(rows) == 1 + 4 * 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_bitwise_and_another_seed_gives_another_result(interrupt):
     whole = _run(seed=7, auxiliary={"domain": "digits"}).result
     interrupt(lambda: _run(seed=7, auxiliary={"domain": "digits"}), 5)

@@ -98,6 +98,7 @@ def test_trials_leave_the_reported_seeds_alone():
             assert settings_of(configuration_of(job))["lr"] == trial.updates["lr"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_bitwise_and_another_seed_gives_another(home, interrupt):
     whole = run(seed=7, method="evograd").result
     interrupt(lambda: run(seed=7, method="evograd"), 9)

@@ -30,8 +30,8 @@ def records_home(tmp_path, monkeypatch):
     monkeypatch.setattr(address, "SELECTION_SECONDS", 0.1)
 
 
-# Those whose steps take seconds do the same as the others.
-LONG = ("label_noise", "cross_lingual")
+# Those whose steps take seconds do the same as the last.
+LONG = ("label_noise", "cross_lingual", "cross_domain_few_shot")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def test_every_method_runs_and_records_the_angle(method):
         assert set(stored.artifacts) == {"curves.png", "checkpoint.pt"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_bitwise_and_another_seed_gives_another_result(home, interrupt):
     whole = _run(seed=7).result
     interrupt(lambda: _run(seed=7), 9)

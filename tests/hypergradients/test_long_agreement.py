@@ -70,6 +70,7 @@ def differences(case, radius):
     return torch.stack(found)
 
 
+@pytest.mark.slow
 def test_forward_reverse_replayed_and_reversible_are_one():
     case = digits(ReversibleMomentum, STEPS)
     found = {name: case.call(estimator) for name, estimator in ESTIMATORS.items()}

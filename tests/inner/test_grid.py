@@ -130,8 +130,10 @@ def combinations(name):
 def test_each_step_equals_torch(name, dtype):
     problem = mt.BilevelProblem(Shapes(dtype), bank.Value(0.3, dtype), loss, loss)
     tolerance = {"rtol": 1e-11, "atol": 1e-13} if dtype == F64 else {"rtol": 2e-5, "atol": 1e-6}
-    count = 0
-    for options in combinations(name):
+    chosen = list(combinations(name))
+    assert len(chosen) >= 16
+    # What the options do is the same in both types.
+    for options in chosen if dtype == F64 else chosen[::3]:
         model, learner = Shapes(dtype), getattr(inner, name)(**options)
         stepper = getattr(torch.optim, name)(model.parameters(), **options)
         state = learner.init(problem)
@@ -149,8 +151,6 @@ def test_each_step_equals_torch(name, dtype):
                 msg=lambda text, at=(options, batch): f"{at}: {text}",
                 **tolerance,
             )
-        count += 1
-    assert count >= 16
 
 
 LEARNED = {

@@ -21,7 +21,9 @@ experiment.run_commandline()
 """
 
 
-@pytest.mark.parametrize("redirection", ["| head -1 >/dev/null", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    "redirection", ["| head -1 >/dev/null", pytest.param(">&- 2>&-", marks=pytest.mark.slow)]
+)
 def test_a_run_goes_on_when_nobody_reads_what_it_prints(home, monkeypatch, tmp_path, redirection):
     monkeypatch.setenv("METATOOLKIT_MONGOD", "")
     (tmp_path / "printing.py").write_text(PROGRAM)

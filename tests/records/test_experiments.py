@@ -83,7 +83,7 @@ def test_a_script_records_its_source_output_and_git_state(script, server):
     "closed",
     [
         pytest.param("<&-", marks=pytest.mark.slow),
-        ">&-",
+        pytest.param(">&-", marks=pytest.mark.slow),
         pytest.param("2>&-", marks=pytest.mark.slow),
         "<&- >&- 2>&-",
     ],
