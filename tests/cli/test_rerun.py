@@ -10,9 +10,9 @@ import pytest
 from metatoolkit import records
 from metatoolkit.cli import main, rerun
 from metatoolkit.records.files import upload
-from tests.records.conftest import database, home, mongod, server
+from tests.records.conftest import common_server, database, home, mongod, server
 
-__all__ = ["database", "home", "mongod", "server"]
+__all__ = ["common_server", "database", "home", "mongod", "server"]
 
 SCRIPT = """
     from metatoolkit import records

@@ -68,12 +68,30 @@ def server(home, mongod):
     return made
 
 
+@pytest.fixture(scope="session")
+def common_server(mongod, tmp_path_factory):
+    """A server for all tests that need no more of it than a database."""
+    home = tmp_path_factory.mktemp("common")
+    made = ManagedServer(home)
+    made.start()
+    yield made
+    kill_server(home)
+
+
 @pytest.fixture
-def database(server):
+def database(request, home, common_server, monkeypatch):
+    """An empty database: of the test's own server where it has one, or of the common one."""
     import pymongo
 
-    with pymongo.MongoClient(server.running_uri(), serverSelectionTimeoutMS=2000) as client:
-        yield client.get_default_database()
+    if "server" in request.fixturenames:
+        uri = request.getfixturevalue("server").running_uri()
+    else:
+        uri = common_server.running_uri()
+        monkeypatch.setenv("METATOOLKIT_MONGO_URI", uri)
+    with pymongo.MongoClient(uri, serverSelectionTimeoutMS=2000) as client:
+        found = client.get_default_database()
+        client.drop_database(found)
+        yield found
 
 
 @pytest.fixture(scope="module")
