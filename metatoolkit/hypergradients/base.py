@@ -93,6 +93,8 @@ class Estimator(ABC):
         compile: Whether calls are compiled as a whole, which may be set between calls: ``True`` for
             code that is generated for the machine, ``"graph"`` for a graph of PyTorch's kernels.
             The first call of each kind runs without, the second one compiles.
+        checks_rounding: Whether the first call on a problem is compared with float64 where its
+            losses compute in less than float32; may be set to False where that takes too much.
         amplifies_rounding: Whether results keep few of the digits that the losses have, so that
             code which rounds otherwise would show.
     """
@@ -102,10 +104,10 @@ class Estimator(ABC):
     horizon: int = 1
     traits: Traits = Traits()
     compile: Compile = False
+    checks_rounding: bool = True
     amplifies_rounding: ClassVar[bool] = False
     _compiler: Compiler | None = None
-    # Problems, by identity, for which the rounding of the losses was looked at.
-    _rounded: frozenset[str] = frozenset()
+    _rounded: frozenset[str] = frozenset()  # Identities of the problems that were compared.
     _draws: Draws | None = None
     windows = carries = separable = adds_up = False
     holds_constants: bool = True
@@ -124,9 +126,9 @@ class Estimator(ABC):
         """Estimate the hypergradient at an inner state.
 
         Model, buffers, ``.grad`` fields and the global random state stay as they are. Where losses
-        compute in less than float32, the first call on a problem is taken once more in float64,
-        for ``rounding_error`` and ``rounding_cosine`` of its details; an error above a tenth is an
-        :class:`~metatoolkit.errors.AccuracyWarning`. A random estimator is not compared.
+        compute in less than float32, the first call on a problem is taken once more in float64, but
+        for random estimators: ``rounding_error`` and ``rounding_cosine`` of its details; an error
+        above a tenth is an :class:`~metatoolkit.errors.AccuracyWarning`.
 
         Args:
             problem: The bilevel problem.
@@ -163,9 +165,10 @@ class Estimator(ABC):
         state = state.detach()
 
         def eager() -> Hypergradient:
-            carried = None if problem.identity in self._rounded else self.state_dict()
+            new = self.checks_rounding and problem.identity not in self._rounded
+            carried = self.state_dict() if new else {}
             result = self._checked(problem, inner, state, train_batches, valid_batch)
-            if carried is None:
+            if not new:
                 return result
             self._rounded |= {problem.identity}
             if not problem.coarse or self.on_average or self._draws is not None:

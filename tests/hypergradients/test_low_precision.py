@@ -156,13 +156,20 @@ def test_float32_costs_nothing_and_the_second_call_is_as_without():
     assert torch.equal(first.gradient["logits"], second.gradient["logits"])
 
 
+def test_the_comparison_can_be_left_out():
+    problem, losses, batches = given(offset=1000.0)
+    estimator = Unrolled(1)
+    estimator.checks_rounding = False
+    assert "rounding_error" not in called(estimator, problem, batches).details
+    assert losses.count == 3
+
+
 def test_what_an_estimator_carries_moves_once():
     found = []
     for seen in (False, True):
         problem, _, batches = given()
         estimator = Implicit(ConjugateGradient(2, damping=1.0), warm_start=True)
-        if seen:
-            estimator._rounded = frozenset({problem.identity})
+        estimator.checks_rounding = not seen
         found.append([called(estimator, problem, batches).gradient["logits"] for _ in range(3)])
     for compared, alone in zip(*found, strict=True):
         assert torch.equal(compared, alone)
