@@ -100,7 +100,7 @@ class Fingerprints:
         Args:
             estimator: The estimator.
         """
-        left_out = ("traits", "_draws", "compile", "_compiler")
+        left_out = ("traits", "_draws", "compile", "_compiler", "_rounded")
         own = {name: part for name, part in vars(estimator).items() if name not in left_out}
         return type(estimator), self.of(own)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import sys
 import warnings
 from abc import abstractmethod
@@ -50,16 +49,19 @@ _WRITES = frozenset(
 )
 # They give memory away, which may be written over unseen.
 _EXPOSING = frozenset("numpy data_ptr untyped_storage __dlpack__".split())
+# Dynamo, under which a loss may run, looks through functools.cache and warns.
+_plain: dict[Any, bool] = {}
 
 
-@functools.cache
 def _is_plain(func: Any) -> bool:
     """Return whether all that a call of a function does is to return what it has computed."""
-    name = func.__name__
-    special = func in (NODE, SET_DATA, torch.Tensor.view_as, torch.Tensor.register_hook)
-    opened = func in COMPOSED or (func not in PIECES and body_of(func) is not None)
-    exposing = name in _EXPOSING or isinstance(func, torch._ops.OpOverload)
-    return not (special or opened or exposing or _writes(name))
+    if func not in _plain:
+        name = func.__name__
+        special = func in (NODE, SET_DATA, torch.Tensor.view_as, torch.Tensor.register_hook)
+        opened = func in COMPOSED or (func not in PIECES and body_of(func) is not None)
+        exposing = name in _EXPOSING or isinstance(func, torch._ops.OpOverload)
+        _plain[func] = not (special or opened or exposing or _writes(name))
+    return _plain[func]
 
 
 def _writes(name: str) -> bool:
