@@ -113,6 +113,7 @@ def test_the_server_comes_up_in_mid_run(external, tmp_path, check):
     check(figures("server down at the start, up in mid-run", worker, external, limit=limit))
 
 
+@pytest.mark.slow
 def test_the_server_is_frozen(external, tmp_path, check):
     worker = Worker(tmp_path / "run", faulty_runs.plain)
     worker.wait_for(30)
@@ -123,6 +124,7 @@ def test_the_server_is_frozen(external, tmp_path, check):
     check(figures("server frozen (SIGSTOP) in mid-run", worker, external, limit=limit))
 
 
+@pytest.mark.slow
 def test_the_server_refuses_writes(external, tmp_path, check):
     worker = Worker(tmp_path / "run", faulty_runs.plain)
     worker.wait_for(30)
@@ -137,6 +139,7 @@ def test_the_server_refuses_writes(external, tmp_path, check):
     check(figures("server refuses writes from mid-run on", worker, external, limit=limit))
 
 
+@pytest.mark.slow
 def test_the_servers_disk_is_full(tmp_path, mongod, monkeypatch, check):
     with (
         tempfile.TemporaryDirectory(prefix="mt-") as name,
@@ -180,6 +183,7 @@ def test_the_disk_of_the_spool_is_full(external, home, tmp_path, check):
         check(figures("disk of the spool full from mid-run on", worker, external))
 
 
+@pytest.mark.slow
 def test_the_spool_may_not_grow(external, tmp_path, check):
     worker = Worker(tmp_path / "run", faulty_runs.limited)
     worker.join()
@@ -213,6 +217,7 @@ def test_every_signal_ends_a_run_and_no_record(external, tmp_path, check, signal
         check(figures(name, worker, external, "INTERRUPTED", killed=True))
 
 
+@pytest.mark.slow
 def test_run_and_server_are_killed_together(external, tmp_path, check):
     worker = Worker(tmp_path / "run", faulty_runs.endless)
     worker.wait_for(50)
@@ -230,6 +235,7 @@ def test_an_exception_ends_the_run(external, tmp_path, check):
     check(figures("exception in the run", worker, external, "FAILED"))
 
 
+@pytest.mark.slow
 def test_eighteen_megabytes_of_output(external, tmp_path, check):
     worker = Worker(tmp_path / "run", faulty_runs.verbose)
     worker.join()
@@ -244,6 +250,7 @@ def test_eighteen_megabytes_of_output(external, tmp_path, check):
     check(Figures(name, 18 * 1024, len(found) if right else -1, run.status, "COMPLETED"))
 
 
+@pytest.mark.slow
 def test_values_of_every_kind(external, tmp_path, check):
     worker = Worker(tmp_path / "run", faulty_runs.odd)
     worker.join()
@@ -259,6 +266,7 @@ def test_values_of_every_kind(external, tmp_path, check):
     check(Figures(name, len(wanted), found, document["status"], "COMPLETED", worker.extra))
 
 
+@pytest.mark.slow
 def test_names_with_dots_and_dollars(external, tmp_path, check):
     worker = Worker(tmp_path / "run", faulty_runs.dotted)
     worker.join()
@@ -277,6 +285,7 @@ def test_names_with_dots_and_dollars(external, tmp_path, check):
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_eight_processes_start_at_once(external, tmp_path, check):
     workers = [Worker(tmp_path / "runs" / str(number), faulty_runs.gated) for number in range(8)]
     time.sleep(0.5)
@@ -302,6 +311,7 @@ def test_eight_processes_start_at_once(external, tmp_path, check):
     )
 
 
+@pytest.mark.slow
 def test_the_clock_goes_backwards(external, tmp_path, check):
     worker = Worker(tmp_path / "run", faulty_runs.backwards)
     worker.join()
