@@ -70,6 +70,8 @@ def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str, interval: bool =
     for place, (_, values) in zip(places, groups, strict=True):
         axis.plot(values, [place + 0.25] * len(values), "k.", markersize=4)
     axis.grid(axis="x", alpha=0.3)
+    # More numbers of several digits than this overlap.
+    axis.locator_params(axis="x", nbins=6)
     axis.set_yticks(list(places), [literal(str(label)) for label in groups.groups])
     axis.invert_yaxis()
     spread = "95 % interval" if interval else "deviation"
