@@ -186,6 +186,15 @@ def test_a_radius_is_chosen_by_the_type_that_losses_compute_in():
     assert 1e-3 < float(low["rounding"]) < 0.2
 
 
+def test_the_comparison_begins_where_the_call_began():
+    problem, _, batches = given()
+    # One iteration; a second one, from where the first ended, would be far from it.
+    solver = ConjugateGradient(1, damping=1.0)
+    result = called(Implicit(solver, warm_start=True), problem, batches)
+    alone = called(Implicit(solver), problem, batches)
+    assert torch.equal(result.details["rounding_error"], alone.details["rounding_error"])
+
+
 def test_a_random_estimator_is_not_compared():
     problem, _, batches = given()
     result = called(EvoGrad(), problem, batches)
