@@ -111,11 +111,16 @@ BENCHMARKS = [
         about="`ForwardMode` through 300 steps of SGD on scikit-learn's digits, in seven rates, a "
         "momentum and a weight decay, beside a loop that carries the same tangents for this one "
         "problem: a batched Hessian-vector product per step for what has begun, and nothing "
-        f"checked. Batches of {BATCH}, float32; perceptrons 64-h-10.",
+        "checked; and with a product of its own for each number (`chunk=1`), as what cannot be "
+        f"batched needs it. Batches of {BATCH}, float32; perceptrons 64-h-10.",
         cases={
             f"h = {hidden}": Case(
                 partial(digits, 300, hidden),
-                {"by hand": TANGENTS, "ForwardMode": ours(ForwardMode(300))},
+                {
+                    "by hand": TANGENTS,
+                    "ForwardMode": ours(ForwardMode(300)),
+                    "ForwardMode, one by one": ours(ForwardMode(300, chunk=1)),
+                },
                 rounds=5,
                 quick=hidden < 100,
             )

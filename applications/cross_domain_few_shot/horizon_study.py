@@ -84,7 +84,7 @@ STRENGTH = Study(
         "have it; in all: λ changes them, too. A mean over ten seeds differs from 0 where it is "
         "more than 0.72 of the deviation beside it. Noise is the deviation of one hypergradient."
     ),
-    usual=False,
+    usual_seeds=0,
 )
 
 _SCALE = Column("deviation of γ", "result.scale_deviation", digits=3)
@@ -150,7 +150,7 @@ LEARNED = Study(
         "twice for 200 steps: λ goes on from the first training to the second, θ starts over; "
         "what is tested is the second. All estimators look five steps ahead."
     ),
-    usual=False,
+    usual_seeds=0,
 )
 
 STUDIES = [STRENGTH, LEARNED]

@@ -36,6 +36,7 @@ COMPARISON = Study(
         Column("ms/step", "info.milliseconds_per_step", 1.0, 1, spread=False),
     ),
     seeds=tuple(range(1, 11)),
+    usual_seeds=5,
     draw=figures.draw_comparison,
     claims=(
         Claim("LFT, second order", "above", "fixed transform", _ACCURACY.header),

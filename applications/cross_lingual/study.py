@@ -43,6 +43,7 @@ def _comparison(name: str, data: str, languages: str) -> Study:
         ),
         # No choice was made on these.
         seeds=tuple(range(31, 41)),
+        usual_seeds=5,
         draw=figures.draw_comparison,
         claims=(
             Claim("joint training", "above", "target only", _SCORE.header),
@@ -79,6 +80,6 @@ STUDIES = [
     # Its data have to be put under METATOOLKIT_DATA.
     dataclasses.replace(
         _comparison("cross_lingual_masakhaner", "masakhaner", "Swahili from Nigerian Pidgin"),
-        usual=False,
+        usual_seeds=0,
     ),
 ]

@@ -55,7 +55,7 @@ COMPARISON = Study(
         "images, as in learning, and 200 on the others. The learning rate was chosen for learned "
         "images."
     ),
-    usual=False,
+    usual_seeds=0,
 )
 
 STUDIES = [COMPARISON]

@@ -36,7 +36,7 @@ COMPARISON = Study(
         ),
     ),
     note=NOTE,
-    usual=False,
+    usual_seeds=0,
 )
 
 _COMPARED = ("scratch", "MAML", "MAML, learn2learn", "Meta-SGD", "MAML++", "WarpGrad", "ProtoNet")
@@ -91,7 +91,7 @@ FEDERATED_DIGITS = Study(
     ),
     note="The single rate, and the first rate and ζ of ARUBA, are tuned on other seeds and on "
     "validation users with the same number of runs; the two rows below ARUBA take what it has.",
-    usual=False,
+    usual_seeds=0,
 )
 
 STUDIES = [COMPARISON, OMNIGLOT, FEDERATED_DIGITS]

@@ -32,7 +32,7 @@ COMPARISON = Study(
         *(Claim(row, "below", "MAML", _ERROR.header) for row in ("Meta-SGD", "MAML++")),
     ),
     note=NOTE,
-    usual=False,
+    usual_seeds=0,
 )
 
 _PIXELS = ("scratch", "MAML", "MAML, learn2learn", "first-order MAML", "Reptile", "Meta-SGD")
@@ -89,7 +89,7 @@ def _many_steps(name: str, family: str, title: str) -> Study:
             ),
         ),
         note=f"{NOTE} Errors are in units of the family's deviation.",
-        usual=False,
+        usual_seeds=0,
     )
 
 

@@ -78,7 +78,7 @@ MNIST5000 = Study(
         "are for 40,000, 10,000 and 10,000. Two candidates in both."
     ),
     # Its images are an optional dependency.
-    usual=False,
+    usual_seeds=0,
 )
 
 ESTIMATORS = estimator_study(

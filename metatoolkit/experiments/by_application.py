@@ -138,7 +138,7 @@ def estimator_study(
             if label != REFERENCE
         ),
         note=note,
-        usual=False,
+        usual_seeds=0,
         score=score.header,
         margin=margin,
         absent=absent,

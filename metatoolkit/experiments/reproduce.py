@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="With --list, the studies and what they hold.",
     )
     parser.add_argument(
-        "studies", nargs="*", help="names of studies (default: all that are not run by name alone)"
+        "studies",
+        nargs="*",
+        help="names of studies (default: those of EvoGrad's paper, of long ones fewer seeds)",
     )
     parser.add_argument("--list", action="store_true", help="list the studies and stop")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: the study's)")
@@ -106,8 +108,10 @@ def reproduce(options: argparse.Namespace) -> int:
     known = find_studies()
     if options.list:
         for study in known.values():
-            runs, asked_for = len(study.rows) * len(study.seeds), "" if study.usual else ", by name"
-            print(f"{study.name:34} {runs:4} runs  {study.title}{asked_for}")
+            runs, first = len(study.rows) * len(study.seeds), study.usual_seeds
+            fewer = "" if first is None else f", {first} of {len(study.seeds)} seeds"
+            without = fewer if first != 0 else ", by name"
+            print(f"{study.name:34} {runs:4} runs  {study.title}{without}")
         runs = sum(len(s.rows) * len(s.seeds) for s in known.values() if _compares(s))
         print(f"{by_application.NAME:34} {runs:4} runs  {by_application.TITLE}")
         return 0
@@ -126,7 +130,7 @@ def reproduce(options: argparse.Namespace) -> int:
         if folder is not None:
             _check_folder(folder)
     # What is run by name alone is shown with the others.
-    usual = [name for name, study in known.items() if study.usual or options.no_run]
+    usual = [name for name, study in known.items() if study.usual_seeds != 0 or options.no_run]
     chosen = [known[name].without(options.without) for name in asked or usual]
     for study in chosen:
         check_experiment(study.experiment)
@@ -223,7 +227,8 @@ def _due(study: Any, jobs: list[Any], options: argparse.Namespace) -> list[Any]:
 
 def _seeds(study: Any, options: argparse.Namespace) -> list[int]:
     if options.seeds is None and options.first_seed is None:
-        return list(study.seeds)
+        few = None if options.studies or options.no_run else study.usual_seeds
+        return list(study.seeds[:few])
     first = study.seeds[0] if options.first_seed is None else options.first_seed
     return list(range(first, first + (options.seeds or len(study.seeds))))
 

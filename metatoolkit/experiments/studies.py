@@ -81,7 +81,7 @@ class Study:
         claims: What is expected.
         source: Where the published numbers are from.
         note: Words below the table.
-        usual: Whether it is run where no study is named.
+        usual_seeds: How many of its seeds are run where no study is named; ``None`` for all.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Study:
     claims: Sequence[Claim] = ()
     source: str = ""
     note: str = ""
-    usual: bool = True
+    usual_seeds: int | None = None
 
     @property
     def application(self) -> str:

@@ -124,6 +124,20 @@ def test_schedules_from_zero_are_learned_within_some_outer_steps():
     assert train_anew(config, assembly)["test_accuracy"] > 0.75
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_five_hundred_steps_from_zero_are_learned_by_few_signs(seed):
+    """One move of five rates, and ten of all seven values, on digits."""
+    config = merged("from_zero", seed=seed, horizon=500, steps=5000, network={"hidden": [16]})
+    assembly = assemble(config)
+    batches = assembly.train_batches, assembly.valid_batches
+    found = []
+    for outer_steps in (1, 9):
+        assembly.trainer.fit(*batches, steps=outer_steps, progress=False)
+        found.append(train_anew(config, assembly)["test_accuracy"])
+    assert found[0] >= 0.90 and found[1] >= 0.94
+
+
 def test_forward_and_reverse_mode_move_schedules_alike():
     found = [
         shared_values(learned(merged("smoke", method=method), 3).trainer.problem.meta)

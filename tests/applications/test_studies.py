@@ -59,6 +59,39 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_told(
     assert " ± " in printed
 
 
+def test_without_a_name_the_usual_seeds_are_run(tmp_path, monkeypatch, capsys):
+    def asked(*options):
+        begun = []
+
+        def note(jobs, processes):
+            begun.extend((job.experiment, job.label, job.seed) for job in jobs)
+            return []
+
+        monkeypatch.setattr(reproduce, "run_jobs", note)
+        reproduce.main([*options, "--output", str(tmp_path)])
+        return begun
+
+    rows = {"second order": Row({"method": "second_order"}), "plain": Row({"method": "plain"})}
+    columns = (Column("accuracy", "result.test_accuracy"),)
+    module = "applications.label_noise.experiment"
+    long = Study("long", "title", module, rows, columns, seeds=(4, 5, 6), usual_seeds=2)
+    named = Study("named", "title", module, {"other": rows["plain"]}, columns, usual_seeds=0)
+    monkeypatch.setattr(reproduce, "find_studies", lambda: {"long": long, "named": named})
+    few = [(module, row, seed) for row in rows for seed in (4, 5)]
+    assert asked() == few
+    assert asked("long") == [(module, row, seed) for row in rows for seed in (4, 5, 6)]
+    assert [seed for _, _, seed in asked("--seeds", "1")] == [4, 4]
+    assert [row for _, row, _ in asked("named")] == ["other"] * 3
+    # What is shown alone is all there is.
+    capsys.readouterr()
+    assert asked("--no-run") == []
+    printed = capsys.readouterr().out
+    assert "missing:   plain: 3 of 3 runs" in printed and "other: 3 of 3 runs" in printed
+    reproduce.main(["--list"])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].endswith("title, 2 of 3 seeds") and told[1].endswith("title, by name")
+
+
 def test_a_run_that_diverges_tells_its_steps():
     updates = {"network": {"hidden": [4]}, "method": "plain", "lr": 1e20, "steps": 20}
     outcome = run_job(Job("applications.label_noise.experiment", "diverges", 1, updates))

@@ -208,6 +208,25 @@ def test_dehb_has_the_brackets_of_its_paper_and_positions_within_the_cube():
     assert sorted(one.positions[0] for one in found[27:36]) == best
 
 
+def test_a_child_of_dehb_has_a_gene_of_its_mutant_and_its_parent_stays(monkeypatch):
+    """Strategies that cross over exponentially write on the population; this one may not."""
+    from dehb.optimizers.de import DE
+
+    crossover, children = DE.crossover, []
+
+    def watched(self, target, mutant):
+        before = target.copy()
+        child = crossover(self, target, mutant)
+        assert (target == before).all()
+        assert (child == mutant).any() and ((child == mutant) | (child == target)).all()
+        children.append(child)
+        return child
+
+    monkeypatch.setattr(DE, "crossover", watched)
+    _taken(dehb(SPACE, FIDELITY, 1), 200, lambda one: one.positions[0])
+    assert len(children) > 100
+
+
 def test_hyperband_lets_the_best_go_on():
     found = _taken(hyperband(SPACE, FIDELITY, 1), 60, lambda one: one.positions[0])
     seen = {steps: [] for steps in (1, 3, 9, 27)}

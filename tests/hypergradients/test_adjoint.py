@@ -125,6 +125,15 @@ def test_the_continuous_adjoint_has_the_order_of_its_solver(fine, solver, forwar
         assert least < one / half < most, found
 
 
+def test_a_backward_step_too_many_would_be_seen():
+    """Heun at h = 0.01, whose error one more or one fewer backward step would multiply."""
+    estimator = Adjoint(method="continuous", solver="heun")
+    instance = regression("learned", 100, "heun", 0.5)
+    wanted = vector(instance.call(Adjoint()).gradient)
+    found = vector(instance.call(estimator).gradient)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4
+
+
 def test_the_continuous_adjoint_agrees_with_differences_of_its_objective():
     instance = quadratic(1.0, 0.5, 20, "heun")
     problem, inner, state, batches, valid = instance.arguments(1)
