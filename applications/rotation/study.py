@@ -42,6 +42,7 @@ COMPARISON = Study(
         Column("ms/step", "info.milliseconds_per_step", 1.0, 1, spread=False),
     ),
     seeds=tuple(range(1, 11)),
+    usual_seeds=5,
     draw=figures.draw_angles,
     claims=(
         Claim("EvoGrad", "above", "baseline", _ROTATED.header),
