@@ -116,6 +116,10 @@ BENCHMARKS = [
         after="`Unrolled(T)` holds the graphs of all steps where they fit its memory budget, as "
         'they do here and as the gradient by hand does. "One graph" is `Unrolled(T, '
         "keep_graphs=1)`, which computes each step but the last a second time, and takes less "
-        'memory. `"auto"` measures both ways in its first call, which is not counted here.',
+        'memory. `"auto"` measures both ways in its first call, which is not counted here. The '
+        "loop of `Unrolled` cuts the graph at the end of each task and holds, beside the graphs, "
+        "four tensors of the size of θ: the state where tasks begin, the gradient at the end of a "
+        "task, the task's own and the sum. Of a network as small as these that is some hundredths "
+        "of the memory; of a call's checks, 16 or 100 times, are some hundredths of the time.",
     )
 ]

@@ -99,6 +99,7 @@ runpy.run_module("applications.label_noise", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bitwise_and_its_record_tells(home):
     settings = {"seed": 11, "checkpoint_every": 5, "log_every": 1}
     whole = _run(**settings)

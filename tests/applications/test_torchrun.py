@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from applications.rotation.experiment import experiment
 from metatoolkit import records
+from metatoolkit.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ["with", "smoke", "tasks=3", "progress=False", "seed=9127", "batching=vmap"]
@@ -39,6 +41,13 @@ def test_two_processes_have_the_run_of_one():
             assert found.tolist() == pytest.approx(series.tolist(), rel=1e-4), name
 
 
+def test_a_process_of_several_is_refused_where_there_are_no_tasks(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match="torchrun started 2 processes, but rotation has"):
+        experiment.run(named_configs=["smoke"], config_updates={"progress": False})
+
+
+@pytest.mark.slow
 def test_an_application_without_tasks_is_refused():
     done = start("rotation", "with", "smoke", "progress=False")
     assert done.returncode != 0

@@ -3,13 +3,17 @@
 import json
 import os
 import runpy
+import subprocess
+import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
 from metatoolkit import records
 from metatoolkit.cli import main, rerun
 from metatoolkit.records.files import upload
+from metatoolkit.records.sacred_compat import RERUN_VARIABLE
 from tests.records.conftest import common_server, database, home, mongod, server
 
 __all__ = ["common_server", "database", "home", "mongod", "server"]
@@ -47,7 +51,25 @@ def record(script, *words):
     runpy.run_path(str(script))["experiment"].run_commandline([script.name, *words])
 
 
-def test_a_run_is_repeated_with_its_configuration(server, script, capsys):
+@pytest.fixture
+def reruns_here(monkeypatch):
+    """Scripts are started in this process; a process of its own has the application below."""
+
+    def start(words, check, env):
+        with monkeypatch.context() as patch:
+            patch.setenv(RERUN_VARIABLE, env[RERUN_VARIABLE])
+            patch.setattr(sys, "argv", words[1:])
+            try:
+                runpy.run_path(words[1], run_name="__main__")
+            except SystemExit as stop:
+                return subprocess.CompletedProcess(words, int(stop.code or 0))
+        return subprocess.CompletedProcess(words, 0)
+
+    # In this module alone, since a run asks git by the same function.
+    monkeypatch.setattr(rerun, "subprocess", SimpleNamespace(run=start))
+
+
+def test_a_run_is_repeated_with_its_configuration(server, script, capsys, reruns_here):
     record(script, "other", "with", "opt.lr=0.25", "seed=7", "method=a.b")
     capsys.readouterr()
     assert main(["runs", "rerun", "1"]) == 2
@@ -114,7 +136,7 @@ def odd(tmp_path):
     return path
 
 
-def test_a_configuration_comes_back_equal(server, odd):
+def test_a_configuration_comes_back_equal(server, odd, reruns_here):
     long = "t" * 1_200_000
     record(odd, "with", "none={'b': [1, 'x y=']}", f"text='{long}'", "seed=7")
     assert main(["runs", "rerun", "1", "--script", str(odd)]) == 0
@@ -127,7 +149,9 @@ def test_a_configuration_comes_back_equal(server, odd):
         assert eval(second.result["seen"]) == (table, [{1: 2}, {"b": [1, 2]}])
 
 
-def test_nothing_that_a_document_holds_is_executed_or_written_to(database, odd, tmp_path, capfd):
+def test_nothing_that_a_document_holds_is_executed_or_written_to(
+    database, odd, tmp_path, capfd, reruns_here
+):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     evil = {"py/reduce": [{"py/type": "os.unlink"}, {"py/tuple": [str(victim)]}]}

@@ -155,6 +155,7 @@ def test_a_document_deletes_no_files_but_its_own(database, tmp_path):
         assert connection[1].artifacts["weights.bin"].read() == b"one"
 
 
+@pytest.mark.slow
 def test_tail_follows_a_live_run_to_its_end(home, server, tmp_path):
     worker = faults.Worker(tmp_path / "run", faulty_runs.slow_start)
     worker.wait_for_start()
