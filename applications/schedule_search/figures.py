@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,28 +15,42 @@ COURSES = {"lr": "learning rate", "momentum": "momentum", "weight_decay": "weigh
 """Schedules that are drawn, with their names in words."""
 
 
-def draw_search(frame: pandas.DataFrame, path: Path, *, accuracy: str) -> None:
+def draw_search(
+    frame: pandas.DataFrame, path: Path, *, accuracy: str, reached: Sequence[str], margin: float
+) -> None:
     """Draw schedules before and after, and accuracy against what the search has spent.
 
-    Curves are means over the seeds; the schedules' start is a dotted line.
+    Curves are means over the seeds; the schedules' start is a dotted line. The legend of accuracies
+    tells after how many inner steps a curve is as high as the best of some others at their ends,
+    but for a margin.
 
     Args:
         frame: Frame of :func:`metatoolkit.experiments.studies.collect`.
         path: File to write.
         accuracy: Column of the test accuracy.
+        reached: Rows whose best end is to be reached.
+        margin: What may be lacking, in percent.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 7), layout="constrained")
     panels: Any = [[*COURSES], ["curves", "curves", "bars"]]
     axes: dict[str, Any] = figure.subplot_mosaic(panels)
-    for number, (label, part) in enumerate(frame.groupby("row", sort=False)):
+    runs = {str(label): list(part["run"]) for label, part in frame.groupby("row", sort=False)}
+    curves = {label: _mean_curve(part) for label, part in runs.items()}
+    ends = [float(curves[label].iloc[-1]) for label in reached if label in curves]
+    needed: list[str] = []
+    for number, (label, part) in enumerate(runs.items()):
         # There are ten colors.
         dashes = ("-", "--", "-.")[number // 10 % 3]
-        style = {"color": f"C{number % 10}", "linestyle": dashes, "label": str(label)}
+        style = {"color": f"C{number % 10}", "linestyle": dashes, "label": label}
         for name in COURSES:
-            _draw_course(axes[name], list(part["run"]), name, style)
-        _draw_curve(axes["curves"], list(part["run"]), style)
+            _draw_course(axes[name], part, name, style)
+        curve = curves[label]
+        enough = curve[curve >= max(ends) - margin] if ends else curve[:0]
+        told = f"{enough.index[0]:,.0f}" if len(enough) else "–"
+        axes["curves"].plot(curve.index, curve, marker="o", markersize=3, **style)
+        needed.append(f"{label}: {told}")
     for name, words in COURSES.items():
         axes[name].set(xlabel="inner step", ylabel=words)
         axes[name].grid(alpha=0.3)
@@ -44,6 +59,12 @@ def draw_search(frame: pandas.DataFrame, path: Path, *, accuracy: str) -> None:
         xlabel="inner steps that the search has spent", ylabel="test accuracy, trained anew [%]"
     )
     axes["curves"].grid(alpha=0.3)
+    if ends:
+        title = f"inner steps to {max(ends) - margin:.1f} %"
+        drawn = axes["curves"].lines
+        axes["curves"].legend(
+            drawn, needed, loc="lower right", title=title, ncols=2, fontsize="small"
+        )
     draw_rows(axes["bars"], frame, accuracy)
     figure.savefig(path, dpi=120)
 
@@ -62,12 +83,12 @@ def _draw_course(axis: Any, runs: list[Any], name: str, style: dict[str, str]) -
         axis.plot(edges, [*values, values[-1]], drawstyle="steps-post", **options)
 
 
-def _draw_curve(axis: Any, runs: list[Any], style: dict[str, str]) -> None:
-    """Draw the mean accuracy of the runs against the mean of what they had spent by then."""
+def _mean_curve(runs: list[Any]) -> pandas.Series:
+    """Return the mean accuracy of runs in percent, by the mean of what they had spent by then."""
     import pandas
 
     spent, reached = (
         pandas.concat([run.metrics[name] for run in runs], axis=1).mean(axis=1)
         for name in ("inner_steps", "test_accuracy")
     )
-    axis.plot(spent, 100 * reached, marker="o", markersize=3, **style)
+    return pandas.Series(100 * reached.to_numpy(), index=spent.to_numpy())

@@ -8,6 +8,8 @@ from applications.schedule_search.figures import draw_search
 from metatoolkit.experiments.studies import Claim, Column, Row, Study
 
 _ACCURACY = Column("test accuracy [%]", "result.test_accuracy", 100.0)
+_BLACK_BOX = ("random search", "TPE", "Hyperband", "DEHB")
+_MARGIN = 1.0
 
 SEARCH = Study(
     name="schedule_search",
@@ -33,18 +35,17 @@ SEARCH = Study(
         Column("spent [inner steps]", "result.inner_steps", digits=0, exact=True),
     ),
     seeds=(1, 2, 3, 4, 5),
-    draw=functools.partial(draw_search, accuracy=_ACCURACY.header),
+    draw=functools.partial(
+        draw_search, accuracy=_ACCURACY.header, reached=_BLACK_BOX, margin=_MARGIN
+    ),
     claims=(
         Claim("FDS", "above", "fixed start", _ACCURACY.header),
         Claim("FDS", "above", "greedy", _ACCURACY.header),
         Claim("FDS", "above", "truncated", _ACCURACY.header),
         Claim("FDS", "above", "evolution strategies", _ACCURACY.header),
-        *(
-            Claim("FDS", "above", row, _ACCURACY.header)
-            for row in ("random search", "TPE", "Hyperband", "DEHB")
-        ),
-        Claim("replay", "level", "FDS", _ACCURACY.header, margin=1.0),
-        Claim("reversible", "level", "FDS", _ACCURACY.header, margin=1.0),
+        *(Claim("FDS", "above", row, _ACCURACY.header) for row in _BLACK_BOX),
+        Claim("replay", "level", "FDS", _ACCURACY.header, margin=_MARGIN),
+        Claim("reversible", "level", "FDS", _ACCURACY.header, margin=_MARGIN),
     ),
     note=(
         "Ten outer steps of each method through 200 inner steps, seven values in all: five rates, "

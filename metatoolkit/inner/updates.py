@@ -17,7 +17,7 @@ from metatoolkit.state import InnerState, Tensors
 LARGEST_BUNDLE = 2**16
 """Entries that are updated at once, since what is in between has the memory of all of them."""
 
-LARGEST_WITH_GRAPH = 2**13
+LARGEST_WITH_GRAPH = 2**12
 """Entries of all parameters that are, at most, where a graph is built.
 
 The graph of an operation on several tensors keeps each of them, even where their derivatives do not

@@ -227,7 +227,7 @@ def test_the_figure_is_drawn_from_the_records(tmp_path, drawn):
             row, named=("smoke",), updates={k: v for k, v in row.updates.items() if k == "method"}
         )
         for label, row in SEARCH.rows.items()
-        if label in ("fixed start", "FDS", "reversible")
+        if label in ("fixed start", "FDS", "reversible", "random search")
     }
     study = dataclasses.replace(SEARCH, rows=rows, claims=(), seeds=(1, 2))
     jobs = jobs_of(study)
@@ -235,11 +235,11 @@ def test_the_figure_is_drawn_from_the_records(tmp_path, drawn):
         assert not run_job(job).error
     with records.connect() as database:
         frame = collect(study, jobs, database)
-        assert len(frame) == 6
+        assert len(frame) == 8
         study.draw(frame, tmp_path / "schedule_search.png")
         lr, _, decay, curves, accuracy = drawn.axes("schedule_search.png", tmp_path)
         assert [*lines(lr)] == [*lines(curves)] == [*rows]
-        assert [*lines(decay)] == ["fixed start", "FDS"]
+        assert [*lines(decay)] == ["fixed start", "FDS", "random search"]
         runs = frame[frame["row"] == "FDS"]["run"]
         steps, values = lines(lr)["FDS"]
         assert steps == [0, 2, 4, 6, 8, 10]
@@ -250,6 +250,14 @@ def test_the_figure_is_drawn_from_the_records(tmp_path, drawn):
         assert spent[0] == 0 and len(spent) == 4
         last = [run.result["test_accuracy"] for run in runs]
         assert reached[-1] == pytest.approx(50 * sum(last))
+        least = lines(curves)["random search"][1][-1] - 1
+        legend = curves.get_legend()
+        assert legend.get_title().get_text() == f"inner steps to {least:.1f} %"
+        for text in legend.get_texts():
+            row, told = text.get_text().split(": ")
+            pairs = zip(*lines(curves)[row], strict=True)
+            needed = next((f"{step:,.0f}" for step, value in pairs if value >= least), "–")
+            assert told == needed
         expected = frame.groupby("row")["test accuracy [%]"].mean().to_dict()
         assert bars(accuracy) == pytest.approx(expected)
 
