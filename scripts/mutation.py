@@ -23,6 +23,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import psutil
 import pytest
 
 from scripts.mutation_report import Mutant, equivalents, write_report
@@ -114,7 +115,9 @@ def start(arguments: Sequence[str], mutant: Mutant | None, seconds: int, report:
     status = 70
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        resource.setrlimit(resource.RLIMIT_AS, (16 * GIB, 16 * GIB))
+        # Beyond the addresses that it has from its parent, which may be many.
+        most = psutil.Process().memory_info().vms + 16 * GIB
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         sys.stdout = sys.stderr = open(os.devnull, "w")
         for stream in (1, 2):
             os.dup2(sys.stdout.fileno(), stream)

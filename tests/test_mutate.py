@@ -1,5 +1,6 @@
 """Mutation testing of a toy module: which mistakes are made, and which of them are noticed."""
 
+import mmap
 import random
 import textwrap
 from pathlib import Path
@@ -47,6 +48,14 @@ def changed(toy, old, new):
     source = SOURCE.replace(old, new)
     assert source != SOURCE
     return mutation.Mutant(toy, source, f"@@ -1 +1 @@\n-    {old}\n+    {new}")
+
+
+def test_addresses_that_the_process_has_already_are_not_counted(toy, tmp_path):
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, 17 * mutation.GIB, flags=flags, prot=mmap.PROT_READ):
+        suite = tmp_path / "test_large.py"
+        suite.write_text("def test_large():\n    assert len(bytearray(2**26)) == 2**26\n")
+        assert mutation.warm_up([[str(suite)]], toy, tmp_path)
 
 
 def test_mistakes_are_noticed_or_not(toy, tmp_path, capfd):
