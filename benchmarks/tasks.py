@@ -117,9 +117,10 @@ BENCHMARKS = [
         'they do here and as the gradient by hand does. "One graph" is `Unrolled(T, '
         "keep_graphs=1)`, which computes each step but the last a second time, and takes less "
         'memory. `"auto"` measures both ways in its first call, which is not counted here. The '
-        "loop of `Unrolled` holds four tensors of the size of θ beside the graphs: the state where "
-        "tasks begin, the gradient at the end of a task, the task's own and the sum. Graphs of the "
-        "perceptron are so small that this is a quarter of them, and its steps so short that what "
-        "a call checks for each task is a third of the time; side by side it is checked once.",
+        "loop of `Unrolled` moves the tensors of the perceptron at once, as those of up to 4,096 "
+        "entries, whose graph holds the gradients of the steps: a quarter more memory than one by "
+        "one, as those of the convolutions move, and less time. What is checked for each task and "
+        "step is about a third of the perceptron's time, whose steps are that short; side by side "
+        "it is checked once.",
     )
 ]

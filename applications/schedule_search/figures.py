@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def draw_search(
     axes: dict[str, Any] = figure.subplot_mosaic(panels)
     runs = {str(label): list(part["run"]) for label, part in frame.groupby("row", sort=False)}
     curves = {label: _mean_curve(part) for label, part in runs.items()}
-    ends = [float(curves[label].iloc[-1]) for label in reached if label in curves]
+    best = max((curves[label].iloc[-1] for label in reached if label in curves), default=math.inf)
     needed: list[str] = []
     for number, (label, part) in enumerate(runs.items()):
         # There are ten colors.
@@ -47,10 +48,9 @@ def draw_search(
         for name in COURSES:
             _draw_course(axes[name], part, name, style)
         curve = curves[label]
-        enough = curve[curve >= max(ends) - margin] if ends else curve[:0]
-        told = f"{enough.index[0]:,.0f}" if len(enough) else "–"
         axes["curves"].plot(curve.index, curve, marker="o", markersize=3, **style)
-        needed.append(f"{label}: {told}")
+        enough = curve.index[curve >= best - margin]
+        needed.append(f"{label}: {enough[0]:,.0f}" if len(enough) else f"{label}: –")
     for name, words in COURSES.items():
         axes[name].set(xlabel="inner step", ylabel=words)
         axes[name].grid(alpha=0.3)
@@ -59,8 +59,8 @@ def draw_search(
         xlabel="inner steps that the search has spent", ylabel="test accuracy, trained anew [%]"
     )
     axes["curves"].grid(alpha=0.3)
-    if ends:
-        title = f"inner steps to {max(ends) - margin:.1f} %"
+    if math.isfinite(best):
+        title = f"inner steps to {best - margin:.1f} %"
         drawn = axes["curves"].lines
         axes["curves"].legend(
             drawn, needed, loc="lower right", title=title, ncols=2, fontsize="small"

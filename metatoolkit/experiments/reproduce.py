@@ -108,10 +108,9 @@ def reproduce(options: argparse.Namespace) -> int:
     known = find_studies()
     if options.list:
         for study in known.values():
-            runs, first = len(study.rows) * len(study.seeds), study.usual_seeds
-            fewer = "" if first is None else f", {first} of {len(study.seeds)} seeds"
-            without = fewer if first != 0 else ", by name"
-            print(f"{study.name:34} {runs:4} runs  {study.title}{without}")
+            runs, few = len(study.rows) * len(study.seeds), study.usual_seeds
+            usual = {None: "", 0: ", by name"}.get(few, f", {few} of {len(study.seeds)} seeds")
+            print(f"{study.name:34} {runs:4} runs  {study.title}{usual}")
         runs = sum(len(s.rows) * len(s.seeds) for s in known.values() if _compares(s))
         print(f"{by_application.NAME:34} {runs:4} runs  {by_application.TITLE}")
         return 0
@@ -130,8 +129,8 @@ def reproduce(options: argparse.Namespace) -> int:
         if folder is not None:
             _check_folder(folder)
     # What is run by name alone is shown with the others.
-    usual = [name for name, study in known.items() if study.usual_seeds != 0 or options.no_run]
-    chosen = [known[name].without(options.without) for name in asked or usual]
+    unnamed = [name for name, study in known.items() if study.usual_seeds != 0 or options.no_run]
+    chosen = [known[name].without(options.without) for name in asked or unnamed]
     for study in chosen:
         check_experiment(study.experiment)
     processes = options.processes or min(len(os.sched_getaffinity(0)), 4)

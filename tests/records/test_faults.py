@@ -21,8 +21,8 @@ KILLING = [
     signal.SIGUSR1, signal.SIGUSR2, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU,
     signal.SIGSYS,
 ]  # fmt: skip
-# One that the recording answers, and one that ends a process at once.
-FEW = [signal.SIGTERM, signal.SIGKILL]
+# One that Python answers, one that the recording answers, and two that end a process at once.
+FEW = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV]
 
 
 @pytest.fixture

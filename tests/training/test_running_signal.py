@@ -39,9 +39,9 @@ def test_the_ratio_is_that_of_weighted_products_of_neighbors():
 
 def test_long_windows_find_the_ratio_that_is_known():
     """Expectation 0.5 in three coordinates of variance 1: 0.25."""
-    found = ratio_of(samples(6_000, 0.5), 3_000)
-    assert found == pytest.approx(0.25, abs=0.03)
-    assert abs(ratio_of(samples(6_000, 0.0), 3_000)) < 0.03
+    found = ratio_of(samples(20_000, 0.5), 10_000)
+    assert found == pytest.approx(0.25, abs=0.02)
+    assert abs(ratio_of(samples(20_000, 0.0), 10_000)) < 0.02
 
 
 def test_parameters_of_several_types_are_taken_together():
