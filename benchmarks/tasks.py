@@ -119,8 +119,8 @@ BENCHMARKS = [
         'memory. `"auto"` measures both ways in its first call, which is not counted here. The '
         "loop of `Unrolled` moves the tensors of the perceptron at once, as those of up to 4,096 "
         "entries, whose graph holds the gradients of the steps: a quarter more memory than one by "
-        "one, as those of the convolutions move, and less time. What is checked for each task and "
-        "step is about a third of the perceptron's time, whose steps are that short; side by side "
-        "it is checked once.",
+        "one, as those of the convolutions move. What is checked for each task and step is about "
+        "a quarter of the perceptron's time, whose steps are that short; side by side it is "
+        "checked once.",
     )
 ]
