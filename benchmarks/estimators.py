@@ -147,6 +147,7 @@ WEIGHTS: dict[str, Contender] = {
     "OneStep": ours(hg.OneStep()),
     "EvoGrad, graphs kept": ours(hg.EvoGrad(2, 0.03, 0.05, rescale=0.05, streamed=False)),
     "EvoGrad, streamed": ours(hg.EvoGrad(2, 0.03, 0.05, rescale=0.05, streamed=True)),
+    "EvoGrad of 8, mapped": ours(hg.EvoGrad(8, 0.03, 0.05, rescale=0.05, streamed="vmap")),
     "EvoGrad of 8": ours(hg.EvoGrad(8, 0.03, 0.05, rescale=0.05)),
     "GuidedEvoGrad": ours(hg.GuidedEvoGrad(0.03, 0.05, rescale=0.05)),
     "EvolutionStrategies(1)": ours(hg.EvolutionStrategies(1, 8, 0.1)),

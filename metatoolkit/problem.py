@@ -299,13 +299,13 @@ class BilevelProblem:
         """
         self._passes.watch_second_derivatives(loss, tensors, what)
 
-    def needs_own_pass(self) -> str | None:
-        """Return why a loss cannot be mapped over tasks by one pass, as a clause, or ``None``.
+    def needs_own_pass(self, kinds: Sequence[str] = ("train_loss", "valid_loss")) -> str | None:
+        """Return why a loss cannot be mapped over inputs by one pass, as a clause, or ``None``.
 
-        Both losses must have been evaluated before.
+        Args:
+            kinds: Names of the losses, which must have been evaluated before.
         """
-        found = map(self._passes.needs_own_pass, ("train_loss", "valid_loss"))
-        return next(filter(None, found), None)
+        return next(filter(None, map(self._passes.needs_own_pass, kinds)), None)
 
     def check_structure(self) -> None:
         """Raise where the modules are no longer what the problem was made of.

@@ -70,12 +70,29 @@ def draw_rows(axis: Axes, frame: pandas.DataFrame, header: str, interval: bool =
     for place, (_, values) in zip(places, groups, strict=True):
         axis.plot(values, [place + 0.25] * len(values), "k.", markersize=4)
     axis.grid(axis="x", alpha=0.3)
-    # More numbers of several digits than this overlap.
-    axis.locator_params(axis="x", nbins=6)
+    if spans_decades(frame[header]):
+        axis.set_xscale("log")
+        plain_log_ticks(axis.xaxis, span=0)
+    else:
+        # More numbers of several digits than this overlap.
+        axis.locator_params(axis="x", nbins=6)
     axis.set_yticks(list(places), [literal(str(label)) for label in groups.groups])
     axis.invert_yaxis()
     spread = "95 % interval" if interval else "deviation"
     axis.set(xlabel=literal(f"{header}: mean, {spread}, seeds"))
+
+
+def spans_decades(values: Iterable[float]) -> bool:
+    """Return whether values are to be drawn on a logarithmic axis: one would hide the others.
+
+    Args:
+        values: The values; those that are missing or not finite do not count.
+
+    Returns:
+        Whether all of them are positive, and the largest more than a hundred times the least.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    return bool(finite) and 0 < 100 * min(finite) < max(finite)
 
 
 def plain_log_ticks(axis: Axis, span: float = math.inf) -> None:

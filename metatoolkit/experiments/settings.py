@@ -51,7 +51,9 @@ class _EvoGradOptions(Settings):
     perturb: Annotated[list[Text], Field(min_length=1)] | None = entry(
         None, "Patterns of the parameters that candidates differ in; None for all."
     )
-    streamed: bool | None = entry(None, "Whether to hold one candidate at a time; None to choose.")
+    streamed: bool | Literal["vmap"] | None = entry(
+        None, "Whether to hold one candidate at a time; 'vmap' for all at once, None to choose."
+    )
 
 
 class EvoGradSettings(_EvoGradOptions):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metatoolkit.experiments.figures import draw_rows, plain_log_ticks
+from metatoolkit.experiments.figures import draw_rows, plain_log_ticks, spans_decades
 from metatoolkit.experiments.studies import Column, Row
 from metatoolkit.records.comparison import literal
 
@@ -56,11 +56,13 @@ def draw_scores(frame: pandas.DataFrame, path: Path, *, metric: str, header: str
 
     figure = Figure(figsize=(14, 4), layout="constrained")
     curves, times, tests = figure.subplots(1, 3)
+    scores: list[float] = []
     for index, (label, part) in enumerate(frame.groupby("row", sort=False)):
         series = [run.metrics[metric] for run in part["run"] if metric in run.metrics]
         if not series:
             continue
         mean = pandas.concat(series, axis=1).mean(axis=1)
+        scores += [value for one in series for value in one]
         curves.plot(mean.index, mean, color=f"C{index}", label=literal(str(label)))
         for one in series:
             curves.plot(one.index, one, color=f"C{index}", linewidth=0.5, alpha=0.5)
@@ -71,6 +73,9 @@ def draw_scores(frame: pandas.DataFrame, path: Path, *, metric: str, header: str
     plain_log_ticks(times.xaxis)
     for axis in (curves, times):
         axis.grid(alpha=0.3)
+        if spans_decades(scores):
+            axis.set_yscale("log")
+            plain_log_ticks(axis.yaxis, span=0)
     figure.legend(loc="outside upper center", ncols=8, fontsize="small")
     draw_rows(tests, frame, header)
     figure.savefig(path, dpi=120)

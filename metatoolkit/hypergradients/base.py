@@ -90,9 +90,9 @@ class Estimator(ABC):
         complex_parameters: Whether inner parameters may be.
         compared: Losses that the first call evaluates once more, to see that they can be.
         repeats_steps: Whether a call takes inner steps twice, which are then compared instead.
-        compile: Whether calls are compiled as a whole, which may be set between calls: ``True`` for
-            code that is generated for the machine, ``"graph"`` for a graph of PyTorch's kernels.
-            The first call of each kind runs without, the second one compiles.
+        compile: Whether calls are compiled as a whole, settable between calls: ``True`` for code
+            that is generated, ``"cuda_graphs"`` for such that a GPU launches at once, ``"graph"``
+            for PyTorch's kernels. The first of each kind runs without, the second one compiles.
         checks_rounding: Whether the first call on a problem is compared with float64 where its
             losses compute in less than float32; may be set to False where that takes too much.
         amplifies_rounding: Whether results keep few of the digits that the losses have, so that

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.detached import HeldConstants
+from metatoolkit.hypergradients.mapped_candidates import mapped_losses
 from metatoolkit.hypergradients.noise import stream_noise
 from metatoolkit.hypergradients.products import Adjoint, loss_gradient
 from metatoolkit.hypergradients.recording import recording
@@ -71,6 +72,15 @@ class Candidates:
         key = fold_in(self.key, self.state.step, Stream.CANDIDATES, self.seed, candidate)
         yield from stream_noise(parameters, self.noise, key)
 
+    def loss_key(self, candidate: int) -> int:
+        """Return the random key that a candidate is scored with.
+
+        Args:
+            candidate: Number of the candidate.
+        """
+        key = fold_in(self.state.key, self.state.step)
+        return key if self.common_random_numbers else fold_in(key, candidate)
+
     def train_loss(
         self, problem: BilevelProblem, candidate: int, meta: Tensors, batch: Any
     ) -> Tensor:
@@ -82,14 +92,10 @@ class Candidates:
             meta: Meta-parameters by name.
             batch: Training batch.
         """
-        state = self.state
-        key = fold_in(state.key, state.step)
-        if not self.common_random_numbers:
-            key = fold_in(key, candidate)
-        parameters = dict(state.parameters)
+        parameters = dict(self.state.parameters)
         for name, epsilon in self.perturbations(candidate):
             parameters[name] = parameters[name] + self.sigma * epsilon
-        rest = (meta, state.buffers, batch, key)
+        rest = (meta, self.state.buffers, batch, self.loss_key(candidate))
         if self.held is None:
             return problem.evaluate_train(parameters, *rest)[0]
         graph = torch.is_grad_enabled()
@@ -125,7 +131,12 @@ class Candidates:
         return problem.evaluate_train(state.parameters, meta, state.buffers, batch, key)[0].detach()
 
     def score(
-        self, problem: BilevelProblem, meta: Tensors, batch: Any, streamed: bool | None
+        self,
+        problem: BilevelProblem,
+        meta: Tensors,
+        batch: Any,
+        streamed: bool | Literal["vmap"] | None,
+        given: BilevelProblem | None = None,
     ) -> tuple[list[Tensor], bool]:
         """Return the training losses of all candidates, with graphs where these are kept.
 
@@ -134,14 +145,30 @@ class Candidates:
             meta: Meta-parameters by name, leaves that require a gradient.
             batch: Training batch.
             streamed: Whether no graph is kept; ``None`` keeps them where those of all candidates,
-                by that of the first, take no more memory than θ.
+                by that of the first, take no more memory than θ; ``"vmap"`` keeps that of one
+                pass which is mapped over all.
+            given: The problem as the estimator was given it, where ``problem`` has a prefix.
 
         Returns:
             The losses, and whether they carry their graphs in λ. Cost: 1 F for each candidate.
 
         Raises:
             ConfigurationError: The perturbations are lost in the rounding of the parameters.
+            UnsupportedError: The loss cannot be mapped, or has other values where it is.
         """
+        if streamed == "vmap":
+            losses, keep = mapped_losses(self, problem, meta, batch, given or problem), True
+        else:
+            losses, keep = self._one_by_one(problem, meta, batch, streamed)
+        values = torch.stack([loss.detach() for loss in losses])
+        # With common masks candidates that do not differ have equal losses.
+        if not self.common_random_numbers or holds((values == values[0]).all()):
+            self._refuse_lost()
+        return losses, keep
+
+    def _one_by_one(
+        self, problem: BilevelProblem, meta: Tensors, batch: Any, streamed: bool | None
+    ) -> tuple[list[Tensor], bool]:
         losses: list[Tensor] = []
         keep = streamed is not True
         budget = sum(t.numel() * t.element_size() for t in self.state.parameters.values())
@@ -173,10 +200,6 @@ class Candidates:
                 else:
                     loss = self.train_loss(problem, candidate, meta, batch)
             losses.append(loss)
-        values = torch.stack([loss.detach() for loss in losses])
-        # With common masks candidates that do not differ have equal losses.
-        if not self.common_random_numbers or holds((values == values[0]).all()):
-            self._refuse_lost()
         return losses, keep
 
     def _refuse_lost(self) -> None:

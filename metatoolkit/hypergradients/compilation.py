@@ -31,7 +31,7 @@ from metatoolkit.hypergradients.traced_result import agree
 if TYPE_CHECKING:
     from metatoolkit.hypergradients.base import Estimator, Hypergradient
 
-Compile = bool | Literal["graph"]
+Compile = bool | Literal["graph", "cuda_graphs"]
 """Whether calls are compiled: by Inductor, or to a graph whose operators are PyTorch's kernels."""
 
 MOST_PROGRAMS = 8
@@ -191,8 +191,8 @@ class Compiler:
             self._warn(call, "the graph of a call gives other numbers than the call")
             return expected
         run: Run = traced.graph
-        if call.estimator.compile is True and not call.estimator.amplifies_rounding:
-            generated = generate(traced.graph, inputs)
+        if call.estimator.compile != "graph" and not call.estimator.amplifies_rounding:
+            generated = generate(traced.graph, inputs, call.estimator.compile == "cuda_graphs")
             if isinstance(generated, str):
                 self._warn(call, generated, _AS_GRAPH)
             else:
@@ -265,8 +265,10 @@ def _name(call: Call) -> str:
 
 
 def _check(compile: Any) -> None:
-    if compile is not True and compile != "graph":
-        raise ConfigurationError(f"compile is {compile!r}; accepted: False, True, 'graph'.")
+    if compile is not True and compile not in ("graph", "cuda_graphs"):
+        raise ConfigurationError(
+            f"compile is {compile!r}; accepted: False, True, 'graph', 'cuda_graphs'."
+        )
 
 
 def _carried(call: Call) -> str | None:

@@ -71,7 +71,9 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
             leaves the paper's scale.
         perturb: Name patterns of the inner parameters to perturb; ``None`` for all.
         streamed: Whether each candidate is computed again for its gradient; ``None`` decides by the
-            memory that the first candidate's graph holds.
+            memory that the first candidate's graph holds. ``"vmap"`` scores all of them by one
+            pass that is mapped over them, with K graphs and K copies of θ: fewer and larger
+            kernels.
         common_random_numbers: Whether all candidates share their dropout masks. The paper's code
             draws new ones, which adds noise far larger than the effect of small σ.
         seed: Seed of the noise, beside the state's own key.
@@ -110,7 +112,7 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
         noise: Literal["sign", "gaussian"] | Noise = "sign",
         rescale: float | None = None,
         perturb: Sequence[str] | None = None,
-        streamed: bool | None = None,
+        streamed: bool | Literal["vmap"] | None = None,
         common_random_numbers: bool = True,
         seed: int = 0,
         prefix: Prefix | None = None,
@@ -131,6 +133,15 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
             raise ConfigurationError(
                 "prefix with common_random_numbers=False: the candidates share the features and "
                 "their dropout masks; leave one of the two out."
+            )
+        if streamed not in (None, True, False, "vmap"):
+            raise ConfigurationError(
+                f"streamed is {streamed!r}; accepted: None, True, False, 'vmap'."
+            )
+        if streamed == "vmap" and constants == "common":
+            raise ConfigurationError(
+                "streamed='vmap' with constants='common': what the loss at θ detaches is given to "
+                "one candidate after the other; leave one of the two out."
             )
         if constants not in ("own", "common"):
             raise ConfigurationError(f"constants is {constants!r}; accepted: 'own', 'common'.")
@@ -187,7 +198,7 @@ class EvoGrad(ScoredCandidates, metaclass=TakesGuided):
         leaves = list(meta.values())
         holds = candidates.held is not None
         middle = candidates.hold(problem, meta, batch) if holds else None
-        losses, graphs = candidates.score(problem, meta, batch, self.streamed)
+        losses, graphs = candidates.score(problem, meta, batch, self.streamed, given)
         values = torch.stack([loss.detach() for loss in losses])
         check_finite({"the training loss of a candidate": values})
         values = values.to(torch.promote_types(values.dtype, torch.float32))

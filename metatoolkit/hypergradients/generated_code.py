@@ -14,12 +14,15 @@ from metatoolkit.errors import brief
 Run = Callable[..., Sequence[Tensor]]
 
 
-def generate(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Run | str:
+def generate(
+    graph: fx.GraphModule, inputs: Sequence[Tensor], cuda_graphs: bool = False
+) -> Run | str:
     """Return a function that computes what a graph does, or why there is none, as a clause.
 
     Args:
         graph: Graph of operators without gradients; left as it is.
         inputs: Tensors of the layouts that the function shall take.
+        cuda_graphs: Whether kernels on a GPU are recorded once and launched together.
     """
     from torch._inductor.compile_fx import compile_fx
 
@@ -28,10 +31,25 @@ def generate(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Run | str:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run = compile_fx(copy.deepcopy(graph), [tensor.detach() for tensor in inputs])
+            run = compile_fx(
+                copy.deepcopy(graph),
+                [tensor.detach() for tensor in inputs],
+                config_patches={"triton.cudagraphs": True} if cuda_graphs else None,
+            )
     except Exception as error:
         return f"Inductor failed ({brief(error)})"
-    return run  # type: ignore[return-value]
+    code: Run = run  # type: ignore[assignment]
+    return _launched(code) if cuda_graphs else code
+
+
+def _launched(run: Run) -> Run:
+    """Return a function whose results outlive the next launch, which writes where they were."""
+
+    def launch(*inputs: Tensor) -> Sequence[Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        return [tensor.clone() for tensor in run(*inputs)]
+
+    return launch
 
 
 def _missing_compiler(inputs: Sequence[Tensor]) -> str | None:

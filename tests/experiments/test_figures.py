@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from metatoolkit.experiments.claims import paired_difference
-from metatoolkit.experiments.figures import draw_curves, draw_differences, draw_rows
+from metatoolkit.experiments.figures import draw_curves, draw_differences, draw_rows, spans_decades
 from tests.drawings import bars
 
 
@@ -28,6 +28,24 @@ def test_rows_are_drawn_with_mean_deviation_and_seeds():
     points = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == "."]
     assert points == [[1.0, 3.0], [5.0]]
     figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.08, 500.0, float("nan")], True),
+        ([0.1, 9.9], False),
+        ([0.0, 500.0], False),
+        ([-1.0, 500.0], False),
+        ([0.1, float("inf")], False),
+        ([], False),
+    ],
+)
+def test_rows_of_which_one_would_hide_the_others_are_drawn_by_their_logarithms(values, expected):
+    assert spans_decades(values) == expected
+    axis = Figure().add_subplot()
+    draw_rows(axis, pandas.DataFrame({"row": "a", "error": values or [1.0]}), "error")
+    assert axis.get_xscale() == ("log" if expected else "linear")
 
 
 def test_differences_are_drawn_with_their_intervals_beside_costs(tmp_path, drawn):

@@ -15,6 +15,7 @@ from tests.hypergradients.compiled_calls import Calls, assert_same
 ESTIMATORS = {
     "evograd": lambda: EvoGrad(sigma=0.1),
     "evograd_gaussian": lambda: EvoGrad(candidates=3, sigma=0.1, noise="gaussian", streamed=True),
+    "evograd_mapped": lambda: EvoGrad(candidates=3, sigma=0.1, streamed="vmap"),
     "one_step": OneStep,
     "one_step_before": lambda: OneStep(lookahead=False, inverse="identity"),
     "finite_difference": FiniteDifference,
@@ -29,7 +30,7 @@ ESTIMATORS = {
 
 
 FEW = {
-    *(("perceptron", name) for name in ("finite_difference", "one_step")),
+    *(("perceptron", name) for name in ("evograd_mapped", "finite_difference", "one_step")),
     *(("convolutional", name) for name in ("evograd", "sama", "unrolled")),
 }
 CASES = [
@@ -62,10 +63,11 @@ def test_the_numbers_are_the_same_in_float32(name):
 def test_generated_code_gives_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.utils.counters.clear()
-    calls = Calls(OneStep(), dtype=torch.float32, compile=True)
-    calls.check(4)
-    (program,) = calls.programs
-    assert program.run is not program.traced.graph
+    for compile in (True, "cuda_graphs"):
+        calls = Calls(OneStep(), dtype=torch.float32, compile=compile)
+        calls.check(4)
+        (program,) = calls.programs
+        assert program.run is not program.traced.graph
     assert not torch._dynamo.utils.counters["graph_break"]
 
 

@@ -146,7 +146,7 @@ def test_without_a_compiler_it_is_a_graph(monkeypatch):
 
 
 def test_code_that_rounds_otherwise_is_not_taken(monkeypatch):
-    def generate(graph, inputs):
+    def generate(graph, inputs, cuda_graphs):
         return lambda *given: [
             t * (1 + 1e-9) if t.dtype.is_floating_point else t for t in graph(*given)
         ]

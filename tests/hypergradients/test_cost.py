@@ -73,6 +73,9 @@ def test_flops_with_meta_at_the_input():
     for candidates in (2, 4):
         kept = EvoGrad(candidates, streamed=False)
         assert setup.passes(kept) == pytest.approx(2 * candidates + 3, rel=0.01)
+        mapped = EvoGrad(candidates, streamed="vmap")
+        setup.call(mapped)
+        assert setup.passes(mapped) == pytest.approx(2 * candidates + 3, rel=0.01)
         streamed = EvoGrad(candidates, streamed=True)
         assert setup.passes(streamed) == pytest.approx(3 * candidates + 3, rel=0.01)
     assert setup.passes(Unrolled(1, product=DOUBLE)) == pytest.approx(11, rel=0.01)

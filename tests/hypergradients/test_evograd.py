@@ -30,7 +30,7 @@ def fixed_noise(values):
         ((0.5, -1.0, 2.0), 1e6, -1.4399966e-6),
     ],
 )
-@pytest.mark.parametrize("streamed", [None, True, False])
+@pytest.mark.parametrize("streamed", [None, True, False, "vmap"])
 def test_hand_computed_values(noise, temperature, expected, streamed):
     estimator = EvoGrad(len(noise), 1.0, temperature, noise=fixed_noise(noise), streamed=streamed)
     result = bank.illustration().call(estimator)
@@ -103,7 +103,7 @@ def test_streamed_and_kept_graphs_equal_autograd(name, candidates):
         case.problem, case.state, case.problem.meta_parameters(), case.train_batches[0]
     )
     expected, coefficients, valid = autograd_evograd(case, state, candidates, 0.1, 0.5)
-    for streamed in (True, False, None):
+    for streamed in (True, False, None, "vmap"):
         result = case.call(EvoGrad(candidates, 0.1, 0.5, streamed=streamed), state)
         for key, gradient in result.gradient.items():
             scale = max(float(expected[key].norm()), 1e-12)

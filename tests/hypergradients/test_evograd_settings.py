@@ -56,6 +56,7 @@ def test_rescale_leaves_the_direct_gradient_alone():
         {"noise": "uniform"},
         {"rescale": 0.0},
         {"perturb": "head"},
+        {"streamed": "mapped"},
     ],
 )
 def test_arguments_out_of_range(arguments):
@@ -93,7 +94,10 @@ def test_what_is_left_out_has_the_values_that_are_told():
 
 
 @pytest.mark.parametrize("noise", ["sign", "gaussian"])
-@pytest.mark.parametrize("options", [{}, {"streamed": True}, {"common_random_numbers": False}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"streamed": True}, {"streamed": "vmap"}, {"common_random_numbers": False}],
+)
 def test_perturbations_that_rounding_swallows_are_an_error(options, noise):
     def case_of(dtype):
         model = torch.nn.ParameterDict({"large": torch.full((3,), 64.0), "none": torch.zeros(0)})

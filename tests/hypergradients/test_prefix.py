@@ -86,6 +86,7 @@ HEAD = {"perturb": ["head.*"]}
     [
         {"candidates": 2},
         {"candidates": 5, "streamed": True},
+        {"candidates": 5, "streamed": "vmap"},
         {"candidates": 3, "streamed": False, "rescale": 0.1},
         {"make": GuidedEvoGrad},
     ],
