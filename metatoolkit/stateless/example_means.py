@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.state import Tensors
+from metatoolkit.stateless.example_marks import example_marks
 from metatoolkit.stateless.micro_batches import examples
 from metatoolkit.stateless.modes import in_mode
 
@@ -29,8 +30,9 @@ def require_mean(
 
     A few examples from all over the batch are evaluated together, and in two parts whose mean, by
     the numbers of their examples, must be the same. A loss that draws random numbers in training
-    mode is compared in evaluation mode. It is a test on these examples: a loss that weighs
-    examples passes it where these happen to weigh the same.
+    mode is compared in evaluation mode. Where a mask, labels or weights tell examples apart, some
+    of both kinds are among them, and not alike in the two parts. It is a test on these examples: a
+    loss that weighs examples by anything else passes it where these happen to weigh the same.
 
     Args:
         kind: Name of the loss.
@@ -38,7 +40,7 @@ def require_mean(
         evaluate: Evaluates the loss on a batch with a random key.
         buffers: Buffers before a pass.
         batch: The batch, the number of its examples, and how many of them a pass may see. Cost:
-            at most 6 passes over as many.
+            at most 6 passes over as many, for each mask, labels or weights that tell apart.
 
     Raises:
         UnsupportedError: It is no such mean, or that cannot be seen.
@@ -67,9 +69,11 @@ def require_mean(
 
 def _compared(kind: str, evaluate: Evaluate, buffers: Tensors, batch: tuple[Any, int, int]) -> bool:
     """Return whether the loss is deterministic and was found to be a mean."""
-    tree, count, size = batch
-    number = min(count, max(2, min(size, _LOOKED_AT)))
-    rows = torch.linspace(0, count - 1, number).round().long()
+    return all(_is_mean(kind, evaluate, buffers, batch[0], rows) for rows in _selections(*batch))
+
+
+def _is_mean(kind: str, evaluate: Evaluate, buffers: Tensors, tree: Any, rows: Tensor) -> bool:
+    number = len(rows)
     some = examples(tree, 0, rows)
     whole, after = evaluate(some, 0)
     moved = [name for name, buffer in buffers.items() if not torch.equal(buffer, after[name])]
@@ -90,7 +94,21 @@ def _compared(kind: str, evaluate: Evaluate, buffers: Tensors, batch: tuple[Any,
             f"{kind} is no mean over the examples of a batch, as micro_batch needs: of {number} "
             f"examples it is {float(whole):.6g}, but the mean of two parts of these, of {first} "
             f"and {number - first} examples, is {float(mean):.6g}. Let it return the mean over "
-            "the leading dimension, each example with the same weight and by itself, or leave "
-            "micro_batch out."
+            "the leading dimension, each example with the same weight and by itself (a mask times "
+            "the loss, and their number as a 0-d tensor of the batch), or leave micro_batch out."
         )
     return True
+
+
+def _selections(tree: Any, count: int, size: int) -> Iterator[Tensor]:
+    """Yield numbers of examples to look at; by each mark that tells them apart, lowest first."""
+    number = min(count, max(2, min(size, _LOOKED_AT)))
+    rows = torch.linspace(0, count - 1, number).round().long()
+    marks = [mark.cpu() for mark in example_marks(tree, 0)]
+    marks = [mark for mark in marks if not bool((mark == mark[0]).all())]
+    for mark in marks:
+        ends = torch.stack([mark.argmin(), mark.argmax()]).tolist()
+        chosen = torch.tensor(list(dict.fromkeys([*ends, *rows.tolist()]))[:number])
+        yield chosen[mark[chosen].argsort(stable=True)]
+    if not marks:
+        yield rows

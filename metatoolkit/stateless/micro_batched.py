@@ -9,13 +9,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metatoolkit.errors import UnsupportedError
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import Tensors
+from metatoolkit.stateless.example_marks import SeenMarks, example_marks
 from metatoolkit.stateless.example_means import require_mean
 from metatoolkit.stateless.micro_batches import Pieces, checked_sizes, count_examples, examples
 from metatoolkit.stateless.modes import in_modes, modes_of
 
 Once = Callable[[Tensors, Tensors, Tensors, Any, int], tuple[Tensor, Tensors]]
+
+
+class UnseenTasksError(UnsupportedError):
+    """Tasks side by side need a look at each by itself first."""
 
 
 class MicroBatched:
@@ -39,7 +45,7 @@ class MicroBatched:
         self._roots = roots
         self._checks = True
         # Losses that were seen to be means over examples, by name, identity and modes.
-        self._means: dict[Any, Any] = {}
+        self._means: dict[Any, tuple[Any, SeenMarks]] = {}
 
     def unchecked(self) -> MicroBatched:
         """Return one that does not look at losses, which others have looked at."""
@@ -66,7 +72,8 @@ class MicroBatched:
 
         Raises:
             DataError: The batch cannot be cut into pieces.
-            UnsupportedError: The loss is no mean over examples.
+            UnsupportedError: The loss is no mean over examples, or that is unknown of tasks side by
+                side whose masks are unlike those that ran by themselves.
         """
         parameters, meta, buffers, batch, key = point
         kind, function = loss
@@ -75,17 +82,25 @@ class MicroBatched:
             return once(*point)
         modes = modes_of(self._roots)
         known = (kind, id(function), tuple(training for _, training in modes))
-        # Of tasks side by side, two have run by themselves before.
-        if self._checks and dim == 0 and known not in self._means:
-            require_mean(
-                kind,
-                self._roots,
-                lambda some, key: once(parameters, meta, buffers, some, key),
-                buffers,
-                (batch, count, size),
-            )
+        if self._checks:
             # The loss is kept, so that no other one gets its identity.
-            self._means[known] = function
+            _, seen = self._means.setdefault(known, (function, SeenMarks()))
+            marks = example_marks(batch, dim)
+            if not seen.has(marks):
+                if dim:
+                    raise UnseenTasksError(
+                        f"micro_batch takes {kind} on pieces of tasks side by side, some of which "
+                        "have other masks, labels or weights than those that were looked at one "
+                        "by one. Use batching='loop' or 'auto'."
+                    )
+                require_mean(
+                    kind,
+                    self._roots,
+                    lambda some, key: once(parameters, meta, buffers, some, key),
+                    buffers,
+                    (batch, count, size),
+                )
+                seen.add(marks)
         edges = [*range(0, count, size), count]
 
         def evaluate(number: int, tensors: Sequence[Tensor]) -> Tensor:

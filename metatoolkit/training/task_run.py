@@ -19,6 +19,7 @@ from metatoolkit.inner.traits import is_coordinatewise
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState
+from metatoolkit.stateless.micro_batched import UnseenTasksError
 from metatoolkit.training.stacked_tasks import StackedTasks
 from metatoolkit.training.task_batches import TaskBatch
 from metatoolkit.training.task_rules import Observed, TaskRules
@@ -129,7 +130,7 @@ class TaskRun:
             # One by one the task is named that is to blame.
             reason = f"it failed side by side: {brief(error)}"
             result = self.one_by_one(keep_states, {"reason": reason})
-            if falls_back:
+            if falls_back or isinstance(error, UnseenTasksError):
                 return result
             raise
         told = {**found.details, "batching": "vmap", **details}
