@@ -32,7 +32,7 @@ def anil(
         valid_loss: Outer loss.
         lr: Inner learning rate.
         steps: Number of inner steps T.
-        head: Name patterns of the head's parameters; ``None`` for the last layer.
+        head: Name patterns of the head's parameters; ``None`` for the layer registered last.
 
     Example:
         >>> loss = lambda model, meta, batch: (model(batch[0]) - batch[1]).square().mean()
@@ -63,7 +63,7 @@ def boil(
         valid_loss: Outer loss.
         lr: Inner learning rate.
         steps: Number of inner steps T.
-        head: Name patterns of the head's parameters; ``None`` for the last layer.
+        head: Name patterns of the head's parameters; ``None`` for the layer registered last.
 
     Example:
         >>> loss = lambda model, meta, batch: (model(batch[0]) - batch[1]).square().mean()

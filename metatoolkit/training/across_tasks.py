@@ -21,6 +21,8 @@ from metatoolkit.training.task_batching import Mode, TaskBatching
 from metatoolkit.training.task_rules import TaskRules, refuse_rules_of_tasks
 from metatoolkit.training.task_run import Known, TaskRun
 
+_ALL_UNLIKE = "no two tasks are alike; pad_tasks makes those so that differ in their examples alone"
+
 
 class AcrossTasks:
     """Calls an estimator on batches of tasks.
@@ -88,17 +90,17 @@ class AcrossTasks:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the choice that was measured: a resumed training goes on with the same numbers."""
-        return {"choice": self.known.choice}
+        """Return the choices that were measured: a resumed training has the same numbers."""
+        return {"choices": dict(self.known.choices)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on with a choice.
+        """Go on with choices.
 
         Args:
             saved: What :meth:`state_dict` returned.
         """
-        choice = saved["choice"]
-        self.known.choice = None if choice is None else (choice[0], choice[1])
+        choices = saved.get("choices", {})
+        self.known.choices = {scale: (way, why) for scale, (way, why) in choices.items()}
 
     def __call__(
         self, tasks: Any, start: InnerState, number: int = 0, keep_states: bool = False
@@ -140,8 +142,8 @@ class AcrossTasks:
         mode = self.batching.mode
         if mode == "loop":
             return run.one_by_one(keep_states, {})
-        if mode == "auto" and not run.alike:
-            return run.one_by_one(keep_states, {"reason": "no two tasks are alike"})
+        if not run.alike:
+            return run.one_by_one(keep_states, {"reason": _ALL_UNLIKE})
         obstacle = run.obstacle()
         if mode == "vmap":
             if obstacle is not None:
@@ -149,9 +151,10 @@ class AcrossTasks:
             return run.side_by_side(keep_states, {})
         if obstacle is not None:
             return run.one_by_one(keep_states, {"reason": obstacle})
-        if self.known.choice is None:
-            self.known.choice = run.faster()
-        choice, reason = self.known.choice
+        # Which way is faster depends on how many tasks there are, and on how large they are.
+        if run.scale not in self.known.choices:
+            self.known.choices[run.scale] = run.faster()
+        choice, reason = self.known.choices[run.scale]
         if choice == "loop":
             return run.one_by_one(keep_states, {"reason": reason})
         return run.side_by_side(keep_states, {"reason": reason}, falls_back=True)

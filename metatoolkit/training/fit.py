@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError
+from metatoolkit.errors import CheckpointError, ConfigurationError, NonFiniteError, RankError
 from metatoolkit.training.checks import check_losses, check_watched
 from metatoolkit.training.interruption import DeferredSignals
 from metatoolkit.training.running_signal import SIGNAL_TO_NOISE
@@ -54,6 +54,7 @@ class Fit:
         self.plan = plan
         self.last = {name: value for name, value, _ in trainer.history}
         self._begun = trainer.steps_done
+        self._writes = trainer.tasks is None or trainer.tasks.leads
 
     def run(self) -> dict[str, float]:
         """Train, and load the result into the model; an interruption loads what was reached.
@@ -111,7 +112,7 @@ class Fit:
                     self._tell(self._note_losses())
                 if trainer.watch is not None and entries and (evaluated or plan.evaluate is None):
                     check_watched(trainer.watch.settings.metric, self.last)
-                if plan.checkpoint is not None and self._due(plan.checkpoint_every):
+                if plan.checkpoint and self._writes and self._due(plan.checkpoint_every):
                     trainer.save_checkpoint(plan.checkpoint)
 
     def _step(self) -> list[Entry]:
@@ -176,6 +177,9 @@ class Fit:
             error.add_note(f"the model could not take over the state that was reached: {failure}")
         begun = trainer.steps_done == self._begun
         if path is None or begun or isinstance(error, NonFiniteError | CheckpointError):
+            return
+        # The process that writes checkpoints may be the one that is gone.
+        if not self._writes and not isinstance(error, RankError):
             return
         try:
             trainer.save_checkpoint(path)

@@ -122,13 +122,20 @@ class StackedTasks(BilevelProblem):
             own = tree_map(lambda _: next(remaining), batch)
             return self._passes.run(loss, kind, tensors, buffers, own, int(key))
 
-        if self._draws.get(kind, True):
+        given = parameters, buffers, tensors_of(batch)
+        drawn = self._draws.get(kind, True)
+        if not drawn:
+            try:
+                values, after = torch.vmap(of_task)(*given)
+            except RuntimeError as error:
+                # A loss may begin to draw, as where dropout gets another probability.
+                if "called random operation" not in str(error):
+                    raise
+                drawn = True
+        if drawn:
             with SideBySide(key.each()) as mode:
-                mapped = torch.vmap(of_task, randomness="different")
-                values, after = mapped(parameters, buffers, tensors_of(batch))
+                values, after = torch.vmap(of_task, randomness="different")(*given)
             self._draws[kind] = mode.drawn or self._draws.get(kind, False)
-        else:
-            values, after = torch.vmap(of_task)(parameters, buffers, tensors_of(batch))
         if (why := self.needs_own_pass()) is not None:
             raise UnsupportedError(f"{why}, so that tasks need passes of their own.")
         if kind != "valid_loss":

@@ -118,6 +118,12 @@ def _by_step(pair: tuple[Any, Any], horizon: int) -> tuple[list[Any], Any]:
     support, query = pair
     if not isinstance(support, list):
         return [support] * horizon, query
+    if isinstance(query, list) and len(query) == len(support) == horizon:
+        raise DataError(
+            f"support and query are lists of {horizon} alike: parts of one batch, or, as a list of "
+            "support is read, a batch for each inner step. Give tuple(support) and tuple(query) "
+            "where they are parts, and a tuple for the query in any case."
+        )
     if len(support) != horizon:
         raise DataError(
             f"support is a list of {len(support)}, but the estimator takes {horizon} inner steps: "

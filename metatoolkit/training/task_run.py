@@ -21,7 +21,7 @@ from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState
 from metatoolkit.stateless.micro_batched import UnseenTasksError
 from metatoolkit.training.stacked_tasks import StackedTasks
-from metatoolkit.training.task_batches import TaskBatch
+from metatoolkit.training.task_batches import TaskBatch, tensors_of
 from metatoolkit.training.task_rules import Observed, TaskRules
 from metatoolkit.training.task_sum import TaskSum, total_cost
 
@@ -36,12 +36,12 @@ class Known:
     Attributes:
         draws: Whether each loss draws random numbers, by kind of tasks and name of the loss.
         obstacles: What stands against running tasks side by side, or ``None``, by their kind.
-        choice: The faster way, once it was measured, and why.
+        choices: The faster way, once it was measured, and why, by the scale of a batch.
     """
 
     draws: dict[Any, dict[str, bool]] = dataclasses.field(default_factory=dict)
     obstacles: dict[Any, str | None] = dataclasses.field(default_factory=dict)
-    choice: tuple[str, str] | None = None
+    choices: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
 class TaskRun:
@@ -167,6 +167,12 @@ class TaskRun:
     def alike(self) -> bool:
         """Whether there are tasks to run side by side."""
         return not all(map(self._is_single, self._kinds.values()))
+
+    @property
+    def scale(self) -> str:
+        """The number of tasks and the size of one, each to a factor of two."""
+        entries = sum(tensor.numel() for tensor in tensors_of(self._batch.task(self._share[0])))
+        return f"2^{len(self._share).bit_length()} tasks of 2^{entries.bit_length()}"
 
     def _add_stacked(
         self, results: TaskSum, tasks: Sequence[int], draws: dict[str, bool], keep_states: bool

@@ -277,7 +277,7 @@ class MetaTrainer:
             log_every=log_every,
             evaluate=evaluate,
             evaluate_every=evaluate_every,
-            checkpoint=path if leads else None,
+            checkpoint=path,
             checkpoint_every=checkpoint_every,
             progress=progress and leads,
             description=description,

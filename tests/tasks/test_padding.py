@@ -46,6 +46,28 @@ def test_masks_give_the_numbers_of_the_tasks_as_they_are(batching, estimator):
     assert torch.allclose(*losses, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("batching", ["loop", "vmap", mt.TaskBatching("vmap", 2)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("anil", {}),
+        ("meta_sgd", {}),
+        ("meta_sgd", {"per": "layer", "per_step": True}),
+        ("reptile", {}),
+    ],
+)
+def test_masks_give_the_numbers_of_the_tasks_to_algorithms(name, options, batching):
+    def found(loss, tasks, way):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+        made = mt.algorithms.build(name, model, loss, loss, lr=0.1, steps=3, **options)
+        return mt.over_tasks(made.problem, made.inner, made.estimator, tasks, way).gradient
+
+    expected = found(cross_entropy, TASKS, "loop")
+    for key, gradient in found(masked_cross_entropy, pad_tasks(TASKS), batching).items():
+        assert torch.allclose(gradient, expected[key], rtol=0, atol=1e-12)
+
+
 def test_the_padding_is_marked():
     (inputs, labels, mask), (_, _, query_mask) = pad_tasks(TASKS)
     assert inputs.shape == (3, 6, 4) and labels.shape == mask.shape == (3, 6)

@@ -78,7 +78,7 @@ def train(folder, options, rank=0, sharded=False):
         steps=int(options.get("steps", 4)),
         log=lambda *entry: reported.append(entry),
         checkpoint=folder / "training.pt",
-        checkpoint_every=1,
+        checkpoint_every=int(options.get("every", 1)),
         resume=True,
         progress=False,
     )

@@ -79,10 +79,15 @@ def test_fewer_tasks_than_processes(processes, tmp_path, others):
     assert_alone_is_the_same(tmp_path, options, 3)
 
 
-def test_a_process_that_dies_ends_the_run_which_resumes_on_another_number(processes, tmp_path):
-    codes, told = started(processes, tmp_path, 2, "dies=1")
-    assert codes[1] == 3 and codes[0] not in (0, 3)
-    assert "RankError: a process of the run is gone" in told[0] and "resume from it" in told[0]
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_process_that_dies_ends_the_run_which_resumes_on_another_number(
+    processes, tmp_path, dead
+):
+    codes, told = started(processes, tmp_path, 2, f"dies={dead}", "every=0")
+    other = 1 - dead
+    assert codes[dead] == 3 and codes[other] not in (0, 3)
+    assert "RankError: a process of the run is gone" in told[other]
+    assert "resume from it" in told[other]
     # Two of four steps are in the checkpoint.
     codes, told = started(processes, tmp_path, 3)
     assert codes == [0, 0, 0], told

@@ -30,6 +30,8 @@ def test_a_support_that_is_a_list_has_one_batch_for_each_step():
     assert [support.tolist() for support in supports] == [[3.0, 4.0, 5.0], [4.0, 5.0, 6.0, 7.0]]
     with pytest.raises(DataError, match=r"support is a list of 2, but .* 3 inner steps.*tuple"):
         TaskBatch((steps, torch.zeros(2, 1)), 3)
+    with pytest.raises(DataError, match=r"lists of 2 alike: parts of one batch, or.*tuple\(supp"):
+        TaskBatch((steps, [torch.zeros(2, 1), torch.zeros(2, 1)]), 2)
     with pytest.raises(DataError, match=r"support is a list of 1"):
         TaskBatch([([torch.zeros(1)], None)], 2)
 

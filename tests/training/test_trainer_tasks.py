@@ -128,7 +128,7 @@ def test_side_by_side_it_is_resumed_bitwise_with_the_way_that_was_chosen(
     resumed = regression(nn.Dropout(0.3))
     trainer = trainer_of(resumed, tasks=tasks)
     fit(trainer, 4, checkpoint=path, resume=True)
-    assert trainer.tasks.known.choice == first.tasks.known.choice
+    assert trainer.tasks.known.choices == first.tasks.known.choices
     assert same(tensors_of(resumed), tensors_of(whole))
 
 
