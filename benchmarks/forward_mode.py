@@ -114,17 +114,22 @@ BENCHMARKS = [
         "checked; and with a product of its own for each number (`chunk=1`), as what cannot be "
         f"batched needs it. Batches of {BATCH}, float32; perceptrons 64-h-10.",
         cases={
-            f"h = {hidden}": Case(
-                partial(digits, 300, hidden),
+            label: Case(
+                partial(digits, steps, hidden),
                 {
                     "by hand": TANGENTS,
-                    "ForwardMode": ours(ForwardMode(300)),
-                    "ForwardMode, one by one": ours(ForwardMode(300, chunk=1)),
+                    "ForwardMode": ours(ForwardMode(steps)),
+                    "ForwardMode, one by one": ours(ForwardMode(steps, chunk=1)),
                 },
                 rounds=5,
-                quick=hidden < 100,
+                quick=steps < 300,
             )
-            for hidden in (16, 100, 400)
+            for label, steps, hidden in (
+                ("h = 16, 30 steps", 30, 16),
+                ("h = 16", 300, 16),
+                ("h = 100", 300, 100),
+                ("h = 400", 300, 400),
+            )
         },
     ),
     Benchmark(
@@ -154,7 +159,7 @@ BENCHMARKS = [
                 },
                 rounds=1 if steps > 100 else 5,
                 size=steps,
-                quick=steps < 1000,
+                quick=steps < 100,
                 counted=steps <= 1000,
             )
             for steps in (10, 100, 1000, 10_000)

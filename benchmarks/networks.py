@@ -231,7 +231,7 @@ BENCHMARKS = [
         after="One step of the perceptron takes as long as what is checked of a call: of batches, "
         "losses and results. Over many steps that is nothing. Parameters of networks so small are "
         "moved by operations on lists, whose graphs hold each tensor: faster, for half a MiB more. "
-        "Above 8,192 parameters they are moved one by one. The language model's first and last "
+        "Above 4,096 parameters they are moved one by one. The language model's first and last "
         "layers share their weights. TorchOpt's steps move them apart, which is its error there; "
         "where they are two, it has none.",
     ),

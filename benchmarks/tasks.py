@@ -111,7 +111,8 @@ BENCHMARKS = [
         "support of all tasks at once.",
         cases={
             "100 sinusoids, perceptron 1-40-40-1": Case(partial(sinusoids, 100), WAYS, quick=False),
-            "16 tasks of images, 4 convolutions": Case(partial(images, 16), WAYS),
+            "10 sinusoids, perceptron 1-40-40-1": Case(partial(sinusoids, 10), WAYS),
+            "16 tasks of images, 4 convolutions": Case(partial(images, 16), WAYS, quick=False),
         },
         after="`Unrolled(T)` holds the graphs of all steps where they fit its memory budget, as "
         'they do here and as the gradient by hand does. "One graph" is `Unrolled(T, '

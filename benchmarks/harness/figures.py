@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.declared import Benchmark
 from metatoolkit.diagnostics.comparison_display import draw as draw_errors
-from metatoolkit.experiments.figures import plain_log_ticks
+from metatoolkit.diagnostics.log_ticks import plain_log_ticks
 from metatoolkit.records.comparison import literal
 
 if TYPE_CHECKING:

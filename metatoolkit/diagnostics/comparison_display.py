@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from metatoolkit.diagnostics.log_ticks import plain_log_ticks
 from metatoolkit.errors import optional_import
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ Rows = Mapping[str, Mapping[str, Any]]
 _MARKERS = "osD^vPX"
 """As many as have no divisor in common with the ten colors, so that pairs differ for long."""
 _ROUNDING = 1e-16
+_LONG = 200.0
+"""Ratio of the ends of an axis from which on powers of ten alone are marked."""
 
 
 def draw(rows: Rows) -> Figure:
@@ -70,6 +73,7 @@ def draw(rows: Rows) -> Figure:
             axis.set_yscale("log")
         if any(float(row[column]) > 0 for row in shown.values()):
             axis.set_xscale("log")
+            plain_log_ticks(axis.xaxis, _LONG)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("relative error of a call")

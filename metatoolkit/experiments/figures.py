@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metatoolkit.diagnostics.log_ticks import plain_log_ticks
 from metatoolkit.errors import optional_import
 from metatoolkit.experiments.claims import paired_difference
 from metatoolkit.records.comparison import literal
@@ -15,7 +16,6 @@ from metatoolkit.records.table import half_width
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 
 def draw_curves(history: Iterable[tuple[str, float, int]], path: Path) -> Path:
@@ -93,22 +93,6 @@ def spans_decades(values: Iterable[float]) -> bool:
     """
     finite = [value for value in values if math.isfinite(value)]
     return bool(finite) and 0 < 100 * min(finite) < max(finite)
-
-
-def plain_log_ticks(axis: Axis, span: float = math.inf) -> None:
-    """Write the numbers of a logarithmic axis without exponents, so that few do not overlap.
-
-    Args:
-        axis: One axis of a panel, such as its ``xaxis``, once its limits are known.
-        span: Ratio of its ends from which on powers of ten alone are marked, and not 2 and 5 times
-            these, without which a short span has too few to be read by.
-    """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < span * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def mark_margin(axis: Axes, margin: float) -> None:

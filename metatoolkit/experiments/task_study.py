@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metatoolkit.experiments.figures import draw_rows, plain_log_ticks, spans_decades
+from metatoolkit.diagnostics.log_ticks import plain_log_ticks
+from metatoolkit.experiments.figures import draw_rows, spans_decades
 from metatoolkit.experiments.studies import Column, Row
 from metatoolkit.records.comparison import literal
 
