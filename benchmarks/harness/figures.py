@@ -66,13 +66,16 @@ def _curves(benchmark: Benchmark, frame: pandas.DataFrame) -> Any:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     memory, time = figure.subplots(1, 2)
+    # What tensors hold, and what resident memory grows by, make no curve together.
+    counted = [label for label in frame["case"].unique() if benchmark.cases[label].counted]
     for place, (name, part) in enumerate(frame.groupby("contender", sort=False)):
         style = {"color": f"C{place % 10}", "marker": MARKERS[place % len(MARKERS)]}
         style |= {"label": literal(str(name)), "markersize": 5}
         scale = 1e3 / (part["size"] if benchmark.per_size else 1.0)
         ends = [part["time"] - part["time_low"], part["time_high"] - part["time"]]
         half = [scale * one for one in ends]
-        memory.plot(part["size"], part["memory"], **style)
+        held = part[part["case"].isin(counted)] if counted else part
+        memory.plot(held["size"], held["memory"], **style)
         time.errorbar(part["size"], scale * part["time"], yerr=half, capsize=3, **style)
     memory.set(xscale="log", yscale="log", xlabel=benchmark.axis, ylabel="memory (MiB)")
     each = "time per step (ms)" if benchmark.per_size else "time (ms)"

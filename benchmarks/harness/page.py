@@ -47,8 +47,11 @@ def write(benchmark: Benchmark, runs: Mapping[str, Run], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     frame = frame_of(benchmark, runs)
     rounds = sorted({run.config["rounds"] for run in runs.values()})
-    counted = any(benchmark.cases[label].counted for label in runs)
-    how = HOW.format(rounds=" or ".join(map(str, rounds)), memory=TENSORS if counted else RESIDENT)
+    uncounted = [label for label in runs if not benchmark.cases[label].counted]
+    memory = RESIDENT if len(uncounted) == len(runs) else TENSORS
+    if uncounted and memory is TENSORS:
+        memory += f" That of {', '.join(uncounted)} is what resident memory grows by in a call."
+    how = HOW.format(rounds=" or ".join(map(str, rounds)), memory=memory)
     parts = [f"# {benchmark.title}", "", _wrapped(benchmark.about), "", _wrapped(how), ""]
     figures = draw(benchmark, frame, folder)
     if benchmark.told:

@@ -198,7 +198,8 @@ def test_curves_over_sizes(tmp_path, drawn):
     one = benchmark("curves", per_size=True)
     assert draw(one, frame_of(one, found), tmp_path) == {"T = 3": [tmp_path / "tiny.png"]}
     memory, time = drawn.axes("tiny.png", tmp_path)
-    assert lines(memory) == {"Unrolled": ([3, 1], [1.0, 2.0])}
+    # What resident memory grows by is no point of what tensors hold.
+    assert lines(memory) == {"Unrolled": ([3], [1.0])}
     assert list(time.lines[0].get_ydata()) == pytest.approx([100.0, 300.0])
     assert [label.get_text() for label in memory.get_xticklabels()] == ["1", "3"]
     assert (time.get_ylabel(), time.get_yscale()) == ("time per step (ms)", "log")
