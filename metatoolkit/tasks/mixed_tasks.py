@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.randomness import Stream, fold_in
-from metatoolkit.tasks.task_source import Task, TaskSource
+from metatoolkit.tasks.padding import pad_tasks
+from metatoolkit.tasks.task_source import Task, TaskSource, check_integers
 
 
 class MixedTasks(TaskSource):
@@ -19,7 +20,8 @@ class MixedTasks(TaskSource):
 
     Task n is task n of the source that is drawn for it, under a seed that follows from that of the
     mixture and the place of the source in it. Tasks must be alike in shapes and types, whichever
-    source they are from. The sources stay where they are, and may serve other mixtures, too.
+    source they are from, unless they are padded, which lets their shots and queries differ. The
+    sources stay where they are, and may serve other mixtures, too.
 
     Args:
         sources: Sources by name, or one after the other.
@@ -27,6 +29,8 @@ class MixedTasks(TaskSource):
         weights: How often each source is drawn, as a share of the sum, in the order of the
             sources; ``None`` draws them equally often.
         seed: Seed of the draws and of the sources.
+        padded: Whether the examples of a batch are filled up to the most that one of its tasks has,
+            with a mask as the last tensor of support and query, as by :func:`pad_tasks`.
 
     Raises:
         ConfigurationError: There is no source, one of them is no :class:`TaskSource` or is there
@@ -46,7 +50,7 @@ class MixedTasks(TaskSource):
         (torch.Size([4, 5, 1]), ['waves', 'waves', 'waves', 'lines'])
     """
 
-    kept = ("tasks", "weights")
+    kept = ("tasks", "weights", "padded")
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class MixedTasks(TaskSource):
         tasks: int,
         weights: Iterable[float] | None = None,
         seed: int = 0,
+        padded: bool = False,
     ) -> None:
         given = dict(sources) if isinstance(sources, Mapping) else dict(enumerate(sources))
         self.names = [str(name) for name in given]
@@ -75,7 +80,16 @@ class MixedTasks(TaskSource):
                 f"weights are {self.weights}; {len(given)} positive numbers are needed, one for "
                 "each source."
             )
+        self.padded = padded
         super().__init__(tasks, seed)
+
+    @override
+    def batch(self, first: int, count: int) -> Task:
+        """Return any tasks as one batch; see :meth:`TaskSource.batch`."""
+        if not self.padded:
+            return super().batch(first, count)
+        check_integers(1, count=count)
+        return pad_tasks([self.task(first + number) for number in range(count)])
 
     def source_of(self, number: int) -> str:
         """Return the name of the source of a task.

@@ -82,7 +82,8 @@ class TaskSource(ResumableBatches[Task]):
                 raise ShapeError(
                     f"{self._told(first + number)} has tensors of shapes {mine}, and "
                     f"{self._told(first)} {other}; the tasks of a batch must be alike: resize, cut "
-                    "or convert what they hold, or give them as a list."
+                    "or convert what they hold, pad them (MixedTasks(..., padded=True), "
+                    "pad_tasks), or give them as a list."
                 )
         support, query = zip(*tasks, strict=True)
         return _stacked(support), _stacked(query)

@@ -35,7 +35,8 @@ class TaskBatch:
         count: Number of tasks, at least 1.
 
     Raises:
-        DataError: It has neither form, may as well be the other one, or holds no task.
+        DataError: It has neither form, may as well be the other one, or holds no task or one
+            without support.
         ShapeError: Leading dimensions differ.
     """
 
@@ -53,6 +54,8 @@ class TaskBatch:
             self._pairs = [_by_step(batch, horizon)]
         if self.count == 0:
             raise DataError("the batch holds no task; at least one is needed.")
+        for number, (supports, _) in enumerate(self._pairs):
+            _refuse_empty(supports, f"task {number}" if self.listed else "each task")
 
     def task(self, number: int) -> tuple[list[Any], Any]:
         """Return the support batches of a task, one per inner step, and its query batch.
@@ -112,6 +115,17 @@ def _refuse_list_of_support_and_query(tasks: list[tuple[Any, Any]]) -> None:
             "(support, query) for these; for two tasks whose batches are single tensors, stack "
             "them in a tuple (supports, queries)."
         )
+
+
+def _refuse_empty(supports: list[Any], whose: str) -> None:
+    """Raise where a support has no example: a mean over none is NaN, and its gradient zero."""
+    for support in supports[:1] if _is_common(supports) else supports:
+        tensors = tensors_of(support)
+        if tensors and not any(tensor.numel() for tensor in tensors):
+            raise DataError(
+                f"the support of {whose} holds no example; give each task at least one, or leave "
+                "the task out."
+            )
 
 
 def _by_step(pair: tuple[Any, Any], horizon: int) -> tuple[list[Any], Any]:

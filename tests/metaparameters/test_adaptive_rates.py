@@ -78,9 +78,10 @@ def test_three_tasks_by_hand(isotropic, power):
         assert torch.allclose(place, double(start), rtol=1e-12, atol=0)
 
 
-def test_rates_tell_coordinates_that_move_from_those_that_do_not():
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+def test_rates_tell_coordinates_that_move_from_those_that_do_not(seed):
     # 20 coordinates, of which tasks differ by 1 in ten and by 0.02 in ten; 10 noisy steps each.
-    generator, tasks, steps = torch.Generator().manual_seed(0), 200, 10
+    generator, tasks, steps = torch.Generator().manual_seed(seed), 200, 10
     spread = torch.tensor([1.0] * 10 + [0.02] * 10).double()
     optima = torch.randn(tasks, 20, generator=generator).double() * spread
     noise = 0.5 * torch.randn(tasks, steps, 20, generator=generator).double()

@@ -111,6 +111,20 @@ def test_tasks_that_are_not_alike_are_named_with_their_sources() -> None:
     assert mixed.next_task == 0
 
 
+def test_tasks_of_unequal_shots_are_padded() -> None:
+    sources = {"few": functions(2), "many": functions(5)}
+    mixed = MixedTasks(sources, tasks=8, padded=True, seed=3)
+    (inputs, targets, mask), (_, _, query_mask) = next(mixed)
+    assert inputs.shape == targets.shape == (8, 5, 1) and bool(query_mask.all())
+    shots = [2 if mixed.source_of(number) == "few" else 5 for number in range(8)]
+    assert mask.sum(1).tolist() == shots and set(shots) == {2, 5}
+    for number, count in enumerate(shots):
+        (alone, _), _ = mixed.task(number)
+        assert torch.equal(inputs[number, :count], alone)
+    # Masks are there where none is needed, too, so that losses always get them.
+    assert len(mixed.batch(0, 1)[0]) == 3
+
+
 def test_tasks_of_other_types_are_named_and_not_converted() -> None:
     inputs = torch.rand(8, 1, dtype=torch.float64)
     sizes = {"shots": 2, "queries": 2, "tasks": 1}

@@ -60,6 +60,8 @@ def test_tasks_of_a_list_may_differ_in_size():
     [
         ([], DataError, "holds no task"),
         ((torch.zeros(0, 3), torch.zeros(0, 2)), DataError, "holds no task"),
+        ((torch.zeros(2, 0, 3), torch.zeros(2, 1)), DataError, "support of each task holds no ex"),
+        ([(torch.zeros(1), None), (torch.zeros(0), None)], DataError, "support of task 1 holds no"),
         ((torch.zeros(2, 3), torch.zeros(3, 3)), ShapeError, r"\(2, 3\) and query.*\(3, 3\)"),
         ((torch.zeros(2), torch.tensor(1.0)), ShapeError, "query holds a 0-d tensor"),
         ((None, 3), DataError, "no tensor"),
