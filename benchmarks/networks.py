@@ -233,9 +233,10 @@ BENCHMARKS = [
         "moved by operations on lists, whose graphs hold each tensor: faster, for half a MiB more. "
         "Above 4,096 parameters they are moved one by one. The language model's first and last "
         "layers share their weights. TorchOpt's steps move them apart, which is its error there; "
-        "where they are two, it has none. At XLM-R's width the batch is two sentences of 32 words: what "
-        "`FiniteDifference` and `SAMA` do with each of 30 million parameters, the size of the step, "
-        "its radius and coordinates whose gradient is zero, takes longer there than their passes.",
+        "where they are two, it has none. At XLM-R's width the batch is two sentences of 32 words: "
+        "what `FiniteDifference` and `SAMA` do with each of 30 million parameters, the size of the "
+        "step, its radius and coordinates whose gradient is zero, takes longer there than their "
+        "passes.",
     ),
     Benchmark(
         name="widths",

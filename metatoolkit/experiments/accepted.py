@@ -142,7 +142,9 @@ def explained(
         )
     names = list(names_of(field.annotation, field.metadata))
     if names and isinstance(value, str):
-        return UnknownNameError(entry, value, names)
+        beside = get_args(field.annotation)
+        plain = [str(one) for one in (True, False, None) if type(one) in beside]
+        return UnknownNameError(entry, value, [*names, *plain])
     if found["type"] == "value_error" and not _says_more(field.metadata):
         return ConfigurationError(f"{entry} is {value!r}: {found['ctx']['error']}")
     words = words_of(field.annotation, field.metadata)

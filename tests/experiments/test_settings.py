@@ -28,6 +28,12 @@ def test_the_options_of_evograd_are_its_own():
     assert set(EvoGradSettings.model_fields) <= set(inspect.signature(EvoGrad).parameters)
 
 
+def test_values_beside_names_are_told_with_them():
+    config = _config(evograd={**TrainingSettings.defaults()["evograd"], "streamed": "vmp"})
+    with pytest.raises(UnknownNameError, match=r"'vmap'\? Accepted: False, None, True, vmap"):
+        TrainingSettings.settle(config)
+
+
 @pytest.mark.parametrize("method", META_METHODS)
 def test_a_named_estimator_takes_the_place_of_the_methods_own(method):
     chosen = {"name": "Unrolled", "steps": 2}
