@@ -6,7 +6,7 @@ from torch import nn
 
 import metatoolkit as mt
 from metatoolkit.errors import UnsupportedError
-from metatoolkit.hypergradients import FirstOrder
+from metatoolkit.hypergradients import FirstOrder, OneStep
 from metatoolkit.training.across_tasks import AcrossTasks
 from tests.stateless.test_micro_batched import EXAMPLES, SGD, batch, problem
 
@@ -45,6 +45,19 @@ def test_a_loss_that_leaves_examples_out_is_found_when_some_are_left_out(name, f
         SGD.step(given, state, meta, batch() | {key: whole})
     with pytest.raises(UnsupportedError, match="train_loss is no mean over the examples"):
         SGD.step(given, state, meta, batch() | {key: marks})
+
+
+def test_a_compiled_call_sees_a_mask_of_another_kind():
+    given = problem({"train_loss": 2}, train=masked)
+    estimator, state = OneStep(), SGD.init(given)
+    estimator.compile = "graph"
+    whole = batch() | {"mask": torch.ones(EXAMPLES, dtype=torch.bool)}
+    for _ in range(4):
+        estimator(given, SGD, state, [whole], batch())
+    assert len(estimator._compiler.programs) == 1
+    part = whole | {"mask": torch.arange(EXAMPLES) != 3}
+    with pytest.raises(UnsupportedError, match="train_loss is no mean over the examples"):
+        estimator(given, SGD, state, [part], batch())
 
 
 def test_a_mask_over_a_number_of_the_batch_is_a_mean():
