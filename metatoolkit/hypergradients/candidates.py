@@ -72,6 +72,17 @@ class Candidates:
         key = fold_in(self.key, self.state.step, Stream.CANDIDATES, self.seed, candidate)
         yield from stream_noise(parameters, self.noise, key)
 
+    def point(self, candidate: int) -> Tensors:
+        """Return the inner parameters θ_k of a candidate by name.
+
+        Args:
+            candidate: Number of the candidate.
+        """
+        parameters = dict(self.state.parameters)
+        for name, epsilon in self.perturbations(candidate):
+            parameters[name] = parameters[name] + self.sigma * epsilon
+        return parameters
+
     def loss_key(self, candidate: int) -> int:
         """Return the random key that a candidate is scored with.
 
@@ -92,9 +103,7 @@ class Candidates:
             meta: Meta-parameters by name.
             batch: Training batch.
         """
-        parameters = dict(self.state.parameters)
-        for name, epsilon in self.perturbations(candidate):
-            parameters[name] = parameters[name] + self.sigma * epsilon
+        parameters = self.point(candidate)
         rest = (meta, self.state.buffers, batch, self.loss_key(candidate))
         if self.held is None:
             return problem.evaluate_train(parameters, *rest)[0]

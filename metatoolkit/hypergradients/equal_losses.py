@@ -28,18 +28,12 @@ def require_equal(
 ) -> None:
     """Raise where losses that were evaluated twice differ by more than rounding.
 
-    With the rounding unit u of the lowest precision at work, values may differ by u^(2/3) of
-    their size and by 2 u: 4e-11 in float64, 2e-5 in float32, 4 % in bfloat16. Equal evaluations
-    are equal to the bit where kernels are deterministic, and else differ by some u; a drift of a
-    generator or of a moving average is larger, as a rule. One that is smaller passes.
-
     Args:
         problem: The bilevel problem.
         kind: ``"train_loss"`` or ``"valid_loss"``.
         first: Losses, scalars.
         again: The same losses, evaluated again.
-        evaluate: Evaluates one of them once more, to see what is at work; not called where all
-            are equal.
+        evaluate: Evaluates one of them once more; see :func:`differing`.
         other_kernels: Whether the two may have been computed by other attention kernels.
 
     Raises:
@@ -48,6 +42,32 @@ def require_equal(
     if is_traced():
         # What is compiled is a function of its inputs.
         return
+    worst = differing(first, again, evaluate, other_kernels)
+    if worst is not None:
+        one, other = (float(losses[worst].detach()) for losses in (first, again))
+        raise _error(problem, kind, one, other, evaluate)
+
+
+def differing(
+    first: Sequence[Tensor],
+    again: Sequence[Tensor],
+    evaluate: Callable[[], Any],
+    other_kernels: bool = False,
+) -> int | None:
+    """Return which of losses that were evaluated twice differs most, beyond rounding, if one does.
+
+    With the rounding unit u of the lowest precision at work, values may differ by u^(2/3) of
+    their size and by 2 u: 4e-11 in float64, 2e-5 in float32, 4 % in bfloat16. Equal evaluations
+    are equal to the bit where kernels are deterministic, and else differ by some u; a drift of a
+    generator or of a moving average is larger, as a rule. One that is smaller passes.
+
+    Args:
+        first: Losses, scalars.
+        again: The same losses, evaluated again.
+        evaluate: Evaluates one of them once more, to see what is at work; not called where all
+            are equal.
+        other_kernels: Whether the two may have been computed by other attention kernels.
+    """
     one = torch.stack([loss.detach().double() for loss in first])
     other = torch.stack([loss.detach().double() for loss in again])
     size = torch.maximum(one.abs(), other.abs())
@@ -67,10 +87,10 @@ def require_equal(
         if other_kernels and one.device.type == "cuda":
             seen.unit = max(seen.unit, _TF32)
         beyond = bool(differs(max(unit, seen.unit)).any())
-    if beyond:
-        ratio = torch.where(known, gaps / size, 0.0)
-        worst = int(torch.where(torch.isnan(ratio), torch.inf, ratio).argmax())
-        raise _error(problem, kind, float(one[worst]), float(other[worst]), evaluate)
+    if not beyond:
+        return None
+    ratio = torch.where(known, gaps / size, 0.0)
+    return int(torch.where(torch.isnan(ratio), torch.inf, ratio).argmax())
 
 
 def _error(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError, brief
+from metatoolkit.hypergradients.equal_losses import differing
 from metatoolkit.hypergradients.replay_check import is_due
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import SideBySide
@@ -54,11 +55,11 @@ def mapped_losses(
             del loss
     if (why := problem.needs_own_pass(["train_loss"])) is not None:
         raise _refusal(why)
-    perturbed = [dict(candidates.perturbations(k)) for k in range(candidates.number)]
+    each = [candidates.point(k) for k in range(candidates.number)]
+    own = set(candidates.names)
+    # One parameter after the other, whose copies go.
     points = {
-        name: torch.stack([parameter + candidates.sigma * p[name] for p in perturbed])
-        if name in perturbed[0]
-        else parameter
+        name: torch.stack([point.pop(name) for point in each]) if name in own else parameter
         for name, parameter in candidates.state.parameters.items()
     }
     # Each has buffers of its own, which its pass may move.
@@ -68,13 +69,14 @@ def mapped_losses(
     }
     keys = [candidates.loss_key(k) for k in range(candidates.number)]
 
+    # Keys of candidates that share no masks take the place of the first one below.
     def of_one(parameters: Tensors, buffers: Tensors) -> Tensor:
         return problem.evaluate_train(parameters, meta, buffers, batch, keys[0])[0]
 
     common = candidates.common_random_numbers
     mapped = torch.vmap(
         of_one,
-        in_dims=({name: 0 if name in perturbed[0] else None for name in points}, 0),
+        in_dims=({name: 0 if name in own else None for name in points}, 0),
         randomness="same" if common else "different",
     )
     try:
@@ -82,25 +84,16 @@ def mapped_losses(
             losses = list(mapped(points, buffers).unbind())
     except RuntimeError as error:
         raise _refusal(f"torch.vmap cannot run train_loss: {brief(error)}") from error
-    if alone:
-        _require_same(losses, alone)
-    return losses
-
-
-def _require_same(losses: list[Tensor], alone: list[Tensor]) -> None:
-    """Raise where losses differ from those of candidates one by one by more than rounding."""
-    one = torch.stack([loss.detach() for loss in losses])
-    other = torch.stack(alone)
-    # Two values that are not finite are told by what looks for those.
-    known = torch.isfinite(one) | torch.isfinite(other)
-    size = torch.where(torch.isfinite(other), other.abs(), 0.0).max()
-    gaps = torch.where(known, (one - other).abs().nan_to_num(torch.inf), 0.0)
-    if bool((gaps > torch.finfo(one.dtype).eps ** (2 / 3) * (1 + size)).any()):
-        worst = int(gaps.argmax())
+    if not alone:
+        return losses
+    worst = differing(losses, alone, lambda: candidates.train_loss(problem, 0, meta, batch))
+    if worst is not None:
+        among, itself = float(losses[worst].detach()), float(alone[worst])
         raise _refusal(
-            f"train_loss is {float(one[worst]):.6g} for candidate {worst} among the others and "
-            f"{float(other[worst]):.6g} by itself"
+            f"train_loss is {among:.6g} for candidate {worst} among the others and {itself:.6g} by "
+            "itself"
         )
+    return losses
 
 
 def _refusal(why: str) -> UnsupportedError:

@@ -11,6 +11,7 @@ import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, NonFiniteError, UnsupportedError
 from metatoolkit.hypergradients import EvoGrad
 from metatoolkit.testing.bank import ProblemInstance
+from tests.stateless.functions import Square
 
 CLASSES, EXAMPLES, FEATURES = 3, 10, 16
 
@@ -30,18 +31,6 @@ class Layer(nn.Module):
 
     def forward(self, inputs):
         return self.function(inputs)
-
-
-class Square(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, inputs):
-        ctx.save_for_backward(inputs)
-        return inputs.square()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (inputs,) = ctx.saved_tensors
-        return 2 * inputs * gradient
 
 
 class Gated(nn.GRU):
@@ -106,6 +95,23 @@ def test_masks_and_statistics_are_those_of_passes_one_by_one(common):
     after = dict(case.problem.model.named_buffers())
     assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_a_loss_that_computes_in_less_precision_inside_is_no_other_loss():
+    class Half(nn.Linear):
+        def forward(self, inputs):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().forward(inputs.float()).double()
+
+    case = instance(lambda: nn.Sequential(nn.Linear(FEATURES, 64), nn.Tanh(), Half(64, CLASSES)))
+    for module in case.problem.model:
+        if isinstance(module, Half):
+            module.float()
+    state = case.inner.init(case.problem)
+    estimator = evograd()
+    estimator.checks_rounding = False
+    arguments = case.problem, case.inner, state, case.train_batches, case.valid_batch
+    assert estimator(*arguments).gradient["weights"].norm() > 0
 
 
 def test_losses_are_compared_in_the_first_call_and_then_taken_by_one_pass():

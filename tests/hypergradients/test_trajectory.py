@@ -22,6 +22,7 @@ from metatoolkit.hypergradients.trajectory import (
 from metatoolkit.randomness import fold_in
 from metatoolkit.testing import bank
 from metatoolkit.testing.draws import recorded
+from tests.stateless.functions import Square
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -201,16 +202,6 @@ def test_graphs_that_go_on_from_one_another(name, learner):
 
 
 def test_a_graph_ends_where_a_backward_pass_needs_the_modules():
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.square()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return 2 * ctx.saved_tensors[0] * gradient
-
     def train_loss(model, meta, batch):
         return meta.value * Square.apply(model.value - batch)
 
