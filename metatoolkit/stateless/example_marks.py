@@ -21,8 +21,8 @@ def example_marks(batch: Any, dim: int) -> list[Tensor]:
         dim: Dimension of examples.
 
     Returns:
-        A tensor with the dimensions up to that of examples for each mark: the share that is true
-        of booleans, the share of integers below zero, and all else that is one number an example.
+        A tensor with the dimensions up to that of examples for each mark: how many booleans are
+        true, how many integers below zero, and all else that is one number an example.
     """
     masks: list[Tensor] = []
     numbers: list[Tensor] = []
@@ -32,12 +32,12 @@ def example_marks(batch: Any, dim: int) -> list[Tensor]:
             return tensor
         flat = tensor.flatten(dim + 1) if tensor.dim() > dim + 1 else tensor.unsqueeze(-1)
         if tensor.dtype == torch.bool:
-            masks.append(flat.double().mean(-1))
+            masks.append(flat.sum(-1))
             return tensor
-        if not tensor.is_floating_point() and not tensor.is_complex():
-            masks.append((flat < 0).double().mean(-1))
+        if not tensor.is_floating_point() and tensor.dtype.is_signed and not tensor.is_complex():
+            masks.append((flat < 0).sum(-1))
         if flat.shape[-1] == 1 and not tensor.is_complex():
-            numbers.append(flat.detach().squeeze(-1).double())
+            numbers.append(flat.detach().squeeze(-1))
         return tensor
 
     with torch.no_grad():

@@ -152,9 +152,10 @@ class AcrossTasks:
         if obstacle is not None:
             return run.one_by_one(keep_states, {"reason": obstacle})
         # Which way is faster depends on how many tasks there are, and on how large they are.
-        if run.scale not in self.known.choices:
-            self.known.choices[run.scale] = run.faster()
-        choice, reason = self.known.choices[run.scale]
+        scale = run.scale
+        if scale not in self.known.choices:
+            self.known.choices[scale] = run.faster()
+        choice, reason = self.known.choices[scale]
         if choice == "loop":
             return run.one_by_one(keep_states, {"reason": reason})
         return run.side_by_side(keep_states, {"reason": reason}, falls_back=True)

@@ -51,10 +51,12 @@ class Fit:
 
     def __init__(self, trainer: MetaTrainer, plan: Plan) -> None:
         self.trainer = trainer
-        self.plan = plan
+        leads = trainer.tasks is None or trainer.tasks.leads
+        # Of several processes one reports, and writes checkpoints.
+        self.plan = plan if leads else dataclasses.replace(plan, log=None, progress=False)
+        self._writes = leads
         self.last = {name: value for name, value, _ in trainer.history}
         self._begun = trainer.steps_done
-        self._writes = trainer.tasks is None or trainer.tasks.leads
 
     def run(self) -> dict[str, float]:
         """Train, and load the result into the model; an interruption loads what was reached.

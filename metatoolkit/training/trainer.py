@@ -269,17 +269,16 @@ class MetaTrainer:
         check_steps_left(steps, self.steps_done, resumes)
         if steps > 1 and self.tasks is None:
             warn_of_forgotten_start(self.problem, self.estimator, self.reset_every)
-        leads = self.tasks is None or self.tasks.leads
         plan = Plan(
             steps,
             anneal=anneal,
-            log=log if leads else None,
+            log=log,
             log_every=log_every,
             evaluate=evaluate,
             evaluate_every=evaluate_every,
             checkpoint=path,
             checkpoint_every=checkpoint_every,
-            progress=progress and leads,
+            progress=progress,
             description=description,
         )
         return Fit(self, plan).run()

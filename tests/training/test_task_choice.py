@@ -28,7 +28,7 @@ def test_the_faster_way_is_taken_and_measured_once(monkeypatch, faster):
     assert len(calls) == 4
     expected = mt.over_tasks(problem, SGD, Unrolled(2), batch, "loop")
     assert largest_difference(found.gradient, expected.gradient) < 1e-10
-    # Another estimator is measured by itself, and so are more tasks and larger ones.
+    # Another estimator is measured by itself.
     mt.over_tasks(problem, SGD, FirstOrder(2), batch)
     assert len(calls) == 8
 
