@@ -91,7 +91,7 @@ class AcrossTasks:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the choices that were measured: a resumed training has the same numbers."""
-        return {"choices": dict(self.known.choices)}
+        return {"choices": dict(self.known.choices), "fitting": dict(self.known.fitting)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on with choices.
@@ -99,8 +99,9 @@ class AcrossTasks:
         Args:
             saved: What :meth:`state_dict` returned.
         """
-        choices = saved.get("choices", {})
-        self.known.choices = {scale: (way, why) for scale, (way, why) in choices.items()}
+        for name in ("choices", "fitting"):
+            measured = saved.get(name, {})
+            setattr(self.known, name, {of: (found, why) for of, (found, why) in measured.items()})
 
     def __call__(
         self, tasks: Any, start: InnerState, number: int = 0, keep_states: bool = False
@@ -137,9 +138,9 @@ class AcrossTasks:
     def _run(
         self, batch: TaskBatch, start: InnerState, root: int, share: range, keep_states: bool
     ) -> Hypergradient:
-        chunk = self.batching.chunk
-        run = TaskRun(self._components, batch, start, root, self.known, chunk, share, self._rules)
-        mode = self.batching.mode
+        mode, chunk = self.batching.mode, self.batching.chunk
+        given = self._components, batch, start, root, self.known, chunk, share, self._rules
+        run = TaskRun(*given, chooses=mode == "auto")
         if mode == "loop":
             return run.one_by_one(keep_states, {})
         if not run.alike:
@@ -152,13 +153,17 @@ class AcrossTasks:
         if obstacle is not None:
             return run.one_by_one(keep_states, {"reason": obstacle})
         # Which way is faster depends on how many tasks there are, and on how large they are.
-        scale = run.scale
-        if scale not in self.known.choices:
-            self.known.choices[scale] = run.faster()
-        choice, reason = self.known.choices[scale]
+        choices, scale = self.known.choices, run.scale
+        if scale not in choices or choices[scale][0] == "vmap":
+            shortage = run.shortage()
+            if shortage is not None:
+                return run.one_by_one(keep_states, {"reason": shortage})
+        if scale not in choices:
+            choices[scale] = run.faster()
+        choice, reason = choices[scale]
         if choice == "loop":
             return run.one_by_one(keep_states, {"reason": reason})
-        return run.side_by_side(keep_states, {"reason": reason}, falls_back=True)
+        return run.side_by_side(keep_states, {"reason": reason})
 
 
 def across_tasks(

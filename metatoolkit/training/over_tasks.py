@@ -52,7 +52,8 @@ def over_tasks(
         The mean of gradients and outer losses, the initial state, and the cost of all calls (of
         residuals, the largest). Its details are ``"task_losses"``, the outer losses of shape
         (tasks,), ``"batching"``, how the tasks ran, ``"reason"``, why so where that was not asked
-        for, and with ``keep_states`` ``"states"``, a list. Cost: that of the estimator for each
+        for, ``"chunk"``, how many at a time where memory limits it, and with ``keep_states``
+        ``"states"``, a list. Cost: that of the estimator for each
         task; the first call on tasks of a kind takes more, see :class:`TaskBatching`.
 
     Raises:

@@ -22,7 +22,9 @@ class TaskBatching:
       an estimator that is ``separable``, an inner learner that moves each coordinate by itself,
       and losses that ``torch.vmap`` can run. Of a list, those of equal shapes run side by side.
     - ``"auto"``: whichever is faster, which is measured once, on the first batch that both can
-      run; the loop where ``"vmap"`` cannot, or runs out of memory.
+      run; the loop where ``"vmap"`` cannot. As many tasks run side by side as take half of the
+      available memory, which is measured before, on few tasks of each kind: the free memory of
+      the GPU, or what the machine and the control groups of the process leave.
 
     The first tasks of each kind (shapes, types, modes of the modules) are checked: two of them run
     one after the other, with all that an estimator checks, then side by side, and the results must
@@ -30,7 +32,8 @@ class TaskBatching:
 
     Args:
         mode: One of these.
-        chunk: Number of tasks that run side by side at a time; ``None`` for all.
+        chunk: Number of tasks that run side by side at a time, at most under ``"auto"``; ``None``
+            for all.
         sharded: Whether the processes of ``torch.distributed`` share the tasks of each batch. All
             draw the same batches, run a part of the tasks each, and move λ alike; see
             :func:`join_ranks`.

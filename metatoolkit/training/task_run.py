@@ -22,6 +22,7 @@ from metatoolkit.state import InnerState
 from metatoolkit.stateless.micro_batched import UnseenTasksError
 from metatoolkit.training.stacked_tasks import StackedTasks
 from metatoolkit.training.task_batches import TaskBatch, tensors_of
+from metatoolkit.training.task_memory import TaskMemory
 from metatoolkit.training.task_rules import Observed, TaskRules
 from metatoolkit.training.task_sum import TaskSum, total_cost
 
@@ -37,11 +38,13 @@ class Known:
         draws: Whether each loss draws random numbers, by kind of tasks and name of the loss.
         obstacles: What stands against running tasks side by side, or ``None``, by their kind.
         choices: The faster way, once it was measured, and why, by the scale of a batch.
+        fitting: How many tasks fit in memory side by side, once it was measured, and why, by kind.
     """
 
     draws: dict[Any, dict[str, bool]] = dataclasses.field(default_factory=dict)
     obstacles: dict[Any, str | None] = dataclasses.field(default_factory=dict)
     choices: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    fitting: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
 
 class TaskRun:
@@ -57,6 +60,8 @@ class TaskRun:
         share: Numbers of the tasks that run here, at least one; ``None`` for all.
         rules: Parts of λ with rules of their own, which the tasks are observed for; ``None`` for
             none.
+        chooses: Whether the way is to be chosen: no more tasks run side by side than fit in
+            memory, and what fails side by side runs one by one.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class TaskRun:
         chunk: int | None,
         share: range | None = None,
         rules: TaskRules | None = None,
+        chooses: bool = False,
     ) -> None:
         self._problem, self._inner, self._estimator = components
         self._batch, self._start, self._known = batch, start, known
@@ -76,6 +82,9 @@ class TaskRun:
         self._keys = [fold_in(root, Stream.TASK, task) for task in range(batch.count)]
         self._chunk = len(self._share) if chunk is None else chunk
         self._rules = rules
+        self._chooses = chooses
+        self._memory = TaskMemory(known.fitting, self._problem.devices())
+        self._at_once: dict[str, int] = {}
 
     def one_by_one(
         self, keep_states: bool, details: dict[str, Any], first: int | None = None
@@ -114,15 +123,12 @@ class TaskRun:
             error.add_note(f"in task {task} of the batch")
             raise
 
-    def side_by_side(
-        self, keep_states: bool, details: dict[str, Any], falls_back: bool = False
-    ) -> Hypergradient:
+    def side_by_side(self, keep_states: bool, details: dict[str, Any]) -> Hypergradient:
         """Return the mean over all tasks, some that are alike at a time.
 
         Args:
             keep_states: Whether the states that the tasks reached are returned.
             details: What else there is to tell.
-            falls_back: Whether a batch that runs one by one alone does so.
         """
         try:
             found = self._stacked(self._kinds, keep_states)
@@ -130,10 +136,12 @@ class TaskRun:
             # One by one the task is named that is to blame.
             reason = f"it failed side by side: {brief(error)}"
             result = self.one_by_one(keep_states, {"reason": reason})
-            if falls_back or isinstance(error, UnseenTasksError):
+            if self._chooses or isinstance(error, UnseenTasksError):
                 return result
             raise
         told = {**found.details, "batching": "vmap", **details}
+        if self._at_once:
+            told["chunk"] = min(self._at_once.values())
         return dataclasses.replace(found, details=told)
 
     def _stacked(self, kinds: Mapping[str, Sequence[int]], keep_states: bool) -> Hypergradient:
@@ -143,8 +151,9 @@ class TaskRun:
                 self._add_alone(results, tasks[0], keep_states)
                 continue
             draws = self._known.draws.setdefault(self._kind(layout), {})
-            for first in range(0, len(tasks), self._chunk):
-                chunk = tasks[first : first + self._chunk]
+            size = self._at_once.get(layout, self._chunk)
+            for first in range(0, len(tasks), size):
+                chunk = tasks[first : first + size]
                 self._add_stacked(results, chunk, draws, keep_states)
         return results.mean(self._start, {})
 
@@ -212,6 +221,8 @@ class TaskRun:
                 continue
             kind = self._kind(layout)
             if kind not in obstacles:
+                if self._chooses and (why := self._refuses_two(layout, tasks[0])) is not None:
+                    return why
                 obstacles[kind] = self._difference(layout, tasks[:_COMPARED])
             if obstacles[kind] is not None:
                 return obstacles[kind]
@@ -224,6 +235,41 @@ class TaskRun:
         # What an estimator computes may be set anew between calls.
         does = self._estimator.traits
         return layout, modes, id(problem.train_loss), id(problem.valid_loss), does
+
+    @uncompiled()
+    def _refuses_two(self, layout: str, task: int) -> str | None:
+        return self._memory.refuses_two(self._amount(layout), lambda: self._alone(task))
+
+    @uncompiled()
+    def shortage(self) -> str | None:
+        """Return why no two tasks fit in memory; else no more run side by side than do."""
+        for layout, tasks in self._kinds.items():
+            if self._is_single(tasks):
+                continue
+            draws = self._known.draws.setdefault(self._kind(layout), {})
+
+            def run(count: int, tasks: Any = tasks, draws: Any = draws) -> None:
+                self._add_stacked(TaskSum(), tasks[:count], draws, False)
+
+            most = min(len(tasks), self._chunk)
+            try:
+                at_once, why = self._memory.fitting(self._amount(layout), run, most)
+            except Exception as error:
+                at_once, why = self._known.fitting[self._amount(layout)] = 1, self._failure(error)
+            if at_once is not None and at_once < min(most, _COMPARED):
+                return why
+            if at_once is not None and at_once < most:
+                self._at_once[layout] = at_once
+        return None
+
+    def _failure(self, error: Exception) -> str:
+        """Return what failed side by side, or raise what fails one by one, too."""
+        self.one_by_one(False, {})
+        return f"it failed side by side: {brief(error)}"
+
+    def _amount(self, layout: str) -> str:
+        """Return what the memory of a task depends on, in words that a checkpoint can hold."""
+        return f"{layout}, {self._estimator.traits}"
 
     @uncompiled()
     def _difference(self, layout: str, tasks: Sequence[int]) -> str | None:
@@ -265,12 +311,15 @@ class TaskRun:
             )
         except Exception as error:
             # What fails one by one, too, tells nothing of the two ways.
-            self.one_by_one(False, {})
-            return "loop", f"it failed side by side: {brief(error)}"
+            return "loop", self._failure(error)
         # As often, so that a pause of the machine is not taken for the slower way.
         alone = (self._seconds(lambda: self.one_by_one(False, {}, few)) for _ in range(2))
         loop = min(alone) * count / few
         told = f"{count} tasks took {stacked:.3g} s side by side and about {loop:.3g} s one by one"
+        if self._at_once:
+            fewest = min(self._at_once, key=self._at_once.__getitem__)
+            why = self._known.fitting[self._amount(fewest)][1]
+            told += f"; side by side are {self._at_once[fewest]} at a time, since {why}"
         return ("vmap" if stacked < loop else "loop"), told
 
     def _seconds(self, call: Callable[[], object]) -> float:
