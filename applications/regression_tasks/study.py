@@ -6,7 +6,7 @@ import dataclasses
 import functools
 
 from metatoolkit.experiments.studies import Claim, Column, Row, Study
-from metatoolkit.experiments.task_study import COSTS, NOTE, ROWS, draw_scores
+from metatoolkit.experiments.task_study import COSTS, IN_DOUBLE, NOTE, ROWS, draw_scores
 
 _ERROR = Column("test error", "result.test_error", 1.0, 3)
 
@@ -15,7 +15,7 @@ COMPARISON = Study(
     title="5-shot regression of sinusoids, mean squared error on 1,000 test tasks",
     experiment="applications.regression_tasks.experiment",
     # At the rates of the others WarpGrad diverges; docs/few_shot.md.
-    rows={label: row for label, row in ROWS.items() if label != "WarpGrad"},
+    rows={**{label: row for label, row in ROWS.items() if label != "WarpGrad"}, **IN_DOUBLE},
     columns=(
         _ERROR,
         Column("± over tasks", "result.test_interval", 1.0, 3, spread=False),
@@ -26,6 +26,7 @@ COMPARISON = Study(
     claims=(
         Claim("MAML", "below", "scratch", _ERROR.header),
         Claim("MAML", "level", "MAML, learn2learn", _ERROR.header, margin=0.1),
+        Claim("MAML, float64", "level", "MAML, learn2learn, float64", _ERROR.header, margin=0.01),
         Claim("MAML", "below", "first-order MAML", _ERROR.header),
         Claim("MAML", "below", "Reptile", _ERROR.header),
         Claim("MAML", "below", "ANIL", _ERROR.header),

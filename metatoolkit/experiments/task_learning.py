@@ -26,7 +26,7 @@ from metatoolkit.experiments.run import Assembly, fit_recorded
 from metatoolkit.experiments.settings import RunSettings
 from metatoolkit.hypergradients import Estimator
 from metatoolkit.stateless.passes import Loss
-from metatoolkit.tasks import PrefetchedTasks, TaskSource
+from metatoolkit.tasks import ConvertedTasks, PrefetchedTasks, TaskSource
 from metatoolkit.training import MetaTrainer, TaskBatching, TaskScores, join_ranks
 from metatoolkit.training.ranks import started_processes
 
@@ -70,6 +70,9 @@ class TaskLearningSettings(RunSettings):
     shots: Count = entry(5, "Examples to adapt to; of each class where there are classes.")
     queries: Count = entry(10, "Examples that are asked of an adapted model, likewise.")
     tasks: Count = entry(16, "Tasks of a meta step.")
+    dtype: Literal["float32", "float64"] = entry(
+        "float32", "Floating-point type of parameters and tasks."
+    )
     batching: Literal["auto", "vmap", "loop"] = entry("auto", "How the tasks run.")
     workers: CountOrZero = entry(0, "Processes that make training tasks ahead; 0 for none.")
     inner_steps: Count = entry(5, "Inner steps of a task.")
@@ -123,10 +126,10 @@ def assemble_across_tasks(
         UnknownNameError: The algorithm has no such option.
         RankError: Other processes do not join.
     """
-    name, steps = config["algorithm"], config["inner_steps"]
+    name, steps, dtype = config["algorithm"], config["inner_steps"], dtype_of(config)
     own = build(
         "maml" if name == SCRATCH else name,
-        model,
+        model.to(dtype),
         loss,
         loss,
         lr=config["lr"],
@@ -149,7 +152,18 @@ def assemble_across_tasks(
         seed=config["seed"],
         tasks=TaskBatching(config["batching"], sharded=join_torchrun()),
     )
-    return Assembly(trainer, batches, refined=own.refined, anneal=own.anneal)
+    converted = ConvertedTasks(batches, dtype)
+    return Assembly(trainer, converted, refined=own.refined, anneal=own.anneal)
+
+
+def dtype_of(config: dict[str, Any]) -> torch.dtype:
+    """Return the floating-point type of parameters and tasks that a configuration names.
+
+    Args:
+        config: A configuration with the entries of :class:`TaskLearningSettings`.
+    """
+    dtype: torch.dtype = getattr(torch, config["dtype"])
+    return dtype
 
 
 def run_across_tasks(
@@ -186,7 +200,7 @@ def run_across_tasks(
     scores = TaskScores(trainer.problem, inner, steps, score, config["batching"])
 
     def scored(split: str, count: int, on_support: bool = False) -> Tensor:
-        source = held_out(split)
+        source = ConvertedTasks(held_out(split), dtype_of(config))
         parts = range(0, count, _AT_ONCE)
         batches = (source.batch(first, min(_AT_ONCE, count - first)) for first in parts)
         pairs = ((support, support if on_support else query) for support, query in batches)

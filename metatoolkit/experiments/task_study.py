@@ -27,6 +27,12 @@ ROWS = {
 }
 """Algorithms, without learning across tasks first."""
 
+IN_DOUBLE = {
+    f"{label}, float64": Row({**ROWS[label].updates, "dtype": "float64"})
+    for label in ("MAML", "MAML, learn2learn")
+}
+"""Where trainings by equal meta-gradients do not part by rounding."""
+
 MILLISECONDS = "ms/step"
 
 COSTS = (

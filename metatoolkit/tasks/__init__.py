@@ -3,6 +3,7 @@
 from metatoolkit.metaparameters.image_rotation import rotate
 from metatoolkit.tasks.batches import Batches, evaluation_batches
 from metatoolkit.tasks.classification import Classification, Split
+from metatoolkit.tasks.converted_tasks import ConvertedTasks
 from metatoolkit.tasks.datasets import load_dataset
 from metatoolkit.tasks.default_domains import default_domains
 from metatoolkit.tasks.domains import Domain, ImageSet, LabeledImages, domain_of, split_classes
@@ -57,6 +58,7 @@ from metatoolkit.tasks.task_source import TaskSource
 __all__ = [
     "Batches",
     "Classification",
+    "ConvertedTasks",
     "Corpus",
     "CorruptedLabels",
     "Document",

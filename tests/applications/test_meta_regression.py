@@ -32,7 +32,7 @@ def test_functions_network_and_steps_are_those_of_a_maml():
         assert shapes == [(32, 2), (32,), (32, 32), (32,), (1, 32), (1,)]
         assert any(isinstance(layer, torch.nn.Tanh) for layer in model.modules())
         # Both splits are in the units of the family, which are those of no single split.
-        assert assembly.task("test").scale == assembly.train_batches.scale
+        assert assembly.task("test").scale == assembly.train_batches.source.scale
 
 
 def test_the_adjoint_moves_the_initial_values_as_maml_does():

@@ -92,6 +92,32 @@ def _adapted_error(assembly, config, coefficient):
     return sum(errors) / len(errors)
 
 
+@pytest.mark.parametrize("experiment", [images, functions], ids=["images", "functions"])
+def test_maml_and_that_of_learn2learn_are_one_training_in_double(experiment):
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    libraries = ("metatoolkit", "learn2learn")
+    own, other = (_run(experiment, seed=3, dtype="float64", library=x).result for x in libraries)
+    assert own == pytest.approx(other, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("assemble", "config"),
+    [
+        (assemble_images, SMALL),
+        (assemble_functions, {**REGRESSION, **REGRESSION_NAMED["smoke"], "seed": 1}),
+    ],
+    ids=["images", "functions"],
+)
+def test_a_training_in_double_begins_at_the_same_values_and_tasks(assemble, config):
+    single, double = (assemble({**config, "dtype": dtype}) for dtype in ("float32", "float64"))
+    starts = [one.trainer.problem.meta_parameters() for one in (single, double)]
+    (batch, _), (other, _) = (next(one.train_batches) for one in (single, double))
+    pairs = [*((starts[0][name], value) for name, value in starts[1].items()), (batch[0], other[0])]
+    for before, value in pairs:
+        assert before.dtype == torch.float32 and value.dtype == torch.float64
+        assert torch.equal(before.double(), value)
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_run_that_was_interrupted_resumes_bitwise(interrupt):
     # The way in which tasks run is chosen by time, and a resumed run keeps it.
@@ -252,6 +278,7 @@ def test_every_row_of_a_study_runs_and_is_drawn(study, tmp_path, drawn):
         ({"shots": 500}, DataError, "fewer than the 502 of shots and queries"),
         ({"tasks": 0}, ConfigurationError, "tasks is 0"),
         ({"test_tasks": 1}, ConfigurationError, "test_tasks is 1"),
+        ({"dtype": "float16"}, UnknownNameError, "dtype 'float16'.*Accepted: float32, float64"),
         ({"algorithm": "mamml"}, UnknownNameError, "Did you mean 'maml'"),
         ({"options": {"per": "coordinate"}}, UnknownNameError, "per"),
         ({"algorithm": "boil", "library": "learn2learn"}, UnknownNameError, "'boil'"),
