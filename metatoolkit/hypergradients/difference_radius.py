@@ -51,12 +51,14 @@ class Slopes:
         for name, along in direction.items():
             wide = along.to(torch.promote_types(along.dtype, torch.float32))
             change = wide * gradients[name]
+            slope, inner = change.sum(), change.abs_().sum()
+            moved = parameters[name] * wide.sign().abs_()
             parts = [
                 wide.square().sum(),
-                (wide * outer[name]).abs().sum(),
-                change.abs().sum(),
-                change.sum(),
-                torch.where(wide != 0, parameters[name], 0).to(wide.dtype).square().sum(),
+                (wide * outer[name]).abs_().sum(),
+                inner,
+                slope,
+                moved.square_().sum(),
             ]
             rows.append(torch.stack([part.double() for part in parts]).cpu())
         sums = torch.stack(rows).sum(0, dtype=torch.float64)
