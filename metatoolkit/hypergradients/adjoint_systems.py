@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import UnsupportedError
+from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.linear_solvers import LinearSolver, LinearSystem, Solution
 from metatoolkit.hypergradients.linear_solvers.side_by_side import solve_each
@@ -172,6 +172,27 @@ class AdjointSystems:
             )
         ]
         return solved, through
+
+
+def carried_vector(estimator: str, carried: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return a vector that an estimator carries, in the type and on the device of another.
+
+    Args:
+        estimator: Name of the estimator, for the message.
+        carried: The vector, or ``None`` before the first call.
+        like: Vector over the variables of the present step.
+
+    Raises:
+        ConfigurationError: The vector has another length.
+    """
+    if carried is None:
+        return None
+    if carried.shape != like.shape:
+        raise ConfigurationError(
+            f"the vector that {estimator} carries has {carried.numel()} entries, but the inner "
+            f"state has {like.numel()}; make a new {estimator} for another model or inner learner."
+        )
+    return carried.to(like)
 
 
 def _told(solution: Solution, share: float) -> dict[str, Tensor]:

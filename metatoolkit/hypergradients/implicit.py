@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
-from metatoolkit.hypergradients.adjoint_systems import AdjointSystems
+from metatoolkit.hypergradients.adjoint_systems import AdjointSystems, carried_vector
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -22,12 +21,10 @@ from metatoolkit.hypergradients.base import (
     refuse_initial_state,
 )
 from metatoolkit.hypergradients.draws import Draws
-from metatoolkit.hypergradients.learning_rates import learning_rates
 from metatoolkit.hypergradients.linear_solvers import LinearSolver
 from metatoolkit.hypergradients.linearization import (
     StepLinearization,
     Through,
-    carried_vector,
     check_through,
 )
 from metatoolkit.hypergradients.products import as_vector
@@ -156,12 +153,13 @@ class Implicit(Estimator):
         meta = problem.meta_leaves()
         key = state.key if self._draws is None else self._draws.advance(state)
         # Before a pass is spent on a combination that cannot work.
-        rates = _symmetric_factor(problem, inner, state, self) if self.solver.symmetric else None
+        if self.solver.symmetric:
+            self._refuse_other_maps(inner, state)
         state = roll_out(problem, inner, state, meta, train_batches[: self.steps])
         valid_loss, adjoint, direct = finite_outer_gradient(problem, state, meta, valid_batch)
         step = StepLinearization(problem, inner, state, meta, train_batches[-1], self.through)
         rhs = step.right_hand_side(adjoint)
-        factor = None if rates is None else step.flatten(rates)
+        factor = step.learning_rates() if self.solver.symmetric else None
         if factor is not None and bool((factor < 0).all()):
             # An ascent of L is a descent of −L, whose Hessian is the one that shall be definite.
             factor = -factor
@@ -236,27 +234,22 @@ class Implicit(Estimator):
             )
         return outer_loss(problem, state, meta, valid_batch)
 
+    def _refuse_other_maps(self, inner: InnerLearner, state: InnerState) -> None:
+        """Raise unless the step is θ − D g(θ), which makes the system symmetric."""
+        told = is_linear_in_gradient(inner)
+        if told and not (state.optimizer and self.through == "state"):
+            return
+        raise UnsupportedError(
+            f"{type(self.solver).__name__} needs a symmetric system, which only a plain gradient "
+            f"step gives, but the inner learner is {type(inner).__name__}"
+            f"{' with momentum' if told else ''}. Use FixedPoint, NormalEquationCG "
+            "or GMRES, which take any map; or SGD without momentum; or, for SGD with momentum, "
+            "through='parameters'."
+        )
+
 
 def _distance(step: StepLinearization, state: InnerState) -> Tensor:
     """Return how far the state moves in a step, relative to its size."""
     before, after = (as_vector(at.tensors(), step.dtype) for at in (state, step.after))
     size = before.norm().clamp_min(torch.finfo(step.dtype).tiny)
     return (after - before).norm() / size
-
-
-def _symmetric_factor(
-    problem: BilevelProblem, inner: InnerLearner, state: InnerState, estimator: Implicit
-) -> list[Tensor]:
-    """Return D of a step θ − D g(θ), by parameter, or raise where the step is another map."""
-    told = is_linear_in_gradient(inner)
-    carries = bool(state.optimizer)
-    if not told or (carries and estimator.through == "state"):
-        raise UnsupportedError(
-            f"{type(estimator.solver).__name__} needs a symmetric system, which only a plain "
-            f"gradient step gives, but the inner learner is {type(inner).__name__}"
-            f"{' with momentum' if told else ''}. Use FixedPoint, NormalEquationCG "
-            "or GMRES, which take any map; or SGD without momentum; or, for SGD with momentum, "
-            "through='parameters'."
-        )
-    state = dataclasses.replace(state, step=state.step + estimator.steps)
-    return list(learning_rates(problem, inner, state).values())

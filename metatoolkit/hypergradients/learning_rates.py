@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
 from metatoolkit.inner.base import InnerLearner
@@ -35,11 +36,23 @@ def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerSta
     meta = {name: tensor.detach() for name, tensor in problem.meta_parameters().items()}
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.parameters.items()}
     sensitivity = inner.gradient_sensitivity(problem, state, meta, zeros)
-    for name, diagonal in sensitivity.items():
-        if holds(~((diagonal != 0) & torch.isfinite(diagonal)).all()):
-            raise UnsupportedError(
-                f"the learning rate of {name!r} is not above 0 (or maximize=True turns its step "
-                "around), so that the inner step does not descend to it; freeze it with "
-                "requires_grad_(False), or give it a learning rate."
-            )
-    return {name: -diagonal for name, diagonal in sensitivity.items()}
+    return {name: checked_rate(name, -diagonal) for name, diagonal in sensitivity.items()}
+
+
+def checked_rate(name: str, rate: Tensor) -> Tensor:
+    """Return the learning rate of a parameter, if that moves with its gradient.
+
+    Args:
+        name: Name of the parameter.
+        rate: Its learning rate, one number or one for each entry.
+
+    Raises:
+        UnsupportedError: It is 0 or not finite.
+    """
+    if holds(~((rate != 0) & torch.isfinite(rate)).all()):
+        raise UnsupportedError(
+            f"the learning rate of {name!r} is not above 0 (or maximize=True turns its step "
+            "around), so that the inner step does not descend to it; freeze it with "
+            "requires_grad_(False), or give it a learning rate."
+        )
+    return rate

@@ -14,6 +14,7 @@ from torch import Tensor
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.base import add_gradients, check_finite
+from metatoolkit.hypergradients.learning_rates import checked_rate
 from metatoolkit.hypergradients.products import Adjoint, as_real, as_vector, vector_jacobian_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient, is_own
@@ -122,6 +123,7 @@ class StepLinearization:
         self.transposed_products = 0
         self.products = 0
         self._transposed_graph: tuple[Tensor, Tensor] | None = None
+        self._flat: Tensor | None = None
         self._scale: tuple[Tensor | None, float | None] | None = None
         self._diagonal: tuple[Tensor, dict[str, Tensor | None]] | None = None
         self._is_diagonal = parted and count == self._parameters and is_linear_in_gradient(inner)
@@ -201,11 +203,28 @@ class StepLinearization:
         scale = self._scale[1]
         if scale is None:
             return self._pull_back(vector if divisor is None else vector / divisor, False, False)[0]
-        named = dict(zip(self.names, self.unflatten(vector), strict=True))
-        through = [named[name] for name in self._gradient_names]
         with double_backward_kernels(), within(self._loss):
-            image = self.flatten(_kept_product(self._gradients, self._inputs, through))
+            image = self.flatten(_kept_product([self._gradient()], self._inputs, [vector]))
         return image if scale == 1.0 else scale * image
+
+    def learning_rates(self) -> Tensor:
+        """Return D of a plain gradient step θ − D g: one number, or a vector over the variables.
+
+        Raises:
+            UnsupportedError: A rate is 0 or not finite.
+        """
+        _, factors = self._update()
+        rates = {
+            name: checked_rate(name, torch.zeros(()) if factor is None else -factor)
+            for name, factor in factors.items()
+        }
+        values = list(rates.values())
+        if self._is_exact and all(rate.dim() == 0 and rate == values[0] for rate in values):
+            return values[0]
+        first = values[0].flatten()[0]
+        # A parameter that the batch does not reach may have any, of the sign of the others.
+        parts = zip(self.names, self._inputs, strict=True)
+        return self.flatten([rates.get(name, first).expand_as(like) for name, like in parts])
 
     def pull_back(self, vector: Tensor) -> tuple[Tensor, Adjoint]:
         """Return (I − ∂Φ)ᵀ u, a vector, and uᵀ ∂Φ/∂λ, in one double backward pass.
@@ -273,6 +292,14 @@ class StepLinearization:
         total = add_gradients(names, meta, second[count:])
         return rest - self.flatten(second[:count]), list(total.values())
 
+    def _gradient(self) -> Tensor:
+        """Return the gradient as one vector with its graph, so that a product takes one vector."""
+        if self._flat is None:
+            named = dict(zip(self._gradient_names, self._gradients, strict=True))
+            with torch.enable_grad():
+                self._flat = self.flatten([named.get(name) for name in self.names])
+        return self._flat
+
     def _hessian_scale(self, divisor: Tensor | None) -> float | None:
         """Return c where (I − ∂Φ)ᵀ (u / D) is c H u with the Hessian H of the training loss.
 
@@ -308,27 +335,6 @@ def _constant(tensor: Tensor) -> Tensor:
     """Return the one number that a tensor holds in all entries, or the tensor."""
     first = tensor.flatten()[:1].clone().squeeze()
     return first if bool((tensor == first).all()) else tensor
-
-
-def carried_vector(estimator: str, carried: Tensor | None, like: Tensor) -> Tensor | None:
-    """Return a vector that an estimator carries, in the type and on the device of another.
-
-    Args:
-        estimator: Name of the estimator, for the message.
-        carried: The vector, or ``None`` before the first call.
-        like: Vector over the variables of the present step.
-
-    Raises:
-        ConfigurationError: The vector has another length.
-    """
-    if carried is None:
-        return None
-    if carried.shape != like.shape:
-        raise ConfigurationError(
-            f"the vector that {estimator} carries has {carried.numel()} entries, but the inner "
-            f"state has {like.numel()}; make a new {estimator} for another model or inner learner."
-        )
-    return carried.to(like)
 
 
 def check_through(through: str) -> None:

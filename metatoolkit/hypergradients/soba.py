@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients.adjoint_systems import carried_vector
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -22,7 +23,6 @@ from metatoolkit.hypergradients.base import (
 from metatoolkit.hypergradients.linearization import (
     StepLinearization,
     Through,
-    carried_vector,
     check_through,
 )
 from metatoolkit.hypergradients.products import as_vector

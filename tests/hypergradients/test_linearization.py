@@ -5,12 +5,9 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, NonFiniteError, UnsupportedError
+from metatoolkit.hypergradients.adjoint_systems import carried_vector
 from metatoolkit.hypergradients.learning_rates import learning_rates
-from metatoolkit.hypergradients.linearization import (
-    StepLinearization,
-    carried_vector,
-    check_through,
-)
+from metatoolkit.hypergradients.linearization import StepLinearization, check_through
 from metatoolkit.hypergradients.solution_share import relative_residual
 from metatoolkit.testing import bank
 
@@ -146,6 +143,29 @@ def test_learning_rates_are_the_factors_of_the_gradient():
         "last.weight": 0.05,
     }
     assert all(r.shape == case.state.parameters[n].shape for n, r in rates.items())
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_rates_of_a_linearized_step(decay):
+    grouped = bank.inside_model()
+    batch = grouped.train_batches[0]
+    args = (grouped.problem, grouped.inner, grouped.state, grouped.problem.meta_leaves(), batch)
+    step = StepLinearization(*args, "parameters")
+    told = learning_rates(grouped.problem, grouped.inner, grouped.state)
+    torch.testing.assert_close(
+        step.learning_rates(), step.flatten(list(told.values())), rtol=1e-14, atol=0
+    )
+    case = bank.ridge()
+    for sign in (1.0, -1.0):
+        inner = mt.inner.SGD(lr=0.05, weight_decay=decay, maximize=sign < 0)
+        args = (case.problem, inner, inner.init(case.problem), case.problem.meta_leaves())
+        rate = StepLinearization(*args, case.train_batches[0], "parameters").learning_rates()
+        assert rate.dim() == 0 and float(rate) == sign * 0.05
+    inner = mt.inner.SGD(lr=lambda meta, step: torch.tensor(0.0, dtype=F64))
+    args = (case.problem, inner, inner.init(case.problem), case.problem.meta_leaves())
+    step = StepLinearization(*args, case.train_batches[0], "parameters")
+    with pytest.raises(UnsupportedError, match="learning rate of 'value' is not above 0"):
+        step.learning_rates()
 
 
 @pytest.mark.parametrize(

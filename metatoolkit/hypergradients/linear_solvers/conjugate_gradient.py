@@ -80,7 +80,7 @@ class ConjugateGradient(LinearSolver):
         scale = float(vector_norm(system.right_hand_side))
         target = self.tolerance * scale
         direction = residual
-        square = float(residual.dot(residual))
+        square = along = float(residual.dot(residual))
         left = math.sqrt(square)
         progress = Progress(x, left, damped)
         rounding = system.eps
@@ -88,7 +88,7 @@ class ConjugateGradient(LinearSolver):
         while done < self.iterations and left > target:
             image = damped.product(direction)
             curvature = float(direction.dot(image))
-            long, longer = float(vector_norm(direction)), float(vector_norm(image))
+            long, longer = math.sqrt(along), float(vector_norm(image))
             progress.see(longer / long)
             if curvature <= rounding * long * longer:
                 if left <= rounding * scale:
@@ -104,6 +104,8 @@ class ConjugateGradient(LinearSolver):
             before, square = square, float(residual.dot(residual))
             left = math.sqrt(square)
             direction = torch.add(residual, direction, alpha=square / before)
+            # Residuals are perpendicular to the directions before.
+            along = square + (square / before) ** 2 * along
             done += 1
             if not progress.offer(x, left, done):
                 break
