@@ -218,10 +218,13 @@ BENCHMARKS = [
         "XLM-R's own width of 768 and 4 of its 12 layers. The error is the difference to the exact "
         "derivative by hand, in plain PyTorch; EvoGrad's is that of its noise.",
         cases={
-            "MLP 64-32-10, 1 step": Case(partial(perceptron, 1), unrolls(1)),
+            "MLP 64-32-10, 1 step": Case(partial(perceptron, 1), compiled(1)),
             "MLP 64-32-10, 10 steps": Case(partial(perceptron, 10), compiled(10), quick=False),
             "MLP 64-32-10, 20 steps": Case(partial(perceptron, 20), unrolls(20)),
             "ResNet-32, 8 images": Case(partial(resnet, 1, 8), one_step(0.1), quick=False),
+            "ResNet-32, 100 images": Case(
+                partial(resnet, 1, 100), one_step(0.1), rounds=3, quick=False
+            ),
             "BERT-like encoder, 2 × 128": Case(partial(encoder, 128, 2, 8, 32), one_step(1e-3)),
             "small GPT, 5 steps": Case(partial(language_model, 5), unrolls(5), quick=False),
             "XLM-R's width, 4 × 768": Case(
