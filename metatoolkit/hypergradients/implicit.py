@@ -31,6 +31,7 @@ from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
+from metatoolkit.inner.slots import refuse_complex
 from metatoolkit.inner.traits import is_linear_in_gradient
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
@@ -238,6 +239,8 @@ class Implicit(Estimator):
         """Raise unless the step is θ − D g(θ), which makes the system symmetric."""
         told = is_linear_in_gradient(inner)
         if told and not (state.optimizer and self.through == "state"):
+            for name, parameter in state.parameters.items():
+                refuse_complex(name, parameter)
             return
         raise UnsupportedError(
             f"{type(self.solver).__name__} needs a symmetric system, which only a plain gradient "
