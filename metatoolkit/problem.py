@@ -16,7 +16,7 @@ from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.exchange import Exchange
 from metatoolkit.stateless.initial_values import check_takes_meta, checked_initial
 from metatoolkit.stateless.loss_values import check_takes_batch
-from metatoolkit.stateless.micro_batched import MicroBatched
+from metatoolkit.stateless.micro_batched import MicroBatched, times
 from metatoolkit.stateless.modes import in_mode
 from metatoolkit.stateless.passes import Loss, Passes
 
@@ -343,7 +343,8 @@ class BilevelProblem:
     def _evaluate_once(
         self, loss: Loss, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
     ) -> tuple[Tensor, Tensors]:
-        """Evaluate a loss by one pass."""
+        """Evaluate a loss by one pass, times a weight where that is the last argument."""
         tensors = {f"model.{name}": tensor for name, tensor in parameters.items()}
         tensors.update({f"meta.{name}": tensor for name, tensor in meta.items()})
-        return self._passes.run(loss, kind, tensors, *rest)
+        value, after = self._passes.run(loss, kind, tensors, *rest[:3])
+        return times(value, *rest[3:]), after

@@ -73,7 +73,7 @@ class Call:
             prints.of(problem.valid_loss),
             prints.of(problem.initial),
             (problem.identity, type(problem), problem.blocks, problem.valid_mode),
-            tuple(problem.micro_batched.sizes.items()),
+            (tuple(problem.micro_batched.sizes.items()), problem.micro_batched.weighings),
         )
         key["the options of the estimator"] = prints.of_estimator(self.estimator)
         key["the inner learner"] = (type(self.inner), prints.of_attributes(self.inner))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.state import tree_map
+from metatoolkit.stateless.piece_weights import Weighing
 from metatoolkit.stateless.traced_flags import holds, is_traced
 
 Signature = tuple[bool, ...]
@@ -46,17 +47,32 @@ def example_marks(batch: Any, dim: int) -> list[Tensor]:
 
 
 class SeenMarks:
-    """Which marks were the same for all examples of a batch, in the batches that were looked at."""
+    """Which marks were the same for all examples of a batch, in the batches that were looked at.
 
-    def __init__(self) -> None:
+    Args:
+        ways: Ways in which the loss may be a mean over examples.
+
+    Attributes:
+        ways: Those that hold for all batches that were looked at.
+    """
+
+    def __init__(self, ways: list[Weighing]) -> None:
+        self.ways = ways
         self._seen: set[Signature] = set()
 
-    def add(self, marks: list[Tensor]) -> None:
+    @property
+    def weighing(self) -> Weighing:
+        """The way that is taken."""
+        return self.ways[0]
+
+    def add(self, marks: list[Tensor], ways: list[Weighing]) -> None:
         """Note the marks of a batch.
 
         Args:
             marks: What :func:`example_marks` returned.
+            ways: Those of the ways that hold for it, at least one.
         """
+        self.ways = ways
         self._seen.update(_signatures(marks))
 
     def has(self, marks: list[Tensor]) -> bool:

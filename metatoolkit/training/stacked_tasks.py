@@ -103,14 +103,15 @@ class StackedTasks(BilevelProblem):
         self, loss: Any, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
     ) -> tuple[Tensor, Tensors]:
         if kind == "valid_loss":
-            self.task_losses, self._seen = None, 0
+            self.task_losses = None
+            self._seen: int | Tensor = 0
         return super()._evaluate(loss, kind, parameters, meta, *rest)
 
     @override
     def _evaluate_once(
         self, loss: Any, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
     ) -> tuple[Tensor, Tensors]:
-        buffers, batch, key = rest
+        buffers, batch, key, weight = rest if len(rest) == 4 else (*rest, None)
         assert isinstance(key, Keys)
         shared = {f"meta.{name}": tensor for name, tensor in meta.items()}
 
@@ -138,16 +139,21 @@ class StackedTasks(BilevelProblem):
             self._draws[kind] = mode.drawn or self._draws.get(kind, False)
         if (why := self.needs_own_pass()) is not None:
             raise UnsupportedError(f"{why}, so that tasks need passes of their own.")
+        weighted = values if weight is None else weight.to(values.dtype) * values
         if kind != "valid_loss":
-            return values.sum(), after
-        self._note(values.detach(), batch)
-        return values.mean(), after
+            return weighted.sum(), after
+        self._note(values.detach(), batch, weight)
+        return weighted.mean(), after
 
-    def _note(self, losses: Tensor, batch: Any) -> None:
+    def _note(self, losses: Tensor, batch: Any, weight: Tensor | None) -> None:
         """Take in the outer losses on a batch, or on a piece of one."""
         cut = "valid_loss" in self.micro_batched.sizes
         count = count_examples(batch, self._example_dim) if cut else 1
-        former, self._seen = self._seen, self._seen + count
+        share = count if weight is None else weight.to(losses.dtype)
+        former, self._seen = self._seen, self._seen + share
         if self.task_losses is not None:
-            losses = (former * self.task_losses + count * losses) / self._seen
+            losses = (former * self.task_losses + share * losses) / self._seen
+            if isinstance(share, Tensor):
+                # A task may have had nothing but padding so far.
+                losses = torch.where(share + former != 0, losses, 0.0)
         self.task_losses = losses

@@ -27,7 +27,6 @@ def ignoring(model, meta, batch):
 
 
 LEFT_OUT = {
-    "a mask": (masked, "mask", torch.arange(EXAMPLES) != 3),
     "a mask of numbers": (masked, "mask", (torch.arange(EXAMPLES) != 3).double()),
     "a mask of integers": (masked, "mask", (torch.arange(EXAMPLES) != 3).long()),
     "labels": (ignoring, "labels", torch.tensor([0, 1, 0, -1, 1, 0, 1][:EXAMPLES])),
@@ -51,11 +50,11 @@ def test_a_compiled_call_sees_a_mask_of_another_kind():
     given = problem({"train_loss": 2}, train=masked)
     estimator, state = OneStep(), SGD.init(given)
     estimator.compile = "graph"
-    whole = batch() | {"mask": torch.ones(EXAMPLES, dtype=torch.bool)}
+    whole = batch() | {"mask": torch.ones(EXAMPLES)}
     for _ in range(4):
         estimator(given, SGD, state, [whole], batch())
     assert len(estimator._compiler.programs) == 1
-    part = whole | {"mask": torch.arange(EXAMPLES) != 3}
+    part = whole | {"mask": (torch.arange(EXAMPLES) != 3).float()}
     with pytest.raises(UnsupportedError, match="train_loss is no mean over the examples"):
         estimator(given, SGD, state, [part], batch())
 
@@ -71,21 +70,43 @@ def test_a_mask_over_a_number_of_the_batch_is_a_mean():
     torch.testing.assert_close(found, expected)
 
 
+def masked_by_numbers(model, meta, batch):
+    inputs, labels, mask = batch
+    return (mt.losses.sample_losses(model, (inputs, labels)) * mask).sum() / mask.sum()
+
+
 @pytest.mark.parametrize("way", ["loop", "vmap", "auto"])
 @pytest.mark.parametrize("short", range(4))
 def test_padded_tasks_are_found_wherever_the_short_one_is(way, short):
+    """Where the mask is made of numbers, which may as well be weights."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2).double()
     meta = mt.metaparameters.Initialization(model)
-    loss = mt.losses.masked_cross_entropy
+    loss = masked_by_numbers
     given = mt.BilevelProblem(model, meta, loss, loss, initial=type(meta).values, micro_batch=2)
 
     def part(count):
         return torch.randn(count, 3).double(), torch.randint(2, (count,))
 
     pairs = [(part(3 if number == short else 5), part(4)) for number in range(4)]
+    padded = mt.tasks.pad_tasks(pairs)
+    tasks = tuple((inputs, labels, mask.double()) for inputs, labels, mask in padded)
     with pytest.raises(UnsupportedError, match="no mean over the examples"):
-        mt.over_tasks(given, SGD, FirstOrder(1), mt.tasks.pad_tasks(pairs), way)
+        mt.over_tasks(given, SGD, FirstOrder(1), tasks, way)
+
+
+def test_a_last_layer_of_zeros_hides_no_weights():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    meta = mt.metaparameters.LearningRates(model, 0.1)
+    loss = masked_by_numbers
+    given = mt.BilevelProblem(model, meta, loss, mt.losses.cross_entropy, micro_batch=2)
+    part = torch.randn(5, 3).double(), torch.tensor([0, 1, 1, 0, 1]), torch.ones(5).double()
+    part[2][3] = 0.25
+    with pytest.raises(UnsupportedError, match="no mean over the examples"):
+        SGD.step(given, SGD.init(given), given.meta_parameters(), part)
 
 
 def test_tasks_that_were_not_looked_at_run_one_by_one_once():
