@@ -29,8 +29,8 @@ import pytest
 from scripts.mutation_report import Mutant, equivalents, write_report
 from scripts.mutation_suites import fingerprint, suites_of
 
-CORE = ["problem.py", "state.py", "randomness", "losses.py", "stateless", "training", "inner"]
-CORE += ["hypergradients", "diagnostics", "metaparameters", "components"]
+CORE = ["problem.py", "state.py", "randomness", "stateless", "training", "inner"]
+CORE += ["losses", "hypergradients", "diagnostics", "metaparameters", "components"]
 GIB = 2**30
 # Packages that the process of the tests finds imported.
 HEAVY = {"torch", "numpy", "scipy", "sympy", "pandas", "matplotlib", "PIL", "sklearn", "psutil"}

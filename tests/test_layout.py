@@ -10,9 +10,9 @@ LONGEST = 350
 DATA = {".json", ".toml", ".typed"}
 # The core, what stands around it, and the harness, as the page of the design names them.
 TOP = {
-    *("__init__.py", "py.typed", "errors.py", "losses.py", "problem.py", "state.py"),
+    *("__init__.py", "py.typed", "errors.py", "problem.py", "state.py"),
     *("components", "diagnostics", "hypergradients", "inner", "metaparameters", "randomness"),
-    *("algorithms", "stateless", "testing", "training"),
+    *("algorithms", "losses", "stateless", "testing", "training"),
     *("evaluation", "networks", "tasks"),
     *("cli", "experiments", "records"),
 }

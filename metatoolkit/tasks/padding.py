@@ -19,7 +19,8 @@ def pad_tasks(
 
     Supports and queries are filled up with zeros to the largest, so that all tasks run side by
     side. The losses must leave the padding out, as
-    :func:`metatoolkit.losses.masked_cross_entropy` does, and no example may act on another, as in
+    :func:`metatoolkit.losses.masked_cross_entropy` and
+    :func:`metatoolkit.losses.masked_squared_error` do, and no example may act on another, as in
     BatchNorm. Without padding, tasks of equal shapes run side by side and the others alone, which
     needs neither.
 
