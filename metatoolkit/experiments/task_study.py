@@ -31,7 +31,7 @@ IN_DOUBLE = {
     f"{label}, float64": Row({**ROWS[label].updates, "dtype": "float64"})
     for label in ("MAML", "MAML, learn2learn")
 }
-"""Where trainings by equal meta-gradients do not part by rounding."""
+"""The same MAML by two libraries, in a precision in which rounding hardly parts the trainings."""
 
 MILLISECONDS = "ms/step"
 
