@@ -68,22 +68,29 @@ def read_image(file: Path, size: tuple[int, int] | None, grayscale: bool) -> np.
     with optional_import("a folder of images"):
         from PIL import Image, ImageOps
     with _image_errors(file), Image.open(file) as opened:
-        image = ImageOps.exif_transpose(_eight_bits(opened))
-        image = image.convert("L" if grayscale else "RGB")
+        image = eight_bits(ImageOps.exif_transpose(opened), grayscale)
         if size is not None:
             image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         pixels = np.array(image, dtype=np.uint8)
     return pixels[:, :, None] if grayscale else pixels
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit images down; Pillow's own conversion would clip them at 255."""
-    if not image.mode.startswith("I"):
-        return image
-    from PIL import Image
+def eight_bits(image: Image.Image, grayscale: bool | None = None) -> Image.Image:
+    """Return an image of one or three channels, whose values are its brightness from 0 to 255.
 
-    wide = np.asarray(image, dtype=np.float64)
-    return Image.fromarray((wide / 257).round().clip(0, 255).astype(np.uint8))
+    Args:
+        image: Image of any mode, such as one with a palette.
+        grayscale: Whether it shall have one channel; ``None`` for one where it has no colors.
+    """
+    if image.mode.startswith("I"):
+        from PIL import Image
+
+        # Pillow's own conversion would clip 16 bits at 255.
+        wide = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((wide / 257).round().clip(0, 255).astype(np.uint8))
+    if grayscale is None:
+        grayscale = image.mode in ("1", "L", "LA", "F")
+    return image.convert("L" if grayscale else "RGB")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 from metatoolkit.errors import DataError, MissingDependencyError, UnknownNameError
 from metatoolkit.tasks.data_root import data_root
 from metatoolkit.tasks.domains import Domain
+from metatoolkit.tasks.image_files import eight_bits
 from metatoolkit.tasks.learn2learn_import import import_learn2learn
 
 _NAMES = (
@@ -37,7 +38,7 @@ class MapDataset:
 
     Attributes:
         dataset: Yields (image, label); an image is Pillow's, an array of shape (height, width,
-            channels) or a tensor of shape (channels, height, width), with values up to 255.
+            channels) or a tensor of shape (channels, height, width), with values from 0 to 255.
         labels: Labels of shape (images,), int64, from 0 on.
         class_names: One name for each label.
     """
@@ -53,7 +54,7 @@ class MapDataset:
             indices: Places of the images.
 
         Raises:
-            DataError: An image cannot be read; the message names its place.
+            DataError: An image cannot be read or has other values; the message names its place.
         """
         return [self._read(index) for index in indices]
 
@@ -61,7 +62,7 @@ class MapDataset:
         try:
             image = self.dataset[index][0]
             if not isinstance(image, Tensor):
-                pixels = np.array(image)
+                pixels = np.array(eight_bits(image) if hasattr(image, "convert") else image)
                 pixels = pixels[..., None] if pixels.ndim == 2 else pixels
                 image = torch.from_numpy(pixels).permute(2, 0, 1)
         except (OSError, ValueError, SyntaxError) as error:
@@ -69,7 +70,17 @@ class MapDataset:
                 f"image {index} of {type(self.dataset).__name__} cannot be read ({error}); get the "
                 "data again."
             ) from error
-        return image.round().to(torch.uint8) if image.is_floating_point() else image
+        low, high = (float(end) for end in image.aminmax()) if image.numel() else (0.0, 0.0)
+        if image.dtype == torch.bool or (image.is_floating_point() and 0 < high <= 1):
+            wrong = "values up to 1"
+        elif not 0 <= low <= high <= 255:
+            wrong = f"values from {low:g} to {high:g}"
+        else:
+            return image.round().to(torch.uint8) if image.is_floating_point() else image.byte()
+        raise DataError(
+            f"image {index} of {type(self.dataset).__name__} has {wrong}; accepted: 0 to 255. Take "
+            "the transform that scales images out of the data set: tasks scale them."
+        )
 
     def __repr__(self) -> str:
         return f"MapDataset({len(self.labels)} images of {len(self.class_names)} classes)"

@@ -8,15 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from metatoolkit.errors import (
-    DataError,
-    UnknownNameError,
-)
-from metatoolkit.tasks import (
-    EpisodeBatches,
-    learn2learn_domain,
-)
+from metatoolkit.errors import DataError, UnknownNameError
+from metatoolkit.tasks import EpisodeBatches, MapDataset, learn2learn_domain
 from metatoolkit.tasks.domains import SPLITS
 
 
@@ -50,3 +45,34 @@ def test_data_sets_of_learn2learn_that_are_missing(tmp_path: Path) -> None:
         learn2learn_domain("MiniImageNet", tmp_path)
     with pytest.raises(DataError, match=r"CIFARFS \(train\) from .*download=True"):
         learn2learn_domain("CIFARFS", tmp_path / "empty")
+
+
+def load(image: object) -> torch.Tensor:
+    return MapDataset([(image, 0)], torch.zeros(1, dtype=torch.int64), ("one",)).load([0])[0]
+
+
+def test_images_of_all_modes_have_the_brightness_that_they_show() -> None:
+    colors = np.array([[[10, 20, 30], [200, 0, 100]]], dtype=np.uint8)
+    shown = Image.fromarray(colors)
+    for image in (shown, shown.convert("P", palette=Image.Palette.ADAPTIVE), shown.convert("RGBA")):
+        assert load(image).permute(1, 2, 0).tolist() == colors.tolist()
+    gray = np.array([[0, 255, 255]], dtype=np.uint8)
+    wide = Image.fromarray(gray.astype(np.uint16) * 257)
+    for image in (Image.fromarray(gray), Image.fromarray(gray).convert("1"), wide):
+        assert load(image).tolist() == [gray.tolist()]
+
+
+def test_tensors_and_arrays_have_values_up_to_255() -> None:
+    values = torch.tensor([[[0.0, 3.0, 254.6]]])
+    for image in (values, values.long(), values.permute(1, 2, 0).numpy()):
+        assert load(image).dtype == torch.uint8
+    assert load(values).tolist() == [[[0, 3, 255]]]
+    for image, wrong in (
+        (values / 255, "values up to 1"),
+        (values > 1, "values up to 1"),
+        (values - 1, "values from -1 to 253.6"),
+        (values.long() + 2, "values from 2 to 256"),
+        (values * torch.nan, "values from nan to nan"),
+    ):
+        with pytest.raises(DataError, match=f"image 0 of list has {wrong}.*scales images"):
+            load(image)
