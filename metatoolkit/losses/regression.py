@@ -26,6 +26,8 @@ def squared_error(model: nn.Module, meta: nn.Module, batch: Any) -> Tensor:
         ShapeError: Outputs and targets differ in shape, which would pair each with others.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> batch = (torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
         >>> squared_error(nn.Identity(), nn.Identity(), batch)
         tensor(2.)

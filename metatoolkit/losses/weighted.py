@@ -36,6 +36,8 @@ def weighted_cross_entropy(
         LabelError: As in :func:`cross_entropy`.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> from metatoolkit.metaparameters import WeightNet
         >>> batch = (torch.zeros(2, 4), torch.tensor([0, 3]))
         >>> weighted_cross_entropy(nn.Identity(), WeightNet(), batch).detach()  # weights sum to 1
@@ -63,6 +65,8 @@ def reweighted_cross_entropy(model: nn.Module, meta: nn.Module, batch: Any) -> T
         LabelError: As in :func:`cross_entropy`.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> from metatoolkit.metaparameters import ExampleWeights
         >>> batch = (torch.zeros(2, 4), torch.tensor([0, 3]), torch.tensor([7, 8]))
         >>> reweighted_cross_entropy(nn.Identity(), ExampleWeights(9), batch).detach()  # log 4 / 2
