@@ -341,10 +341,10 @@ class BilevelProblem:
         return value, after
 
     def _evaluate_once(
-        self, loss: Loss, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
+        self, loss: Loss, kind: str, at: Tensors, meta: Tensors, *rest: Any, weight: Any = None
     ) -> tuple[Tensor, Tensors]:
-        """Evaluate a loss by one pass, times a weight where that is the last argument."""
-        tensors = {f"model.{name}": tensor for name, tensor in parameters.items()}
+        """Evaluate a loss by one pass, times a weight if there is one."""
+        tensors = {f"model.{name}": tensor for name, tensor in at.items()}
         tensors.update({f"meta.{name}": tensor for name, tensor in meta.items()})
-        value, after = self._passes.run(loss, kind, tensors, *rest[:3])
-        return times(value, *rest[3:]), after
+        value, after = self._passes.run(loss, kind, tensors, *rest)
+        return times(value, weight), after

@@ -20,11 +20,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
     refuse_initial_state,
 )
-from metatoolkit.hypergradients.linearization import (
-    StepLinearization,
-    Through,
-    check_through,
-)
+from metatoolkit.hypergradients.linearization import StepLinearization, Through, check_through
 from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.solution_share import relative_residual

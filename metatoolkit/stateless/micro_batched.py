@@ -97,7 +97,7 @@ class MicroBatched:
         """Return a loss and the buffers, which stay as they are where the batch is cut.
 
         Args:
-            once: Evaluates the loss by one pass, times a weight where one is given at the end.
+            once: Evaluates the loss by one pass, times a ``weight`` where one is given.
             loss: Name and function of the loss.
             point: Parameters, meta-parameters, buffers, batch and random key.
             dim: Dimension of examples in the batch.
@@ -151,10 +151,11 @@ class MicroBatched:
             at, under = ({n: next(remaining) for n in named} for named in (parameters, meta))
             rows = slice(edges[number], edges[number + 1])
             piece, weight = weighing.piece(batch, dim, rows)
-            given = (at, under, buffers, piece, fold_in(key, Stream.PIECE, number))
+            own = fold_in(key, Stream.PIECE, number)
+            kept = weight if isinstance(weight, Tensor) else None
             # As in the first evaluation, where this is one of a backward pass.
             with in_modes(modes):
-                return once(*given, *([weight] if weighing.mask is not None else []))[0]
+                return once(at, under, buffers, piece, own, weight=kept)[0]
 
         weights = [
             1.0 if weighing.mask is not None else (last - first) / count

@@ -70,6 +70,8 @@ class MapDataset:
                 f"image {index} of {type(self.dataset).__name__} cannot be read ({error}); get the "
                 "data again."
             ) from error
+        if image.dtype == torch.uint8:
+            return image
         low, high = (float(end) for end in image.aminmax()) if image.numel() else (0.0, 0.0)
         if image.dtype == torch.bool or (image.is_floating_point() and 0 < high <= 1):
             wrong = "values up to 1"

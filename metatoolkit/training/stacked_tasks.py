@@ -109,9 +109,9 @@ class StackedTasks(BilevelProblem):
 
     @override
     def _evaluate_once(
-        self, loss: Any, kind: str, parameters: Tensors, meta: Tensors, *rest: Any
+        self, loss: Any, kind: str, at: Tensors, meta: Tensors, *rest: Any, weight: Any = None
     ) -> tuple[Tensor, Tensors]:
-        buffers, batch, key, weight = rest if len(rest) == 4 else (*rest, None)
+        buffers, batch, key = rest
         assert isinstance(key, Keys)
         shared = {f"meta.{name}": tensor for name, tensor in meta.items()}
 
@@ -123,7 +123,7 @@ class StackedTasks(BilevelProblem):
             own = tree_map(lambda _: next(remaining), batch)
             return self._passes.run(loss, kind, tensors, buffers, own, int(key))
 
-        given = parameters, buffers, tensors_of(batch)
+        given = at, buffers, tensors_of(batch)
         drawn = self._draws.get(kind, True)
         if not drawn:
             try:
