@@ -249,7 +249,7 @@ def with_leaves(state: InnerState, create_graph: bool) -> InnerState:
         state: Any state.
         create_graph: Whether those that require a gradient keep their graph.
     """
-    if create_graph and all(tensor.requires_grad for tensor in state.parameters.values()):
+    if create_graph and all([tensor.requires_grad for tensor in state.parameters.values()]):
         return state
     parameters = {
         name: tensor

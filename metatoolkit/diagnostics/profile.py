@@ -20,6 +20,7 @@ from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import noise, products
 from metatoolkit.inner import updates
 from metatoolkit.problem import BilevelProblem
+from metatoolkit.stateless import backward
 
 if TYPE_CHECKING:
     from metatoolkit.training import MetaTrainer
@@ -227,6 +228,7 @@ def _told(clock: _Clock) -> Iterator[None]:
         for owner, name, replaced in (
             (BilevelProblem, "_evaluate", phase(BilevelProblem._evaluate, _pass)),
             (torch.autograd, "grad", phase(torch.autograd.grad, _derivative)),
+            (backward, "_engine_run_backward", phase(backward._engine_run_backward, _derivative)),
             (products, "_batched", phase(products._batched, "HVP")),
             (move, "move", phase(move.move, "meta optimizer")),
             *((module, "stream_noise", drawn) for module in _holding(stream)),

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.stateless.backward import backward
 from metatoolkit.stateless.exchange import within
 from metatoolkit.stateless.loss_values import refuse_sparse
 from metatoolkit.stateless.traced_flags import Number, number
@@ -66,7 +67,7 @@ def loss_gradient(loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = F
     if not loss.requires_grad:
         return [None] * len(inputs)
     with within(loss):
-        found = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
+        found = backward([loss], inputs, create_graph=create_graph)
     refuse_sparse(found)
     return list(found)
 
@@ -98,16 +99,34 @@ def vector_jacobian_product(
     if not pairs:
         return [None] * len(inputs)
     present, given = zip(*pairs, strict=True)
-    return list(
-        torch.autograd.grad(
-            present,
-            inputs,
-            given,
-            retain_graph=retain_graph,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    )
+    return list(backward(present, inputs, given, retain_graph, create_graph))
+
+
+def step_product(
+    after: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    adjoint: Adjoint,
+    direct: Sequence[Tensor | None],
+) -> tuple[Adjoint, Adjoint]:
+    """Return the product of an adjoint with the Jacobian of steps, and what has flowed into λ.
+
+    Args:
+        after: Tensors of the state after the steps, with their graphs.
+        inputs: Those of the state before them, or none.
+        leaves: λ.
+        adjoint: Derivative in ``after``.
+        direct: Derivative in λ that is known, or none at all. It is given as that in outputs, so
+            that what flows into λ is summed up in one order, whatever the steps are cut into.
+
+    Returns:
+        The derivatives in ``inputs`` and in ``leaves``.
+    """
+    outputs, cotangents = [*after], [*adjoint]
+    if direct:
+        outputs, cotangents = [*outputs, *leaves], [*cotangents, *direct]
+    found = vector_jacobian_product(outputs, [*inputs, *leaves], cotangents)
+    return found[: len(inputs)], found[len(inputs) :]
 
 
 def batched_products(
@@ -140,9 +159,7 @@ def batched_products(
         try:
             if count == 1:
                 first = [vector[0] for vector in vectors]
-                single = torch.autograd.grad(
-                    heads, inputs, first, retain_graph=True, allow_unused=True
-                )
+                single = backward(heads, inputs, first, retain_graph=True)
                 found = [None if g is None else g.unsqueeze(0) for g in single]
             else:
                 found = _batched(tuple(heads), tuple(inputs), vectors, count)

@@ -18,10 +18,9 @@ from metatoolkit.hypergradients.base import (
     Estimator,
     Hypergradient,
     Traits,
-    add_gradients,
     fill_gradients,
 )
-from metatoolkit.hypergradients.products import Adjoint, vector_jacobian_product
+from metatoolkit.hypergradients.products import Adjoint, step_product
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import outer_gradient, outer_loss, roll_out
 from metatoolkit.inner.base import InnerLearner
@@ -108,10 +107,9 @@ class Reversible(Estimator):
         final = way.state
         details = way.details(len(train_batches))
         valid_loss, adjoint, direct = outer_gradient(problem, final, meta, valid_batch)
-        total = add_gradients(list(meta), direct)
         for batch in reversed(train_batches):
-            adjoint, part = way.back(batch, adjoint)
-            total = add_gradients(list(meta), list(total.values()), part)
+            adjoint, direct = way.back(batch, adjoint, direct)
+        total = dict(zip(meta, direct, strict=True))
         passes = 2 * len(train_batches) + 1
         return Hypergradient(
             gradient=fill_gradients(problem, total, "train_loss and valid_loss"),
@@ -198,15 +196,16 @@ class _Way:
             "momentum": self._fractions,
         }
 
-    def back(self, batch: Any, adjoint: Adjoint) -> tuple[Adjoint, Adjoint]:
+    def back(self, batch: Any, adjoint: Adjoint, direct: Adjoint) -> tuple[Adjoint, Adjoint]:
         """Take a step back, and multiply an adjoint with its Jacobian. Cost: 9 F.
 
         Args:
             batch: Training batch of the step.
             adjoint: Derivative in the tensors of the state after the step.
+            direct: Derivative in λ that is known.
 
         Returns:
-            The derivative in the tensors of the state before it, and in λ.
+            The derivative in the tensors of the state before it, and that in λ with the step's.
         """
         problem, inner, meta = self._problem, self._inner, self._meta
         missed, changed = self._notes.pop()
@@ -234,8 +233,7 @@ class _Way:
         after = inner.apply(problem, entry.replaced(optimizer=optimizer), meta, gradients)
         inputs = [] if first else [*points.values(), *speeds.values()]
         with double_backward_kernels(), within(loss):
-            found = vector_jacobian_product(after.tensors(), [*inputs, *meta.values()], adjoint)
-        return found[: len(inputs)], found[len(inputs) :]
+            return step_product(after.tensors(), inputs, [*meta.values()], adjoint, direct)
 
     def _check(self, entry: InnerState) -> None:
         """Raise unless the first state is found again, bit for bit."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.base import check_finite
-from metatoolkit.hypergradients.products import Adjoint, loss_gradient, vector_jacobian_product
+from metatoolkit.hypergradients.products import Adjoint, loss_gradient, step_product
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
@@ -241,10 +241,9 @@ class StepGraph:
         return taken
 
     def _step(self, batch: Any) -> None:
-        # As views, which sum up what is λ's of each step by itself, in the order of the steps.
-        with torch.enable_grad():
-            meta = {name: leaf.view_as(leaf) for name, leaf in self._meta.items()}
-        self.after, self._loss = self._inner.step(self._problem, self.after, meta, batch, True)
+        self.after, self._loss = self._inner.step(
+            self._problem, self.after, self._meta, batch, create_graph=True
+        )
 
     def pull_back(
         self, adjoint: Adjoint, direct: Sequence[Tensor | None] = ()
@@ -260,11 +259,6 @@ class StepGraph:
             The derivative in the tensors of the state before them (empty unless
             ``through_state``), and in λ.
         """
-        size, leaves = len(self._inputs), list(self._meta.values())
-        outputs, cotangents = self.after.tensors(), [*adjoint]
-        if direct:
-            # As outputs, so that what the steps add is summed up one step after the other.
-            outputs, cotangents = outputs + leaves, [*cotangents, *direct]
+        after, leaves = self.after.tensors(), list(self._meta.values())
         with double_backward_kernels(), within(self._loss):
-            gradients = vector_jacobian_product(outputs, [*self._inputs, *leaves], cotangents)
-        return gradients[:size], gradients[size:]
+            return step_product(after, self._inputs, leaves, adjoint, direct)

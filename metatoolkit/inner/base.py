@@ -179,15 +179,16 @@ class InnerLearner(ABC):
             The state after the step, and the training loss before it (a scalar, detached unless
             ``create_graph``). Cost: one forward and one backward pass, 3 F.
         """
-        with torch.set_grad_enabled(create_graph):
-            state = self.enter(problem, state, meta)
+        if problem.begins_with_meta(state):
+            with torch.set_grad_enabled(create_graph):
+                state = self.enter(problem, state, meta)
         if not create_graph:
             meta = {name: without_graph(tensor) for name, tensor in meta.items()}
         state = with_leaves(state, create_graph)
         loss, gradients, buffers = self.gradients(problem, state, meta, batch, create_graph)
         with torch.set_grad_enabled(create_graph):
             after = self.apply(problem, state, meta, gradients)
-        after = after.replaced(buffers=buffers)
+        after = after.replaced(buffers=buffers) if buffers else after
         return (after, loss) if create_graph else (after.map(without_graph), loss.detach())
 
     @staticmethod

@@ -14,6 +14,17 @@ from metatoolkit.state import Tensors
 Special = Sequence[tuple[Collection[str], dict[str, Any]]]
 """Patterns of each group with the values that hold for the names that these match."""
 
+_NUMBERS = {float, int, bool}
+
+
+def are_numbers(values: Mapping[str, Any]) -> bool:
+    """Return whether hyper-parameters are plain numbers and flags, each of them.
+
+    Args:
+        values: Values by name.
+    """
+    return _NUMBERS.issuperset(map(type, values.values()))
+
 
 class Evaluated:
     """A function from the name of a parameter to its hyper-parameters at a step, by their names.
@@ -28,6 +39,7 @@ class Evaluated:
 
     Attributes:
         leaves: As given.
+        common: The values, where all parameters have the same.
     """
 
     def __init__(
@@ -38,6 +50,7 @@ class Evaluated:
     ) -> None:
         self.leaves = {} if leaves is None else leaves
         self._common = common, _are_several(common)
+        self.common = None if special or self._common[1] else common
         self._special = [(patterns, own, _are_several(own)) for patterns, own in special]
 
     def __call__(self, name: str) -> dict[str, Any]:
@@ -120,7 +133,7 @@ def _mapped(
 
 def _are_several(values: Mapping[str, Any]) -> bool:
     """Return whether a value is told by the names of parameters."""
-    return any(isinstance(v, Mapping) for v in values.values() if not isinstance(v, float | int))
+    return not are_numbers(values) and any(isinstance(v, Mapping) for v in values.values())
 
 
 def _of_parameter(own: str, value: Any, name: str) -> Any:

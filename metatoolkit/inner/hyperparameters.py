@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import ConfigurationError, UnknownNameError
-from metatoolkit.inner.evaluated import Evaluated, leaves_of
+from metatoolkit.inner.evaluated import Evaluated, are_numbers, leaves_of
 from metatoolkit.inner.groups import Group, listed, patterns_of, with_members
 from metatoolkit.inner.traced_values import value_at
 from metatoolkit.problem import BilevelProblem
@@ -18,18 +18,6 @@ from metatoolkit.state import Tensors
 
 Value = float | Tensor
 Hyperparameter = Value | Callable[[Any, int], Value | Mapping[str, Value]]
-
-
-_NUMBERS = {float, int, bool}
-
-
-def are_numbers(values: Mapping[str, Any]) -> bool:
-    """Return whether hyper-parameters are plain numbers and flags, each of them.
-
-    Args:
-        values: Values by name.
-    """
-    return _NUMBERS.issuperset(map(type, values.values()))
 
 
 def check_values(

@@ -11,6 +11,7 @@ from torch import Tensor
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.backward import backward
 from metatoolkit.stateless.exchange import within
 from metatoolkit.stateless.graphs import refuse_inference_mode, unreached_error
 from metatoolkit.stateless.loss_values import refuse_sparse
@@ -57,9 +58,7 @@ def loss_gradients(
             if direct:
                 problem.watch_second_derivatives(loss, leaves, "λ")
         with within(loss):
-            found = torch.autograd.grad(
-                loss, points + leaves, create_graph=create_graph, allow_unused=True
-            )
+            found = backward([loss], points + leaves, create_graph=create_graph)
     refuse_sparse(found)
     pairs = zip(parameters, found, strict=False)
     gradients = {name: gradient for name, gradient in pairs if gradient is not None}

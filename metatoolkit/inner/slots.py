@@ -14,9 +14,6 @@ from metatoolkit.state import InnerState, Tensors
 Update = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """The update of an inner learner: one parameter and its slots after a step."""
 
-Resolved = Callable[[str], dict[str, Any]]
-"""Returns the hyper-parameters that hold for a parameter at a step, by its name."""
-
 
 def zero_slots(parameters: Tensors, *slots: str) -> dict[str, Tensors]:
     """Return optimizer state of zeros, one tensor for each slot and parameter.

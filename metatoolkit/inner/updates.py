@@ -10,8 +10,8 @@ from torch import Tensor
 from torch._C import _functorch
 
 from metatoolkit.inner.bundles import Bundle
-from metatoolkit.inner.hyperparameters import are_numbers
-from metatoolkit.inner.slots import Resolved, Update, slots_of, update_parameter
+from metatoolkit.inner.evaluated import Evaluated, are_numbers
+from metatoolkit.inner.slots import Update, slots_of, update_parameter
 from metatoolkit.state import InnerState, Tensors
 
 LARGEST_BUNDLE = 2**16
@@ -26,7 +26,7 @@ need it.
 
 
 def updated_state(
-    update: Update, state: InnerState, gradients: Tensors, resolved: Resolved
+    update: Update, state: InnerState, gradients: Tensors, resolved: Evaluated
 ) -> InnerState:
     """Return the state after an update with given gradients; its buffers stay as they are.
 
@@ -36,8 +36,7 @@ def updated_state(
         update: That of an inner learner.
         state: State before the step.
         gradients: Gradient of the training loss by parameter name, of some parameters or all.
-        resolved: Returns the hyper-parameters that hold for a parameter, by its name; one and the
-            same object for those that have the same values.
+        resolved: Returns the hyper-parameters that hold for a parameter, by its name.
 
     Raises:
         ShapeError: A hyper-parameter is a tensor that does not expand to a parameter's shape.
@@ -45,51 +44,57 @@ def updated_state(
     parameters = dict(state.parameters)
     optimizer = {slot: dict(tensors) for slot, tensors in state.optimizer.items()}
     missed = state.missed
-    # Parameters that move alike: by the same values, and in the same of their steps.
-    alike: dict[tuple[int, int], tuple[list[str], dict[str, Any]]] = {}
-    for name in parameters:
-        if name in gradients:
-            values, step = resolved(name), state.steps_of(name)
-            alike.setdefault((id(values), step), ([], values))[0].append(name)
-        else:
-            missed = missed | {name: missed.get(name, 0) + 1}
-    several = [
-        (step, part, values)
-        for (_, step), (names, values) in alike.items()
-        for part in _parts(names, state.parameters)
-    ]
-    for step, names, values in several:
-        given = [state.parameters[name] for name in names]
-        moves = [gradients[name] for name in names]
-        if len(names) > 1 and _can_be_bundled(update, given, values):
-            held = {s: t for s, t in state.optimizer.items() if names[0] in t}
-            slots = {slot: [tensors[name] for name in names] for slot, tensors in held.items()}
-            moved, changed = _update_together(update, given, moves, slots, values, step)
-            parameters.update(zip(names, moved, strict=True))
-            for slot, tensors in changed.items():
-                optimizer[slot].update(zip(names, tensors, strict=True))
-            continue
-        for name, parameter, gradient in zip(names, given, moves, strict=True):
-            own = slots_of(state, name)
-            parameters[name], single = update_parameter(
-                update, name, parameter, gradient, own, values, step
-            )
-            for slot, tensor in single.items():
-                optimizer[slot][name] = tensor
+    if resolved.common is not None and not missed and gradients.keys() == parameters.keys():
+        alike = [([*parameters], resolved.common, state.step)]
+    else:
+        alike = _alike(state, gradients, resolved)
+        skipped = [name for name in parameters if name not in gradients]
+        missed = missed | {name: missed.get(name, 0) + 1 for name in skipped}
+    for names, values, step in alike:
+        together = len(names) > 1 and _can_be_bundled(update, values)
+        for part in _parts(names, state.parameters) if together else [names]:
+            given = [state.parameters[name] for name in part]
+            moves = [gradients[name] for name in part]
+            if together and len(part) > 1 and not any(map(Tensor.is_complex, given)):
+                held = {s: t for s, t in state.optimizer.items() if part[0] in t}
+                slots = {slot: [tensors[name] for name in part] for slot, tensors in held.items()}
+                moved, changed = _update_together(update, given, moves, slots, values, step)
+                parameters.update(zip(part, moved, strict=True))
+                for slot, tensors in changed.items():
+                    optimizer[slot].update(zip(part, tensors, strict=True))
+                continue
+            for name, parameter, gradient in zip(part, given, moves, strict=True):
+                own = slots_of(state, name)
+                parameters[name], single = update_parameter(
+                    update, name, parameter, gradient, own, values, step
+                )
+                for slot, tensor in single.items():
+                    optimizer[slot][name] = tensor
     return state.replaced(
         parameters=parameters, optimizer=optimizer, step=state.step + 1, missed=missed
     )
 
 
-def _parts(names: Sequence[str], parameters: Tensors) -> list[list[str]]:
+def _alike(
+    state: InnerState, gradients: Tensors, resolved: Evaluated
+) -> list[tuple[list[str], dict[str, Any], int]]:
+    """Return names of parameters that move by the same values, with these, in the same step."""
+    found: dict[tuple[int, int], tuple[list[str], dict[str, Any], int]] = {}
+    for name in state.parameters:
+        if name in gradients:
+            values, step = resolved(name), state.steps_of(name)
+            found.setdefault((id(values), step), ([], values, step))[0].append(name)
+    return [*found.values()]
+
+
+def _parts(names: list[str], parameters: Tensors) -> list[list[str]]:
     """Cut names in parts whose parameters are small together, or a large one by itself."""
+    sizes = [parameters[name].numel() for name in names]
     if torch.is_grad_enabled():
-        total = sum(parameters[name].numel() for name in names)
-        return [list(names)] if total <= LARGEST_WITH_GRAPH else [[name] for name in names]
+        return [names] if sum(sizes) <= LARGEST_WITH_GRAPH else [[name] for name in names]
     parts: list[list[str]] = []
     room = 0
-    for name in names:
-        size = parameters[name].numel()
+    for name, size in zip(names, sizes, strict=True):
         if not parts or size > room:
             parts.append([])
             room = LARGEST_BUNDLE
@@ -124,14 +129,11 @@ def _update_together(
     return moved.tensors, {slot: bundle.tensors for slot, bundle in updated.items()}
 
 
-def _can_be_bundled(
-    update: Any, tensors: Sequence[Tensor], hyperparameters: dict[str, float | Tensor]
-) -> bool:
-    """Return whether parameters can be updated together.
+def _can_be_bundled(update: Any, hyperparameters: dict[str, float | Tensor]) -> bool:
+    """Return whether real parameters can be updated together.
 
     Args:
         update: That of an inner learner.
-        tensors: The parameters, or some of them, and their gradients.
         hyperparameters: Values that hold for all of them.
     """
     return (
@@ -141,5 +143,4 @@ def _can_be_bundled(
         # It takes a choice between two tensors, entry by entry.
         and not hyperparameters.get("amsgrad")
         and are_numbers(hyperparameters)
-        and not any(map(Tensor.is_complex, tensors))
     )

@@ -203,7 +203,7 @@ class Passes:
         python = bool(self.draws_globally) or _len_torch_function_stack() > 0
         first = self._first(kind, tensors)
         try:
-            with turn(), seeded(key, devices, python) as draws, exchange, first as asked:
+            with exchange, seeded(key, devices, python) as draws, first as asked:
                 value = loss(*self._arguments, batch)
         except (RuntimeError, IndexError) as error:
             error.add_note(f"while {kind} was evaluated on a batch of: {describe(batch)}")

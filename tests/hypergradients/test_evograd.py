@@ -13,6 +13,7 @@ from metatoolkit.hypergradients import EvoGrad
 from metatoolkit.randomness import fold_in, seeded
 from metatoolkit.testing import bank
 from metatoolkit.testing.draws import recorded
+from tests.hypergradients import engine_calls
 
 F64 = torch.float64
 
@@ -208,13 +209,8 @@ def test_needs_no_second_derivative(streamed):
 
 
 def test_no_graph_is_asked_for(monkeypatch):
-    real, asked = torch.autograd.grad, []
-
-    def grad(*args, **kwargs):
-        asked.append(kwargs.get("create_graph", False))
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(torch.autograd, "grad", grad)
+    asked = []
+    engine_calls.watch(monkeypatch, lambda inputs, create_graph: asked.append(create_graph))
     result = bank.inside_model().call(EvoGrad(2, 0.1, 0.5))
     assert asked and not any(asked)
     assert not any(gradient.requires_grad for gradient in result.gradient.values())

@@ -10,6 +10,7 @@ from metatoolkit.hypergradients.learning_rates import learning_rates
 from metatoolkit.hypergradients.linearization import StepLinearization, check_through
 from metatoolkit.hypergradients.solution_share import relative_residual
 from metatoolkit.testing import bank
+from tests.hypergradients import engine_calls
 
 F64 = torch.float64
 
@@ -325,13 +326,7 @@ def test_a_product_without_meta_takes_no_derivative_in_it(monkeypatch):
     case = bank.PROBLEMS["inside_model"]()
     step = linearized(case, case.state)
     vector, asked = torch.ones(step.size, dtype=F64), []
-    grad = torch.autograd.grad
-
-    def counted(outputs, inputs, *args, **kwargs):
-        asked.extend(inputs)
-        return grad(outputs, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(torch.autograd, "grad", counted)
+    engine_calls.watch(monkeypatch, lambda inputs, create_graph: asked.extend(inputs))
     step.transposed_product(vector)
     alone = len(asked)
     asked.clear()

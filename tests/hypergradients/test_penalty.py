@@ -11,6 +11,7 @@ from metatoolkit.errors import CheckpointError, ConfigurationError, UnsupportedE
 from metatoolkit.hypergradients import Penalty
 from metatoolkit.testing import bank
 from metatoolkit.testing.draws import recorded
+from tests.hypergradients import engine_calls
 from tests.hypergradients.test_cost import Setup
 
 
@@ -114,13 +115,8 @@ def test_is_the_derivative_of_its_objective(name, steps):
 
 
 def test_no_second_derivative(monkeypatch):
-    real, asked = torch.autograd.grad, []
-
-    def grad(*args, **kwargs):
-        asked.append(kwargs.get("create_graph", False))
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(torch.autograd, "grad", grad)
+    asked = []
+    engine_calls.watch(monkeypatch, lambda inputs, create_graph: asked.append(create_graph))
     bank.small_net().call(Penalty())
     assert asked and not any(asked)
 
