@@ -178,7 +178,7 @@ class BilevelProblem:
         """
         with torch.no_grad():
             for name, value in state.parameters.items():
-                self._live(f"model.{name}").copy_(value)
+                self._passes.live(f"model.{name}").copy_(value)
         self.load_buffers(state.buffers)
 
     def load_buffers(self, buffers: Tensors) -> None:
@@ -189,7 +189,7 @@ class BilevelProblem:
         """
         with torch.no_grad():
             for name, value in buffers.items():
-                live = self._live(name)
+                live = self._passes.live(name)
                 if live.shape == value.shape:
                     live.copy_(value)
                 else:
@@ -271,7 +271,11 @@ class BilevelProblem:
 
     def devices(self) -> set[torch.device]:
         """Return the devices of all parameters and buffers."""
-        return {self._live(name).device for name in self._passes.places.sites}
+        return {self._passes.live(name).device for name in self._passes.places.sites}
+
+    def modes(self) -> tuple[bool, ...]:
+        """Return of each module whether it is in its training mode."""
+        return self._passes.modes()
 
     def begins_with_meta(self, state: InnerState) -> bool:
         """Return whether λ sets parameters of this state: it is the initial one.
@@ -286,8 +290,7 @@ class BilevelProblem:
     ) -> None:
         """Look at a training loss before its gradient is taken with a graph of its own.
 
-        It is done once for each call of an estimator; see
-        :func:`metatoolkit.stateless.graphs.watch_second_derivatives`.
+        Once a call of an estimator; see :func:`.stateless.graphs.watch_second_derivatives`.
 
         Args:
             loss: The loss with its graph.
@@ -318,9 +321,6 @@ class BilevelProblem:
 
     def _inner(self) -> Tensors:
         return self._passes.live_by_name("model.", self.parameter_names)
-
-    def _live(self, name: str) -> Tensor:
-        return self._passes.live(name)
 
     def _evaluate(
         self, loss: Loss, kind: str, parameters: Tensors, meta: Tensors, *rest: Any

@@ -1,4 +1,4 @@
-"""Losses that draw from the global generators of Python and NumPy follow the key."""
+"""Losses that draw from the global generators of torch, Python and NumPy follow the key."""
 
 import random
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import metatoolkit as mt
 from metatoolkit.randomness import go_to, place
@@ -37,7 +39,22 @@ def all_of_them(tensor):
     return python_normal(numpy_mask(tensor)) * torch.rand(())
 
 
-DRAWS = [python_number, python_normal, numpy_number, numpy_normal, numpy_mask, all_of_them]
+def torch_number(tensor):
+    return tensor * torch.rand(())
+
+
+def torch_normal(tensor):
+    return tensor * torch.randn(())
+
+
+def torch_mask(tensor):
+    return F.dropout(tensor, 0.5)
+
+
+DRAWS = [
+    *(python_number, python_normal, numpy_number, numpy_normal, numpy_mask),
+    *(torch_number, torch_normal, torch_mask, all_of_them),
+]
 
 
 @pytest.mark.parametrize("draw", DRAWS)
@@ -61,16 +78,49 @@ def test_every_global_generator_follows_the_key(draw):
     assert float(problem.evaluate_valid(*arguments, 3)) == first
 
 
-def test_a_loss_that_draws_late_or_for_some_batches_follows_the_key():
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_loss_that_draws_late_or_for_some_batches_follows_the_key(draw):
     def loss(model, meta, batch):
-        return model.value * (np.random.rand() + random.random() if batch else 1.0)
+        return (draw(model.value) if batch else model.value).sum()
+
+    values = bank.Value([1.0, -2.0, 4.0, 8.0])
+    problem = mt.BilevelProblem(values, bank.Value(1.0), loss, loss)
+    arguments = (problem.parameters(), problem.meta_parameters(), {})
+    for _ in range(3):
+        assert float(problem.evaluate_train(*arguments, False, 3)[0]) == 11
+    start = place()
+    expected = random.random(), np.random.randn(), torch.randn(()).item()
+    go_to(start)
+    found = [float(problem.evaluate_train(*arguments, True, key)[0]) for key in (3, 4, 3)]
+    assert found[0] == found[2] != found[1]
+    assert (random.random(), np.random.randn(), torch.randn(()).item()) == expected
+    # As if it had drawn from the start.
+    other = mt.BilevelProblem(values, bank.Value(1.0), loss, loss)
+    assert float(other.evaluate_train(*arguments, True, 3)[0]) == found[0]
+
+
+class Counting(TorchDispatchMode):
+    """Counts the numbers that are drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.drawn += torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_a_mode_of_operators_sees_is_run_once():
+    def loss(model, meta, batch):
+        return model.value * (torch.rand(()) if batch else 1.0)
 
     problem = mt.BilevelProblem(bank.Value(1.0), bank.Value(1.0), loss, loss)
     arguments = (problem.parameters(), problem.meta_parameters(), {})
-    for _ in range(3):
-        assert float(problem.evaluate_train(*arguments, False, 3)[0]) == 1
-    found = [float(problem.evaluate_train(*arguments, True, key)[0]) for key in (3, 4, 3)]
-    assert found[0] == found[2] != found[1]
+    problem.evaluate_train(*arguments, False, 3)
+    with Counting() as mode:
+        problem.evaluate_train(*arguments, True, 3)
+    assert mode.drawn == 1
 
 
 class Watching(TorchFunctionMode):

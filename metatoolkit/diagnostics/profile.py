@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from metatoolkit.diagnostics.measure import peak_memory_by
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients import noise, products
+from metatoolkit.hypergradients.step_graph import DifferentiatedStep, StepGraph
 from metatoolkit.inner import updates
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.stateless import backward
@@ -230,6 +231,8 @@ def _told(clock: _Clock) -> Iterator[None]:
             (torch.autograd, "grad", phase(torch.autograd.grad, _derivative)),
             (backward, "_engine_run_backward", phase(backward._engine_run_backward, _derivative)),
             (products, "_batched", phase(products._batched, "HVP")),
+            # One pass through the outer loss and the steps would be both a gradient and a product.
+            (StepGraph, "pull_back_outer", DifferentiatedStep.pull_back_outer),
             (move, "move", phase(move.move, "meta optimizer")),
             *((module, "stream_noise", drawn) for module in _holding(stream)),
             *(

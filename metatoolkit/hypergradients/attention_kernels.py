@@ -9,10 +9,10 @@ from metatoolkit.stateless.exchange import turn
 
 # What torch.nn.attention.sdpa_kernel(SDPBackend.MATH) sets; that takes ten times as long.
 _ENABLED = (
-    cuda.math_sdp_enabled,
-    cuda.flash_sdp_enabled,
-    cuda.mem_efficient_sdp_enabled,
-    cuda.cudnn_sdp_enabled,
+    torch._C._get_math_sdp_enabled,
+    torch._C._get_flash_sdp_enabled,
+    torch._C._get_mem_efficient_sdp_enabled,
+    torch._C._get_cudnn_sdp_enabled,
     torch._C._get_overrideable_sdp_enabled,
 )
 _ENABLE = (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 
 from metatoolkit.errors import MetatoolkitError, UnsupportedError, brief
 from metatoolkit.stateless.graphs import FIRST_ORDER
@@ -60,24 +58,32 @@ def forward_mode_error(error: RuntimeError) -> UnsupportedError | None:
     )
 
 
-@contextlib.contextmanager
-def missing_derivatives(estimator: str) -> Iterator[None]:
+class missing_derivatives:
     """Tell which operator of a loss has no derivative that an estimator needs.
 
     Args:
         estimator: Name of the estimator that the body calls.
 
-    Yields:
-        Nothing.
-
     Raises:
         UnsupportedError: PyTorch lacks a derivative.
     """
-    try:
-        yield
-    except MetatoolkitError:
-        raise
-    except RuntimeError as error:
+
+    def __init__(self, estimator: str) -> None:
+        self._estimator = estimator
+
+    def __enter__(self) -> None:
+        """Do nothing yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raise what tells more than the error of the body, if there is one.
+
+        Args:
+            kind: Not used.
+            error: The error.
+            trace: Not used.
+        """
+        if isinstance(error, MetatoolkitError) or not isinstance(error, RuntimeError):
+            return
         forward = forward_mode_error(error)
         if forward is not None:
             raise forward from error
@@ -85,17 +91,17 @@ def missing_derivatives(estimator: str) -> Iterator[None]:
             raise UnsupportedError(_SELECTIVE) from error
         operator = _operator(error, _SECOND)
         if operator is None:
-            raise
+            return
         what = f"the operator {operator.removeprefix('aten::')}" if operator else "a function"
         if "backward" in operator or re.search("double backward|twice", str(error)):
             told = (
-                f"{estimator} takes second derivatives of the losses, and {what} lacks what they "
-                f"need ({brief(error)}). Use {_WITHOUT}."
+                f"{self._estimator} takes second derivatives of the losses, and {what} lacks what "
+                f"they need ({brief(error)}). Use {_WITHOUT}."
             )
         else:
             told = (
-                f"{estimator} differentiates the losses, and {what} has no derivative in an input "
-                f"that depends on θ or λ ({brief(error)}). Use another operator; or, if it lacks "
-                f"its second derivative alone, {_WITHOUT}."
+                f"{self._estimator} differentiates the losses, and {what} has no derivative in an "
+                f"input that depends on θ or λ ({brief(error)}). Use another operator; or, if it "
+                f"lacks its second derivative alone, {_WITHOUT}."
             )
         raise UnsupportedError(told) from error

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metatoolkit.errors import ConfigurationError
-from metatoolkit.hypergradients.trajectory import StepGraph
+from metatoolkit.hypergradients.step_graph import StepGraph
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
@@ -111,10 +111,10 @@ class KeptGraphs:
         window = len(batches)
         if self._count is not None or window == 1:
             return self.least, None
-        given = _tensors([meta, batches[0]])
         kind = step_layout(inner, state, meta, batches[0])
         if kind in self._sizes:
             return self._chosen(self._sizes[kind], window), None
+        given = _tensors([meta, batches[0]])
         hooks: list[Any] = []
 
         def seen(*pair: Any) -> Any:

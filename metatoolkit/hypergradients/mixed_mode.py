@@ -24,6 +24,7 @@ from metatoolkit.hypergradients.products import (
     loss_gradient,
     vector_jacobian_product,
 )
+from metatoolkit.hypergradients.step_graph import DifferentiatedStep
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_own
 from metatoolkit.problem import BilevelProblem
@@ -109,7 +110,7 @@ def step_with_gradients(
     return dataclasses.replace(after, buffers=buffers).detach(), gradients
 
 
-class MixedStep:
+class MixedStep(DifferentiatedStep):
     """One inner step, of which vector-Jacobian products are taken by forward over reverse mode.
 
     MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793, section 3.2). The step is
@@ -154,6 +155,7 @@ class MixedStep:
         through_state: bool = True,
         first_order: bool = False,
     ) -> None:
+        super().__init__(problem, meta)
         buffers = state.buffers
         if gradients is None:
             moved, gradients = step_with_gradients(problem, inner, state, meta, batch)
@@ -175,19 +177,14 @@ class MixedStep:
         self._inputs = inputs if through_state else []
         self._arguments = (problem, state, meta, batch)
 
+    @override
     def pull_back(
         self, adjoint: Adjoint, direct: Sequence[Tensor | None] = ()
     ) -> tuple[Adjoint, Adjoint]:
-        """Multiply an adjoint with the Jacobian of the step.
+        """Multiply an adjoint with the Jacobian of the step; see :class:`DifferentiatedStep`.
 
-        Args:
-            adjoint: Derivative in the tensors of the state after the step. Cost: 9 F, and no pass
-                for a step of first order.
-            direct: Derivative in λ that is known, to which that of the step is added; none.
-
-        Returns:
-            The derivative in the tensors of the state before it (empty unless
-            ``through_state``), and in λ.
+        Cost: 9 F, and no pass for a step of first order. The derivative in the state is empty
+        unless ``through_state``.
 
         Raises:
             UnsupportedError: The training loss has no forward mode.

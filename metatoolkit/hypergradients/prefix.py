@@ -69,12 +69,12 @@ def share_prefix(
 def _keyed(problem: BilevelProblem) -> BilevelProblem:
     """Return a copy whose losses draw all their random numbers from the key from the start.
 
-    Otherwise Python's and NumPy's would come from there only once a loss was seen to draw them,
-    and the place where the prefix left them would be the user's own.
+    Otherwise they would come from there only once a loss was seen to draw them, and the place
+    where the prefix left them would be the user's own.
     """
     copied = copy.copy(problem)
     copied._passes = copy.copy(problem._passes)
-    copied._passes.draws_globally = {"prefix"}
+    copied._passes.always_seeded = True
     return copied
 
 

@@ -16,7 +16,7 @@ from metatoolkit.hypergradients.flop_counter import flop_counter
 from metatoolkit.hypergradients.kept_graphs import step_layout
 from metatoolkit.hypergradients.mixed_mode import MixedStep
 from metatoolkit.hypergradients.products import Adjoint, add_adjoints, norm, scaled
-from metatoolkit.hypergradients.trajectory import StepGraph
+from metatoolkit.hypergradients.step_graph import StepGraph
 from metatoolkit.hypergradients.transforms import in_transform
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem

@@ -25,6 +25,7 @@ from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
 from metatoolkit.stateless.graphs import kept_graph_error
 
+_SECOND_TIME = "backward through the graph a second time"
 _BLOCK = 512
 """Losses that are kept together."""
 Arguments = tuple[Tensors, Tensors, Tensors, Any, int]
@@ -46,20 +47,20 @@ def unchecked() -> Iterator[None]:
         _left_out.reset(token)
 
 
-@contextlib.contextmanager
 def replay_checked(
     problem: BilevelProblem,
     inner: InnerLearner,
     state: InnerState,
     kinds: Sequence[str],
     repeats_steps: bool,
-) -> Iterator[None]:
-    """Compare losses that are evaluated again with the first, around a call of an estimator.
+) -> contextlib.AbstractContextManager[None]:
+    """Return a context that compares losses which are evaluated again with the first.
 
-    Where the body takes steps twice, all of them are compared. Else the first evaluation at the
-    state that is given is repeated after the body, when all that the body evaluated has left its
-    traces; where no evaluation is at that state, the second one of that loss is repeated at once.
-    That is done once for each loss and mode of the modules, and not while a call is measured.
+    Its body is a call of an estimator. Where that takes steps twice, all of them are compared. Else
+    the first evaluation at the state that is given is repeated after the body, when all that it
+    evaluated has left its traces; where no evaluation is at that state, the second one of that loss
+    is repeated at once. That is done once for each loss and mode of the modules, and not while a
+    call is measured.
 
     Args:
         problem: The bilevel problem.
@@ -68,9 +69,6 @@ def replay_checked(
         kinds: Losses to look at, ``"train_loss"`` and ``"valid_loss"``.
         repeats_steps: Whether the body takes inner steps twice.
 
-    Yields:
-        Nothing.
-
     Raises:
         ReplayError: A loss gave two values.
     """
@@ -78,13 +76,15 @@ def replay_checked(
     repeats_steps &= not any(is_own(inner, InnerLearner, part) for part in ("step", "gradients"))
     due = [kind for kind in kinds if repeats_steps or is_due(problem, kind)]
     if not due or problem.watch is not None or _left_out.get():
-        with _no_graph_of_before():
-            yield
-        return
-    watch = _StepWatch(problem) if repeats_steps else _Watch(state, due)
+        return _NoGraphOfBefore()
+    return _watched(problem, _StepWatch(problem) if repeats_steps else _Watch(state, due))
+
+
+@contextlib.contextmanager
+def _watched(problem: BilevelProblem, watch: _StepWatch | _Watch) -> Iterator[None]:
     problem.watch = watch
     try:
-        with _no_graph_of_before():
+        with _NoGraphOfBefore():
             yield
     except Exception as error:
         problem.watch = None
@@ -98,15 +98,15 @@ def replay_checked(
         mark_checked(problem, kind)
 
 
-@contextlib.contextmanager
-def _no_graph_of_before() -> Iterator[None]:
-    """Say what it means that a graph is gone which an evaluation still refers to."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "backward through the graph a second time" not in str(error):
-            raise
-        raise kept_graph_error() from error
+class _NoGraphOfBefore:
+    """Says what it means that a graph is gone which an evaluation still refers to."""
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RuntimeError) and _SECOND_TIME in str(error):
+            raise kept_graph_error() from error
 
 
 def is_due(problem: BilevelProblem, kind: str) -> bool:
@@ -132,8 +132,7 @@ def mark_checked(problem: BilevelProblem, kind: str) -> None:
 
 
 def _signature(problem: BilevelProblem, kind: str) -> tuple[Any, ...]:
-    modes = tuple(m.training for root in (problem.model, problem.meta) for m in root.modules())
-    return kind, id(getattr(problem, kind)), modes
+    return kind, id(getattr(problem, kind)), problem.modes()
 
 
 def repeat_once(problem: BilevelProblem, first: Tensor, evaluate: Callable[[], Tensor]) -> None:

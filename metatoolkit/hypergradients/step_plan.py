@@ -9,7 +9,7 @@ from typing import Any, Literal
 from metatoolkit.hypergradients.cost import Cost
 from metatoolkit.hypergradients.kept_graphs import KeptGraphs
 from metatoolkit.hypergradients.product_choice import ProductChoice, ProductOption
-from metatoolkit.hypergradients.trajectory import StepGraph
+from metatoolkit.hypergradients.step_graph import StepGraph
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors

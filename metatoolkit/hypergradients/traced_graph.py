@@ -234,7 +234,7 @@ def _is_input(value: Any) -> bool:
 def _lift(module: fx.GraphModule, call: Call, clock: Clock) -> list[Source]:
     """Turn the tensors that a graph holds into inputs, and return what gives them."""
     made = {id(tensor): function for tensor, function in clock.inputs}
-    live = {id(call.problem._live(name)): name for name in call.problem._passes.places.sites}
+    live = {id(call.problem._passes.live(name)): name for name in call.problem._passes.places.sites}
     found: dict[int, tuple[fx.Node, Source]] = {}
     last = [node for node in module.graph.nodes if node.op == "placeholder"][-1]
     for node in list(module.graph.nodes):
@@ -255,7 +255,7 @@ def _source(tensor: Tensor, make: Callable[[Moment], Tensor] | None, name: str |
     if make is not None:
         return lambda call, moment: make(moment)
     if name is not None:
-        return lambda call, moment: call.problem._live(name)
+        return lambda call, moment: call.problem._passes.live(name)
     return lambda call, moment: tensor
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.base import check_finite
-from metatoolkit.hypergradients.products import Adjoint, loss_gradient, step_product
+from metatoolkit.hypergradients.products import (
+    Adjoint,
+    loss_gradient,
+)
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors
-from metatoolkit.stateless.exchange import is_recorded, within
 
 Visit = tuple[InnerState, Tensors | None]
 """A state, and the gradient of the training loss there where it is known."""
@@ -64,9 +65,23 @@ def outer_loss(
         valid_batch: Batch for the outer loss.
     """
     with torch.no_grad():
-        return problem.evaluate_valid(
-            state.parameters, meta, state.buffers, valid_batch, valid_key(state)
-        )
+        return loss_after(problem, state, meta, valid_batch)
+
+
+def loss_after(
+    problem: BilevelProblem, state: InnerState, meta: Tensors, valid_batch: Any
+) -> Tensor:
+    """Return the outer loss at a state, a scalar with its graph where gradients are recorded.
+
+    Args:
+        problem: The bilevel problem.
+        state: State after the inner steps.
+        meta: Meta-parameters by name.
+        valid_batch: Batch for the outer loss. Cost: 1 F.
+    """
+    return problem.evaluate_valid(
+        state.parameters, meta, state.buffers, valid_batch, valid_key(state)
+    )
 
 
 def outer_gradient(
@@ -87,13 +102,7 @@ def outer_gradient(
     points = [tensor.detach().requires_grad_() for tensor in state.tensors()]
     leaves = list(meta.values())
     with torch.enable_grad():
-        loss = problem.evaluate_valid(
-            state.with_tensors(points).parameters,
-            meta,
-            state.buffers,
-            valid_batch,
-            valid_key(state),
-        )
+        loss = loss_after(problem, state.with_tensors(points), meta, valid_batch)
     gradients = loss_gradient(loss, points + leaves)
     return loss.detach(), gradients[: len(points)], gradients[len(points) :]
 
@@ -185,80 +194,3 @@ def tree_depth(steps: int, arity: int) -> int:
     while count > 1:
         depth, count = depth + 1, math.ceil(count / arity)
     return depth
-
-
-class StepGraph:
-    """One inner step with its graph, or several in a row, for vector-Jacobian products.
-
-    Args:
-        problem: The bilevel problem.
-        inner: Inner learner.
-        state: Detached state before the step.
-        meta: Meta-parameters by name, leaves that require a gradient.
-        batch: Training batch.
-        through_state: Whether the product with the derivative in the state is needed, too.
-
-    Attributes:
-        after: State after the last step, with its graph.
-    """
-
-    def __init__(
-        self,
-        problem: BilevelProblem,
-        inner: InnerLearner,
-        state: InnerState,
-        meta: Tensors,
-        batch: Any,
-        through_state: bool = True,
-    ) -> None:
-        inputs = [tensor.detach().requires_grad_(through_state) for tensor in state.tensors()]
-        self._inputs = inputs if through_state else []
-        self._problem, self._inner, self._meta = problem, inner, meta
-        self.after = state.with_tensors(inputs)
-        with double_backward_kernels():
-            self._step(batch)
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether a backward pass needs an exchange, since it may run anything."""
-        return is_recorded(self._loss)
-
-    def extend(self, batches: Sequence[Any]) -> int:
-        """Take more steps, whose graphs go on from that of the last.
-
-        Args:
-            batches: Training batches.
-
-        Returns:
-            How many were taken: a backward pass runs under one exchange, so that a step whose loss
-            needs one is the last.
-        """
-        taken = 0
-        with double_backward_kernels():
-            while taken < len(batches) and not self.is_recorded:
-                self._step(batches[taken])
-                taken += 1
-        return taken
-
-    def _step(self, batch: Any) -> None:
-        self.after, self._loss = self._inner.step(
-            self._problem, self.after, self._meta, batch, create_graph=True
-        )
-
-    def pull_back(
-        self, adjoint: Adjoint, direct: Sequence[Tensor | None] = ()
-    ) -> tuple[Adjoint, Adjoint]:
-        """Multiply an adjoint with the Jacobian of the steps, by reverse over reverse mode.
-
-        Args:
-            adjoint: Derivative in the tensors of the state after the steps. Cost: 6 F for each,
-                after the 3 F of its graph.
-            direct: Derivative in λ that is known, to which that of the steps is added; none.
-
-        Returns:
-            The derivative in the tensors of the state before them (empty unless
-            ``through_state``), and in λ.
-        """
-        after, leaves = self.after.tensors(), list(self._meta.values())
-        with double_backward_kernels(), within(self._loss):
-            return step_product(after, self._inputs, leaves, adjoint, direct)

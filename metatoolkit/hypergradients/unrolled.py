@@ -25,9 +25,9 @@ from metatoolkit.hypergradients.mixed_mode import MixedStep, step_with_gradients
 from metatoolkit.hypergradients.product_choice import ProductOption
 from metatoolkit.hypergradients.products import Adjoint, add_adjoints, scaled
 from metatoolkit.hypergradients.registry import estimators
+from metatoolkit.hypergradients.step_graph import DifferentiatedStep, StepGraph
 from metatoolkit.hypergradients.step_plan import StepPlans
 from metatoolkit.hypergradients.trajectory import (
-    StepGraph,
     Visit,
     outer_gradient,
     outer_loss,
@@ -250,7 +250,7 @@ class Unrolled(Estimator):
 
         def linearize(
             point: InnerState, index: int, gradients: Tensors | None = None
-        ) -> StepGraph | MixedStep:
+        ) -> DifferentiatedStep:
             nonlocal passes
             passes += gradients is None
             arguments = (problem, inner, point, meta, batches[index])
@@ -260,44 +260,43 @@ class Unrolled(Estimator):
 
         visits = states_backward(advance, state, first, self._arity(first + 1))
         state, _ = next(visits)
-        kept: list[StepGraph | MixedStep] = []
+        kept: list[DifferentiatedStep] = []
         weights = self.step_weights or [0.0] * (window - 1) + [1.0]
         outer: list[Adjoint | None] = []
         total: Adjoint = [None] * len(meta)
         ends = [index for index, weight in enumerate(weights, 1) if weight or index == window]
         index = first
-        while index < window:
+        while True:
             graph = plan.graph or linearize(state, index)
             plan.graph = None
-            kept.append(graph)
             index += 1
             if isinstance(graph, StepGraph):
                 end = next(end for end in ends if end >= index)
                 more = graph.extend(batches[index:end])
                 index, passes = index + more, passes + more
             state = graph.after.detach()
-            if index not in ends:
-                outer.append(None)
-                continue
-            passes += 1
-            weight = weights[index - 1]
-            valid_loss, found, direct = outer_gradient(problem, state, meta, valid_batch)
-            outer.append(scaled(found, weight))
-            total = add_adjoints(total, scaled(direct, weight))
+            if index == window:
+                break
+            kept.append(graph)
+            outer.append(None)
+            if index in ends:
+                passes += 1
+                weight = weights[index - 1]
+                _, found, direct = outer_gradient(problem, state, meta, valid_batch)
+                outer[-1] = scaled(found, weight)
+                total = add_adjoints(total, scaled(direct, weight))
+        passes += 1
+        valid_loss, adjoint, total = graph.pull_back_outer(valid_batch, weights[-1], total)
+        # A graph must go before the next one is built.
         del graph
-        adjoint = outer.pop()
-        assert adjoint is not None
         for index in reversed(range(first + len(kept))):
             if kept:
-                step = kept.pop()
+                step, earlier = kept.pop(), outer.pop()
+                adjoint = adjoint if earlier is None else add_adjoints(adjoint, earlier)
             else:
                 point, gradients = next(visits)
                 step = linearize(point, index, gradients)
             adjoint, total = step.pull_back(adjoint, total)
-            earlier = outer.pop() if outer else None
-            if earlier is not None:
-                adjoint = add_adjoints(adjoint, earlier)
-            # Its graph must go before the next one is built.
             del step
         by_name = dict(zip(meta, total, strict=True))
         if self.first_order:

@@ -30,11 +30,8 @@ from metatoolkit.hypergradients.first_order import (
 from metatoolkit.hypergradients.leap import Leap
 from metatoolkit.hypergradients.products import scaled
 from metatoolkit.hypergradients.registry import estimators
-from metatoolkit.hypergradients.trajectory import (
-    StepGraph,
-    finite_outer_gradient,
-    outer_loss,
-)
+from metatoolkit.hypergradients.step_graph import StepGraph
+from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss
 from metatoolkit.hypergradients.unrolled import Unrolled
 from metatoolkit.inner.base import InnerLearner
 from metatoolkit.problem import BilevelProblem

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metatoolkit.errors import UnsupportedError
+from metatoolkit.inner.evaluated import Evaluated
 from metatoolkit.inner.groups import Group, check_groups
 from metatoolkit.inner.hyperparameters import (
     Hyperparameter,
@@ -24,6 +25,7 @@ from metatoolkit.inner.updates import updated_state
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import Stream, fold_in
 from metatoolkit.state import InnerState, Tensors, with_leaves, without_graph
+from metatoolkit.stateless.backward import gradients_recorded
 
 
 class InnerLearner(ABC):
@@ -180,13 +182,13 @@ class InnerLearner(ABC):
             ``create_graph``). Cost: one forward and one backward pass, 3 F.
         """
         if problem.begins_with_meta(state):
-            with torch.set_grad_enabled(create_graph):
+            with gradients_recorded(create_graph):
                 state = self.enter(problem, state, meta)
         if not create_graph:
             meta = {name: without_graph(tensor) for name, tensor in meta.items()}
         state = with_leaves(state, create_graph)
         loss, gradients, buffers = self.gradients(problem, state, meta, batch, create_graph)
-        with torch.set_grad_enabled(create_graph):
+        with gradients_recorded(create_graph):
             after = self.apply(problem, state, meta, gradients)
         after = after.replaced(buffers=buffers) if buffers else after
         return (after, loss) if create_graph else (after.map(without_graph), loss.detach())
@@ -235,7 +237,7 @@ class InnerLearner(ABC):
         Raises:
             ShapeError: A hyper-parameter is a tensor that does not expand to a parameter's shape.
         """
-        resolved = hyperparameters_at(self.hyperparameters, self.groups, problem, meta, state.step)
+        resolved = self._resolved(problem, meta, state.step)
         return updated_state(self.update, state, gradients, resolved)
 
     def gradient_sensitivity(
@@ -261,7 +263,7 @@ class InnerLearner(ABC):
         """
         if not tells_sensitivity(self, InnerLearner):
             raise self._no_sensitivity()
-        resolved = hyperparameters_at(self.hyperparameters, self.groups, problem, meta, state.step)
+        resolved = self._resolved(problem, meta, state.step)
         found: Tensors = {}
         for name, gradient in gradients.items():
             parameter, values = state.parameters[name], resolved(name)
@@ -272,6 +274,10 @@ class InnerLearner(ABC):
             )
             found[name] = (sign * slope).expand_as(parameter)
         return found
+
+    def _resolved(self, problem: BilevelProblem, meta: Tensors, step: int) -> Evaluated:
+        """Return the function that gives a parameter's hyper-parameters at a step."""
+        return hyperparameters_at(self.hyperparameters, self.groups, problem, meta, step)
 
     def _no_sensitivity(self) -> UnsupportedError:
         return UnsupportedError(

@@ -53,6 +53,17 @@ class Evaluated:
         self.common = None if special or self._common[1] else common
         self._special = [(patterns, own, _are_several(own)) for patterns, own in special]
 
+    @classmethod
+    def of_numbers(cls, values: dict[str, Any]) -> Evaluated:
+        """Return the function for numbers that all parameters have.
+
+        Args:
+            values: The numbers by name.
+        """
+        own = object.__new__(cls)
+        own.leaves, own.common, own._common, own._special = {}, values, (values, False), []
+        return own
+
     def __call__(self, name: str) -> dict[str, Any]:
         """Return the hyper-parameters of one parameter.
 
@@ -133,7 +144,7 @@ def _mapped(
 
 def _are_several(values: Mapping[str, Any]) -> bool:
     """Return whether a value is told by the names of parameters."""
-    return not are_numbers(values) and any(isinstance(v, Mapping) for v in values.values())
+    return any(isinstance(v, Mapping) for v in values.values() if not isinstance(v, float | int))
 
 
 def _of_parameter(own: str, value: Any, name: str) -> Any:

@@ -135,7 +135,7 @@ def hyperparameters_at(
     """
     numbers = dict(hyperparameters)
     if not groups and are_numbers(numbers):
-        return Evaluated(numbers)
+        return Evaluated.of_numbers(numbers)
     own = [{n: v for n, v in group.items() if n != "params"} for group in groups]
     settings = [(name, v) for given in (numbers, *own) for name, v in given.items()]
     learned = any(isinstance(given, Tensor) for _, given in settings)

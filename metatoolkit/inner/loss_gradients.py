@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.randomness import fold_in
 from metatoolkit.state import InnerState, Tensors
-from metatoolkit.stateless.backward import backward
+from metatoolkit.stateless.backward import backward, gradients_recorded
 from metatoolkit.stateless.exchange import within
 from metatoolkit.stateless.graphs import refuse_inference_mode, unreached_error
 from metatoolkit.stateless.loss_values import refuse_sparse
@@ -45,7 +44,7 @@ def loss_gradients(
     """
     parameters = state.parameters
     refuse_inference_mode()
-    with torch.enable_grad():
+    with gradients_recorded():
         loss, buffers = problem.evaluate_train(
             parameters, meta, state.buffers, batch, fold_in(state.key, state.step)
         )

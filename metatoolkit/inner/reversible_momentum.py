@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from metatoolkit.inner.fixed_point import (
     to_fixed,
 )
 from metatoolkit.inner.groups import Group
-from metatoolkit.inner.hyperparameters import Hyperparameter, hyperparameters_at
+from metatoolkit.inner.hyperparameters import Hyperparameter
 from metatoolkit.inner.registry import learners
 from metatoolkit.inner.slots import refuse_complex, slots_of, zero_slots
 from metatoolkit.problem import BilevelProblem
@@ -260,11 +260,6 @@ class ReversibleMomentum(InnerLearner):
             },
         }
         return state.replaced(optimizer=state.optimizer | slots)
-
-    def _resolved(
-        self, problem: BilevelProblem, meta: Tensors, step: int
-    ) -> Callable[[str], dict[str, float | Tensor]]:
-        return hyperparameters_at(self.hyperparameters, self.groups, problem, meta, step)
 
     def _fixed(self, tensor: Tensor, what: str) -> Tensor:
         return to_fixed(tensor, self.fraction_bits, what)

@@ -52,7 +52,10 @@ def updated_state(
         missed = missed | {name: missed.get(name, 0) + 1 for name in skipped}
     for names, values, step in alike:
         together = len(names) > 1 and _can_be_bundled(update, values)
-        for part in _parts(names, state.parameters) if together else [names]:
+        parts = _parts(names, state.parameters) if together else [names]
+        if len(parts) == len(names):
+            parts, together = [names], False
+        for part in parts:
             given = [state.parameters[name] for name in part]
             moves = [gradients[name] for name in part]
             if together and len(part) > 1 and not any(map(Tensor.is_complex, given)):
@@ -64,7 +67,7 @@ def updated_state(
                     optimizer[slot].update(zip(part, tensors, strict=True))
                 continue
             for name, parameter, gradient in zip(part, given, moves, strict=True):
-                own = slots_of(state, name)
+                own = slots_of(state, name) if optimizer else {}
                 parameters[name], single = update_parameter(
                     update, name, parameter, gradient, own, values, step
                 )

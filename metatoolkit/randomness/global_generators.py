@@ -19,6 +19,7 @@ from numpy.random import mtrand
 _WORDS = 624
 _SIZE = 4 * (_WORDS + 1)
 _GAUSS = 16
+_SEEN = 64
 _LOW = 0xFFFFFFFF
 _ODD = 0x9E3779B1
 
@@ -88,6 +89,8 @@ class GlobalGenerators:
         self._python: random.Random = random.random.__self__  # type: ignore[attr-defined]
         self._numpy: np.random.RandomState = np.random.random_sample.__self__  # type: ignore
         self._words = _python_memory(self._python) if direct else None
+        self._first = self._words[:_SEEN] if self._words is not None else memoryview(b"")
+        self._last = memoryview(b"")
         offset = _gauss_offset() if direct and self._words is not None else None
         self._gauss = None if offset is None else _memory(id(self._numpy) + offset, _GAUSS)
         # The address of a generator that is gone must not be read: this one is kept.
@@ -101,6 +104,7 @@ class GlobalGenerators:
         if bits is not self._known:
             self._known = bits
             self._key = None if self._gauss is None else _numpy_memory(bits)
+            self._last = self._key[-_SEEN:] if self._key is not None else memoryview(b"")
         if self._key is None or self._words is None or self._gauss is None:
             return bits, self._python.getstate(), np.random.get_state(legacy=False)
         return (
@@ -117,10 +121,19 @@ class GlobalGenerators:
         Args:
             saved: What :meth:`save` returned.
         """
-        now = self.save()
-        if len(now) != len(saved) or now[0] is not saved[0]:
+        bits, *rest = saved
+        if mtrand.get_bit_generator() is not bits:
             return True
-        return now[1:] != saved[1:] if len(now) > 3 else repr(now[1:]) != repr(saved[1:])
+        if len(rest) == 2 or bits is not self._known or self._gauss is None:
+            return repr(self.save()[1:]) != repr(saved[1:])
+        # A draw moves the position; where the words are used up, all of them are made anew.
+        words, gauss_next, key, gauss = rest
+        return (
+            self._first.tobytes() != words[:_SEEN]
+            or self._last.tobytes() != key[-_SEEN:]
+            or self._python.gauss_next != gauss_next  # type: ignore[attr-defined]
+            or self._gauss.tobytes() != gauss
+        )
 
     def seed(self, key: int) -> None:
         """Seed both, after a :meth:`save`, with the same numbers on every machine.
@@ -159,7 +172,8 @@ class GlobalGenerators:
             np.random.set_state(state[1])
             return
         if bits is not self._known or self._key is None:
-            self._known, self._key = bits, _numpy_memory(bits)
+            self._known = None
+            self.save()
         words, gauss_next, key, gauss = state
         self._words[:] = words  # type: ignore[index]
         self._python.gauss_next = gauss_next  # type: ignore[attr-defined]

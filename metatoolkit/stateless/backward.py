@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
+
+_AS_IT_IS: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+
+
+def gradients_recorded(on: bool = True) -> contextlib.AbstractContextManager[object]:
+    """Return ``torch.set_grad_enabled(on)``, or a context that does nothing where it is so.
+
+    Args:
+        on: Whether the body records gradients.
+    """
+    return _AS_IT_IS if torch.is_grad_enabled() is on else torch.set_grad_enabled(on)
 
 
 def backward(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
 _STORES = ("_modules", "_parameters", "_buffers")
+_VALUES = operator.methodcaller("values")
 
 
 class Content:
@@ -19,24 +22,34 @@ class Content:
 
     def __init__(self, roots: Iterable[nn.Module]) -> None:
         modules = {id(module): module for root in roots for module in root.modules()}
-        self._stores = [
-            (vars(module), name, store, [*store], [*store.values()])
-            for module in modules.values()
-            for name in _STORES
-            for store in [vars(module)[name]]
-        ]
+        self._modules = [*modules.values()]
+        self._holders = [(vars(module), name) for module in self._modules for name in _STORES]
+        self._stores = [attributes[name] for attributes, name in self._holders]
+        self._sizes = [*map(len, self._stores)]
+        self._keys = [*itertools.chain.from_iterable(self._stores)]
+        self._values = [*self._all()]
         parameters = {id(p): p for module in modules.values() for p in module._parameters.values()}
         self._parameters = [p for p in parameters.values() if p is not None]
         self._frozen = [not p.requires_grad for p in self._parameters]
 
     def is_present(self) -> bool:
         """Return whether the modules hold these very objects, and as many of them frozen."""
-        for attributes, name, store, keys, values in self._stores:
-            if attributes[name] is not store or len(store) != len(keys):
-                return False
-            if keys and ([*store] != keys or not all(map(operator.is_, store.values(), values))):
-                return False
-        return [not p.requires_grad for p in self._parameters] == self._frozen
+        # In C, since the loop over a large model would take as long as a small step.
+        stores = [attributes[name] for attributes, name in self._holders]
+        return (
+            all(map(operator.is_, stores, self._stores))
+            and [*map(len, stores)] == self._sizes
+            and [*itertools.chain.from_iterable(stores)] == self._keys
+            and all(map(operator.is_, self._all(), self._values))
+            and [not p.requires_grad for p in self._parameters] == self._frozen
+        )
+
+    def _all(self) -> Iterator[Any]:
+        return itertools.chain.from_iterable(map(_VALUES, self._stores))
+
+    def modes(self) -> tuple[bool, ...]:
+        """Return of each module whether it is in its training mode."""
+        return tuple([module.training for module in self._modules])
 
     def hooked(self) -> Tensor | None:
         """Return a parameter with a hook on its gradient that is not frozen, if there is one."""

@@ -31,14 +31,17 @@ _REENTRANT = (
 
 
 class _Active(threading.local):
-    """The exchanges that hold on this thread, outermost first."""
+    """The exchanges that hold on this thread, outermost first, and what else is of a thread."""
 
     def __init__(self) -> None:
         self.stack: list[Exchange] = []
         self.saving: Callable[..., Any] | None = None
+        # A thread of the autograd engine, which threading did not start, works for one that waits.
+        self.works_for_another = isinstance(threading.current_thread(), threading._DummyThread)
 
 
 _active = _Active()
+_NO_TURN: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 _lock = threading.RLock()
 """Modules that are exchanged, their modes and the random state are for one thread at a time."""
 
@@ -61,13 +64,8 @@ class Again(TorchFunctionMode, ABC):
 
 
 def turn() -> contextlib.AbstractContextManager[object]:
-    """Return a context in which no other thread evaluates a problem.
-
-    A thread of the autograd engine, which threading did not start, works for one that waits.
-    """
-    if isinstance(threading.current_thread(), threading._DummyThread):
-        return contextlib.nullcontext()
-    return _lock
+    """Return a context in which no other thread evaluates a problem."""
+    return _NO_TURN if _active.works_for_another else _lock
 
 
 class Exchange:

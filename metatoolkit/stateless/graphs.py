@@ -21,6 +21,10 @@ FIRST_ORDER = "FiniteDifference, SAMA, EvoGrad, FirstOrder or EvolutionStrategie
 _WEIGHT_NORM = "WeightNormInterfaceBackward"
 _Leaf = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
 """The class of the nodes at which gradients end."""
+_SHARED = "CppFunction"
+"""Name of the class that nodes without one of their own share."""
+_plain: set[type] = set()
+"""Classes of nodes of one operator each, at which there is nothing to see."""
 
 
 def refuse_inference_mode() -> None:
@@ -71,7 +75,7 @@ def nodes_of(tensors: Iterable[Tensor]) -> list[Any]:
     Args:
         tensors: The tensors.
     """
-    return [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    return [node for tensor in tensors if (node := tensor.grad_fn) is not None]
 
 
 def graph_nodes(
@@ -87,16 +91,16 @@ def graph_nodes(
         The nodes, those of the boundary included.
     """
     ends = set(boundary)
-    stack = nodes_of(outputs)
-    yielded = set()
+    stack = [*dict.fromkeys(nodes_of(outputs))]
+    seen = set(stack)
     while stack:
         node = stack.pop()
-        if node in yielded:
-            continue
-        yielded.add(node)
         yield node
         if node not in ends:
-            stack += [child for child, _ in node.next_functions if child is not None]
+            for child, _ in node.next_functions:
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    stack.append(child)
 
 
 def coarse_types(loss: Tensor) -> set[torch.dtype]:
@@ -111,7 +115,7 @@ def coarse_types(loss: Tensor) -> set[torch.dtype]:
 
 
 def inspect_graph(
-    loss: Tensor, kind: str, live: Mapping[int, str], given: Mapping[str, Tensor]
+    loss: Tensor, kind: str, live: Callable[[str], Tensor | None], given: Mapping[str, Tensor]
 ) -> bool:
     """Look at what the graph of a loss ends at, and at what it is made of.
 
@@ -121,7 +125,7 @@ def inspect_graph(
     Args:
         loss: The loss with its graph.
         kind: Name of the loss.
-        live: Names of the parameters of the modules, by identity.
+        live: Returns the tensor of a module itself, by its name.
         given: Tensors that the evaluation put in their places, which may be these themselves,
             by name.
 
@@ -134,15 +138,21 @@ def inspect_graph(
     custom = special = False
     accepted = {id(tensor) for tensor in given.values()}
     for node in graph_nodes([loss], nodes_of(given.values())):
+        own = type(node)
+        if own in _plain:
+            continue
         if _is_custom(node):
             custom = True
-        elif type(node) is _Leaf:
+        elif own is _Leaf:
             variable = node.variable  # type: ignore[attr-defined]
-            name = live.get(id(variable))
-            if name is not None and name in given and id(variable) not in accepted:
-                raise ConfigurationError(taken_outside(kind, name))
-        else:
-            special = special or _is_weight_norm(node)
+            if id(variable) not in accepted:
+                name = next((name for name in given if live(name) is variable), None)
+                if name is not None:
+                    raise ConfigurationError(taken_outside(kind, name))
+        elif _is_weight_norm(node):
+            special = True
+        elif own.__name__ != _SHARED:
+            _plain.add(own)
     if not (custom or special):
         loss._metatoolkit_plain = True  # type: ignore[attr-defined]
     return custom
@@ -220,8 +230,7 @@ def _is_custom(node: Any) -> bool:
 
 def _is_weight_norm(node: Any) -> bool:
     own = type(node).__name__
-    # Nodes without a Python class of their own share one.
-    name = node.name() if own == "CppFunction" else own
+    name = node.name() if own == _SHARED else own
     return name.startswith(_WEIGHT_NORM)
 
 

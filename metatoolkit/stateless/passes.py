@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _len_torch_dispatch_stack
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import _len_torch_function_stack
 from torch.utils.weak import TensorWeakRef
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.randomness import seeded
+from metatoolkit.randomness.torch_generator import TORCH_GENERATOR
 from metatoolkit.state import Tensors, describe, require_grad
 from metatoolkit.stateless.asked import Asked
 from metatoolkit.stateless.content import Content
@@ -49,6 +51,8 @@ class Passes:
     Attributes:
         places: Where the tensors of both stand.
         draws_globally: Losses that draw from the generators of Python or NumPy.
+        always_seeded: Whether all generators are seeded for each pass, and not only where a loss
+            was seen to draw from them.
     """
 
     def __init__(self, model: nn.Module, meta: nn.Module) -> None:
@@ -61,6 +65,8 @@ class Passes:
             if not learned and name not in self.places.buffer_names
         ]
         self.draws_globally: set[str] = set()
+        self._drawing: set[str] = set()
+        self.always_seeded = False
         # Losses of which something is known, by their kinds; those that are run with a graph first.
         self._differentiating: set[str] = set()
         self._trusted: set[str] = set()
@@ -70,6 +76,10 @@ class Passes:
         self._typed: set[str] = set()
         # Leaves of a first evaluation, until a second one is seen to reach none of them.
         self._leaves: dict[str, tuple[TensorWeakRef, ...]] = {}
+
+    def modes(self) -> tuple[bool, ...]:
+        """Return of each module whether it is in its training mode."""
+        return self._content.modes()
 
     def live(self, name: str) -> Tensor:
         """Return the tensor of a module itself.
@@ -128,7 +138,7 @@ class Passes:
             same = self._content.is_present()
             present = self.places if same else Places(*self._arguments)
             content = self._content if same else Content(self._arguments)
-        if present.structure != self.places.structure:
+        if not same and present.structure != self.places.structure:
             changes = self.places.changes(present)
             raise ConfigurationError(
                 f"the modules have changed since the problem was made ({changes}). Make the "
@@ -199,20 +209,25 @@ class Passes:
         versions = [tensor._version for tensor in tensors.values()]
         exchange = Exchange(self.places, tensors, buffers)
         devices = self._devices(tensors, buffers) if _has_accelerator() else ()
-        # What a function mode watches must not be run a second time.
-        python = bool(self.draws_globally) or _len_torch_function_stack() > 0
-        first = self._first(kind, tensors)
+        # What a mode watches must not be run a second time.
+        watched = self.always_seeded or _len_torch_function_stack() > 0
+        python = watched or bool(self.draws_globally)
+        on_cpu = watched or _len_torch_dispatch_stack() > 0 or self._draws_on_cpu(kind, key)
+        first = _UNWATCHED if kind in self._trusted else self._first(kind, tensors)
         try:
-            with exchange, seeded(key, devices, python) as draws, first as asked:
+            with exchange, seeded(key, devices, python, on_cpu) as draws, first as asked:
                 value = loss(*self._arguments, batch)
         except (RuntimeError, IndexError) as error:
             error.add_note(f"while {kind} was evaluated on a batch of: {describe(batch)}")
             raise
         if asked is not None:
             self._note(kind, asked)
+        # Seeding costs a twentieth of a small base step: only losses that draw so pay for it.
+        if draws.drew:
+            self._drawing.add(kind)
         if draws.missed:
-            # Seeding costs a twentieth of a small base step: only losses that draw so pay for it.
             self.draws_globally.add(kind)
+        if draws.missed or (draws.drew and not on_cpu):
             return self._run_once(loss, kind, tensors, buffers, batch, key)
         value = checked_loss(value, kind)
         if versions != [tensor._version for tensor in tensors.values()]:
@@ -220,19 +235,19 @@ class Passes:
             raise UnsupportedError(
                 changed_in_place(next(name for (name, t), v in changed if t._version != v))
             )
-        if kind not in self._typed and value.requires_grad:
-            self._typed.add(kind)
-            self.coarse |= coarse_types(value)
-        if kind not in self._watched and value.requires_grad:
-            self._watched.add(kind)
-            live = {id(t): name for name, t in self.live_by_name("", [*tensors]).items()}
-            if inspect_graph(value, kind, live, tensors):
-                self._custom.add(kind)
-        if value.requires_grad and self._leaves.get(kind) != _DONE:
-            self._look_back(kind, value, tensors)
-        if kind in self._custom and value.requires_grad:
-            # The exchange keeps all its tensors alive.
-            record(value, exchange)
+        if value.requires_grad:
+            if kind not in self._typed:
+                self._typed.add(kind)
+                self.coarse |= coarse_types(value)
+            if kind not in self._watched:
+                self._watched.add(kind)
+                if inspect_graph(value, kind, self.live, tensors):
+                    self._custom.add(kind)
+            if self._leaves.get(kind) is not _DONE:
+                self._look_back(kind, value, tensors)
+            if kind in self._custom:
+                # The exchange keeps all its tensors alive.
+                record(value, exchange)
         return value, {name: buffer.detach() for name, buffer in exchange.after.items()}
 
     def _devices(self, tensors: Tensors, buffers: Tensors) -> set[torch.device]:
@@ -240,11 +255,17 @@ class Passes:
         devices = {tensor.device for named in (tensors, buffers) for tensor in named.values()}
         return devices | {self.live(name).device for name in self._frozen}
 
+    def _draws_on_cpu(self, kind: str, key: int) -> bool:
+        """Return whether a loss may draw from torch's generator of the CPU."""
+        # In its first pass it is seen whether it does. Other keys are of several tasks or calls.
+        seen = kind in self._trusted and TORCH_GENERATOR.known and type(key) is int
+        return not seen or kind in self._drawing
+
     def _first(
         self, kind: str, tensors: Tensors
     ) -> contextlib.AbstractContextManager[Asked | None]:
         """Return what watches over the parameters in the first pass of a loss."""
-        if kind in self._trusted or any(map(is_functorch_wrapped_tensor, tensors.values())):
+        if any(map(is_functorch_wrapped_tensor, tensors.values())):
             return _UNWATCHED
         self._trusted.add(kind)
         return _watching(tensors, kind, self.live_by_name("", [*tensors]))

@@ -231,10 +231,9 @@ class TaskRun:
     def _kind(self, layout: str) -> Any:
         """Return what tasks have in common that run alike, to be compared."""
         problem = self._problem
-        modes = tuple(m.training for r in (problem.model, problem.meta) for m in r.modules())
         # What an estimator computes may be set anew between calls.
         does = self._estimator.traits
-        return layout, modes, id(problem.train_loss), id(problem.valid_loss), does
+        return layout, problem.modes(), id(problem.train_loss), id(problem.valid_loss), does
 
     @uncompiled()
     def _refuses_two(self, layout: str, task: int) -> str | None:

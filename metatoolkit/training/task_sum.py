@@ -40,7 +40,8 @@ class TaskSum:
             states: The states that they reached, where these are kept.
             observed: What each adds to parts of λ with a rule of their own, where there are any.
         """
-        weighted = {name: len(tasks) * g for name, g in result.gradient.items()}
+        count = len(tasks)
+        weighted = {name: g if count == 1 else count * g for name, g in result.gradient.items()}
         if not self._losses:
             self._gradient = weighted
         else:

@@ -17,7 +17,7 @@ from metatoolkit.hypergradients.mixed_mode import (
     forward_over_reverse,
     step_with_gradients,
 )
-from metatoolkit.hypergradients.trajectory import StepGraph
+from metatoolkit.hypergradients.step_graph import StepGraph
 from metatoolkit.inner import SGD
 from metatoolkit.testing import bank
 from tests.hypergradients.test_unrolled import PRODUCTS, error, flat

@@ -9,8 +9,8 @@ import torch
 
 import metatoolkit as mt
 from metatoolkit.errors import NonFiniteError
+from metatoolkit.hypergradients.step_graph import StepGraph
 from metatoolkit.hypergradients.trajectory import (
-    StepGraph,
     finite_outer_gradient,
     outer_gradient,
     outer_loss,

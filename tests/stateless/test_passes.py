@@ -162,9 +162,9 @@ def test_a_second_run_for_the_generators_names_the_loss():
 def test_the_generators_of_all_devices_that_a_pass_may_read_are_seeded(monkeypatch):
     asked = []
 
-    def noted(key, devices, python):
+    def noted(key, devices, *which):
         asked.append((key, devices))
-        return seeded(key, (), python)
+        return seeded(key, (), *which)
 
     class Net(nn.Module):
         def __init__(self):
