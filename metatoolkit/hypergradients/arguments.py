@@ -61,3 +61,16 @@ def require_choice(name: str, value: str, accepted: Sequence[str]) -> None:
     """
     if value not in accepted:
         raise ConfigurationError(f"{name} is {value!r}; accepted: {', '.join(accepted)}.")
+
+
+def check_through(through: str) -> None:
+    """Raise unless ``through`` is known.
+
+    Args:
+        through: The argument.
+
+    Raises:
+        ConfigurationError: It is neither ``"state"`` nor ``"parameters"``.
+    """
+    if through not in ("state", "parameters"):
+        raise ConfigurationError(f"through is {through!r}; accepted: 'state', 'parameters'.")

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
 from metatoolkit.hypergradients.adjoint_systems import AdjointSystems, carried_vector
+from metatoolkit.hypergradients.arguments import check_through
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -22,7 +23,7 @@ from metatoolkit.hypergradients.base import (
 )
 from metatoolkit.hypergradients.draws import Draws
 from metatoolkit.hypergradients.linear_solvers import LinearSolver
-from metatoolkit.hypergradients.linearization import StepLinearization, Through, check_through
+from metatoolkit.hypergradients.linearization import StepLinearization, Through
 from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.trajectory import finite_outer_gradient, outer_loss, roll_out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
-from metatoolkit.stateless.traced_flags import holds
+from metatoolkit.stateless.traced_flags import holds, is_traced
 
 
 def learning_rates(problem: BilevelProblem, inner: InnerLearner, state: InnerState) -> Tensors:
@@ -49,7 +51,11 @@ def checked_rate(name: str, rate: Tensor) -> Tensor:
     Raises:
         UnsupportedError: It is 0 or not finite.
     """
-    if holds(~((rate != 0) & torch.isfinite(rate)).all()):
+    if rate.dim() == 0 and not is_traced():
+        wrong = not cmath.isfinite(number := rate.item()) or number == 0
+    else:
+        wrong = holds(~((rate != 0) & torch.isfinite(rate)).all())
+    if wrong:
         raise UnsupportedError(
             f"the learning rate of {name!r} is not above 0 (or maximize=True turns its step "
             "around), so that the inner step does not descend to it; freeze it with "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metatoolkit.errors import ConfigurationError
+from metatoolkit.hypergradients.arguments import check_through
 from metatoolkit.hypergradients.attention_kernels import double_backward_kernels
 from metatoolkit.hypergradients.base import add_gradients, check_finite
 from metatoolkit.hypergradients.learning_rates import checked_rate
@@ -20,6 +19,7 @@ from metatoolkit.inner.base import InnerLearner
 from metatoolkit.inner.traits import is_linear_in_gradient, is_own
 from metatoolkit.problem import BilevelProblem
 from metatoolkit.state import InnerState, Tensors
+from metatoolkit.stateless.backward import backward
 from metatoolkit.stateless.exchange import within
 
 Through = Literal["state", "parameters"]
@@ -92,7 +92,7 @@ class StepLinearization:
                 self._gradient_names = list(gradients)
                 self._gradients = list(gradients.values())
                 self._gradient_leaves = list(cut.values())
-                self.after = dataclasses.replace(after, buffers=buffers).detach()
+                self.after = after.replaced(buffers=buffers).detach()
             else:
                 after, loss = inner.step(problem, entry, meta, batch, True)
                 self.after = after.detach()
@@ -111,9 +111,8 @@ class StepLinearization:
                 for name, tensor in zip(self.names, self._outputs, strict=True)
             }
         )
-        self.dtype = functools.reduce(
-            torch.promote_types, [as_real(tensor).dtype for tensor in self._inputs], torch.float32
-        )
+        dtypes = {as_real(tensor).dtype for tensor in self._inputs}
+        self.dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
         self.device = self._inputs[0].device
         # Where a vector holds the variables as they are.
         self._is_exact = all(tensor.dtype == self.dtype for tensor in self._inputs)
@@ -134,16 +133,14 @@ class StepLinearization:
         Args:
             tensors: One entry for each variable; those at the end may be left out.
         """
+        if self._is_exact and len(self._inputs) == 1 and tensors and tensors[0] is not None:
+            return tensors[0].reshape(-1)
         padded = [*tensors, *[None] * (len(self._inputs) - len(tensors))]
         zeros = functools.partial(torch.zeros, dtype=self.dtype, device=self.device)
         pairs = zip(padded, self.sizes, strict=True)
         parts = [zeros(size) if tensor is None else tensor for tensor, size in pairs]
         if self._is_exact:
-            return (
-                torch.cat([part.reshape(-1) for part in parts])
-                if len(parts) > 1
-                else parts[0].reshape(-1)
-            )
+            return torch.cat([part.reshape(-1) for part in parts])
         return as_vector(parts, self.dtype)
 
     def right_hand_side(self, adjoint: Adjoint) -> Tensor:
@@ -193,6 +190,8 @@ class StepLinearization:
     def transposed_product(self, vector: Tensor, divisor: Tensor | None = None) -> Tensor:
         """Return (I − ∂Φ)ᵀ (u / D), a vector; one double backward pass of the training loss.
 
+        To be called under :class:`double_backward_kernels`, once for several products.
+
         Args:
             vector: The vector u.
             divisor: D, a vector; ``None`` for ones.
@@ -203,8 +202,9 @@ class StepLinearization:
         scale = self._scale[1]
         if scale is None:
             return self._pull_back(vector if divisor is None else vector / divisor, False, False)[0]
-        with double_backward_kernels(), within(self._loss):
-            image = self.flatten(_kept_product([self._gradient()], self._inputs, [vector]))
+        with within(self._loss):
+            found = backward([self._gradient()], self._inputs, [vector], retain_graph=True)
+        image = self.flatten(found)
         return image if scale == 1.0 else scale * image
 
     def learning_rates(self) -> Tensor:
@@ -333,18 +333,8 @@ class StepLinearization:
 
 def _constant(tensor: Tensor) -> Tensor:
     """Return the one number that a tensor holds in all entries, or the tensor."""
+    if tensor.dim() == 0 or tensor.numel() == 0:
+        return tensor
     first = tensor.flatten()[:1].clone().squeeze()
-    return first if bool((tensor == first).all()) else tensor
-
-
-def check_through(through: str) -> None:
-    """Raise unless ``through`` is known.
-
-    Args:
-        through: The argument.
-
-    Raises:
-        ConfigurationError: It is neither ``"state"`` nor ``"parameters"``.
-    """
-    if through not in ("state", "parameters"):
-        raise ConfigurationError(f"through is {through!r}; accepted: 'state', 'parameters'.")
+    least, most = (tensor, first) if tensor.is_complex() else tensor.aminmax()
+    return first if bool((least == most).all()) else tensor

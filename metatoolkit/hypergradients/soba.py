@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from metatoolkit.errors import ConfigurationError
 from metatoolkit.hypergradients.adjoint_systems import carried_vector
+from metatoolkit.hypergradients.arguments import check_through
 from metatoolkit.hypergradients.base import (
     Cost,
     Estimator,
@@ -20,7 +21,7 @@ from metatoolkit.hypergradients.base import (
     fill_gradients,
     refuse_initial_state,
 )
-from metatoolkit.hypergradients.linearization import StepLinearization, Through, check_through
+from metatoolkit.hypergradients.linearization import StepLinearization, Through
 from metatoolkit.hypergradients.products import as_vector
 from metatoolkit.hypergradients.registry import estimators
 from metatoolkit.hypergradients.solution_share import relative_residual

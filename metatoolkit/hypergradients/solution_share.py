@@ -43,7 +43,8 @@ def checked_share(
     residual = right_hand_side - image
     # Room for the rounding of the two products that are compared.
     if solver.warm_startable:
-        left = relative_residual(residual - solver.diagonal * vector, right_hand_side)
+        damped = residual - solver.diagonal * vector if solver.diagonal else residual
+        left = relative_residual(damped, right_hand_side)
         if not left <= 1.01:
             raise _worse(solver, vector, left)
         return 1.0

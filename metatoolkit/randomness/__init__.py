@@ -9,5 +9,6 @@ from metatoolkit.randomness.keys import has_moved as has_moved
 from metatoolkit.randomness.keys import place as place
 from metatoolkit.randomness.keys import portable as portable
 from metatoolkit.randomness.keys import seeded as seeded
+from metatoolkit.randomness.keys import undrawn as undrawn
 from metatoolkit.randomness.side_by_side import SideBySide as SideBySide
 from metatoolkit.randomness.streams import Stream as Stream

@@ -19,7 +19,9 @@ from numpy.random import mtrand
 _WORDS = 624
 _SIZE = 4 * (_WORDS + 1)
 _GAUSS = 16
-_SEEN = 64
+_SEEN = struct.Struct("=III")
+"""The position and two words, at the beginning of Python's and at the end of NumPy's state."""
+_LAST = _SIZE - _SEEN.size
 _LOW = 0xFFFFFFFF
 _ODD = 0x9E3779B1
 
@@ -89,31 +91,37 @@ class GlobalGenerators:
         self._python: random.Random = random.random.__self__  # type: ignore[attr-defined]
         self._numpy: np.random.RandomState = np.random.random_sample.__self__  # type: ignore
         self._words = _python_memory(self._python) if direct else None
-        self._first = self._words[:_SEEN] if self._words is not None else memoryview(b"")
-        self._last = memoryview(b"")
         offset = _gauss_offset() if direct and self._words is not None else None
         self._gauss = None if offset is None else _memory(id(self._numpy) + offset, _GAUSS)
         # The address of a generator that is gone must not be read: this one is kept.
         self._known: Any = None
+        self._saved: Saved | None = None
+        self._told_then: tuple[Any, ...] = ()
         self._key: memoryview | None = None
         self._own = np.random.MT19937(0)
 
     def save(self) -> Saved:
-        """Return the state of both generators, for :meth:`restore`."""
+        """Return the state of both generators, for :meth:`restore`.
+
+        It is copied only where it has moved since the last time.
+        """
         bits = mtrand.get_bit_generator()
         if bits is not self._known:
-            self._known = bits
+            self._known, self._saved = bits, None
             self._key = None if self._gauss is None else _numpy_memory(bits)
-            self._last = self._key[-_SEEN:] if self._key is not None else memoryview(b"")
         if self._key is None or self._words is None or self._gauss is None:
             return bits, self._python.getstate(), np.random.get_state(legacy=False)
-        return (
-            bits,
-            self._words.tobytes(),
-            self._python.gauss_next,  # type: ignore[attr-defined]
-            self._key.tobytes(),
-            self._gauss.tobytes(),
-        )
+        told = self._told()
+        if self._saved is None or self._told_then != told:
+            self._told_then = told
+            self._saved = (
+                bits,
+                self._words.tobytes(),
+                self._python.gauss_next,  # type: ignore[attr-defined]
+                self._key.tobytes(),
+                self._gauss.tobytes(),
+            )
+        return self._saved
 
     def moved(self, saved: Saved) -> bool:
         """Return whether either was drawn from, or seeded, since a :meth:`save`.
@@ -121,18 +129,21 @@ class GlobalGenerators:
         Args:
             saved: What :meth:`save` returned.
         """
-        bits, *rest = saved
-        if mtrand.get_bit_generator() is not bits:
+        now = self.save()
+        if now is saved:
+            return False
+        if len(now) != len(saved) or now[0] is not saved[0]:
             return True
-        if len(rest) == 2 or bits is not self._known or self._gauss is None:
-            return repr(self.save()[1:]) != repr(saved[1:])
+        return now[1:] != saved[1:] if len(now) > 3 else repr(now[1:]) != repr(saved[1:])
+
+    def _told(self) -> tuple[Any, ...]:
+        """Return what each draw changes, where both lie in memory as they are expected to."""
         # A draw moves the position; where the words are used up, all of them are made anew.
-        words, gauss_next, key, gauss = rest
         return (
-            self._first.tobytes() != words[:_SEEN]
-            or self._last.tobytes() != key[-_SEEN:]
-            or self._python.gauss_next != gauss_next  # type: ignore[attr-defined]
-            or self._gauss.tobytes() != gauss
+            _SEEN.unpack_from(self._words),  # type: ignore[arg-type]
+            _SEEN.unpack_from(self._key, _LAST),  # type: ignore[arg-type]
+            self._python.gauss_next,  # type: ignore[attr-defined]
+            self._gauss.tobytes(),  # type: ignore[union-attr]
         )
 
     def seed(self, key: int) -> None:

@@ -17,7 +17,7 @@ from metatoolkit.randomness.global_generators import GLOBAL_GENERATORS, Saved
 from metatoolkit.randomness.torch_generator import TORCH_GENERATOR
 from metatoolkit.randomness.traced import TracedKey
 
-Place = tuple[torch.Tensor | None, Saved | None, list[tuple[Any, torch.Tensor]]]
+Place = tuple[torch.Tensor, Saved | None, list[tuple[Any, torch.Tensor]]]
 """States of torch's generator of the CPU, those of Python and NumPy, and those of devices."""
 
 _CPU = torch.default_generator
@@ -98,27 +98,18 @@ class seeded:
         key: Seed for the body.
         devices: Devices whose generators the body uses; the CPU is always included.
         python: Whether the generators of Python and NumPy are seeded; they are restored anyway.
-        torch: Whether that of torch on the CPU is, too; it may be left out only where it is known
-            how it lies in memory.
 
     Attributes:
         missed: Whether the body drew from a generator of Python or NumPy that was not seeded.
         drew: Whether it drew from that of torch on the CPU, as far as it is known.
     """
 
-    __slots__ = ("_devices", "_key", "_place", "_python", "_start", "_torch", "drew", "missed")
+    __slots__ = ("_devices", "_key", "_place", "_python", "_start", "drew", "missed")
 
-    def __init__(
-        self,
-        key: int,
-        devices: Iterable[torch.device] = (),
-        python: bool = True,
-        torch: bool = True,
-    ) -> None:
+    def __init__(self, key: int, devices: Iterable[torch.device] = (), python: bool = True) -> None:
         self._key = key
         self._devices = devices
         self._python = python
-        self._torch = torch
         self._start: torch_generator.Saved | None = None
         self.missed = self.drew = False
 
@@ -126,9 +117,8 @@ class seeded:
         """Seed the generators."""
         if type(self._key) is TracedKey:
             self._key.clock.seed(self._key)
-        self._place = place(self._devices, self._torch)
-        if self._torch:
-            _CPU.manual_seed(self._key)
+        self._place = place(self._devices)
+        _CPU.manual_seed(self._key)
         if TORCH_GENERATOR.known:
             self._start = TORCH_GENERATOR.save()
         if self._python:
@@ -147,8 +137,6 @@ class seeded:
             self._key.clock.seed(None)
         if self._start is not None:
             self.drew = TORCH_GENERATOR.moved(self._start)
-            if self.drew and not self._torch:
-                TORCH_GENERATOR.restore(self._start)
         if self._python:
             go_to(self._place)
             return
@@ -157,18 +145,49 @@ class seeded:
         go_to((cpu, saved if self.missed else None, others))
 
 
-def place(devices: Iterable[torch.device] = (), cpu: bool = True) -> Place:
+class undrawn:
+    """Tell whether a body draws that is expected not to, and take its draws back.
+
+    It costs a fraction of what seeding does, and is to be used only where the generator of torch
+    is known in memory.
+
+    Attributes:
+        missed: Whether the body drew from the global generators of Python or NumPy.
+        drew: Whether it drew from that of torch on the CPU.
+    """
+
+    __slots__ = ("_others", "_torch", "drew", "missed")
+
+    def __enter__(self) -> Self:
+        """Note where the generators are."""
+        self._torch, self._others = TORCH_GENERATOR.save(), GLOBAL_GENERATORS.save()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Bring them back, if they have moved.
+
+        Args:
+            error: Not used.
+        """
+        self.drew = TORCH_GENERATOR.moved(self._torch)
+        self.missed = GLOBAL_GENERATORS.moved(self._others)
+        if self.drew:
+            TORCH_GENERATOR.restore(self._torch)
+        if self.missed:
+            GLOBAL_GENERATORS.restore(self._others)
+
+
+def place(devices: Iterable[torch.device] = ()) -> Place:
     """Return where the global generators are, for :func:`go_to`.
 
     Args:
         devices: Devices whose generators are included, beside the CPU's, Python's and NumPy's.
-        cpu: Whether torch's generator of the CPU is.
     """
     others = []
     for device in devices:
         if device.type != "cpu" and (generator := _device_generator(device)) is not None:
             others.append((generator, generator.get_state()))
-    return _CPU.get_state() if cpu else None, GLOBAL_GENERATORS.save(), others
+    return _CPU.get_state(), GLOBAL_GENERATORS.save(), others
 
 
 def go_to(place: Place) -> None:
@@ -178,8 +197,7 @@ def go_to(place: Place) -> None:
         place: What :func:`place` returned.
     """
     cpu, saved, others = place
-    if cpu is not None:
-        _CPU.set_state(cpu)
+    _CPU.set_state(cpu)
     if saved is not None:
         GLOBAL_GENERATORS.restore(saved)
     for generator, state in others:
@@ -193,7 +211,7 @@ def has_moved(place: Place) -> bool:
         place: What that returned.
     """
     cpu, saved, _ = place
-    if cpu is not None and not torch.equal(cpu, _CPU.get_state()):
+    if not torch.equal(cpu, _CPU.get_state()):
         return True
     return saved is not None and GLOBAL_GENERATORS.moved(saved)
 

@@ -16,6 +16,8 @@ import torch
 _WORDS = 624
 _HEADER = struct.Struct("=QiB3xI")
 """Seed, words that are left, whether it was seeded, and the next word; the words follow."""
+_SEEN = struct.Struct("=QiB3xIQ")
+"""The header, and the first two words."""
 _PAIRS = struct.Struct("=f?3xd?7x")
 """The second normal number of a pair, in two types, and whether there is one."""
 _SIZE = _HEADER.size + 4 * _WORDS
@@ -97,13 +99,17 @@ class TorchGenerator:
         self.known = place is not None and _is_known(probe, place)
         block = _memory(generator, place) if place is not None and self.known else None
         self._block = memoryview(bytearray(_END)) if block is None else block
-        # What pads the header is left out.
-        self._before, self._words = self._block[:13], self._block[16 : _HEADER.size + 64]
-        self._pairs = self._block[_ALIGNED:]
+        self._saved: Saved = b"", ()
 
     def save(self) -> Saved:
-        """Return the state, for :meth:`moved` and :meth:`restore`."""
-        return self._block.tobytes(), self._told()
+        """Return the state, for :meth:`moved` and :meth:`restore`.
+
+        It is copied only where it has moved since the last time.
+        """
+        told = self._told()
+        if told != self._saved[1]:
+            self._saved = self._block.tobytes(), told
+        return self._saved
 
     def moved(self, saved: Saved) -> bool:
         """Return whether it was drawn from, or seeded with another number, since a :meth:`save`.
@@ -117,9 +123,8 @@ class TorchGenerator:
         """Return what each draw changes, without what lies between and is of no account."""
         # A draw takes a word, which is counted; where they are used up, all are made anew; or it
         # takes the second number of a pair.
-        one, has_one, other, has_other = _PAIRS.unpack_from(self._pairs)
-        pairs = has_one and one, has_other and other
-        return self._before.tobytes(), self._words.tobytes(), pairs
+        one, has_one, other, has_other = _PAIRS.unpack_from(self._block, _ALIGNED)
+        return _SEEN.unpack_from(self._block), has_one and one, has_other and other
 
     def restore(self, saved: Saved) -> None:
         """Bring it back to where it was.

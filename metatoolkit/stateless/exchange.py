@@ -113,7 +113,8 @@ class Exchange:
     def _put(self) -> None:
         modules, before = self.modules, self._before
         self.differentiable = torch.is_grad_enabled()
-        self.after = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        if self.buffers:
+            self.after = {name: buffer.clone() for name, buffer in self.buffers.items()}
         self._versions = [copy._version for copy in self.after.values()]
         for store, key in modules.computed:
             before.append((store, key, store[key]))

@@ -15,7 +15,7 @@ from torch.overrides import _len_torch_function_stack
 from torch.utils.weak import TensorWeakRef
 
 from metatoolkit.errors import ConfigurationError, UnsupportedError
-from metatoolkit.randomness import seeded
+from metatoolkit.randomness import seeded, undrawn
 from metatoolkit.randomness.torch_generator import TORCH_GENERATOR
 from metatoolkit.state import Tensors, describe, require_grad
 from metatoolkit.stateless.asked import Asked
@@ -211,11 +211,13 @@ class Passes:
         devices = self._devices(tensors, buffers) if _has_accelerator() else ()
         # What a mode watches must not be run a second time.
         watched = self.always_seeded or _len_torch_function_stack() > 0
+        seen = not watched and not devices and _len_torch_dispatch_stack() == 0
+        quiet = seen and self._is_quiet(kind, key)
         python = watched or bool(self.draws_globally)
-        on_cpu = watched or _len_torch_dispatch_stack() > 0 or self._draws_on_cpu(kind, key)
+        drawing = undrawn() if quiet else seeded(key, devices, python)
         first = _UNWATCHED if kind in self._trusted else self._first(kind, tensors)
         try:
-            with exchange, seeded(key, devices, python, on_cpu) as draws, first as asked:
+            with exchange, drawing as draws, first as asked:
                 value = loss(*self._arguments, batch)
         except (RuntimeError, IndexError) as error:
             error.add_note(f"while {kind} was evaluated on a batch of: {describe(batch)}")
@@ -227,7 +229,7 @@ class Passes:
             self._drawing.add(kind)
         if draws.missed:
             self.draws_globally.add(kind)
-        if draws.missed or (draws.drew and not on_cpu):
+        if draws.missed or (draws.drew and quiet):
             return self._run_once(loss, kind, tensors, buffers, batch, key)
         value = checked_loss(value, kind)
         if versions != [tensor._version for tensor in tensors.values()]:
@@ -255,11 +257,11 @@ class Passes:
         devices = {tensor.device for named in (tensors, buffers) for tensor in named.values()}
         return devices | {self.live(name).device for name in self._frozen}
 
-    def _draws_on_cpu(self, kind: str, key: int) -> bool:
-        """Return whether a loss may draw from torch's generator of the CPU."""
-        # In its first pass it is seen whether it does. Other keys are of several tasks or calls.
+    def _is_quiet(self, kind: str, key: int) -> bool:
+        """Return whether a loss has been seen to draw nothing on the CPU."""
+        # In its first pass it is seen. Other keys are of several tasks or calls.
         seen = kind in self._trusted and TORCH_GENERATOR.known and type(key) is int
-        return not seen or kind in self._drawing
+        return seen and kind not in self._drawing and not self.draws_globally
 
     def _first(
         self, kind: str, tensors: Tensors

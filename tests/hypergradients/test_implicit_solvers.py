@@ -7,9 +7,7 @@ import pytest
 import torch
 
 import metatoolkit as mt
-from metatoolkit.errors import (
-    UnsupportedError,
-)
+from metatoolkit.errors import NonFiniteError, UnsupportedError
 from metatoolkit.hypergradients import Implicit
 from metatoolkit.hypergradients.linear_solvers import (
     GMRES,
@@ -182,3 +180,25 @@ def test_random_solvers_draw_anew_in_every_run_and_at_every_step(solver):
     assert torch.equal(again, found[0])
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert not torch.allclose(found[one], found[other], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "build", [ConjugateGradient, MINRES, GMRES, NormalEquationCG, Neumann, FixedPoint, Nystrom]
+)
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_product_that_is_not_finite_is_told_with_its_variable(build, tasks):
+    # The gradient of |θ|^1.5 is 0 at 0, where there is no second derivative.
+    def train_loss(model, meta, batch):
+        fitted = (model.value - meta.value * batch).square().sum()
+        return fitted + model.other.abs().pow(1.5).sum()
+
+    def valid_loss(model, meta, batch):
+        return (model.value * batch).sum() + model.other.sum()
+
+    model = bank.Value([1.0, 2.0])
+    model.other = torch.nn.Parameter(torch.zeros(2, dtype=F64))
+    problem = mt.BilevelProblem(model, bank.Value([0.3, 0.1]), train_loss, valid_loss)
+    batch, inner = torch.ones(tasks, 2, dtype=F64), mt.inner.SGD(0.1)
+    batching = "loop" if tasks == 1 or build.random else "vmap"
+    with pytest.raises(NonFiniteError, match=r"a product with the Jacobian .* at 'other'"):
+        mt.over_tasks(problem, inner, Implicit(build()), (batch, batch), batching)

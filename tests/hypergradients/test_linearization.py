@@ -6,8 +6,9 @@ import torch
 import metatoolkit as mt
 from metatoolkit.errors import ConfigurationError, NonFiniteError, UnsupportedError
 from metatoolkit.hypergradients.adjoint_systems import carried_vector
+from metatoolkit.hypergradients.arguments import check_through
 from metatoolkit.hypergradients.learning_rates import learning_rates
-from metatoolkit.hypergradients.linearization import StepLinearization, check_through
+from metatoolkit.hypergradients.linearization import StepLinearization
 from metatoolkit.hypergradients.solution_share import relative_residual
 from metatoolkit.testing import bank
 from tests.hypergradients import engine_calls

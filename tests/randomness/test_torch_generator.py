@@ -1,9 +1,12 @@
 """The generator of torch on the CPU, read where it lies in memory."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
-from metatoolkit.randomness import seeded, torch_generator
+from metatoolkit.randomness import go_to, place, seeded, torch_generator, undrawn
 from metatoolkit.randomness.torch_generator import TORCH_GENERATOR, TorchGenerator
 
 DRAWS = {
@@ -84,10 +87,23 @@ def test_a_body_that_was_not_seeded_is_taken_back(known, monkeypatch):
     assert body.drew is known
     assert torch.equal(torch.get_rng_state(), state)
     if known:
-        with seeded(9, torch=False) as body:
+        with undrawn() as body:
             other = torch.randn(3)
-        assert body.drew and not torch.equal(first, other)
+        assert body.drew and not body.missed and not torch.equal(first, other)
         assert torch.equal(torch.get_rng_state(), state)
-        with seeded(9, torch=False) as body:
+        with undrawn() as body:
             torch.ones(3)
         assert not body.drew
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.randn])
+def test_draws_of_python_and_numpy_are_taken_back_too(draw):
+    first = draw()
+    start = place()
+    expected = draw()
+    go_to(start)
+    with pytest.raises(ZeroDivisionError), undrawn() as body:
+        assert draw() == expected != first
+        raise ZeroDivisionError
+    assert body.missed and not body.drew
+    assert draw() == expected

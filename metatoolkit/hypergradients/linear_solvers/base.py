@@ -16,6 +16,10 @@ from metatoolkit.errors import ConfigurationError
 Product = Callable[[Tensor], Tensor]
 
 
+def _accept(image: Tensor) -> None:
+    """Accept a product, whatever it is."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearSystem:
     """The system M x = b over vectors of length n.
@@ -27,6 +31,8 @@ class LinearSystem:
         start: First iterate, or ``None`` for zero.
         key: Random key for solvers that draw vectors.
         rounding: Relative rounding error of a product; ``None`` for that of b's type.
+        check: Raises for a product that is not finite, for solvers that look at products
+            themselves.
     """
 
     product: Product
@@ -35,6 +41,7 @@ class LinearSystem:
     start: Tensor | None = None
     key: int = 0
     rounding: float | None = None
+    check: Callable[[Tensor], None] = _accept
 
     @property
     def eps(self) -> float:
@@ -93,11 +100,14 @@ class LinearSolver(ABC):
         symmetric: Whether M must be symmetric.
         warm_startable: Whether a first iterate is of use.
         random: Whether the solution depends on the system's key by more than its accuracy.
+        checks_products: Whether it calls the system's ``check`` for a product that is not finite;
+            else each product is checked before the solver sees it.
     """
 
     symmetric: ClassVar[bool] = False
     warm_startable: ClassVar[bool] = True
     random: ClassVar[bool] = False
+    checks_products: ClassVar[bool] = False
 
     @property
     def diagonal(self) -> float:

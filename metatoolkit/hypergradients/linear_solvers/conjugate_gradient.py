@@ -54,6 +54,7 @@ class ConjugateGradient(LinearSolver):
     damping: float = 0.0
     negative_curvature: Literal["error", "stop"] = "error"
     symmetric: ClassVar[bool] = True
+    checks_products: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_iteration(self.iterations, self.tolerance, self.damping)
@@ -88,7 +89,10 @@ class ConjugateGradient(LinearSolver):
         while done < self.iterations and left > target:
             image = damped.product(direction)
             curvature = float(direction.dot(image))
-            long, longer = math.sqrt(along), float(vector_norm(image))
+            # As inner products, which take half as long as norms.
+            long, longer = math.sqrt(along), math.sqrt(float(image.dot(image)))
+            if not math.isfinite(longer):
+                system.check(image)
             progress.see(longer / long)
             if curvature <= rounding * long * longer:
                 if left <= rounding * scale:

@@ -79,7 +79,7 @@ class Progress:
             residual: Norm of its residual by the recurrence.
             iteration: Its number.
         """
-        size = float(vector_norm(vector))
+        size = math.sqrt(float(vector.dot(vector)))
         if self.improves(residual, size):
             self._vector, self._found_at = vector, iteration
             self._least = residual + self.floor(size)
