@@ -98,7 +98,7 @@ class InnerState:
 
     def detach(self) -> InnerState:
         """Return this state cut from any autograd graph; no memory is copied."""
-        return self.map(without_graph)
+        return self.map(Tensor.detach)
 
     def clone(self) -> InnerState:
         """Return a copy that shares no memory with this state."""

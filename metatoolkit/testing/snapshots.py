@@ -29,6 +29,7 @@ def snapshot(problem: BilevelProblem, state: InnerState, batches: Any = ()) -> d
     parameters = [p for module in modules for p in module.parameters()]
     generators = portable(place())
     buffers = [b for module in modules for b in module.buffers()]
+    given = [*state.tensors(), *state.buffers.values()]
     return {
         "parameters": [p.detach().clone() for p in parameters],
         "identities": [id(p) for p in parameters],
@@ -38,8 +39,10 @@ def snapshot(problem: BilevelProblem, state: InnerState, batches: Any = ()) -> d
         "attributes and hooks": [_attributes(part) for part in parts],
         "requires_grad": [p.requires_grad for p in parameters],
         "versions": [t._version for t in [*parameters, *buffers]],
-        "state": [t.clone() for t in [*state.tensors(), *state.buffers.values()]],
+        "state": [t.clone() for t in given],
+        "requires_grad of the state": [t.requires_grad for t in given],
         "batches": [t.clone() for t in data],
+        "requires_grad of the batches": [t.requires_grad for t in data],
         "versions of the batches": [t._version for t in data],
         "random": generators["torch"],
         "random of Python": generators["python"],
