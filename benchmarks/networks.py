@@ -234,21 +234,21 @@ BENCHMARKS = [
             ),
         },
         after="What is checked of a call, of modules, losses, their graphs and results, takes "
-        "nearly half as long as one step of the perceptron by hand; TorchOpt looks at none of it. "
-        "Over many steps that is nothing, and a call that is compiled does it once: it takes a "
-        "third of the time by hand, or less than by hand as a graph. Parameters of networks so small are moved "
-        "by operations on lists, whose graphs hold each tensor: faster than by hand, for half a "
-        "MiB more. Above 4,096 parameters they are moved one by one. The language model's first "
-        "and last layers share their weights. TorchOpt's steps move them apart, which is its error "
-        "there; where they are two, it has none. TorchOpt launches what `Unrolled` does for the "
-        "small encoder, without what is checked of a call. `Unrolled` differentiates the outer loss "
-        "and the step in one pass, and holds neither the gradient between them nor a copy of the "
-        "parameters: at XLM-R's width 0.7 of the memory. With 8 images the steps of ResNet-32 "
-        "are so short that its operations between convolutions count, with 100, the batch of its "
-        "paper, the convolutions do. At XLM-R's width the batch is two sentences of 32 words: what "
-        "`FiniteDifference` and `SAMA` do with each of 30 million parameters, the size of the "
-        "step, its radius and coordinates whose gradient is zero, takes as long there as their "
-        "passes.",
+        "nearly half as long as one step of the perceptron by hand; TorchOpt looks at none of "
+        "it. Over many steps that is nothing, and a call that is compiled does it once: it "
+        "takes a third of the time by hand, or less than by hand as a graph. Parameters of "
+        "networks so small are moved by operations on lists, whose graphs hold each tensor: "
+        "faster than by hand, for half a MiB more. Above 4,096 parameters they are moved one by "
+        "one. The language model's first and last layers share their weights. TorchOpt's steps "
+        "move them apart, which is its error there; where they are two, it has none. TorchOpt "
+        "launches what `Unrolled` does for the small encoder, without what is checked of a "
+        "call. `Unrolled` differentiates the outer loss and the step in one pass, and holds "
+        "neither the gradient between them nor a copy of the parameters: at XLM-R's width 0.7 "
+        "of the memory. With 8 images the steps of ResNet-32 are so short that its operations "
+        "between convolutions count, with 100, the batch of its paper, the convolutions do. At "
+        "XLM-R's width the batch is two sentences of 32 words: what `FiniteDifference` and "
+        "`SAMA` do with each of 30 million parameters, the size of the step, its radius and "
+        "coordinates whose gradient is zero, takes as long there as their passes.",
     ),
     Benchmark(
         name="widths",

@@ -121,11 +121,12 @@ BENCHMARKS = [
         'they do here and as the gradient by hand does. "One graph" is `Unrolled(T, '
         "keep_graphs=1)`, which computes each step but the last a second time, and takes less "
         'memory. `"auto"` measures both ways in its first call, which is not counted here. The '
-        "loop of `Unrolled` moves the tensors of the perceptron at once, as those of up to 4,096 "
-        "entries, whose graph holds the gradients of the steps: a quarter more memory than one by "
-        "one, as those of the convolutions move. What is checked for each task and step is at "
-        "most a seventh of the perceptron's time; side by side it is checked once. Side by side, as by hand, tasks of images take a third of learn2learn's "
-        "time and sixteen times its memory; the loop takes as much of both as learn2learn and "
-        "TorchOpt, to a twentieth. Neither was measured on a GPU.",
+        "loop of `Unrolled` moves the tensors of the perceptron at once, as those of up to "
+        "4,096 entries, whose graph holds the gradients of the steps: a quarter more memory "
+        "than one by one, as those of the convolutions move. What is checked for each task and "
+        "step is at most a seventh of the perceptron's time; side by side it is checked once. "
+        "Side by side, as by hand, tasks of images take a third of learn2learn's time and "
+        "sixteen times its memory; the loop takes as much of both as learn2learn and TorchOpt, "
+        "to a twentieth. Neither was measured on a GPU.",
     )
 ]
