@@ -30,7 +30,8 @@ Saved = tuple[bytes, tuple[Any, ...]]
 
 
 def _address(generator: torch.Generator) -> int:
-    return generator._cdata  # type: ignore[attr-defined]
+    """Return where the object of a generator lies, 0 where torch does not tell."""
+    return getattr(generator, "_cdata", 0)
 
 
 def _place(generator: torch.Generator) -> int | None:
@@ -41,6 +42,8 @@ def _place(generator: torch.Generator) -> int | None:
     header = struct.unpack_from("=QiiQ", saved)
     words = struct.pack(f"={_WORDS}I", *struct.unpack_from(f"={_WORDS}Q", saved, 24))
     address = _address(generator)
+    if address == 0:
+        return None
     place = ctypes.string_at(address, _SEARCHED).find(words[:64]) - _HEADER.size
     if place < 0 or (address + place) % 8:
         return None

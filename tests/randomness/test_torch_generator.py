@@ -68,8 +68,11 @@ def test_a_state_that_was_set_to_what_it_was_has_not_moved(generator):
     assert not read.moved(saved)
 
 
-def test_another_layout_is_not_read(monkeypatch, generator):
-    monkeypatch.setattr(torch_generator, "_SEARCHED", 64)
+@pytest.mark.parametrize(
+    "name, value", [("_SEARCHED", 64), ("_address", lambda generator: 0)], ids=["place", "address"]
+)
+def test_another_layout_is_not_read(name, value, monkeypatch, generator):
+    monkeypatch.setattr(torch_generator, name, value)
     read = TorchGenerator(generator)
     assert not read.known
     saved = read.save()
