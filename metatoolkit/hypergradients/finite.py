@@ -22,11 +22,11 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
         NonFiniteError: The first tensor that is not finite is named.
     """
     # A sum is finite only if all entries are, and takes no memory.
-    sums = [tensor.sum() if tensor.dim() else tensor for tensor in tensors.values()]
+    sums = torch.stack([t.sum() if t.dim() else t for t in tensors.values()])
     if is_traced():
-        holds(~torch.isfinite(torch.stack(sums)).all())
+        holds(~torch.isfinite(sums).all())
         return
-    if all(map(cmath.isfinite, torch.stack(sums).tolist())):
+    if all(map(cmath.isfinite, sums.tolist())):
         return
     flags = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).tolist()
     for (name, tensor), finite in zip(tensors.items(), flags, strict=True):

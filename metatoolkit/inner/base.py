@@ -181,9 +181,8 @@ class InnerLearner(ABC):
             The state after the step, and the training loss before it (a scalar, detached unless
             ``create_graph``). Cost: one forward and one backward pass, 3 F.
         """
-        if problem.begins_with_meta(state):
-            with gradients_recorded(create_graph):
-                state = self.enter(problem, state, meta)
+        with gradients_recorded(create_graph):
+            state = self.enter(problem, state, meta)
         if not create_graph:
             meta = {name: without_graph(tensor) for name, tensor in meta.items()}
         state = with_leaves(state, create_graph)
